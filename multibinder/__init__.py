@@ -1,0 +1,54 @@
+"""Get LISTEN sockets that outlive your process from a multibinder daemon.
+
+    import multibinder
+    listener = multibinder.bind("127.0.0.1", 8000)
+
+The binder keeps the port open while your program restarts; clients wait in the kernel's accept queue.
+"""
+
+from multibinder.wire.address import Address, TcpAddress
+from multibinder.wire.client import SOCKET_VARIABLE, Client, bind, bind_many
+from multibinder.wire.errors import (
+    AddressError,
+    BindError,
+    BinderTimeout,
+    BinderUnavailable,
+    ConfigurationError,
+    LocalProtocolError,
+    MultibinderError,
+    ProtocolError,
+    RemoteProtocolError,
+    RequestError,
+)
+from multibinder.wire.listener import SharedListener
+from multibinder.wire.messages import Hello, ListenerSpec, ListenerStatus, Released
+from multibinder.wire.options import OPTION_NAMES, Options
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "OPTION_NAMES",
+    "SOCKET_VARIABLE",
+    "Address",
+    "AddressError",
+    "BindError",
+    "BinderTimeout",
+    "BinderUnavailable",
+    "Client",
+    "ConfigurationError",
+    "Hello",
+    "ListenerSpec",
+    "ListenerStatus",
+    "LocalProtocolError",
+    "MultibinderError",
+    "Options",
+    "ProtocolError",
+    "Released",
+    "RemoteProtocolError",
+    "RequestError",
+    "SharedListener",
+    "TcpAddress",
+    "__version__",
+    "bind",
+    "bind_many",
+]

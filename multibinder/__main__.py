@@ -1,0 +1,3 @@
+from multibinder.cli.main import main
+
+main()

@@ -1,0 +1,285 @@
+"""The listeners that the binder owns."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from multibinder.binder import events
+from multibinder.observe.accept_queue import accept_queue
+from multibinder.wire.address import Address, address_of
+from multibinder.wire.errors import BindError, RequestError, errname
+from multibinder.wire.listener import listen, open_listener
+from multibinder.wire.messages import COULD_NOT_BIND, LIMIT_REACHED, ListenerSpec, ListenerStatus, Released
+from multibinder.wire.options import Options
+
+#: asm-generic/socket.h; Python's socket module has no name for it.
+_SO_COOKIE = 57
+
+#: Says in words who has an address, after the kernel refused it. Empty when nobody can be named.
+WhoListens = Callable[[Address], str]
+
+
+class Listener(msgspec.Struct, eq=False):
+    """A socket that the binder holds. The store alone opens and closes it."""
+
+    socket: socket.socket
+    address: Address
+    options: Options
+    owners: tuple[str, ...] = ()
+    handoffs: int = 0
+    created: float = msgspec.field(default_factory=time.time)
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """One listener of one answer, and what that answer changed: enough to take it back."""
+
+    listener: Listener
+    backlog: int
+    created: bool
+    claimed: str | None
+    handoff: int
+    warning: str | None
+
+
+class ListenerStore:
+    """One key, one socket: equal addresses get the same socket. Nothing here waits on anybody."""
+
+    def __init__(self, limit: int, who_listens: WhoListens) -> None:
+        self._limit = limit
+        self._who_listens = who_listens
+        self._by_address: dict[Address, Listener] = {}
+        self._by_name: dict[str, Listener] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_address)
+
+    def bind(self, specs: Sequence[ListenerSpec], owner: Sequence[str]) -> list[Grant]:
+        """All of them, or none: raises BindError or RequestError, and then nothing has changed."""
+        with contextlib.ExitStack() as undo:
+            found = self._find_or_open(specs, undo)
+            for listener, created in found:
+                if created:
+                    try:
+                        listen(listener.socket, listener.options.backlog)
+                    except OSError as error:
+                        raise self._refusal(listener.address, error) from error
+            undo.pop_all()
+        grants: list[Grant] = []
+        for (listener, created), spec, label in zip(found, specs, owner, strict=True):
+            if created:
+                self._add(listener)
+            else:
+                self._refresh(listener, spec.options)
+            grants.append(self._grant(listener, created, label))
+        return grants
+
+    def check(self, specs: Sequence[ListenerSpec]) -> None:
+        """Raise what ``bind`` would raise. What it opens is never listened on, and closed again."""
+        with contextlib.ExitStack() as always:
+            self._find_or_open(specs, always)
+
+    def take_back(self, grants: Sequence[Grant]) -> None:
+        """The answer with these never arrived. What it alone had changed is as before."""
+        for grant in grants:
+            listener = grant.listener
+            if grant.claimed is None or listener.handoffs != grant.handoff:
+                continue
+            listener.owners = _without(listener.owners, grant.claimed)
+            if not listener.owners:
+                events.info("withdrawn", address=listener.address, why="the client went away before its answer")
+                self._close(listener)
+
+    def release(self, spec: ListenerSpec, owner: str) -> Released:
+        """Drop the owner's claim; without any claim left, close the port for every holder."""
+        listener = self._find(spec)
+        if listener is None:
+            return Released(str(spec.address), "absent")
+        address = str(listener.address)
+        listener.owners = _without(listener.owners, owner)
+        if listener.owners:
+            return Released(address, "kept", list(listener.owners))
+        self._close(listener)
+        return Released(address, "closed")
+
+    def statuses(self) -> list[ListenerStatus]:
+        return [_status(listener) for listener in self._by_address.values()]
+
+    def close(self) -> None:
+        """Close our descriptors. Where another holder is left, the port stays open for it."""
+        for listener in self._by_address.values():
+            listener.socket.close()
+        self._by_address.clear()
+        self._by_name.clear()
+
+    def _find_or_open(self, specs: Sequence[ListenerSpec], undo: contextlib.ExitStack) -> list[tuple[Listener, bool]]:
+        """For each spec its listener and whether it is new; new ones are bound, do not listen, and are in ``undo``."""
+        opened: dict[Address | str, Listener] = {}
+        room = self._limit - len(self)
+        found = []
+        for spec in specs:
+            listener = self._find(spec)
+            if listener is None and (spec.address.port or spec.options.name):
+                listener = opened.get(spec.options.name or "") or opened.get(spec.address)
+            created = listener is None
+            if listener is None:
+                if not room:
+                    raise RequestError(
+                        f"Could not bind: {spec.address}: this binder holds its limit of {self._limit} listeners "
+                        "(multibinder serve --max-listeners)",
+                        LIMIT_REACHED,
+                    )
+                room -= 1
+                listener = self._open(spec)
+                undo.callback(listener.socket.close)
+                opened[listener.address] = listener
+                if spec.options.name:
+                    opened[spec.options.name] = listener
+            else:
+                _check_same(listener, spec)
+            found.append((listener, created))
+        return found
+
+    def _find(self, spec: ListenerSpec) -> Listener | None:
+        if spec.options.name and (named := self._by_name.get(spec.options.name)):
+            return named
+        return self._by_address.get(spec.address)
+
+    def _open(self, spec: ListenerSpec) -> Listener:
+        try:
+            sock = open_listener(spec)
+        except OSError as error:
+            raise self._refusal(spec.address, error) from error
+        bound = address_of(sock)
+        assert bound is not None  # noqa: S101 (open_listener makes nothing else)
+        v6only = None
+        if sock.family == socket.AF_INET6:
+            v6only = bool(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
+        return Listener(
+            sock, bound, msgspec.structs.replace(spec.options, v6only=v6only) if v6only is not None else spec.options
+        )
+
+    def _add(self, listener: Listener) -> None:
+        self._by_address[listener.address] = listener
+        if listener.options.name:
+            self._by_name[listener.options.name] = listener
+
+    def _close(self, listener: Listener) -> None:
+        # Other holders have copies: an old HAProxy worker keeps its own until it has drained. Only shutdown() ends
+        # listening for all of them (inet_shutdown() in net/ipv4/af_inet.c), so that new clients are refused at once.
+        try:
+            listener.socket.shutdown(socket.SHUT_RDWR)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:  # somebody has shut it down before us
+                events.warning("shutdown-failed", address=listener.address, error=error.strerror)
+        listener.socket.close()
+        self._by_address.pop(listener.address, None)
+        if listener.options.name:
+            self._by_name.pop(listener.options.name, None)
+
+    def _refresh(self, listener: Listener, options: Options) -> None:
+        """Apply what can change to the live socket, and undo what another holder did to it."""
+        wanted = options.backlog if options.backlog is not None else listener.options.backlog
+        repaired = not accept_queue(listener.socket).listening
+        if repaired or wanted != listener.options.backlog:
+            listen(listener.socket, wanted)
+        if repaired:
+            events.warning("repaired", address=listener.address, why="a holder had shut the socket down")
+        if options.name or wanted != listener.options.backlog:
+            name = listener.options.name or options.name
+            listener.options = msgspec.structs.replace(listener.options, backlog=wanted, name=name)
+            self._add(listener)
+
+    def _grant(self, listener: Listener, created: bool, owner: str) -> Grant:
+        claimed = None if owner in listener.owners else owner
+        if claimed is not None:
+            listener.owners += (owner,)
+        listener.handoffs += 1
+        effective = accept_queue(listener.socket).limit
+        wanted = listener.options.backlog
+        warning = None
+        if wanted is not None and effective < wanted:
+            warning = (
+                f"a backlog of {wanted} was asked for, but the kernel allows {effective}; "
+                f"raise it with 'sysctl -w net.core.somaxconn={wanted}' and ask again"
+            )
+        return Grant(listener, effective, created, claimed, listener.handoffs, warning)
+
+    def _refusal(self, address: Address, error: OSError) -> BindError:
+        number = error.errno or 0
+        sentence = f"Could not bind: {address}: {_explain(address, number, self._who_listens)}"
+        return BindError(
+            sentence, COULD_NOT_BIND, {"errno": number, "errname": errname(number), "address": str(address)}
+        )
+
+
+def _without(owners: tuple[str, ...], owner: str) -> tuple[str, ...]:
+    return tuple(label for label in owners if label != owner)
+
+
+def _check_same(listener: Listener, spec: ListenerSpec) -> None:
+    """What cannot change after bind() must be what it is; BindError names both values."""
+    has, wants = listener.options, spec.options
+    for what, old, new in (
+        ("address", listener.address, spec.address if not spec.address.matches(listener.address) else None),
+        ("v6only", has.v6only, wants.v6only),
+        ("name", has.name, wants.name),
+    ):
+        if new is None or new == old or old is None:
+            continue
+        raise BindError(
+            f"Could not bind: {spec}: the listener exists with {what} {old}, "
+            f"and {new} was asked for; it cannot change while the socket lives. Release it first, or ask for the same",
+            COULD_NOT_BIND,
+            {"errno": errno.EINVAL, "errname": "EINVAL", "address": str(spec.address)},
+        )
+
+
+def _status(listener: Listener) -> ListenerStatus:
+    return ListenerStatus(
+        address=str(listener.address),
+        name=listener.options.name,
+        owners=list(listener.owners),
+        backlog=accept_queue(listener.socket).limit,
+        backlog_requested=listener.options.backlog,
+        v6only=listener.options.v6only,
+        handoffs=listener.handoffs,
+        created=listener.created,
+        cookie=int.from_bytes(listener.socket.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8), "little"),
+    )
+
+
+def _explain(address: Address, number: int, who_listens: WhoListens) -> str:
+    """The kernel's word for a refusal, its cause where it can be found, and the remedy."""
+    reason = os.strerror(number).lower()
+    if number == errno.EADDRINUSE:
+        who = who_listens(address)
+        return f"{reason}, by {who}; stop it or choose another port" if who else reason
+    if number == errno.EACCES:
+        first = _first_unprivileged_port()
+        return (
+            f"{reason}: a port below {first} needs CAP_NET_BIND_SERVICE in the binder "
+            "(AmbientCapabilities= in its unit), or a lower net.ipv4.ip_unprivileged_port_start"
+        )
+    if number == errno.EADDRNOTAVAIL:
+        return (
+            f"{reason}: no interface of this host has {address.host}; for an address that moves between hosts "
+            "set net.ipv4.ip_nonlocal_bind=1"
+        )
+    if number in (errno.EMFILE, errno.ENFILE):
+        return f"{reason}: raise LimitNOFILE= in the binder's unit, or lower --max-listeners"
+    return reason
+
+
+def _first_unprivileged_port() -> str:
+    try:
+        return Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text().strip()
+    except OSError:
+        return "1024"

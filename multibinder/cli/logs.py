@@ -1,0 +1,79 @@
+"""How an event of the binder becomes a line: ``key=value`` or JSON, with the journal's priority where it is read."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+import re
+import sys
+
+from multibinder.binder import events
+
+#: sd-daemon(3): a line that starts with <N> has syslog priority N.
+_PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
+_BARE = re.compile(r"[^\s\"'=\\]+")
+
+
+def log_to_stderr(log_format: str, level: int) -> None:
+    journal = _stderr_is_the_journal()
+    handler = logging.StreamHandler(sys.stderr)  # flushes after each line
+    handler.setFormatter(_Json() if log_format == "json" else _KeyValue(timestamps=not journal))
+    if journal:
+        handler.setFormatter(_Prioritized(handler.formatter))
+    # A full disk behind stderr must not stop the binder, nor fill what is left with tracebacks.
+    logging.raiseExceptions = False
+    events.logger.addHandler(handler)
+    events.logger.setLevel(level)
+    events.logger.propagate = False
+
+
+class _KeyValue(logging.Formatter):
+    def __init__(self, timestamps: bool) -> None:
+        super().__init__()
+        self._timestamps = timestamps
+
+    def format(self, record: logging.LogRecord) -> str:
+        pairs = {"level": record.levelname.lower(), "event": record.getMessage(), **_fields(record)}
+        if self._timestamps:
+            pairs = {"time": _time(record), **pairs}
+        return " ".join(f"{key}={_quoted(str(value))}" for key, value in pairs.items())
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        head = {"time": _time(record), "level": record.levelname.lower(), "event": record.getMessage()}
+        return json.dumps({**head, **_fields(record)}, default=str, ensure_ascii=False)
+
+
+class _Prioritized(logging.Formatter):
+    def __init__(self, inner: logging.Formatter | None) -> None:
+        super().__init__()
+        self._inner = inner or logging.Formatter()
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"<{_PRIORITIES.get(record.levelno, 6)}>{self._inner.format(record)}"
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    fields: dict[str, object] = getattr(record, "fields", {})
+    return fields
+
+
+def _time(record: logging.LogRecord) -> str:
+    moment = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _quoted(value: str) -> str:
+    return value if _BARE.fullmatch(value) else json.dumps(value, ensure_ascii=False)
+
+
+def _stderr_is_the_journal() -> bool:
+    """systemd.exec(5): $JOURNAL_STREAM is the device and inode of the stream, as it was when the unit started."""
+    try:
+        status = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"

@@ -1,0 +1,60 @@
+"""``multibinder``: the group of commands, and the old form ``multibinder PATH``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from multibinder import MultibinderError, __version__
+
+#: Each command's module, imported only when it runs: the daemon must not pay for what the others import.
+_COMMANDS = {
+    "serve": "multibinder.cli.serve",
+    "list": "multibinder.cli.listeners",
+    "release": "multibinder.cli.listeners",
+}
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(_COMMANDS[cmd_name]), f"{cmd_name}_command")
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        # Units and scripts of the Ruby program say 'multibinder /run/multibinder.sock'.
+        if args and "/" in args[0] and args[0] not in _COMMANDS:
+            args = ["serve", "--socket", *args]
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="multibinder")
+def multibinder() -> None:
+    """Keep ports open while everything behind them restarts.
+
+    The binder ('multibinder serve') owns the listening sockets and hands them to programs over a Unix socket.
+
+    \b
+    Example:
+      multibinder serve --socket /run/multibinder/control.sock
+      export MULTIBINDER_SOCK=/run/multibinder/control.sock
+      multibinder-haproxy run --name web -- /usr/sbin/haproxy -Ws -f /etc/haproxy/web.cfg.j2
+    """
+
+
+def main() -> None:
+    """The console script. An error of ours is one sentence on stderr and exit code 1; wrong usage is 2."""
+    try:
+        multibinder(prog_name="multibinder")
+    except MultibinderError as error:
+        click.echo(f"multibinder: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,347 @@
+"""The client's side of the control socket, and the three functions most programs need of it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import socket
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import TypeVar
+
+import msgspec
+
+from multibinder.wire import messages, transport
+from multibinder.wire.address import TcpAddress
+from multibinder.wire.decoder import Decoder
+from multibinder.wire.errors import (
+    BindError,
+    BinderTimeout,
+    BinderUnavailable,
+    ConfigurationError,
+    LocalProtocolError,
+    RemoteProtocolError,
+    RequestError,
+    errname,
+)
+from multibinder.wire.listener import SharedListener, adopt, listen, open_listener
+from multibinder.wire.messages import (
+    BindResult,
+    Hello,
+    ListenerParams,
+    ListenerSpec,
+    ListenerStatus,
+    Released,
+    Reply,
+)
+from multibinder.wire.options import Options
+from multibinder.wire.transport import MAX_DESCRIPTORS
+
+#: Where the control socket is, for every client and for ``multibinder serve``.
+SOCKET_VARIABLE = "MULTIBINDER_SOCK"
+DEFAULT_TIMEOUT_S = 10.0
+
+#: The binder is trusted, but a bug there must not fill our memory: 10,000 listeners in a list have about 3 MB.
+_REPLY_LIMIT = 64 * 1024 * 1024
+
+Wanted = ListenerSpec | TcpAddress | tuple[str, int]
+# Inside Client the name list means the method.
+_Statuses = list[ListenerStatus]
+_Releases = list[Released]
+
+_reply = msgspec.json.Decoder(Reply)
+T = TypeVar("T")
+
+
+class Client:
+    """One connection to a binder. Use it as a context manager; one request at a time, from one thread.
+
+    ``socket_path`` defaults to $MULTIBINDER_SOCK; ``timeout`` is in seconds, for each call as a whole. The
+    constructor connects, and raises ConfigurationError or BinderUnavailable.
+
+        with multibinder.Client() as binder:
+            for listener in binder.list():
+                print(listener.address, listener.owners)
+    """
+
+    def __init__(
+        self, socket_path: str | os.PathLike[str] | None = None, *, timeout: float = DEFAULT_TIMEOUT_S
+    ) -> None:
+        self.socket_path = os.fspath(socket_path or os.environ.get(SOCKET_VARIABLE) or "")
+        if not self.socket_path:
+            raise ConfigurationError(
+                f"{SOCKET_VARIABLE} is not set: set it to the path of the binder's control socket "
+                "(as given to 'multibinder serve --socket'), or pass socket_path="
+            )
+        self.timeout = timeout
+        self._ids = itertools.count(1)
+        self._decoder = Decoder(_REPLY_LIMIT)
+        self._descriptors: list[int] = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket.settimeout(timeout)
+            self._socket.connect(self.socket_path)
+        except OSError as error:
+            self._socket.close()
+            raise _unavailable(self.socket_path, error) from error
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection. The sockets that came through it stay open: they are the caller's."""
+        self._socket.close()
+        transport.close_all(self._descriptors)
+        self._descriptors.clear()
+
+    def hello(self) -> Hello:
+        """Who answers. A binder that does not know the method (the Ruby program) is reported as protocol 0."""
+        try:
+            reply = self._ask("hello", [])
+        except RequestError as error:
+            if error.code != messages.METHOD_NOT_FOUND:
+                raise
+            return Hello(name="unknown", capabilities=["bind"])
+        return _result(reply, Hello)
+
+    def bind(self, wanted: Iterable[Wanted], *, owner: str = "", inheritable: bool = False) -> list[SharedListener]:
+        """Get LISTEN sockets, all or none, in the order asked for, in one round trip. They are the caller's.
+
+        ``wanted`` has ``("127.0.0.1", 8000)`` tuples, addresses, or ``ListenerSpec(address, Options(…))``. ``owner``
+        labels the claim: a listener goes when its last owner releases it. The sockets are close-on-exec unless
+        ``inheritable``. Warnings of the binder come as RuntimeWarning.
+
+        Raises BindError if one of them cannot be bound, RequestError for another refusal, BinderUnavailable,
+        BinderTimeout, RemoteProtocolError if what came is not what was asked for.
+        """
+        specs = [_spec(item) for item in wanted]
+        if not specs:
+            return []
+        with contextlib.ExitStack() as undo:
+            sockets: list[SharedListener] = []
+            while len(sockets) < len(specs):
+                # Once, but for the Ruby program's server: that binds the first of a list and answers true.
+                rest = specs[len(sockets) :]
+                deadline = time.monotonic() + self.timeout
+                reply = self._ask("bind", [ListenerParams.of(spec, owner) for spec in rest], deadline)
+                for descriptor, spec in zip(self._collect(reply, rest, deadline), rest, strict=False):
+                    sockets.append(undo.enter_context(adopt(descriptor, spec.address)))
+            if inheritable:
+                for sock in sockets:
+                    sock.set_inheritable(True)
+            undo.pop_all()
+        return sockets
+
+    def check(self, wanted: Iterable[Wanted], *, owner: str = "") -> None:
+        """Ask whether ``bind`` would be granted now. Creates nothing; raises what ``bind`` would raise."""
+        params = [ListenerParams.of(_spec(item), owner) for item in wanted]
+        if params:
+            self._ask("check", params)
+
+    def list(self) -> _Statuses:
+        """Every listener of the binder, in the order of their creation."""
+        return _result(self._ask("list", []), _Statuses)
+
+    def release(self, wanted: Iterable[Wanted], *, owner: str = "") -> _Releases:
+        """Give up the claim of ``owner``. A listener without any claim left is shut down for every holder.
+
+        The outcome of each: ``closed``, ``kept`` (somebody else's claim remains: see ``owners``), ``absent``.
+        """
+        params = [ListenerParams.of(_spec(item), owner) for item in wanted]
+        return _result(self._ask("release", params), _Releases) if params else []
+
+    def _ask(self, method: str, params: Sequence[ListenerParams], deadline: float | None = None) -> Reply:
+        request_id = str(next(self._ids))
+        deadline = deadline or time.monotonic() + self.timeout
+        try:
+            self._send(messages.encode_request(method, request_id, list(params)), deadline)
+            reply = self._next_reply(deadline)
+        except TimeoutError as error:
+            raise BinderTimeout(
+                f"the binder at {self.socket_path} did not answer '{method}' within {self.timeout:g} s"
+            ) from error
+        if reply.error is not None:
+            kind = BindError if reply.error.code == messages.COULD_NOT_BIND else RequestError
+            raise kind(reply.error.message, reply.error.code, reply.error.data)
+        if reply.id != request_id:
+            raise RemoteProtocolError(f"asked with id {request_id}, answered with id {reply.id!r}")
+        return reply
+
+    def _send(self, request: bytes, deadline: float) -> None:
+        rest = memoryview(request)
+        while rest:
+            self._socket.settimeout(_left(deadline))
+            try:
+                rest = rest[transport.send(self._socket, rest) :]
+            except (BrokenPipeError, ConnectionResetError):
+                # The binder closed its end. What it said before that is the better message, and is read next.
+                return
+
+    def _next_reply(self, deadline: float) -> Reply:
+        while (text := self._decoder.next_message()) is None:
+            self._socket.settimeout(_left(deadline))
+            try:
+                arrived, descriptors = transport.receive(self._socket)
+            except ConnectionResetError:
+                arrived, descriptors = b"", []
+            if not arrived:
+                raise BinderUnavailable(f"the binder at {self.socket_path} closed the connection without an answer")
+            self._descriptors += descriptors
+            self._decoder.feed(arrived)
+        try:
+            return _reply.decode(text)
+        except msgspec.DecodeError as error:
+            raise RemoteProtocolError(f"not a JSON-RPC reply: {text[:80]!r} ({error})") from error
+
+    def _collect(self, reply: Reply, specs: Sequence[ListenerSpec], deadline: float) -> Sequence[int]:
+        """The descriptors that belong to a reply to ``bind``. The caller owns them."""
+        expected = 1
+        if bytes(reply.result) != b"true":
+            result = _result(reply, BindResult)
+            expected = result.descriptors
+            try:
+                for _ in range(MAX_DESCRIPTORS, expected, MAX_DESCRIPTORS):
+                    self._next_reply(deadline)
+            except TimeoutError as error:
+                raise BinderTimeout(
+                    f"{len(self._descriptors)} of {expected} descriptors came from {self.socket_path} "
+                    f"within {self.timeout:g} s"
+                ) from error
+            for handoff in result.listeners:
+                if handoff.warning:
+                    warnings.warn(f"{handoff.address}: {handoff.warning}", RuntimeWarning, stacklevel=3)
+        descriptors, self._descriptors = self._descriptors, []
+        if len(descriptors) != expected or expected > len(specs):
+            transport.close_all(descriptors)
+            raise RemoteProtocolError(
+                f"asked for {len(specs)} listeners; {expected} were announced, {len(descriptors)} came"
+            )
+        return descriptors
+
+
+def bind(
+    host: str,
+    port: int,
+    *,
+    backlog: int | None = None,
+    v6only: bool | None = None,
+    name: str | None = None,
+    owner: str = "",
+    inheritable: bool = False,
+    socket_path: str | os.PathLike[str] | None = None,
+    timeout: float = DEFAULT_TIMEOUT_S,
+    fallback: bool = False,
+) -> socket.socket:
+    """Get the LISTEN socket of a TCP address from the binder; it is made if there is none yet.
+
+    ``host`` is a numeric IPv4 or IPv6 address, ``port`` 0 to 65535 (0: the kernel chooses; give a ``name`` to get
+    the same one again). ``backlog`` is the length of the accept queue in connections, default what
+    net.core.somaxconn allows; ``v6only`` is IPV6_V6ONLY. ``owner`` labels your claim, for ``release``.
+    ``socket_path`` defaults to $MULTIBINDER_SOCK, ``timeout`` is in seconds.
+
+    The socket is yours: ready for ``accept()``, close-on-exec unless ``inheritable``; close it when done, and the
+    port stays open in the binder. Other processes may accept on it too: that is how a new copy of a server starts
+    before the old one stops. Where no binder is configured, ``fallback=True`` binds here and warns.
+
+    Raises AddressError, BindError (``errno``), BinderUnavailable, BinderTimeout, ConfigurationError, RequestError.
+
+        listener = multibinder.bind("127.0.0.1", 8000, owner="hello")
+        connection, peer = listener.accept()
+    """
+    spec = ListenerSpec(TcpAddress.of(host, port), Options(backlog, v6only, name))
+    [sock] = bind_many(
+        [spec],
+        owner=owner,
+        inheritable=inheritable,
+        socket_path=socket_path,
+        timeout=timeout,
+        fallback=fallback,
+    )
+    return sock
+
+
+def bind_many(
+    wanted: Iterable[Wanted],
+    *,
+    owner: str = "",
+    inheritable: bool = False,
+    socket_path: str | os.PathLike[str] | None = None,
+    timeout: float = DEFAULT_TIMEOUT_S,
+    fallback: bool = False,
+) -> list[socket.socket]:
+    """Like ``bind`` for several addresses in one round trip: all of them, in the order asked for, or none.
+
+    ``wanted`` has ``("127.0.0.1", 8000)`` tuples, addresses, or ``ListenerSpec(address, Options(…))``.
+    """
+    specs = [_spec(item) for item in wanted]
+    if fallback and not (socket_path or os.environ.get(SOCKET_VARIABLE)):
+        warnings.warn(
+            f"{SOCKET_VARIABLE} is not set: binding in this process, so a restart will refuse connections",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return _bind_here(specs, inheritable)
+    with Client(socket_path, timeout=timeout) as client:
+        return list(client.bind(specs, owner=owner, inheritable=inheritable))
+
+
+def _bind_here(specs: Sequence[ListenerSpec], inheritable: bool) -> list[socket.socket]:
+    with contextlib.ExitStack() as undo:
+        sockets: list[socket.socket] = []
+        for spec in specs:
+            try:
+                sock = undo.enter_context(open_listener(spec))
+                listen(sock, spec.options.backlog)
+            except OSError as error:
+                number = error.errno or 0
+                raise BindError(
+                    f"Could not bind: {spec.address}: {os.strerror(number)}",
+                    messages.COULD_NOT_BIND,
+                    {"errno": number, "errname": errname(number), "address": str(spec.address)},
+                ) from error
+            sock.set_inheritable(inheritable)
+            sockets.append(sock)
+        undo.pop_all()
+    return sockets
+
+
+def _spec(item: Wanted) -> ListenerSpec:
+    match item:
+        case ListenerSpec():
+            return item
+        case TcpAddress():
+            return ListenerSpec(item)
+        case (str() as host, int() as port):
+            return ListenerSpec(TcpAddress.of(host, port))
+    raise LocalProtocolError(f"{item!r} is neither an address, a (host, port) tuple nor a ListenerSpec")
+
+
+def _result(reply: Reply, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(reply.result, type=kind)
+    except msgspec.DecodeError as error:
+        raise RemoteProtocolError(f"a result that makes no sense: {bytes(reply.result)[:80]!r} ({error})") from error
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _unavailable(path: str, error: OSError) -> BinderUnavailable:
+    why = {
+        FileNotFoundError: "there is no such socket; is 'multibinder serve' running?",
+        ConnectionRefusedError: "nobody listens there any more; is 'multibinder serve' running?",
+        PermissionError: "permission denied; the binder's --mode and --group say who may connect",
+    }.get(type(error), str(error.strerror or error))
+    return BinderUnavailable(f"cannot reach the binder at {path}: {why}")

@@ -1,0 +1,86 @@
+"""The errors that a user of the library can meet.
+
+::
+
+    MultibinderError
+    ├── ConfigurationError        nothing says which binder to ask
+    ├── AddressError              a text or value that names no address (also a ValueError)
+    ├── BinderUnavailable         nobody answers at the control socket (also an OSError: ConnectionError)
+    │   └── BinderTimeout         it did not answer in time (also a TimeoutError)
+    ├── ProtocolError
+    │   ├── LocalProtocolError    we were asked to say what the protocol cannot carry
+    │   └── RemoteProtocolError   the peer said what the protocol does not allow
+    └── RequestError              the binder answered with a refusal: ``code``, ``data``
+        └── BindError             an address cannot be bound: ``errno``, ``address``
+"""
+
+from __future__ import annotations
+
+import errno as errno_names
+from collections.abc import Mapping
+
+
+class MultibinderError(Exception):
+    """The root of every error that multibinder raises on purpose."""
+
+
+class ConfigurationError(MultibinderError):
+    """Nothing says which binder to ask; the message says what to set."""
+
+
+class AddressError(MultibinderError, ValueError):
+    """A text or value that names no address; the message says why and what to write instead."""
+
+
+class BinderUnavailable(MultibinderError, ConnectionError):
+    """Nobody answers at the control socket."""
+
+
+class BinderTimeout(BinderUnavailable, TimeoutError):
+    """The binder did not answer within the client's timeout."""
+
+
+class ProtocolError(MultibinderError):
+    """One end of the control socket broke the protocol."""
+
+
+class LocalProtocolError(ProtocolError):
+    """We were asked to say what the protocol cannot carry. Nothing was sent."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer said what the protocol does not allow. The connection is of no more use."""
+
+
+class RequestError(MultibinderError):
+    """The binder answered with a JSON-RPC error object.
+
+    ``code`` is the JSON-RPC code, ``data`` whatever else the binder said (empty when it said nothing).
+    """
+
+    def __init__(self, message: str, code: int, data: Mapping[str, object] | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.data: Mapping[str, object] = data or {}
+
+
+class BindError(RequestError):
+    """An address cannot be bound. Nothing of the request was bound.
+
+    ``errno`` is the kernel's errno where the kernel refused, else None; ``address`` is the one that failed.
+    """
+
+    @property
+    def errno(self) -> int | None:
+        value = self.data.get("errno")
+        return value if isinstance(value, int) else None
+
+    @property
+    def address(self) -> str | None:
+        value = self.data.get("address")
+        return value if isinstance(value, str) else None
+
+
+def errname(number: int) -> str:
+    """The symbolic name of an errno: ``errname(98) == 'EADDRINUSE'``."""
+    return errno_names.errorcode.get(number, str(number))

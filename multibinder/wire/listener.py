@@ -1,0 +1,109 @@
+"""LISTEN sockets: made, received and verified, and safe to accept on whatever their other holders do to them."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from pathlib import Path
+
+from multibinder.wire.address import Address, address_of
+from multibinder.wire.errors import RemoteProtocolError
+from multibinder.wire.messages import ListenerSpec
+
+
+class SharedListener(socket.socket):
+    """A LISTEN socket that other processes hold too.
+
+    O_NONBLOCK belongs to the open file description (open(2)), which all holders share. HAProxy, nginx and asyncio set
+    it and depend on it; a plain Python socket in blocking mode would then raise BlockingIOError from ``accept()``,
+    and would break the others by clearing it. So here ``settimeout`` and ``setblocking`` may set the flag and never
+    clear it, and a blocking ``accept()`` waits by itself when the flag is set.
+
+    ``close()`` closes this process's descriptor; the binder's stays, and the port with it.
+    """
+
+    _waits_forever = True
+
+    def accept(self) -> tuple[socket.socket, object]:
+        if not self._waits_forever:
+            return super().accept()
+        while True:
+            try:
+                return super().accept()
+            except (BlockingIOError, TimeoutError):
+                readable = select.poll()
+                readable.register(self, select.POLLIN)
+                readable.poll()
+
+    def settimeout(self, value: float | None, /) -> None:
+        self._waits_forever = value is None
+        if value is not None:
+            super().settimeout(value)
+
+    def gettimeout(self) -> float | None:
+        return None if self._waits_forever else super().gettimeout()
+
+    def setblocking(self, flag: bool, /) -> None:
+        self.settimeout(None if flag else 0.0)
+
+    def getblocking(self) -> bool:
+        return self.gettimeout() != 0.0
+
+    @property
+    def timeout(self) -> float | None:
+        return self.gettimeout()
+
+
+def adopt(descriptor: int, wanted: Address) -> SharedListener:
+    """Make a socket of a received descriptor, after the kernel agrees that it is the listener asked for.
+
+    Takes the descriptor: it belongs to the result, or is closed when RemoteProtocolError is raised.
+    """
+    try:
+        sock = SharedListener(wanted.family, socket.SOCK_STREAM, 0, fileno=descriptor)
+    except OSError as error:
+        os.close(descriptor)
+        raise RemoteProtocolError(f"the descriptor for {wanted} is of no use: {error.strerror}") from error
+    try:
+        bound = address_of(sock)
+        listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except (OSError, ValueError) as error:
+        sock.close()
+        raise RemoteProtocolError(f"the descriptor for {wanted} is no TCP socket: {error}") from error
+    if bound is None or not wanted.matches(bound) or not listening:
+        sock.close()
+        state = "listens on" if listening else "is bound to, without listening,"
+        raise RemoteProtocolError(f"asked for {wanted}, but the socket that came {state} {bound}")
+    return sock
+
+
+def open_listener(spec: ListenerSpec) -> socket.socket:
+    """A socket bound as ``spec`` says, close-on-exec, not yet listening. Raises OSError; nothing is left open then.
+
+    SO_REUSEADDR always: connections in TIME_WAIT must not keep a port from us (socket(7)). Never SO_REUSEPORT: with
+    it any process of the same uid could bind the port as well and take a share of the clients.
+    """
+    sock = socket.socket(spec.address.family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if spec.options.v6only is not None and spec.address.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, spec.options.v6only)
+        sock.bind(spec.address.sockaddr)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def listen(sock: socket.socket, backlog: int | None) -> None:
+    """listen(2); no backlog means all that the kernel allows, read afresh because it can be changed at any time."""
+    sock.listen(somaxconn() if backlog is None else backlog)
+
+
+def somaxconn() -> int:
+    """The kernel's limit on accept queues in this network namespace (net.core.somaxconn), in connections."""
+    try:
+        return int(Path("/proc/sys/net/core/somaxconn").read_text())
+    except (OSError, ValueError):
+        return socket.SOMAXCONN

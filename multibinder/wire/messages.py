@@ -1,0 +1,215 @@
+"""The messages of the control socket: JSON-RPC 2.0, in the dialect of github/multibinder 0.0.5 and beyond it.
+
+A request's ``params`` is a list, one object for each listener it is about::
+
+    {"jsonrpc":"2.0","id":"1","method":"bind","params":[{"address":"127.0.0.1","port":8000,"backlog":1000}]}
+    {"jsonrpc":"2.0","id":"1","result":{"descriptors":1,"listeners":[{"address":"127.0.0.1:8000",…}]}}
+
+The descriptors travel beside the reply, in the order of ``listeners``. Those past the first 252 follow in messages
+of their own, which carry nothing else: ``{"jsonrpc":"2.0","method":"descriptors","params":{"from":252}}``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from multibinder.wire.address import Address, TcpAddress
+from multibinder.wire.errors import AddressError
+from multibinder.wire.options import OPTION_NAMES, Options, check_label
+
+#: The version of what this module describes; a change that an old peer would misread raises it.
+PROTOCOL = 1
+
+# JSON-RPC 2.0, section 5.1. What lies above -32000 is the application's; 10000 is the Ruby program's.
+PARSE_ERROR = -32700
+INVALID_REQUEST = -32600
+METHOD_NOT_FOUND = -32601
+INVALID_PARAMS = -32602
+INTERNAL_ERROR = -32603
+COULD_NOT_BIND = 10000
+LIMIT_REACHED = 10001
+
+Id = str | int | float | None
+
+
+class ListenerSpec(msgspec.Struct, frozen=True):
+    """A listener that somebody wants: an address and the options it should have."""
+
+    address: Address
+    options: Options = Options()
+
+    def __post_init__(self) -> None:
+        if self.options.v6only is not None and self.address.host.version == 4:
+            raise AddressError(f"{self.address}: v6only has a meaning for IPv6 addresses only")
+
+    def __str__(self) -> str:
+        return f"{self.address} ({self.options.name})" if self.options.name else str(self.address)
+
+
+class ListenerParams(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """One element of ``params``, as it stands on the wire. ``owner`` is empty for a client that has no label."""
+
+    address: str
+    port: int
+    owner: str = ""
+    backlog: int | None = None
+    v6only: bool | None = None
+    name: str | None = None
+
+    @classmethod
+    def of(cls, spec: ListenerSpec, owner: str) -> ListenerParams:
+        options = spec.options
+        return cls(str(spec.address.host), spec.address.port, owner, options.backlog, options.v6only, options.name)
+
+    def spec(self) -> ListenerSpec:
+        """The checked value; AddressError says what is wrong."""
+        if self.owner:
+            check_label("owner", self.owner)
+        address = TcpAddress.of(self.address, self.port)
+        if self.backlog is None and self.v6only is None and self.name is None:
+            return ListenerSpec(address)
+        return ListenerSpec(address, Options(self.backlog, self.v6only, self.name))
+
+
+class Request(msgspec.Struct):
+    method: str
+    id: Id
+    params: msgspec.Raw = msgspec.Raw(b"[]")
+    jsonrpc: str = "2.0"
+
+
+class ErrorObject(msgspec.Struct, omit_defaults=True):
+    code: int
+    message: str
+    data: dict[str, Any] | None = None
+
+
+class Reply(msgspec.Struct):
+    """A reply as a client reads it. Ruby's server answers an unknown method without ``id``."""
+
+    id: Id = None
+    result: msgspec.Raw = msgspec.Raw(b"null")
+    error: ErrorObject | None = None
+    method: str | None = None
+
+
+class Handoff(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the binder says of a listener that it hands over.
+
+    ``address`` is the one it is bound to (never port 0); ``backlog`` the effective limit of its accept queue, in
+    connections; ``created`` whether this request made it; ``warning`` what the caller should know.
+    """
+
+    address: str
+    backlog: int
+    created: bool = False
+    warning: str | None = None
+
+
+class BindResult(msgspec.Struct, frozen=True):
+    listeners: list[Handoff]
+    descriptors: int
+
+
+class ListenerStatus(msgspec.Struct, frozen=True):
+    """One listener as ``list`` shows it.
+
+    ``backlog`` is the effective limit, ``backlog_requested`` what was asked for (None: the kernel's limit);
+    ``created`` is in seconds since the epoch; ``cookie`` is the socket's SO_COOKIE, its identity for life.
+    """
+
+    address: str
+    name: str | None
+    owners: list[str]
+    backlog: int
+    backlog_requested: int | None
+    v6only: bool | None
+    handoffs: int
+    created: float
+    cookie: int
+
+
+class Released(msgspec.Struct, frozen=True):
+    """What became of one address in a ``release``: ``closed``, ``kept`` (by ``owners``) or ``absent``."""
+
+    address: str
+    outcome: str
+    owners: list[str] = []
+
+
+class Hello(msgspec.Struct, frozen=True):
+    """Who answers. ``capabilities`` names the methods; ``protocol`` is a number that only grows."""
+
+    name: str = "multibinder"
+    version: str = "unknown"
+    protocol: int = 0
+    pid: int = 0
+    capabilities: list[str] = []
+
+
+class InvalidParamsError(Exception):
+    """``params`` is JSON, but not what the method takes. The message is for the client."""
+
+
+_request = msgspec.json.Decoder(Request)
+_listener_params = msgspec.json.Decoder(list[ListenerParams])
+_any = msgspec.json.Decoder()
+
+
+def decode_request(text: bytes) -> Request:
+    """Raises msgspec.ValidationError for JSON that is no request, msgspec.DecodeError for what is not JSON."""
+    try:
+        return _request.decode(text)
+    except RecursionError:
+        raise msgspec.DecodeError("nested too deeply") from None
+
+
+def decode_listener_params(raw: msgspec.Raw) -> list[ListenerParams]:
+    """``params`` of bind, check and release; InvalidParamsError names the element and the field."""
+    try:
+        params = _listener_params.decode(raw)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidParamsError(_explain(raw, str(error))) from None
+    if not params:
+        raise InvalidParamsError('params is empty: give at least one {"address": …, "port": …}')
+    return params
+
+
+def check_spec(index: int, params: ListenerParams) -> ListenerSpec:
+    """The checked value of one element; InvalidParamsError names it."""
+    try:
+        return params.spec()
+    except AddressError as error:
+        raise InvalidParamsError(f"params[{index}]: {error}") from None
+
+
+def encode(message: object) -> bytes:
+    """One message, with the newline that ends it."""
+    return msgspec.json.encode(message) + b"\n"
+
+
+def encode_request(method: str, id: Id, params: list[ListenerParams]) -> bytes:  # noqa: A002 (JSON-RPC's word)
+    return encode({"jsonrpc": "2.0", "method": method, "id": id, "params": params})
+
+
+def encode_result(id: Id, result: object) -> bytes:  # noqa: A002
+    return encode({"jsonrpc": "2.0", "id": id, "result": result})
+
+
+def encode_error(id: Id, code: int, message: str, data: dict[str, Any] | None = None) -> bytes:  # noqa: A002
+    return encode({"jsonrpc": "2.0", "id": id, "error": ErrorObject(code, message, data)})
+
+
+def encode_continuation(first: int) -> bytes:
+    """Announces the descriptors of the reply before it, from number ``first`` on."""
+    return encode({"jsonrpc": "2.0", "method": "descriptors", "params": {"from": first}})
+
+
+def _explain(raw: msgspec.Raw, complaint: str) -> str:
+    """msgspec names the path; an operator also wants to know what would be right."""
+    where = complaint.replace("`$", "`params")
+    if "unknown field" in complaint:
+        return f"{where}; a listener takes address, port, owner, {', '.join(OPTION_NAMES)}"
+    return where

@@ -1,0 +1,43 @@
+"""What a client may ask of a listener beside its address."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from multibinder.wire.errors import AddressError
+
+#: Safe in a log line, a file name and a metric label.
+_LABEL = re.compile(r"[A-Za-z0-9_.@/+-]{1,128}")
+
+
+class Options(msgspec.Struct, frozen=True):
+    """Options of one listener. None means: whatever it is, or the default for a new one.
+
+    ``backlog``   length of the accept queue, in connections (listen(2)); default: net.core.somaxconn.
+    ``v6only``    whether an IPv6 listener leaves IPv4 alone (IPV6_V6ONLY, ipv6(7)); default:
+                  net.ipv6.bindv6only. Fixed for the life of the socket.
+    ``name``      a name to find the listener by, most useful with port 0.
+    """
+
+    backlog: int | None = None
+    v6only: bool | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        # listen(2) takes an int; the kernel stores the limit in 32 bits and compares it unsigned.
+        if self.backlog is not None and not 1 <= self.backlog <= 2**31 - 1:
+            raise AddressError(f"backlog {self.backlog} is out of range: 1 to {2**31 - 1} connections")
+        if self.name is not None:
+            check_label("name", self.name)
+
+
+OPTION_NAMES: tuple[str, ...] = Options.__struct_fields__
+
+
+def check_label(what: str, label: str) -> str:
+    """A name or owner label that is safe everywhere it will appear; AddressError if it is not."""
+    if not _LABEL.fullmatch(label):
+        raise AddressError(f"{what} {label!r} is not usable: 1 to 128 of A-Z a-z 0-9 _ . @ / + -")
+    return label

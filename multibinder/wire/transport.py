@@ -1,0 +1,55 @@
+"""Bytes and descriptors over an AF_UNIX stream socket: the only sendmsg(2) and recvmsg(2) of the project."""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+from collections.abc import Iterable, Sequence
+
+from multibinder.wire.errors import RemoteProtocolError
+
+#: The kernel takes 253 descriptors in one message (SCM_MAX_FD, include/net/scm.h); some libcs fail at that number.
+MAX_DESCRIPTORS = 252
+
+_FD_SIZE = array.array("i").itemsize
+_ANCILLARY_SIZE = socket.CMSG_SPACE((MAX_DESCRIPTORS + 1) * _FD_SIZE)
+CHUNK_BYTES = 65536
+
+
+def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
+    """One chunk and the descriptors that came with it, close-on-exec. The caller owns them. Empty bytes: the end.
+
+    Raises RemoteProtocolError if the kernel had to drop descriptors; none are left open then.
+    """
+    # socket.recv_fds() ignores its flags, and what it receives is inheritable until somebody says otherwise.
+    arrived, ancillary, flags, _ = sock.recvmsg(CHUNK_BYTES, _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC)
+    if not ancillary and not flags & socket.MSG_CTRUNC:
+        return arrived, []
+    descriptors = array.array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors.frombytes(content[: len(content) - len(content) % _FD_SIZE])
+    if flags & socket.MSG_CTRUNC:
+        close_all(descriptors)
+        raise RemoteProtocolError(
+            "the kernel dropped descriptors on their way to us: this process is at its limit of open files "
+            "(RLIMIT_NOFILE; see 'ulimit -n', or LimitNOFILE= in its unit)"
+        )
+    return arrived, descriptors.tolist()
+
+
+def send(sock: socket.socket, message: bytes | memoryview, descriptors: Sequence[int] = ()) -> int:
+    """How many bytes the kernel took. The descriptors (still the caller's) went with the first of them.
+
+    At most 252 descriptors. Raises what sendmsg(2) raises; then nothing went, no descriptor either.
+    """
+    if not descriptors:
+        return sock.send(message)
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
+    return sock.sendmsg([message], [rights])
+
+
+def close_all(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
