@@ -12,9 +12,7 @@ from multibinder import (
     SOCKET_VARIABLE,
     AddressError,
     Client,
-    ListenerSpec,
     ListenerStatus,
-    Options,
     TcpAddress,
 )
 

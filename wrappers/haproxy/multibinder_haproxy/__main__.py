@@ -1,0 +1,3 @@
+from multibinder_haproxy.entry import main
+
+main()

@@ -1,0 +1,313 @@
+"""``multibinder-haproxy``: the commands. The only place of the wrapper that prints results and exits."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from multibinder import SOCKET_VARIABLE, MultibinderError, __version__
+from multibinder_haproxy.errors import NoSuchInstance, NotRunning, UsageError, WrapperError
+from multibinder_haproxy.instance import Instance, default_runtime_directory, known_instances
+
+if TYPE_CHECKING:
+    from multibinder_haproxy.instance import ReloadReport
+    from multibinder_haproxy.invocation import Invocation
+    from multibinder_haproxy.status import Status
+
+EXIT_CODES = """
+\b
+Exit codes: 0 done, 1 failed (the message says why), 2 wrong usage,
+3 HAProxy is not running, 4 no such instance.
+"""
+_CODES = {UsageError: 2, NotRunning: 3, NoSuchInstance: 4}
+
+_runtime_dir = click.option(
+    "--runtime-dir",
+    envvar="MULTIBINDER_HAPROXY_RUNTIME_DIR",
+    show_envvar=True,
+    metavar="DIR",
+    default=default_runtime_directory,
+    show_default="/run/multibinder-haproxy for root",
+    help="Where rendered configurations, sockets and records are.",
+)
+_timeout = click.option(
+    "--timeout", type=click.FloatRange(0.1), default=60.0, show_default=True, metavar="SECONDS", help="For each wait."
+)
+_vars = click.option(
+    "--vars",
+    "variables",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False),
+    help="A .toml or .json file with variables for the templates; may be given several times.",
+)
+_socket = click.option(
+    "--socket", envvar=SOCKET_VARIABLE, show_envvar=True, metavar="PATH", help="The binder's control socket."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES)
+@click.version_option(__version__, prog_name="multibinder-haproxy")
+def multibinder_haproxy() -> None:
+    """Run HAProxy on sockets that outlive it: reload, crash and upgrade without refusing a connection.
+
+    \b
+    Example:
+      multibinder-haproxy run --name web -- /usr/sbin/haproxy -Ws -f /etc/haproxy/web.cfg.j2
+      multibinder-haproxy reload web
+    """
+
+
+@multibinder_haproxy.command()
+@click.option("--name", required=True, help="The instance's name, for the other commands.")
+@_runtime_dir
+@_socket
+@_vars
+@click.option("--wait", type=click.FloatRange(0), default=10.0, show_default=True, metavar="SECONDS",
+              help="For a binder that is not there yet.")  # fmt: skip
+@click.option("--strict", is_flag=True, help="Never start with the last good configuration: fail instead.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- HAPROXY ARGS...")
+def run(
+    name: str,
+    runtime_dir: str,
+    socket: str | None,
+    variables: tuple[str, ...],
+    wait: float,
+    strict: bool,
+    command: tuple[str, ...],
+) -> None:
+    """Render the templates, get the sockets, and become HAProxy.
+
+    Every -f FILE.j2 (also .mb, .erb, and directories) is rendered; all other arguments go to HAProxy as they are. No
+    process of ours stays: HAProxy's own reload (SIGUSR2, its master CLI) runs the wrapper again.
+
+    If a template is broken, or HAProxy refuses the configuration, the last good one is used, and said so.
+
+    \b
+    Example:
+      multibinder-haproxy run --name web -- /usr/sbin/haproxy -Ws -f /etc/haproxy/web.cfg.j2
+    """
+    from multibinder_haproxy.start import run as start
+
+    start(_plan(Instance(runtime_dir, name), command, socket, variables, strict, wait))
+
+
+@multibinder_haproxy.command("reload", epilog=EXIT_CODES)
+@click.argument("name")
+@_runtime_dir
+@_timeout
+def reload_command(name: str, runtime_dir: str, timeout: float) -> None:
+    """Load the configuration afresh; the old worker finishes its connections.
+
+    Checks first. If anything is wrong, nothing is touched and the old worker serves as before. Reloads that are asked
+    for while one is under way become one.
+
+    \b
+    Example:
+      multibinder-haproxy reload web
+    """
+    from multibinder_haproxy.reload import reload
+
+    report = reload(Instance(runtime_dir, name), timeout)
+    _print_report(name, report)
+    sys.exit(0 if report.ok else 1)
+
+
+@multibinder_haproxy.command(epilog=EXIT_CODES)
+@click.argument("name_or_command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="NAME | -- HAPROXY ARGS...")
+@_runtime_dir
+@_socket
+@_vars
+def check(name_or_command: tuple[str, ...], runtime_dir: str, socket: str | None, variables: tuple[str, ...]) -> None:
+    """Say whether a reload (NAME) or a start (-- ARGS...) would succeed. Touches nothing.
+
+    \b
+    Example:
+      multibinder-haproxy check web
+      multibinder-haproxy check -- /usr/sbin/haproxy -Ws -f /etc/haproxy/web.cfg.j2
+    """
+    from multibinder_haproxy import reload, sockets
+    from multibinder_haproxy.check import check_with_haproxy
+    from multibinder_haproxy.errors import BinderAway
+
+    if len(name_or_command) == 1:
+        config = reload.check(Instance(runtime_dir, name_or_command[0]))
+    else:
+        invocation = _plan(Instance(runtime_dir, "check"), name_or_command, socket, variables, strict=True, wait=0)
+        config = invocation.render(os.environ)
+        check_with_haproxy(invocation, config, os.environ)
+        if invocation.binder:
+            try:
+                sockets.check_binds(invocation.binder, config.slots, invocation.owner)
+            except BinderAway as error:
+                _warn(f"whether the binder would grant the binds is unknown: {error}")
+        else:
+            _warn(f"{SOCKET_VARIABLE} is not set: HAProxy would bind by itself")
+    for warning in config.warnings:
+        _warn(warning)
+    binds = ", ".join(slot.key for slot in config.slots) or "no bind_tcp()"
+    click.echo(f"ok: {len(config.files)} file(s), {binds}")
+
+
+@multibinder_haproxy.command()
+@click.option("--name", default="NAME", help="What 'name' is in the template.")
+@_vars
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+def render(file: str, name: str, variables: tuple[str, ...]) -> None:
+    """Print a template's text, with fd@{ADDRESS} where a descriptor will stand. Asks no binder.
+
+    \b
+    Example:
+      multibinder-haproxy render /etc/haproxy/web.cfg.j2
+    """
+    from multibinder_haproxy.template import Renderer, read_variables
+
+    config = Renderer(name, read_variables(variables), os.environ).render([(os.path.abspath(file), file)])
+    click.echo(config.files[file], nl=False)
+    for warning in config.warnings:
+        _warn(warning)
+
+
+@multibinder_haproxy.command(epilog=EXIT_CODES)
+@click.argument("name", required=False)
+@_runtime_dir
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def status(name: str | None, runtime_dir: str, as_json: bool) -> None:
+    """Show one instance, or all. Exit code 1 if one runs, but not with what its templates say.
+
+    \b
+    Example:
+      multibinder-haproxy status web --json | jq .state
+    """
+    import msgspec
+
+    from multibinder_haproxy.status import status_of
+
+    names = [name] if name else known_instances(runtime_dir)
+    statuses = [status_of(Instance(runtime_dir, each)) for each in names]
+    if as_json:
+        encoded = msgspec.json.encode(statuses[0] if name else statuses)
+        click.echo(msgspec.json.format(encoded))
+    elif not statuses:
+        click.echo(f"No instances in {runtime_dir}.", err=True)
+    for each in () if as_json else statuses:
+        _print_status(each)
+    codes = {"running": 0, "degraded": 1, "stopped": 3}
+    sys.exit(max((codes[each.state] for each in statuses), default=0))
+
+
+@multibinder_haproxy.command(epilog=EXIT_CODES)
+@click.argument("name")
+@_runtime_dir
+@_timeout
+@click.option("--keep-listeners", is_flag=True, help="Leave the ports open: clients wait for the next start.")
+def stop(name: str, runtime_dir: str, timeout: float, keep_listeners: bool) -> None:
+    """Stop gracefully: no new connections, the present ones are finished; then the ports close.
+
+    \b
+    Example:
+      multibinder-haproxy stop web --timeout 300
+    """
+    from multibinder_haproxy.reload import stop as stop_instance
+
+    closed = stop_instance(Instance(runtime_dir, name), timeout, keep_listeners)
+    click.echo(f"{name}: stopped{', closed ' + ', '.join(closed) if closed else ''}")
+
+
+@multibinder_haproxy.command(hidden=True)
+@click.argument("name")
+@_runtime_dir
+@_timeout
+def settle(name: str, runtime_dir: str, timeout: float) -> None:
+    """After a reload by signal: release what is no longer bound, once the new worker is there."""
+    from multibinder_haproxy.reload import settle as settle_instance
+
+    settle_instance(Instance(runtime_dir, name), timeout)
+
+
+def main() -> NoReturn:
+    """The console script. An error of ours is one message on stderr and an exit code."""
+    try:
+        multibinder_haproxy(prog_name="multibinder-haproxy")
+    except (WrapperError, MultibinderError) as error:
+        click.echo(f"multibinder-haproxy: {error}", err=True)
+        sys.exit(next((code for kind, code in _CODES.items() if isinstance(error, kind)), 1))
+    sys.exit(0)
+
+
+def _plan(
+    instance: Instance,
+    command: tuple[str, ...],
+    socket: str | None,
+    variables: tuple[str, ...],
+    strict: bool,
+    wait: float,
+) -> Invocation:
+    from multibinder_haproxy.invocation import Invocation
+
+    return Invocation.plan(
+        instance.name,
+        instance.directory,
+        command,
+        wrapper=_wrapper(),
+        variables=variables,
+        binder=os.path.abspath(socket) if socket else None,
+        strict=strict,
+        wait_s=wait,
+    )
+
+
+def _wrapper() -> str:
+    """The absolute path by which HAProxy's master can execute us again."""
+    for candidate in (sys.argv[0], os.path.join(os.path.dirname(sys.executable), "multibinder-haproxy")):
+        path = shutil.which(candidate) if "/" not in candidate else os.path.abspath(candidate)
+        if path and os.path.basename(path) == "multibinder-haproxy" and os.access(path, os.X_OK):
+            return path
+    raise UsageError("cannot find the installed 'multibinder-haproxy' command, which HAProxy must execute to reload")
+
+
+def _warn(text: str) -> None:
+    click.echo(f"warning: {text}", err=True)
+
+
+def _print_report(name: str, report: ReloadReport) -> None:
+    for warning in report.warnings:
+        _warn(warning)
+    if report.ok:
+        workers = f"worker {_list(report.old_workers)} -> {_list(report.new_workers)}"
+        click.echo(f"{name}: reloaded in {report.took_s:.2f} s, {workers}")
+        for what, keys in (("added", report.added), ("kept", report.kept), ("dropped", report.dropped)):
+            if keys:
+                click.echo(f"  {what:8}{', '.join(keys)}")
+        for address in report.kept_by_others:
+            click.echo(f"  {address} stays open: another owner holds it")
+        if report.message:
+            _warn(report.message)
+    else:
+        click.echo(f"multibinder-haproxy: {name}: reload failed, the old worker serves as before:", err=True)
+        click.echo(report.message, err=True)
+
+
+def _print_status(status: Status) -> None:
+    if status.state == "stopped":
+        click.echo(f"{status.name}: stopped")
+        return
+    since = f"{time.time() - status.loaded_at:.0f} s ago" if status.loaded_at else "at an unknown time"
+    click.echo(f"{status.name}: {status.state}, HAProxy {status.version}, master {status.master}")
+    click.echo(f"  workers  {_list(status.workers)}; draining: {_list(status.old_workers) or 'none'}")
+    click.echo(
+        f"  config   generation {status.generation}, loaded {since}{', changed since' if status.config_changed else ''}"
+    )
+    click.echo(f"  binds    {', '.join(status.binds) or 'none'}")
+    for problem in status.problems:
+        first, *rest = problem.splitlines()
+        click.echo("\n".join([f"  PROBLEM  {first}", *(f"           {line}" for line in rest)]))
+
+
+def _list(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
