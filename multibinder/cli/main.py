@@ -58,3 +58,6 @@ def main() -> None:
     except MultibinderError as error:
         click.echo(f"multibinder: {error}", err=True)
         sys.exit(1)
+    except OSError as error:
+        click.echo(f"multibinder: {error.filename or ''}: {error.strerror or error}", err=True)
+        sys.exit(1)

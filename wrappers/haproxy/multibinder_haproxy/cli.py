@@ -237,6 +237,9 @@ def main() -> NoReturn:
     except (WrapperError, MultibinderError) as error:
         click.echo(f"multibinder-haproxy: {error}", err=True)
         sys.exit(next((code for kind, code in _CODES.items() if isinstance(error, kind)), 1))
+    except OSError as error:
+        click.echo(f"multibinder-haproxy: {error.filename or ''}: {error.strerror or error}", err=True)
+        sys.exit(1)
     sys.exit(0)
 
 

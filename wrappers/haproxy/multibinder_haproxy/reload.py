@@ -69,11 +69,12 @@ def settle(instance: Instance, timeout_s: float) -> None:
     HAProxy was told to reload by a signal or on its own CLI, so no ``reload`` command waits for the new worker. Does
     nothing if one does after all, or did.
     """
+    invocation = instance.read_invocation()
     with instance.locked(timeout_s):
         loaded = instance.read_loaded()
         if loaded is None or loaded.settled:
             return
-        master = Master(instance.read_invocation().master_socket)
+        master = Master(invocation.master_socket)
         instance.write_report(_conclude(instance, master, loaded.master, loaded.old_workers, timeout_s, _draft()))
 
 
@@ -83,8 +84,8 @@ def stop(instance: Instance, timeout_s: float, keep_listeners: bool) -> list[str
     Raises NotRunning, WrapperError if HAProxy is still there after ``timeout_s``: its listeners are closed by then,
     unless ``keep_listeners``.
     """
+    invocation = instance.read_invocation()
     with instance.locked(timeout_s):
-        invocation = instance.read_invocation()
         pid = Master(invocation.master_socket).processes().master
         # SIGUSR1 to the master: graceful stop (management guide, "Stopping and restarting HAProxy").
         os.kill(pid, signal.SIGUSR1)

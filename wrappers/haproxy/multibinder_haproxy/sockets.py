@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import time
@@ -17,6 +18,11 @@ from multibinder import (
 )
 from multibinder_haproxy.errors import BinderAway, BindRefused
 from multibinder_haproxy.template import Slot
+
+#: A descriptor must be below HAProxy's maxsock, which follows maxconn: so the first ones stay as low as they came.
+#: But HAProxy's master counts with a maxconn of 100 for itself, and exits when its own descriptors pass 214 (measured
+#: on 2.6.12; 235 on 3.2): so the numbers from here to there are left to it.
+_MASTERS_OWN = range(100, 200)
 
 
 def at_hand(fds: Mapping[str, int]) -> dict[str, int]:
@@ -45,7 +51,7 @@ def obtain(
             with warnings.catch_warnings(record=True) as caught, Client(binder, timeout=timeout_s) as client:
                 warnings.simplefilter("always")
                 sockets = client.bind([slot.spec for slot in slots], owner=owner, inheritable=True)
-            fds = {slot.key: sock.detach() for slot, sock in zip(slots, sockets, strict=True)}
+            fds = {slot.key: _place(sock.detach()) for slot, sock in zip(slots, sockets, strict=True)}
             return fds, [str(warning.message) for warning in caught]
         except BinderUnavailable as error:
             if time.monotonic() > deadline:
@@ -100,6 +106,15 @@ def close(fds: Iterable[int]) -> None:
     for fd in fds:
         with contextlib.suppress(OSError):
             os.close(fd)
+
+
+def _place(fd: int) -> int:
+    """The same socket, inheritable, with a number that leaves HAProxy's master room for its own."""
+    if fd not in _MASTERS_OWN:
+        return fd
+    placed = fcntl.fcntl(fd, fcntl.F_DUPFD, _MASTERS_OWN.stop)
+    os.close(fd)
+    return placed
 
 
 def _is_listener(fd: int, address: TcpAddress) -> bool:
