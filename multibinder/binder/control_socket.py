@@ -40,12 +40,14 @@ def control_socket(path: str, mode: int, group: str | None) -> Iterator[socket.s
         _clear_the_way(path)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             try:
-                _bind(sock, path, mode, group_id)
-                sock.listen(_BACKLOG)
+                _bind(sock, path, mode if group_id < 0 else mode & 0o700)
             except OSError as error:
                 raise _explained(path, error) from error
             created = os.lstat(path)
             try:
+                if group_id >= 0:
+                    _give(path, mode, group_id, group)
+                sock.listen(_BACKLOG)
                 yield sock
             finally:
                 with contextlib.suppress(FileNotFoundError):
@@ -53,16 +55,25 @@ def control_socket(path: str, mode: int, group: str | None) -> Iterator[socket.s
                         os.unlink(path)
 
 
-def _bind(sock: socket.socket, path: str, mode: int, group_id: int) -> None:
-    # bind(2) makes the file with 0777 less the umask. Until the group is right, its bits stay off.
-    before = os.umask(0o777 & ~(mode if group_id < 0 else mode & 0o700))
+def _bind(sock: socket.socket, path: str, mode: int) -> None:
+    # bind(2) makes the file with 0777 less the umask.
+    before = os.umask(0o777 & ~mode)
     try:
         sock.bind(path)
     finally:
         os.umask(before)
-    if group_id >= 0:
+
+
+def _give(path: str, mode: int, group_id: int, group: str | None) -> None:
+    """Until the group is right, its bits stay off."""
+    try:
         os.chown(path, -1, group_id)
         os.chmod(path, mode)
+    except OSError as error:
+        raise ControlSocketError(
+            f"{path}: cannot give the control socket to group {group}: {(error.strerror or str(error)).lower()}; "
+            "run as root or as a member of it"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -89,7 +100,8 @@ def _lock(path: str) -> Iterator[None]:
             try:
                 yield
             finally:
-                os.unlink(lock)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(lock)
             return
 
 

@@ -91,7 +91,7 @@ class Methods:
         (events.info if grant.created else events.debug)(
             "bound" if grant.created else "handed-over",
             address=grant.listener.address,
-            owner=list(grant.listener.owners)[-1] or "-",
+            owner=grant.owner or "-",
             backlog=grant.backlog,
             pid=caller.pid,
             uid=caller.uid,

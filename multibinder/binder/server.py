@@ -134,7 +134,7 @@ class ControlServer:
         try:
             if mask & selectors.EVENT_WRITE:
                 peer.flush()
-            if mask & selectors.EVENT_READ:
+            if mask & selectors.EVENT_READ and peer not in self._unread:
                 peer.receive()
             progress = self._answer_some(peer)
         except RemoteProtocolError as error:

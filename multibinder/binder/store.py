@@ -27,26 +27,41 @@ _SO_COOKIE = 57
 WhoListens = Callable[[Address], str]
 
 
+class Claim(msgspec.Struct):
+    """One owner's: made with handoff number ``since``, and how many handoffs it rests on."""
+
+    since: int
+    handoffs: int = 0
+
+
 class Listener(msgspec.Struct, eq=False):
-    """A socket that the binder holds. The store alone opens and closes it."""
+    """A socket that the binder holds. The store alone opens and closes it.
+
+    ``limit`` is what the kernel made of our last listen(): if the accept queue has another, somebody else listened.
+    """
 
     socket: socket.socket
     address: Address
     options: Options
-    owners: tuple[str, ...] = ()
+    limit: int = 0
+    claims: dict[str, Claim] = msgspec.field(default_factory=dict)
     handoffs: int = 0
     created: float = msgspec.field(default_factory=time.time)
 
 
 class Grant(msgspec.Struct, frozen=True):
-    """One listener of one answer, and what that answer changed: enough to take it back."""
+    """One listener of one answer: what to say of it, and enough to take it back."""
 
     listener: Listener
-    backlog: int
-    created: bool
-    claimed: str | None
+    owner: str
     handoff: int
+    created: bool
     warning: str | None
+
+    @property
+    def backlog(self) -> int:
+        """The effective limit of the accept queue, in connections."""
+        return self.listener.limit
 
 
 class ListenerStore:
@@ -61,24 +76,21 @@ class ListenerStore:
     def __len__(self) -> int:
         return len(self._by_address)
 
-    def bind(self, specs: Sequence[ListenerSpec], owner: Sequence[str]) -> list[Grant]:
+    def bind(self, specs: Sequence[ListenerSpec], owners: Sequence[str]) -> list[Grant]:
         """All of them, or none: raises BindError or RequestError, and then nothing has changed."""
         with contextlib.ExitStack() as undo:
             found = self._find_or_open(specs, undo)
             for listener, created in found:
-                if created:
-                    try:
-                        listen(listener.socket, listener.options.backlog)
-                    except OSError as error:
-                        raise self._refusal(listener.address, error) from error
+                if created or not accept_queue(listener.socket).listening:
+                    self._listen(listener)
             undo.pop_all()
         grants: list[Grant] = []
-        for (listener, created), spec, label in zip(found, specs, owner, strict=True):
+        for (listener, created), spec, owner in zip(found, specs, owners, strict=True):
             if created:
                 self._add(listener)
             else:
                 self._refresh(listener, spec.options)
-            grants.append(self._grant(listener, created, label))
+            grants.append(_grant(listener, created, owner))
         return grants
 
     def check(self, specs: Sequence[ListenerSpec]) -> None:
@@ -90,22 +102,25 @@ class ListenerStore:
         """The answer with these never arrived. What it alone had changed is as before."""
         for grant in grants:
             listener = grant.listener
-            if grant.claimed is None or listener.handoffs != grant.handoff:
-                continue
-            listener.owners = _without(listener.owners, grant.claimed)
-            if not listener.owners:
+            claim = listener.claims.get(grant.owner)
+            if claim is None or claim.since > grant.handoff:
+                continue  # released since
+            claim.handoffs -= 1
+            if not claim.handoffs:
+                del listener.claims[grant.owner]
+            if not listener.claims:
                 events.info("withdrawn", address=listener.address, why="the client went away before its answer")
                 self._close(listener)
 
     def release(self, spec: ListenerSpec, owner: str) -> Released:
         """Drop the owner's claim; without any claim left, close the port for every holder."""
         listener = self._find(spec)
-        if listener is None:
+        if listener is None or not spec.address.matches(listener.address):
             return Released(str(spec.address), "absent")
         address = str(listener.address)
-        listener.owners = _without(listener.owners, owner)
-        if listener.owners:
-            return Released(address, "kept", list(listener.owners))
+        listener.claims.pop(owner, None)
+        if listener.claims:
+            return Released(address, "kept", list(listener.claims))
         self._close(listener)
         return Released(address, "closed")
 
@@ -121,13 +136,12 @@ class ListenerStore:
 
     def _find_or_open(self, specs: Sequence[ListenerSpec], undo: contextlib.ExitStack) -> list[tuple[Listener, bool]]:
         """For each spec its listener and whether it is new; new ones are bound, do not listen, and are in ``undo``."""
-        opened: dict[Address | str, Listener] = {}
+        opened: dict[Address, Listener] = {}
+        named: dict[str, Listener] = {}
         room = self._limit - len(self)
         found = []
         for spec in specs:
-            listener = self._find(spec)
-            if listener is None and (spec.address.port or spec.options.name):
-                listener = opened.get(spec.options.name or "") or opened.get(spec.address)
+            listener = named.get(spec.options.name or "") or self._find(spec) or opened.get(spec.address)
             created = listener is None
             if listener is None:
                 if not room:
@@ -140,10 +154,10 @@ class ListenerStore:
                 listener = self._open(spec)
                 undo.callback(listener.socket.close)
                 opened[listener.address] = listener
-                if spec.options.name:
-                    opened[spec.options.name] = listener
             else:
                 _check_same(listener, spec)
+            if spec.options.name:
+                named[spec.options.name] = listener
             found.append((listener, created))
         return found
 
@@ -184,33 +198,29 @@ class ListenerStore:
         if listener.options.name:
             self._by_name.pop(listener.options.name, None)
 
+    def _listen(self, listener: Listener) -> None:
+        """Start to listen, or again after a holder's shutdown(). Raises BindError."""
+        repaired = bool(listener.limit)
+        try:
+            if repaired:
+                _bind_again(listener)
+            listen(listener.socket, listener.options.backlog)
+        except OSError as error:
+            raise self._refusal(listener.address, error) from error
+        listener.limit = accept_queue(listener.socket).limit
+        if repaired:
+            events.warning("repaired", address=listener.address, why="a holder had shut the socket down")
+
     def _refresh(self, listener: Listener, options: Options) -> None:
         """Apply what can change to the live socket, and undo what another holder did to it."""
         wanted = options.backlog if options.backlog is not None else listener.options.backlog
-        repaired = not accept_queue(listener.socket).listening
-        if repaired or wanted != listener.options.backlog:
+        if wanted != listener.options.backlog or accept_queue(listener.socket).limit != listener.limit:
             listen(listener.socket, wanted)
-        if repaired:
-            events.warning("repaired", address=listener.address, why="a holder had shut the socket down")
+            listener.limit = accept_queue(listener.socket).limit
         if options.name or wanted != listener.options.backlog:
             name = listener.options.name or options.name
             listener.options = msgspec.structs.replace(listener.options, backlog=wanted, name=name)
             self._add(listener)
-
-    def _grant(self, listener: Listener, created: bool, owner: str) -> Grant:
-        claimed = None if owner in listener.owners else owner
-        if claimed is not None:
-            listener.owners += (owner,)
-        listener.handoffs += 1
-        effective = accept_queue(listener.socket).limit
-        wanted = listener.options.backlog
-        warning = None
-        if wanted is not None and effective < wanted:
-            warning = (
-                f"a backlog of {wanted} was asked for, but the kernel allows {effective}; "
-                f"raise it with 'sysctl -w net.core.somaxconn={wanted}' and ask again"
-            )
-        return Grant(listener, effective, created, claimed, listener.handoffs, warning)
 
     def _refusal(self, address: Address, error: OSError) -> BindError:
         number = error.errno or 0
@@ -220,8 +230,28 @@ class ListenerStore:
         )
 
 
-def _without(owners: tuple[str, ...], owner: str) -> tuple[str, ...]:
-    return tuple(label for label in owners if label != owner)
+def _grant(listener: Listener, created: bool, owner: str) -> Grant:
+    listener.handoffs += 1
+    claim = listener.claims.setdefault(owner, Claim(listener.handoffs))
+    claim.handoffs += 1
+    wanted = listener.options.backlog
+    warning = None
+    if wanted is not None and listener.limit < wanted:
+        warning = (
+            f"a backlog of {wanted} was asked for, but the kernel allows {listener.limit}; "
+            f"raise it with 'sysctl -w net.core.somaxconn={wanted}' and ask again"
+        )
+    return Grant(listener, owner, listener.handoffs, created, warning)
+
+
+def _bind_again(listener: Listener) -> None:
+    # A port that the kernel once chose itself is given up when the socket stops listening (inet_put_port() without
+    # SOCK_BINDPORT_LOCK), though getsockname() goes on to show it; the next listen() would choose another.
+    try:
+        listener.socket.bind(listener.address.sockaddr)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # EINVAL: it has its port still
+            raise
 
 
 def _check_same(listener: Listener, spec: ListenerSpec) -> None:
@@ -246,7 +276,7 @@ def _status(listener: Listener) -> ListenerStatus:
     return ListenerStatus(
         address=str(listener.address),
         name=listener.options.name,
-        owners=list(listener.owners),
+        owners=list(listener.claims),
         backlog=accept_queue(listener.socket).limit,
         backlog_requested=listener.options.backlog,
         v6only=listener.options.v6only,

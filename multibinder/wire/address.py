@@ -45,7 +45,7 @@ class TcpAddress(msgspec.Struct, frozen=True):
             version = _FAMILY_PREFIXES[prefix[0]]
             rest = text[prefix.end() :]
         host, colon, port = rest.rpartition(":")
-        if not colon or not port.isascii() or not port.isdigit():
+        if not colon or not re.fullmatch("[0-9]{1,9}", port):
             raise AddressError(f"{text!r} has no port: write host:port, as in 192.0.2.1:80 or [2001:db8::1]:443")
         if host.startswith("[") and host.endswith("]"):
             host = host[1:-1]
@@ -82,8 +82,10 @@ def address_of(sock: socket.socket) -> Address | None:
     """What the kernel says that a socket is bound to (getsockname(2)); None for a kind that is no Address."""
     if sock.type != socket.SOCK_STREAM or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return None
-    host, port = sock.getsockname()[:2]
-    return TcpAddress.of(host.partition("%")[0], port)
+    name = sock.getsockname()
+    if not isinstance(name, tuple):
+        return None  # of another family than the object was told
+    return TcpAddress.of(name[0].partition("%")[0], name[1])
 
 
 @functools.lru_cache(maxsize=1024)

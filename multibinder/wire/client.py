@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import socket
+import struct
 import time
 import warnings
 from collections.abc import Iterable, Sequence
@@ -27,9 +28,10 @@ from multibinder.wire.errors import (
     RequestError,
     errname,
 )
-from multibinder.wire.listener import SharedListener, adopt, listen, open_listener
+from multibinder.wire.listener import SharedListener, adopt_all, listen, open_listener
 from multibinder.wire.messages import (
     BindResult,
+    Handoff,
     Hello,
     ListenerParams,
     ListenerSpec,
@@ -51,6 +53,7 @@ Wanted = ListenerSpec | TcpAddress | tuple[str, int]
 # Inside Client the name list means the method.
 _Statuses = list[ListenerStatus]
 _Releases = list[Released]
+_Sockets = list[SharedListener]
 
 _reply = msgspec.json.Decoder(Reply)
 T = TypeVar("T")
@@ -80,13 +83,7 @@ class Client:
         self._ids = itertools.count(1)
         self._decoder = Decoder(_REPLY_LIMIT)
         self._descriptors: list[int] = []
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self._socket.settimeout(timeout)
-            self._socket.connect(self.socket_path)
-        except OSError as error:
-            self._socket.close()
-            raise _unavailable(self.socket_path, error) from error
+        self._socket = _connect(self.socket_path, timeout)
 
     def __enter__(self) -> Client:
         return self
@@ -122,23 +119,7 @@ class Client:
         Raises BindError if one of them cannot be bound, RequestError for another refusal, BinderUnavailable,
         BinderTimeout, RemoteProtocolError if what came is not what was asked for.
         """
-        specs = [_spec(item) for item in wanted]
-        if not specs:
-            return []
-        with contextlib.ExitStack() as undo:
-            sockets: list[SharedListener] = []
-            while len(sockets) < len(specs):
-                # Once, but for the Ruby program's server: that binds the first of a list and answers true.
-                rest = specs[len(sockets) :]
-                deadline = time.monotonic() + self.timeout
-                reply = self._ask("bind", [ListenerParams.of(spec, owner) for spec in rest], deadline)
-                for descriptor, spec in zip(self._collect(reply, rest, deadline), rest, strict=False):
-                    sockets.append(undo.enter_context(adopt(descriptor, spec.address)))
-            if inheritable:
-                for sock in sockets:
-                    sock.set_inheritable(True)
-            undo.pop_all()
-        return sockets
+        return self._bind([_spec(item) for item in wanted], owner, inheritable, stacklevel=3)
 
     def check(self, wanted: Iterable[Wanted], *, owner: str = "") -> None:
         """Ask whether ``bind`` would be granted now. Creates nothing; raises what ``bind`` would raise."""
@@ -157,6 +138,25 @@ class Client:
         """
         params = [ListenerParams.of(_spec(item), owner) for item in wanted]
         return _result(self._ask("release", params), _Releases) if params else []
+
+    def _bind(self, specs: Sequence[ListenerSpec], owner: str, inheritable: bool, stacklevel: int) -> _Sockets:
+        with contextlib.ExitStack() as undo:
+            sockets: list[SharedListener] = []
+            while len(sockets) < len(specs):
+                # Once, but for the Ruby program's server: that binds the first of a list and answers true.
+                rest = specs[len(sockets) :]
+                deadline = time.monotonic() + self.timeout
+                reply = self._ask("bind", [ListenerParams.of(spec, owner) for spec in rest], deadline)
+                descriptors, handoffs = self._collect(reply, rest, deadline)
+                arrived = adopt_all(descriptors, [spec.address for spec in rest[: len(descriptors)]])
+                for sock in arrived:
+                    undo.enter_context(sock).set_inheritable(inheritable)
+                sockets += arrived
+                for handoff in handoffs:
+                    if handoff.warning:
+                        warnings.warn(f"{handoff.address}: {handoff.warning}", RuntimeWarning, stacklevel=stacklevel)
+            undo.pop_all()
+        return sockets
 
     def _ask(self, method: str, params: Sequence[ListenerParams], deadline: float | None = None) -> Reply:
         request_id = str(next(self._ids))
@@ -198,33 +198,33 @@ class Client:
             self._decoder.feed(arrived)
         try:
             return _reply.decode(text)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise RemoteProtocolError(f"not a JSON-RPC reply: {text[:80]!r} ({error})") from error
 
-    def _collect(self, reply: Reply, specs: Sequence[ListenerSpec], deadline: float) -> Sequence[int]:
-        """The descriptors that belong to a reply to ``bind``. The caller owns them."""
-        expected = 1
-        if bytes(reply.result) != b"true":
-            result = _result(reply, BindResult)
-            expected = result.descriptors
+    def _collect(
+        self, reply: Reply, specs: Sequence[ListenerSpec], deadline: float
+    ) -> tuple[Sequence[int], Sequence[Handoff]]:
+        """The descriptors that belong to a reply to ``bind``, which the caller owns, and what is said of them."""
+        from_ruby = bytes(reply.result) == b"true"
+        result = BindResult([], 1) if from_ruby else _result(reply, BindResult)
+        if not from_ruby:
+            if result.descriptors != len(specs):
+                raise RemoteProtocolError(f"asked for {len(specs)} listeners, {result.descriptors} were announced")
             try:
-                for _ in range(MAX_DESCRIPTORS, expected, MAX_DESCRIPTORS):
+                for _ in range(MAX_DESCRIPTORS, result.descriptors, MAX_DESCRIPTORS):
                     self._next_reply(deadline)
             except TimeoutError as error:
                 raise BinderTimeout(
-                    f"{len(self._descriptors)} of {expected} descriptors came from {self.socket_path} "
+                    f"{len(self._descriptors)} of {result.descriptors} descriptors came from {self.socket_path} "
                     f"within {self.timeout:g} s"
                 ) from error
-            for handoff in result.listeners:
-                if handoff.warning:
-                    warnings.warn(f"{handoff.address}: {handoff.warning}", RuntimeWarning, stacklevel=3)
         descriptors, self._descriptors = self._descriptors, []
-        if len(descriptors) != expected or expected > len(specs):
+        if len(descriptors) != result.descriptors:
             transport.close_all(descriptors)
             raise RemoteProtocolError(
-                f"asked for {len(specs)} listeners; {expected} were announced, {len(descriptors)} came"
+                f"asked for {len(specs)} listeners; {result.descriptors} were announced, {len(descriptors)} came"
             )
-        return descriptors
+        return descriptors, result.listeners
 
 
 def bind(
@@ -257,14 +257,7 @@ def bind(
         connection, peer = listener.accept()
     """
     spec = ListenerSpec(TcpAddress.of(host, port), Options(backlog, v6only, name))
-    [sock] = bind_many(
-        [spec],
-        owner=owner,
-        inheritable=inheritable,
-        socket_path=socket_path,
-        timeout=timeout,
-        fallback=fallback,
-    )
+    [sock] = _get([spec], owner, inheritable, socket_path, timeout, fallback)
     return sock
 
 
@@ -281,7 +274,17 @@ def bind_many(
 
     ``wanted`` has ``("127.0.0.1", 8000)`` tuples, addresses, or ``ListenerSpec(address, Options(…))``.
     """
-    specs = [_spec(item) for item in wanted]
+    return _get([_spec(item) for item in wanted], owner, inheritable, socket_path, timeout, fallback)
+
+
+def _get(
+    specs: Sequence[ListenerSpec],
+    owner: str,
+    inheritable: bool,
+    socket_path: str | os.PathLike[str] | None,
+    timeout: float,
+    fallback: bool,
+) -> list[socket.socket]:
     if fallback and not (socket_path or os.environ.get(SOCKET_VARIABLE)):
         warnings.warn(
             f"{SOCKET_VARIABLE} is not set: binding in this process, so a restart will refuse connections",
@@ -290,7 +293,7 @@ def bind_many(
         )
         return _bind_here(specs, inheritable)
     with Client(socket_path, timeout=timeout) as client:
-        return list(client.bind(specs, owner=owner, inheritable=inheritable))
+        return list(client._bind(specs, owner, inheritable, stacklevel=4))
 
 
 def _bind_here(specs: Sequence[ListenerSpec], inheritable: bool) -> list[socket.socket]:
@@ -327,8 +330,24 @@ def _spec(item: Wanted) -> ListenerSpec:
 def _result(reply: Reply, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(reply.result, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RemoteProtocolError(f"a result that makes no sense: {bytes(reply.result)[:80]!r} ({error})") from error
+
+
+def _connect(path: str, timeout: float) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # A non-blocking connect() fails at once when the binder's queue is full; a blocking one waits for its turn,
+        # as long as the send timeout says (unix_stream_connect() in net/unix/af_unix.c).
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", *divmod(int(timeout * 1e6), 10**6)))
+        sock.connect(path)
+    except BlockingIOError as error:
+        sock.close()
+        raise BinderTimeout(f"the binder at {path} did not accept the connection within {timeout:g} s") from error
+    except OSError as error:
+        sock.close()
+        raise _unavailable(path, error) from error
+    return sock
 
 
 def _left(deadline: float) -> float:

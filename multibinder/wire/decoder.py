@@ -64,7 +64,7 @@ class Decoder:
 def _is_complete(text: bytearray) -> bool:
     try:
         _skip.decode(text)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return False
     return True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from multibinder.wire.address import Address, address_of
@@ -71,11 +72,29 @@ def adopt(descriptor: int, wanted: Address) -> SharedListener:
     except (OSError, ValueError) as error:
         sock.close()
         raise RemoteProtocolError(f"the descriptor for {wanted} is no TCP socket: {error}") from error
-    if bound is None or not wanted.matches(bound) or not listening:
+    if bound is None:
+        sock.close()
+        raise RemoteProtocolError(f"the descriptor for {wanted} is no TCP socket")
+    if not wanted.matches(bound) or not listening:
         sock.close()
         state = "listens on" if listening else "is bound to, without listening,"
         raise RemoteProtocolError(f"asked for {wanted}, but the socket that came {state} {bound}")
     return sock
+
+
+def adopt_all(descriptors: Sequence[int], wanted: Sequence[Address]) -> list[SharedListener]:
+    """``adopt`` for each, all or none: takes all the descriptors, and closes them when it raises."""
+    sockets: list[SharedListener] = []
+    try:
+        for descriptor, address in zip(descriptors, wanted, strict=True):
+            sockets.append(adopt(descriptor, address))
+    except RemoteProtocolError:
+        for sock in sockets:
+            sock.close()
+        for descriptor in descriptors[len(sockets) + 1 :]:
+            os.close(descriptor)
+        raise
+    return sockets
 
 
 def open_listener(spec: ListenerSpec) -> socket.socket:

@@ -164,13 +164,15 @@ def decode_request(text: bytes) -> Request:
         return _request.decode(text)
     except RecursionError:
         raise msgspec.DecodeError("nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(f"not UTF-8: {error.reason}") from None
 
 
 def decode_listener_params(raw: msgspec.Raw) -> list[ListenerParams]:
     """``params`` of bind, check and release; InvalidParamsError names the element and the field."""
     try:
         params = _listener_params.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise InvalidParamsError(_explain(raw, str(error))) from None
     if not params:
         raise InvalidParamsError('params is empty: give at least one {"address": …, "port": …}')
