@@ -35,6 +35,14 @@ _runtime_dir = click.option(
     show_default="/run/multibinder-haproxy for root",
     help="Where rendered configurations, sockets and records are.",
 )
+
+
+def _complete_name(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    directory = ctx.params.get("runtime_dir") or default_runtime_directory()
+    return [name for name in known_instances(directory) if name.startswith(incomplete)]
+
+
+_name = click.argument("name", shell_complete=_complete_name)
 _timeout = click.option(
     "--timeout", type=click.FloatRange(0.1), default=60.0, show_default=True, metavar="SECONDS", help="For each wait."
 )
@@ -98,7 +106,7 @@ def run(
 
 
 @multibinder_haproxy.command("reload", epilog=EXIT_CODES)
-@click.argument("name")
+@_name
 @_runtime_dir
 @_timeout
 def reload_command(name: str, runtime_dir: str, timeout: float) -> None:
@@ -174,7 +182,7 @@ def render(file: str, name: str, variables: tuple[str, ...]) -> None:
 
 
 @multibinder_haproxy.command(epilog=EXIT_CODES)
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=_complete_name)
 @_runtime_dir
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def status(name: str | None, runtime_dir: str, as_json: bool) -> None:
@@ -202,7 +210,7 @@ def status(name: str | None, runtime_dir: str, as_json: bool) -> None:
 
 
 @multibinder_haproxy.command(epilog=EXIT_CODES)
-@click.argument("name")
+@_name
 @_runtime_dir
 @_timeout
 @click.option("--keep-listeners", is_flag=True, help="Leave the ports open: clients wait for the next start.")
@@ -220,7 +228,7 @@ def stop(name: str, runtime_dir: str, timeout: float, keep_listeners: bool) -> N
 
 
 @multibinder_haproxy.command(hidden=True)
-@click.argument("name")
+@_name
 @_runtime_dir
 @_timeout
 def settle(name: str, runtime_dir: str, timeout: float) -> None:

@@ -22,15 +22,26 @@ def main() -> None:
     # HAProxy's arguments begin with an option, our own commands do not.
     if "HAPROXY_MWORKER_REEXEC" in os.environ and arguments and arguments[0].startswith("-"):
         record = _record(arguments)
-        if record is not None and "HAPROXY_MWORKER_WAIT_ONLY" in os.environ:
+        if record is not None:
+            if "HAPROXY_MWORKER_WAIT_ONLY" not in os.environ:
+                _resume(record, arguments)
             exec_haproxy(json.loads(record)["haproxy"], [sys.argv[0], *arguments])
-        elif record is not None:
-            from multibinder_haproxy.start import resume
-
-            resume(record, arguments)
     from multibinder_haproxy.cli import main as command_line
 
     command_line()
+
+
+def _resume(record: str, arguments: list[str]) -> None:
+    """Load the configuration afresh and become HAProxy. Returns only when that fails: even an upgrade of ours that
+    left half a package behind must not cost the old workers their master."""
+    try:
+        from multibinder_haproxy.start import resume
+
+        resume(record, arguments)
+    except Exception as error:
+        what = f"reload: {type(error).__name__}: {error}"
+        sys.stderr.write(f"multibinder-haproxy error: {what}; HAProxy goes on with the files as they are\n")
+        sys.stderr.flush()
 
 
 def _record(arguments: list[str]) -> str | None:

@@ -18,7 +18,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
@@ -105,9 +104,7 @@ class Instance:
         try:
             invocation = self._read("instance.json", Invocation)
         except PermissionError:
-            raise NoSuchInstance(
-                f"{self.directory}: permission denied; run this as the user that runs HAProxy"
-            ) from None
+            raise NoSuchInstance(f"{self.directory}: permission denied; run this as HAProxy's user") from None
         if invocation is None:
             known = ", ".join(known_instances(os.path.dirname(self.directory))) or "none"
             raise NoSuchInstance(
@@ -148,10 +145,6 @@ class Instance:
                     if os.path.join(directory, name) not in files:
                         os.unlink(os.path.join(path, name))
             os.makedirs(path, mode=_DIRECTORY_MODE, exist_ok=True)
-
-    def forget(self) -> None:
-        """Remove all files, after a stop."""
-        shutil.rmtree(self.directory, ignore_errors=True)
 
     @contextlib.contextmanager
     def locked(self, timeout_s: float) -> Iterator[None]:

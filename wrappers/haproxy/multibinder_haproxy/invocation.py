@@ -41,7 +41,7 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class Invocation(msgspec.Struct, frozen=True):
-    """``haproxy`` and ``directory`` come first: HAProxy 2.6's wait mode needs no more of it.
+    """A record that an older version wrote is read by a newer one after an upgrade: a new field has a default.
 
     ``arguments`` are HAProxy's as it gets them, ``cwd`` where it was started; ``fds`` has the descriptors of the
     listeners, by slot key; ``binder`` is the control socket, None where there is none.

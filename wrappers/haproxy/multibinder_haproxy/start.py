@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import msgspec
 
+from multibinder import MultibinderError
 from multibinder_haproxy import sockets
 from multibinder_haproxy.arguments import old_workers, parse
 from multibinder_haproxy.check import check_with_haproxy
@@ -56,25 +57,19 @@ def run(invocation: Invocation) -> NoReturn:
 def resume(record: str, arguments: list[str]) -> NoReturn:
     """HAProxy's master has re-executed itself, and is us: load the configuration afresh and become HAProxy again.
 
-    Whatever goes wrong, HAProxy is executed: its old workers must not lose their master. Signals are blocked here,
-    and stay so: HAProxy did it and will undo it.
+    What goes wrong with the configuration or the binder ends in the last good configuration; what goes wrong beyond
+    that is raised, and the caller executes HAProxy all the same, with the files as they are. Signals are blocked
+    here, and stay so: HAProxy did it and will undo it.
     """
     invocation = msgspec.json.decode(record, type=Invocation)
     instance = Instance.at(invocation.directory)
     old = old_workers(parse(arguments))
     held = sockets.at_hand(invocation.fds)
     try:
-        try:
-            invocation = _renew(invocation, instance, held, old)
-        except (WrapperError, OSError) as error:
-            invocation = _fall_back(invocation, instance, held, old, str(error))
-        _settle_later(invocation, instance)
-    except Exception as error:  # HAProxy finds the files as they were at its last load, and these descriptors
-        say(
-            "error",
-            invocation.name,
-            f"reload: {type(error).__name__}: {error}; HAProxy goes on with the files as they are",
-        )
+        invocation = _renew(invocation, instance, held, old)
+    except (WrapperError, OSError) as error:
+        invocation = _fall_back(invocation, instance, held, old, str(error))
+    _settle_later(invocation, instance)
     _become_haproxy(invocation, [invocation.wrapper, *arguments])
 
 
@@ -134,8 +129,11 @@ def _equip(invocation: Invocation, instance: Instance, config: Config, fallback:
         fds, notes = sockets.obtain(invocation.binder, config.slots, invocation.owner, invocation.wait_s)
         for note in notes:
             say("warning", invocation.name, note)
-        # No worker of ours is left that could serve anything else of ours.
-        sockets.release_others(invocation.binder, config.slots, invocation.owner)
+        try:
+            # No worker of ours is left that could serve anything else of ours.
+            sockets.release_others(invocation.binder, config.slots, invocation.owner)
+        except MultibinderError as error:
+            say("warning", invocation.name, f"cannot ask the binder what else we own: {error}")
     loaded = Loaded(_next(instance.read_loaded()), time.time(), config, os.getpid(), fallback=fallback, settled=True)
     return _write(invocation, instance, loaded, fds)
 

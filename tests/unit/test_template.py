@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from multibinder_haproxy.errors import TemplateFailure
+from multibinder_haproxy.template import Config, Renderer, read_variables
+
+
+def render(path: Path, text: str, environment: dict[str, str] | None = None, **variables: Any) -> Config:
+    path.write_text(text)
+    return Renderer("web", variables, environment or {}).render([(str(path), path.stem)])
+
+
+def failure(path: Path, text: str) -> str:
+    with pytest.raises(TemplateFailure) as raised:
+        render(path, text)
+    return str(raised.value)
+
+
+@pytest.fixture
+def template(tmp_path: Path) -> Path:
+    return tmp_path / "web.cfg.j2"
+
+
+@pytest.fixture
+def erb(tmp_path: Path) -> Path:
+    return tmp_path / "web.cfg.erb"
+
+
+def test_a_bind_becomes_a_slot_and_the_slot_a_descriptor(template: Path) -> None:
+    config = render(template, "bind {{ bind_tcp('0.0.0.0', 443) }} ssl\nbind {{ bind_tcp('::', 443, v6only=true) }}\n")
+    assert config.files == {"web.cfg": "bind fd@{0.0.0.0:443} ssl\nbind fd@{[::]:443}\n"}
+    assert config.fill({"0.0.0.0:443": 7, "[::]:443": 8}) == {"web.cfg": "bind fd@7 ssl\nbind fd@8\n"}
+    assert config.plain() == {"web.cfg": "bind 0.0.0.0:443 ssl\nbind [::]:443 v6only\n"}
+
+
+def test_text_that_only_looks_like_a_slot_is_left_alone(template: Path) -> None:
+    config = render(template, "# fd@{whatever}\nbind {{ bind_tcp('0.0.0.0', 80) }}\n")
+    assert config.fill({"0.0.0.0:80": 3}) == {"web.cfg": "# fd@{whatever}\nbind fd@3\n"}
+
+
+def test_a_slot_without_a_descriptor_is_an_error_and_not_a_wrong_number(template: Path) -> None:
+    with pytest.raises(KeyError):
+        render(template, "bind {{ bind_tcp('0.0.0.0', 80) }}").fill({})
+
+
+def test_the_same_address_written_twice_is_one_slot(template: Path) -> None:
+    config = render(template, "{{ bind_tcp('0:0::1', 80) }} {{ bind_tcp('::1', '80') }}")
+    assert [slot.key for slot in config.slots] == ["[::1]:80"]
+
+
+def test_the_same_address_with_conflicting_options_is_refused_with_both(template: Path) -> None:
+    said = failure(template, "{{ bind_tcp('0.0.0.0', 80, backlog=5) }}\n{{ bind_tcp('0.0.0.0', 80, backlog=6) }}\n")
+    assert said.startswith(f"{template}:2: bind_tcp('0.0.0.0', 80) is asked for twice with different options: ")
+    assert "backlog=5, then backlog=6" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("\n\n{{ missing }}", 3, "'missing' is undefined"),
+        ("\n{% if %}", 2, "Expected an expression"),
+        ("{{ env.MISSING }}", 1, "environment object' has no attribute 'MISSING'"),
+        ("{{ bind_tcp('example.org', 80) }}", 1, "host 'example.org' is a name: give a numeric address"),
+        ("{{ bind_tcp('0.0.0.0', 70000) }}", 1, "port 70000 is out of range"),
+        ("{{ bind_tcp('fe80::1%eth0', 80) }}", 1, "has an IPv6 scope, which is not supported"),
+        ("{{ bind_tcp('0.0.0.0', 80, backlog='many') }}", 1, "Expected `int | null`, got `str` - at `$.backlog`"),
+        ("{{ bind_tcp('0.0.0.0', 80, tls=true) }}", 1, "bind_tcp() has no option tls; it has backlog, v6only, name"),
+        ("{{ bind_tcp('0.0.0.0', 80, v6only=true) }}", 1, "v6only has a meaning for IPv6 addresses only"),
+        ("{{ bind_tcp('0.0.0.0') }}", 1, "missing 1 required positional argument"),
+        ("{% include 'nowhere.cfg' %}", 1, "nowhere.cfg"),
+        ("{{ 1 / 0 }}", 1, "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_template_error_names_file_and_line(template: Path, text: str, line: int, message: str) -> None:
+    said = failure(template, text)
+    assert said.startswith(f"{template}:{line}: ")
+    assert message in said
+
+
+def test_an_error_in_an_included_file_names_that_file(template: Path) -> None:
+    included = template.parent / "part.cfg"
+    included.write_text("\n{{ missing }}\n")
+    assert failure(template, "{% include 'part.cfg' %}") == f"{included}:2: 'missing' is undefined"
+
+
+def test_what_is_not_utf8_or_not_there_is_named(template: Path) -> None:
+    template.write_bytes(b"# caf\xe9\n")
+    with pytest.raises(TemplateFailure, match=r"web\.cfg\.j2: not UTF-8: .* at byte 5"):
+        Renderer("web", {}, {}).render([(str(template), "web.cfg")])
+    template.unlink()
+    with pytest.raises(TemplateFailure, match="cannot read it: No such file"):
+        Renderer("web", {}, {}).render([(str(template), "web.cfg")])
+
+
+def test_an_erb_file_with_nothing_but_binds_works_as_it_is(erb: Path) -> None:
+    text = "# {{ not ours }} {% either %}\nbind <%= bind_tcp('0.0.0.0', 80) %>,<%=bind_tcp(\"::\",443)%>\n<%# a comment %>x\n"
+    assert render(erb, text).files["web.cfg"] == (
+        "# {{ not ours }} {% either %}\nbind fd@{0.0.0.0:80},fd@{[::]:443}\nx\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "hint"),
+    [
+        ("\n<% if true %>x<% end %>", 2, "{% if … %}"),
+        ("<%= ENV['PORT'] %>", 1, "write {{ env.PORT }}"),
+        ("<%= bind_tcp '0.0.0.0', 80 %>", 1, "with parentheses"),
+        ("<%= bind_tcp('0.0.0.0', port) %>", 1, "a number"),
+        ("\n\n<%= `hostname` %>", 3, "in Jinja2's terms"),
+        ("<%- x -%>", 1, "rename the file to .j2"),
+    ],
+)
+def test_other_ruby_in_an_erb_file_is_an_error_that_says_how_to_convert_it(
+    erb: Path, text: str, line: int, hint: str
+) -> None:
+    said = failure(erb, text)
+    assert said.startswith(f"{erb}:{line}: Ruby is not run here: ")
+    assert hint in said
+
+
+def test_an_mb_file_may_be_either(tmp_path: Path) -> None:
+    path = tmp_path / "web.cfg.mb"
+    assert render(path, "<%= bind_tcp('0.0.0.0', 80) %>").files["web.cfg"] == "fd@{0.0.0.0:80}"
+    assert render(path, "{{ bind_tcp('0.0.0.0', 80) }}").files["web.cfg"] == "fd@{0.0.0.0:80}"
+
+
+@pytest.mark.parametrize("word", ["backlog 100", "v6only", "v4v6", "interface eth0", "transparent", "namespace blue"])
+def test_bind_options_that_haproxy_ignores_on_an_inherited_socket_are_warned_of(template: Path, word: str) -> None:
+    config = render(template, f"frontend web\n  bind {{{{ bind_tcp('::', 443) }}}} ssl {word} crt x\n")
+    [warning] = config.warnings
+    assert warning.startswith(f"web.cfg:2: HAProxy ignores '{word.split()[0]}' on a socket that it inherits: bind fd@")
+
+
+def test_options_that_haproxy_honours_and_comments_are_not_warned_of(template: Path) -> None:
+    text = "bind {{ bind_tcp('::', 443) }} ssl crt x name backlog2 # interface eth0\nbind :80 interface eth0\n"
+    assert render(template, text).warnings == []
+
+
+def test_variables_come_from_toml_and_json_and_the_later_file_wins(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("port = 80\nlist = [1, 2]\n")
+    (tmp_path / "b.json").write_text('{"port": 81}')
+    assert read_variables([str(tmp_path / "a.toml"), str(tmp_path / "b.json")]) == {"port": 81, "list": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("v.toml", "port =", "not valid TOML"),
+        ("v.json", "[1]", "the variables must be an object at the top, not a list"),
+        ("v.json", "{", "not valid JSON"),
+        ("v.json", '{"env": 1}', "env is the wrapper's own; rename it"),
+    ],
+)
+def test_variables_that_make_no_sense_are_refused(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(TemplateFailure, match=message):
+        read_variables([str(tmp_path / name)])
