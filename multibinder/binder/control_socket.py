@@ -50,7 +50,7 @@ def control_socket(path: str, mode: int, group: str | None) -> Iterator[socket.s
                 sock.listen(_BACKLOG)
                 yield sock
             finally:
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(OSError):  # somebody has cleaned up before us
                     if os.path.samestat(os.lstat(path), created):
                         os.unlink(path)
 
@@ -100,8 +100,9 @@ def _lock(path: str) -> Iterator[None]:
             try:
                 yield
             finally:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(lock)
+                with contextlib.suppress(OSError):
+                    if _is_at(held.fileno(), lock):
+                        os.unlink(lock)
             return
 
 

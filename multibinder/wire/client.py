@@ -198,7 +198,7 @@ class Client:
             self._decoder.feed(arrived)
         try:
             return _reply.decode(text)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise RemoteProtocolError(f"not a JSON-RPC reply: {text[:80]!r} ({error})") from error
 
     def _collect(
@@ -330,7 +330,7 @@ def _spec(item: Wanted) -> ListenerSpec:
 def _result(reply: Reply, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(reply.result, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteProtocolError(f"a result that makes no sense: {bytes(reply.result)[:80]!r} ({error})") from error
 
 
@@ -339,7 +339,9 @@ def _connect(path: str, timeout: float) -> socket.socket:
     try:
         # A non-blocking connect() fails at once when the binder's queue is full; a blocking one waits for its turn,
         # as long as the send timeout says (unix_stream_connect() in net/unix/af_unix.c).
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", *divmod(int(timeout * 1e6), 10**6)))
+        sock.setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", *divmod(max(1, int(timeout * 1e6)), 10**6))
+        )
         sock.connect(path)
     except BlockingIOError as error:
         sock.close()
