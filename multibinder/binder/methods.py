@@ -65,6 +65,9 @@ class Methods:
         except RequestError as error:
             events.warning("refused", method=request.method, pid=caller.pid, uid=caller.uid, why=error)
             return refuse(request.id, error.code, str(error), dict(error.data) or None)
+        except Exception as error:  # a bug of ours; the other clients and every listener must outlive it
+            events.error("internal-error", method=request.method, pid=caller.pid, error=repr(error))
+            return refuse(request.id, messages.INTERNAL_ERROR, f"Internal error: {error!r}; please report it")
 
     def _hello(self, request: Request, caller: Caller) -> Answer:
         hello = Hello("multibinder", self._version, messages.PROTOCOL, os.getpid(), list(self._methods))
