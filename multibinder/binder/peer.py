@@ -6,7 +6,7 @@ import selectors
 import socket
 import struct
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from multibinder.binder.methods import Answer, Caller
 from multibinder.binder.store import Grant
@@ -70,6 +70,8 @@ class Peer:
             else:
                 self._unsent.popleft()
 
-    def undelivered(self) -> Iterator[Sequence[Grant]]:
-        for _, _, grants in self._unsent:
-            yield grants
+    def forget_unsent(self) -> list[Sequence[Grant]]:
+        """Drop what it has not taken; what was granted with it."""
+        undelivered = [grants for _, _, grants in self._unsent]
+        self._unsent.clear()
+        return undelivered

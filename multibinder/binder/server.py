@@ -143,6 +143,18 @@ class ControlServer:
             self._drop(peer)
             return
         except OSError as error:
+            if error.errno == errno.ETOOMANYREFS:
+                # unix(7): what is sent and not yet received counts against our RLIMIT_NOFILE, whoever does not receive.
+                events.error("cannot-hand-over", pid=peer.caller.pid, uid=peer.caller.uid, error=error.strerror)
+                self._take_back(peer)
+                self._say_goodbye(
+                    peer,
+                    messages.LIMIT_REACHED,
+                    "clients that do not read hold too many descriptors of "
+                    "this binder; raise LimitNOFILE= in its unit, or find them; try again",
+                )
+                self._drop(peer)
+                return
             events.debug("client-gone", pid=peer.caller.pid, why=error.strerror)
             self._drop(peer)
             return
@@ -198,9 +210,12 @@ class ControlServer:
         with contextlib.suppress(OSError):
             peer.send(refuse(None, code, text))
 
-    def _drop(self, peer: Peer) -> None:
-        for grants in peer.undelivered():
+    def _take_back(self, peer: Peer) -> None:
+        for grants in peer.forget_unsent():
             self._store.take_back(grants)
+
+    def _drop(self, peer: Peer) -> None:
+        self._take_back(peer)
         self._selector.unregister(peer.socket)
         peer.socket.close()
         self._peers.discard(peer)

@@ -214,7 +214,8 @@ class ListenerStore:
     def _refresh(self, listener: Listener, options: Options) -> None:
         """Apply what can change to the live socket, and undo what another holder did to it."""
         wanted = options.backlog if options.backlog is not None else listener.options.backlog
-        if wanted != listener.options.backlog or accept_queue(listener.socket).limit != listener.limit:
+        if accept_queue(listener.socket).limit != wanted:
+            # A holder's listen() changed it, or the kernel allowed less; it may allow more by now.
             listen(listener.socket, wanted)
             listener.limit = accept_queue(listener.socket).limit
         if options.name or wanted != listener.options.backlog:

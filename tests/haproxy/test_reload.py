@@ -32,7 +32,8 @@ def served_slowly() -> Iterator[int]:
 
 
 def with_backend(port: int) -> str:
-    return f"frontend slow_in\n    bind {{{{ bind_tcp(env.HOST, 8900) }}}}\n    default_backend slow\nbackend slow\n    server s 127.0.0.1:{port}\n"
+    frontend = "frontend slow_in\n    bind {{ bind_tcp(env.HOST, 8900) }}\n    default_backend slow\n"
+    return f"{frontend}backend slow\n    server s 127.0.0.1:{port}\n"
 
 
 def test_reload_says_what_was_added_kept_and_dropped(web: Haproxy, host: str) -> None:

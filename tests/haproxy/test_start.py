@@ -166,7 +166,8 @@ def test_a_template_without_a_bind_runs_with_a_warning(haproxy: Haproxy, host: s
 
 
 def test_the_same_address_in_two_frontends_shares_a_descriptor(haproxy: Haproxy, host: str) -> None:
-    two = f"frontend two\n    bind {bind_tcp((host, 8000))}\n    http-request return status 200 content-type text/plain string ok"
+    two = f"frontend two\n    bind {bind_tcp((host, 8000))}\n    http-request return status 200 content-type text/plain"
+    two += " string ok"
     haproxy.template.write_text(config(bind_tcp((host, 8000)), after=two))
     haproxy.start()
     rendered = (haproxy.runtime / "web" / "web.cfg").read_text()
@@ -320,7 +321,10 @@ def test_no_space_for_the_rendered_file_leaves_the_old_worker_serving(haproxy: H
 def test_more_binds_than_the_environment_can_carry_are_refused_with_a_clear_message(
     haproxy: Haproxy, many_descriptors: None
 ) -> None:
-    template = "{% for port in range(10000, 16000) %}{{ bind_tcp('127.111.111.111', port) }}{{ ',' if not loop.last }}{% endfor %}"
+    template = (
+        "{% for port in range(10000, 16000) %}{{ bind_tcp('127.111.111.111', port) }}"
+        "{{ ',' if not loop.last }}{% endfor %}"
+    )
     haproxy.template.write_text(config(template))
     refused = haproxy.command("run", "--name", "web", "--", HAPROXY, "-Ws", "-f", str(haproxy.template))
     assert refused.returncode == 1

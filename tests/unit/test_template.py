@@ -96,7 +96,10 @@ def test_what_is_not_utf8_or_not_there_is_named(template: Path) -> None:
 
 
 def test_an_erb_file_with_nothing_but_binds_works_as_it_is(erb: Path) -> None:
-    text = "# {{ not ours }} {% either %}\nbind <%= bind_tcp('0.0.0.0', 80) %>,<%=bind_tcp(\"::\",443)%>\n<%# a comment %>x\n"
+    text = (
+        "# {{ not ours }} {% either %}\nbind <%= bind_tcp('0.0.0.0', 80) %>,<%=bind_tcp(\"::\",443)%>\n"
+        "<%# a comment %>x\n"
+    )
     assert render(erb, text).files["web.cfg"] == (
         "# {{ not ours }} {% either %}\nbind fd@{0.0.0.0:80},fd@{[::]:443}\nx\n"
     )

@@ -109,7 +109,7 @@ class Instance:
             known = ", ".join(known_instances(os.path.dirname(self.directory))) or "none"
             raise NoSuchInstance(
                 f"there is no instance {self.name!r} in {os.path.dirname(self.directory)} (known: {known}); start it "
-                f"with 'multibinder-haproxy run --name {self.name} -- haproxy -Ws -f FILE.j2', or give its --runtime-dir"
+                f"with 'multibinder-haproxy run --name {self.name} -- haproxy -Ws -f FILE.j2', or give --runtime-dir"
             )
         return invocation
 

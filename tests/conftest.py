@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import contextlib
+import resource
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import Binder, own_host, require
+
+StartBinder = Callable[..., Binder]
+
+
+@pytest.fixture
+def run_dir() -> Iterator[Path]:
+    """A directory with a short name: a Unix socket's path has at most 107 bytes, and tmp_path alone can have more."""
+    directory = Path(tempfile.mkdtemp(prefix="mb-"))
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def host() -> str:
+    """A loopback address of this test's own."""
+    return own_host()
+
+
+@pytest.fixture
+def start_binder(run_dir: Path) -> Iterator[StartBinder]:
+    """Starts a binder with these options and waits until it is ready; ``name=`` for a second one."""
+    with contextlib.ExitStack() as running:
+
+        def start(*options: str, **how: object) -> Binder:
+            binder: Binder = running.enter_context(Binder(run_dir, *options, **how))  # type: ignore[arg-type]
+            return binder.wait_until_ready()
+
+        yield start
+
+
+@pytest.fixture
+def binder(start_binder: StartBinder) -> Binder:
+    return start_binder()
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """Room for 4,000 open descriptors in the test itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        require("descriptors", hard >= 4000, f"the hard limit of RLIMIT_NOFILE is {hard}; this test needs 4000")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard == resource.RLIM_INFINITY else max(soft, 4000), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -1,0 +1,162 @@
+"""``multibinder list`` and ``multibinder release``: output, exit codes, and errors in one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from multibinder import Client, ListenerSpec, Options, TcpAddress
+from tests.support import Binder, can_connect, multibinder, require_ipv6
+
+
+def hold(binder: Binder, host: str, *owners: str, port: int = 8000, name: str | None = None) -> None:
+    with Client(binder.socket_path) as client:
+        for owner in owners:
+            client.bind([ListenerSpec(TcpAddress.of(host, port), Options(backlog=77, name=name))], owner=owner)[
+                0
+            ].close()
+
+
+def test_list_shows_every_listener(binder: Binder, host: str) -> None:
+    hold(binder, host, "haproxy@web", "", name="front")
+    hold(binder, host, "other", port=8001)
+    done = multibinder("list", "--socket", binder.socket_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    heading, _, first, second = [line.split() for line in done.stdout.splitlines() if line.strip()]
+    assert heading == ["ADDRESS", "OWNERS", "BACKLOG", "HANDOFFS", "AGE"]
+    assert first[:-1] == [f"{host}:8000", "(front)", "haproxy@web,", "-", "77", "2"]
+    assert second[:-1] == [f"{host}:8001", "other", "77", "1"]
+
+
+def test_list_takes_the_socket_from_the_environment(binder: Binder, host: str) -> None:
+    hold(binder, host, "a")
+    done = multibinder("list", environment={"MULTIBINDER_SOCK": str(binder.socket_path)})
+    assert done.returncode == 0
+    assert f"{host}:8000" in done.stdout
+
+
+def test_list_as_json_is_for_programs(binder: Binder, host: str) -> None:
+    hold(binder, host, "a", "b", name="front")
+    done = multibinder("list", "--json", "--socket", binder.socket_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    [listener] = json.loads(done.stdout)
+    assert listener["created"] > 1.6e9
+    assert listener["cookie"] > 0
+    del listener["created"], listener["cookie"]
+    assert listener == {
+        "address": f"{host}:8000",
+        "name": "front",
+        "owners": ["a", "b"],
+        "backlog": 77,
+        "backlog_requested": 77,
+        "v6only": None,
+        "handoffs": 2,
+    }
+
+
+def test_an_empty_list_says_so_to_people_and_is_empty_for_programs(binder: Binder) -> None:
+    done = multibinder("list", "--socket", binder.socket_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "No listeners.\n")
+    done = multibinder("list", "--json", "--socket", binder.socket_path)
+    assert (done.returncode, json.loads(done.stdout)) == (0, [])
+
+
+def test_release_of_the_last_claim_closes_the_port(binder: Binder, host: str) -> None:
+    hold(binder, host, "a")
+    done = multibinder("release", "--socket", binder.socket_path, "--owner", "a", f"{host}:8000")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{host}:8000: closed\n", "")
+    assert not can_connect((host, 8000))
+
+
+def test_release_of_one_claim_of_several_says_who_keeps_it(binder: Binder, host: str) -> None:
+    hold(binder, host, "a", "b", "")
+    done = multibinder("release", "--socket", binder.socket_path, "--owner", "a", f"{host}:8000")
+    assert (done.returncode, done.stdout) == (0, f"{host}:8000: kept, by b, a client without a label\n")
+    assert can_connect((host, 8000))
+
+
+def test_release_without_an_owner_drops_the_claim_without_a_label(binder: Binder, host: str) -> None:
+    hold(binder, host, "")
+    done = multibinder("release", "--socket", binder.socket_path, f"{host}:8000")
+    assert (done.returncode, done.stdout) == (0, f"{host}:8000: closed\n")
+
+
+def test_release_of_all_owners_closes_the_port(binder: Binder, host: str) -> None:
+    hold(binder, host, "a", "b", "")
+    done = multibinder("release", "--socket", binder.socket_path, "--all-owners", f"{host}:8000")
+    assert (done.returncode, done.stdout) == (0, f"{host}:8000: closed\n")
+    assert not can_connect((host, 8000))
+
+
+def test_release_of_what_is_not_there_exits_with_1_after_the_others_are_done(binder: Binder, host: str) -> None:
+    hold(binder, host, "")
+    done = multibinder("release", "--socket", binder.socket_path, f"{host}:1", f"{host}:8000")
+    assert (done.returncode, done.stdout) == (1, f"{host}:1: absent\n{host}:8000: closed\n")
+
+
+def test_release_knows_an_ipv6_address_however_it_is_written(binder: Binder) -> None:
+    require_ipv6()
+    with Client(binder.socket_path) as client, client.bind([("::1", 0)])[0] as listener:
+        port = listener.getsockname()[1]
+    done = multibinder("release", "--all-owners", "--socket", binder.socket_path, f"tcp6@[0:0:0::1]:{port}")
+    assert (done.returncode, done.stdout) == (0, f"[::1]:{port}: closed\n")
+
+
+@pytest.mark.parametrize(
+    "address", ["localhost:80", "1.2.3.4", "1.2.3.4:70000", "udp@1.2.3.4:80", "1.2.3.4:" + "9" * 5000]
+)
+def test_an_address_that_is_none_is_wrong_usage(address: str) -> None:
+    done = multibinder("release", "--socket", "/nowhere", address)
+    assert done.returncode == 2
+    assert "Invalid value: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [["list"], ["list", "--json"], ["release", "127.0.0.1:80"]])
+def test_without_a_socket_it_says_what_to_set(command: list[str]) -> None:
+    done = multibinder(*command)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "multibinder: MULTIBINDER_SOCK is not set: set it to the path of the binder's control socket "
+        "(as given to 'multibinder serve --socket'), or pass socket_path=\n"
+    )
+
+
+@pytest.mark.parametrize("command", [["list"], ["release", "127.0.0.1:80"]])
+def test_without_a_binder_it_is_one_sentence(run_dir: Path, command: list[str]) -> None:
+    path = run_dir / "mb.sock"
+    done = multibinder(*command, "--socket", path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"multibinder: cannot reach the binder at {path}: there is no such socket; is 'multibinder serve' running?\n"
+    )
+
+
+def test_a_binder_that_is_gone_is_one_sentence(binder: Binder) -> None:
+    binder.process.kill()
+    binder.wait()
+    done = multibinder("list", "--socket", binder.socket_path)
+    assert done.returncode == 1
+    assert "nobody listens there any more; is 'multibinder serve' running?" in done.stderr
+
+
+def test_a_label_that_is_none_is_one_sentence(binder: Binder) -> None:
+    done = multibinder("release", "--owner", "a b", "--socket", binder.socket_path, "127.0.0.1:80")
+    assert done.returncode == 1
+    assert "owner 'a b' is not usable" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_has_an_example_for_each_command() -> None:
+    for command in ([], ["serve"], ["list"], ["release"]):
+        done = multibinder(*command, "--help")
+        assert done.returncode == 0
+        assert "Example:\n" in done.stdout
+
+
+def test_the_version_is_told() -> None:
+    import multibinder as package
+
+    assert multibinder("--version").stdout == f"multibinder, version {package.__version__}\n"

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import socket
+from ipaddress import IPv4Address, IPv6Address
+
+import pytest
+
+from multibinder import AddressError, MultibinderError, TcpAddress
+from multibinder.wire.address import address_of
+from tests.support import require_ipv6
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["192.0.2.1:80", "0.0.0.0:0", "127.0.0.1:65535", "[::]:443", "[2001:db8::1]:8080", "[::1]:1", "[fe80::1]:22"],
+)
+def test_parsing_what_was_printed_gives_the_same_address(text: str) -> None:
+    address = TcpAddress.parse(text)
+    assert str(address) == text
+    assert TcpAddress.parse(str(address)) == address
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "::ffff:192.0.2.1", "2001:DB8:0::1", "0:0:0:0:0:0:0:0"])
+def test_printing_what_was_built_gives_text_that_parses_to_it(host: str) -> None:
+    address = TcpAddress.of(host, 80)
+    assert TcpAddress.parse(str(address)) == address
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("ipv4@192.0.2.1:80", "192.0.2.1:80"),
+        ("tcp4@192.0.2.1:80", "192.0.2.1:80"),
+        ("tcp@192.0.2.1:80", "192.0.2.1:80"),
+        ("ipv6@[::1]:80", "[::1]:80"),
+        ("tcp6@::1:80", "[::1]:80"),
+        ("tcp@[::1]:80", "[::1]:80"),
+        (":::443", "[::]:443"),
+        ("[2001:db8:0:0:0:0:0:1]:80", "[2001:db8::1]:80"),
+    ],
+)
+def test_haproxys_ways_to_write_an_address_are_read(text: str, same: str) -> None:
+    assert TcpAddress.parse(text) == TcpAddress.parse(same)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("127.0.0.1:70000", "port 70000 is out of range: a TCP port is a number from 0 to 65535"),
+        ("127.0.0.1:65536", "port 65536 is out of range"),
+        ("127.0.0.1:-1", "has no port"),
+        ("127.0.0.1:", "has no port"),
+        ("127.0.0.1:http", "has no port"),
+        ("127.0.0.1:٨٠", "has no port"),
+        ("127.0.0.1", "has no port: write host:port, as in 192.0.2.1:80 or [2001:db8::1]:443"),
+        ("", "has no port"),
+        ("[::1]", "has no port"),
+        (":80", "host '' is ambiguous: write 0.0.0.0 for every IPv4 address, :: for IPv6"),
+        ("*:80", "host '*' is ambiguous: write 0.0.0.0"),
+        ("[]:80", "host '' is ambiguous"),
+        ("localhost:80", "host 'localhost' is a name: give a numeric address"),
+        ("www.example.org:80", "a listener must not depend on that"),
+        ("[fe80::1%eth0]:80", "host 'fe80::1%eth0' has an IPv6 scope, which is not supported"),
+        ("1.2.3.300:80", "host '1.2.3.300' is not a valid IP address"),
+        ("1.2.3:80", "host '1.2.3' is not a valid IP address"),
+        ("010.0.0.1:80", "host '010.0.0.1' is not a valid IP address"),
+        ("[::1::]:80", "host '::1::' is not a valid IP address"),
+        ("[::1:80", "host '[::1' is not a valid IP address"),
+        ("udp@192.0.2.1:80", "udp@ addresses are not supported yet, only TCP"),
+        ("unix@/run/web.sock", "unix@ addresses are not supported yet"),
+        ("abns@web", "abns@ addresses are not supported yet"),
+        ("fd@3", "fd@ addresses are not supported yet"),
+        ("ipv4@[::1]:80", "::1 is not an IPv4 address"),
+        ("ipv6@192.0.2.1:80", "192.0.2.1 is not an IPv6 address"),
+    ],
+)
+def test_what_names_no_address_is_refused_with_its_reason(text: str, complaint: str) -> None:
+    with pytest.raises(AddressError) as refusal:
+        TcpAddress.parse(text)
+    assert complaint in str(refusal.value)
+
+
+def test_a_port_of_thousands_of_digits_is_an_address_error_like_any_other() -> None:
+    with pytest.raises(AddressError):
+        TcpAddress.parse("127.0.0.1:" + "9" * 5000)
+
+
+def test_an_address_error_is_also_a_value_error_and_one_of_ours() -> None:
+    with pytest.raises(ValueError, match="out of range") as refusal:
+        TcpAddress.of("127.0.0.1", 70000)
+    assert isinstance(refusal.value, MultibinderError)
+
+
+def test_an_address_can_be_a_key_and_cannot_change() -> None:
+    address = TcpAddress.parse("192.0.2.1:80")
+    assert {address: 1}[TcpAddress.of("192.0.2.1", 80)] == 1
+    with pytest.raises(AttributeError):
+        address.port = 81  # type: ignore[misc]
+
+
+def test_the_family_follows_from_the_host() -> None:
+    assert TcpAddress(IPv4Address("192.0.2.1"), 80).family == socket.AF_INET
+    assert TcpAddress(IPv6Address("::1"), 80).family == socket.AF_INET6
+
+
+def test_port_0_stands_for_any_port_of_the_same_host() -> None:
+    wanted = TcpAddress.parse("127.0.0.1:0")
+    assert wanted.matches(TcpAddress.parse("127.0.0.1:4711"))
+    assert not wanted.matches(TcpAddress.parse("127.0.0.2:4711"))
+    assert not wanted.with_port(80).matches(TcpAddress.parse("127.0.0.1:4711"))
+
+
+def test_the_kernel_is_asked_what_a_socket_is_bound_to() -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        assert address_of(sock) == TcpAddress.of("127.0.0.1", sock.getsockname()[1])
+
+
+def test_the_kernel_is_asked_what_an_ipv6_socket_is_bound_to() -> None:
+    require_ipv6()
+    with socket.socket(socket.AF_INET6) as sock:
+        sock.bind(("::1", 0))
+        assert address_of(sock) == TcpAddress.of("::1", sock.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"), [(socket.AF_UNIX, socket.SOCK_STREAM), (socket.AF_INET, socket.SOCK_DGRAM)]
+)
+def test_a_socket_of_another_kind_has_no_tcp_address(family: socket.AddressFamily, kind: socket.SocketKind) -> None:
+    with socket.socket(family, kind) as sock:
+        assert address_of(sock) is None

@@ -1,0 +1,120 @@
+"""The house: who may import whom, and who may print."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import multibinder
+
+ROOT = Path(__file__).parents[2]
+
+#: A room of the house, and the rooms it may look into (DESIGN.md, "The house"). Everything may look into itself.
+ARROWS = {
+    "multibinder": ["multibinder.wire"],
+    "multibinder.wire": [],
+    "multibinder.observe": ["multibinder.wire"],
+    "multibinder.binder": ["multibinder.wire", "multibinder.observe"],
+    "multibinder.launch": ["multibinder.wire"],
+    "multibinder.cli": ["multibinder"],
+    "multibinder.__main__": ["multibinder.cli"],
+    "multibinder_haproxy": [],
+}
+
+
+def module_name(path: Path) -> str:
+    package = "wrappers/haproxy" if "wrappers" in path.parts else ""
+    name = ".".join(path.relative_to(ROOT / package).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+MODULES = {
+    module_name(path): path
+    for directory in ("multibinder", "wrappers/haproxy/multibinder_haproxy")
+    for path in sorted((ROOT / directory).rglob("*.py"))
+}
+
+
+def is_in(module: str, room: str) -> bool:
+    return module == room or module.startswith(f"{room}.")
+
+
+def room_of(module: str) -> str:
+    return max((room for room in ARROWS if is_in(module, room)), key=len)
+
+
+def imports(name: str, path: Path) -> Iterator[tuple[int, str]]:
+    """Line and full name of everything of ours that a module imports, wherever in it the statement stands."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            source = ".".join([*parts, *([node.module] if node.module else [])])
+            found = [f"{source}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for target in found:
+            if target.partition(".")[0] in ("multibinder", "multibinder_haproxy"):
+                yield node.lineno, target
+
+
+def is_allowed(name: str, target: str) -> bool:
+    room = room_of(name)
+    if room == "multibinder_haproxy" and is_in(target, "multibinder"):
+        # The wrapper is a customer like any other.
+        return target == "multibinder" or target.removeprefix("multibinder.") in multibinder.__all__
+    if room == "multibinder":
+        return is_in(target, "multibinder.wire")
+    return is_in(target, room) or any(is_in(target, allowed) for allowed in ARROWS[room])
+
+
+def test_the_house_is_where_we_look() -> None:
+    assert {"multibinder", "multibinder.wire.client", "multibinder.binder.store", "multibinder_haproxy"} <= {*MODULES}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_the_right_way(name: str) -> None:
+    wrong = [f"{MODULES[name]}:{line}: {target}" for line, target in imports(name, MODULES[name])]
+    assert [where for where in wrong if not is_allowed(name, where.rpartition(" ")[2])] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("multibinder.wire.client", "multibinder.binder.store"),
+        ("multibinder.wire.client", "multibinder.Client"),
+        ("multibinder.observe.holders", "multibinder.binder"),
+        ("multibinder.binder.store", "multibinder.cli.logs"),
+        ("multibinder.binder.store", "multibinder.__version__"),
+        ("multibinder.launch.run", "multibinder.binder"),
+        ("multibinder", "multibinder.binder.store"),
+        ("multibinder_haproxy.instance", "multibinder.wire.client"),
+        ("multibinder_haproxy.instance", "multibinder.wire"),
+        ("multibinder.cli.main", "multibinder_haproxy"),
+    ],
+)
+def test_an_arrow_that_points_the_wrong_way_would_be_noticed(name: str, target: str) -> None:
+    assert not is_allowed(name, target)
+
+
+def speaks_or_exits(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if called in ("print", "exit", "quit", "sys.exit", "os._exit", "click.echo", "SystemExit"):
+                yield f"{path}:{node.lineno}: {called}()"
+            if called in ("sys.stdout.write", "sys.stderr.write"):
+                yield f"{path}:{node.lineno}: {called}()"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if is_in(name, "multibinder")])
+def test_nothing_but_the_command_line_prints_or_exits(name: str) -> None:
+    if room_of(name) == "multibinder.cli":
+        assert name != "multibinder.cli.main" or list(speaks_or_exits(MODULES[name])), "the check sees nothing at all"
+    else:
+        assert list(speaks_or_exits(MODULES[name])) == []
