@@ -62,6 +62,7 @@ def test_the_same_address_with_conflicting_options_is_refused_with_both(template
     [
         ("\n\n{{ missing }}", 3, "'missing' is undefined"),
         ("\n{% if %}", 2, "Expected an expression"),
+        ("{{ bind_tcp('0.0.0.0', no_such_port) }}", 1, "'no_such_port' is undefined"),
         ("{{ env.MISSING }}", 1, "environment object' has no attribute 'MISSING'"),
         ("{{ bind_tcp('example.org', 80) }}", 1, "host 'example.org' is a name: give a numeric address"),
         ("{{ bind_tcp('0.0.0.0', 70000) }}", 1, "port 70000 is out of range"),

@@ -156,6 +156,9 @@ class Renderer:
     def _bind_tcp(self, host: str, port: int | str, **options: Any) -> str:
         if unknown := sorted(options.keys() - set(OPTION_NAMES)):
             raise AddressError(f"bind_tcp() has no option {', '.join(unknown)}; it has {', '.join(OPTION_NAMES)}")
+        for value in (host, port, *options.values()):
+            if isinstance(value, jinja2.Undefined):
+                str(value)  # raises, and says which name it is
         if isinstance(port, str) and port.isascii() and port.isdigit():
             port = int(port)  # env and --vars give texts
         try:
