@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -37,7 +35,7 @@ class Claim(msgspec.Struct):
 class Listener(msgspec.Struct, eq=False):
     """A socket that the binder holds. The store alone opens and closes it.
 
-    ``limit`` is what the kernel made of our last listen(): if the accept queue has another, somebody else listened.
+    ``limit`` is what the kernel made of our last listen(); 0 before the first.
     """
 
     socket: socket.socket
@@ -78,12 +76,15 @@ class ListenerStore:
 
     def bind(self, specs: Sequence[ListenerSpec], owners: Sequence[str]) -> list[Grant]:
         """All of them, or none: raises BindError or RequestError, and then nothing has changed."""
-        with contextlib.ExitStack() as undo:
-            found = self._find_or_open(specs, undo)
+        opened: list[Listener] = []
+        try:
+            found = self._find_or_open(specs, opened)
             for listener, created in found:
-                if created or not accept_queue(listener.socket).listening:
+                if created or not listener.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                     self._listen(listener)
-            undo.pop_all()
+        except RequestError:
+            _close_sockets(opened)
+            raise
         grants: list[Grant] = []
         for (listener, created), spec, owner in zip(found, specs, owners, strict=True):
             if created:
@@ -95,8 +96,11 @@ class ListenerStore:
 
     def check(self, specs: Sequence[ListenerSpec]) -> None:
         """Raise what ``bind`` would raise. What it opens is never listened on, and closed again."""
-        with contextlib.ExitStack() as always:
-            self._find_or_open(specs, always)
+        opened: list[Listener] = []
+        try:
+            self._find_or_open(specs, opened)
+        finally:
+            _close_sockets(opened)
 
     def take_back(self, grants: Sequence[Grant]) -> None:
         """The answer with these never arrived. What it alone had changed is as before."""
@@ -129,19 +133,19 @@ class ListenerStore:
 
     def close(self) -> None:
         """Close our descriptors. Where another holder is left, the port stays open for it."""
-        for listener in self._by_address.values():
-            listener.socket.close()
+        _close_sockets(self._by_address.values())
         self._by_address.clear()
         self._by_name.clear()
 
-    def _find_or_open(self, specs: Sequence[ListenerSpec], undo: contextlib.ExitStack) -> list[tuple[Listener, bool]]:
-        """For each spec its listener and whether it is new; new ones are bound, do not listen, and are in ``undo``."""
-        opened: dict[Address, Listener] = {}
+    def _find_or_open(self, specs: Sequence[ListenerSpec], opened: list[Listener]) -> list[tuple[Listener, bool]]:
+        """For each spec its listener and whether it is new. New ones are bound and do not listen yet; they are in
+        ``opened``, also when an error is raised."""
+        bound: dict[Address, Listener] = {}
         named: dict[str, Listener] = {}
         room = self._limit - len(self)
         found = []
         for spec in specs:
-            listener = named.get(spec.options.name or "") or self._find(spec) or opened.get(spec.address)
+            listener = named.get(spec.options.name or "") or self._find(spec) or bound.get(spec.address)
             created = listener is None
             if listener is None:
                 if not room:
@@ -152,8 +156,8 @@ class ListenerStore:
                     )
                 room -= 1
                 listener = self._open(spec)
-                undo.callback(listener.socket.close)
-                opened[listener.address] = listener
+                opened.append(listener)
+                bound[listener.address] = listener
             else:
                 _check_same(listener, spec)
             if spec.options.name:
@@ -214,10 +218,9 @@ class ListenerStore:
     def _refresh(self, listener: Listener, options: Options) -> None:
         """Apply what can change to the live socket, and undo what another holder did to it."""
         wanted = options.backlog if options.backlog is not None else listener.options.backlog
-        if accept_queue(listener.socket).limit != wanted:
-            # A holder's listen() changed it, or the kernel allowed less; it may allow more by now.
-            listen(listener.socket, wanted)
-            listener.limit = accept_queue(listener.socket).limit
+        # Each time: a holder may have called listen(), and net.core.somaxconn may have changed.
+        listen(listener.socket, wanted)
+        listener.limit = accept_queue(listener.socket).limit
         if options.name or wanted != listener.options.backlog:
             name = listener.options.name or options.name
             listener.options = msgspec.structs.replace(listener.options, backlog=wanted, name=name)
@@ -229,6 +232,11 @@ class ListenerStore:
         return BindError(
             sentence, COULD_NOT_BIND, {"errno": number, "errname": errname(number), "address": str(address)}
         )
+
+
+def _close_sockets(listeners: Iterable[Listener]) -> None:
+    for listener in listeners:
+        listener.socket.close()
 
 
 def _grant(listener: Listener, created: bool, owner: str) -> Grant:
@@ -311,6 +319,7 @@ def _explain(address: Address, number: int, who_listens: WhoListens) -> str:
 
 def _first_unprivileged_port() -> str:
     try:
-        return Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text().strip()
+        with open("/proc/sys/net/ipv4/ip_unprivileged_port_start") as setting:
+            return setting.read().strip()
     except OSError:
         return "1024"

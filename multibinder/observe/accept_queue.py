@@ -6,10 +6,11 @@ import socket
 import struct
 from typing import NamedTuple
 
+from multibinder.wire.listener import TCP_LISTEN
+
 #: struct tcp_info (linux/tcp.h): eight bytes, four u32, then tcpi_unacked and tcpi_sacked, which for a listening
 #: socket are the length and the limit of its accept queue (tcp_get_info() in net/ipv4/tcp.c).
 _TCP_INFO = struct.Struct("=B7x16xII")
-_TCP_LISTEN = 10
 
 
 class AcceptQueue(NamedTuple):
@@ -23,4 +24,4 @@ class AcceptQueue(NamedTuple):
 def accept_queue(sock: socket.socket) -> AcceptQueue:
     """One system call. Raises OSError for a socket that is not TCP."""
     state, length, limit = _TCP_INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
-    return AcceptQueue(state == _TCP_LISTEN, length, limit)
+    return AcceptQueue(state == TCP_LISTEN, length, limit)

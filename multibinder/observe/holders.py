@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import sys
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv6Address
-from pathlib import Path
 
 import msgspec
 
 from multibinder.wire.address import Address
 
 _TCP_LISTEN = "0A"
+_WILDCARDS = ("0.0.0.0", "::")
 _SOCKET_LINK = re.compile(r"socket:\[(\d+)\]")
 
 
@@ -50,12 +50,11 @@ def who_listens_on(address: Address) -> Listening:
         return Listening((), hidden=False)
     found: list[Process] = []
     hidden = False
-    for directory in Path("/proc").iterdir():
-        if not directory.name.isdigit():
-            continue
+    for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            if inodes & set(_socket_inodes(directory / "fd")):
-                found.append(Process(int(directory.name), (directory / "comm").read_text().strip()))
+            if inodes & set(_socket_inodes(f"/proc/{pid}/fd")):
+                with open(f"/proc/{pid}/comm") as name:
+                    found.append(Process(int(pid), name.read().strip()))
         except PermissionError:
             hidden = True
         except (FileNotFoundError, ProcessLookupError):
@@ -77,23 +76,27 @@ def _colliding_inodes(address: Address) -> Iterator[int]:
                 if int(port, 16) != address.port:
                     continue
                 bound = parse(host)
-                if bound == address.host or bound.is_unspecified or address.host.is_unspecified:
+                if bound == address.host or bound in _WILDCARDS or address.host in _WILDCARDS:
                     yield int(columns[9])
 
 
-def _ipv4(column: str) -> IPv4Address:
-    # The kernel prints the address as a native 32-bit integer.
-    return IPv4Address(int(column, 16).to_bytes(4, sys.byteorder))
+def _ipv4(column: str) -> str:
+    return socket.inet_ntop(socket.AF_INET, _network_order(column))
 
 
-def _ipv6(column: str) -> IPv6Address:
-    return IPv6Address(b"".join(int(column[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, 32, 8)))
+def _ipv6(column: str) -> str:
+    return socket.inet_ntop(socket.AF_INET6, _network_order(column))
 
 
-def _socket_inodes(directory: Path) -> Iterator[int]:
-    for name in os.listdir(directory):  # (names, not Path objects: there can be 100,000)
+def _network_order(column: str) -> bytes:
+    # The kernel prints an address as native 32-bit integers.
+    return b"".join(int(column[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(column), 8))
+
+
+def _socket_inodes(directory: str) -> Iterator[int]:
+    for name in os.listdir(directory):
         try:
-            link = _SOCKET_LINK.match(os.readlink(directory / name))
+            link = _SOCKET_LINK.match(os.readlink(f"{directory}/{name}"))
         except FileNotFoundError:
             continue
         if link:

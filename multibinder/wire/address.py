@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import socket
-from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
 import msgspec
 
@@ -19,10 +20,11 @@ _PREFIX = re.compile(r"[a-z0-9+]+@")
 class TcpAddress(msgspec.Struct, frozen=True):
     """A numeric TCP endpoint. ``str()`` prints what ``parse`` reads: ``192.0.2.1:80``, ``[2001:db8::1]:443``.
 
+    Made by ``of`` and ``parse`` only: ``host`` is the text that inet_ntop(3) has for it, so equal addresses are equal.
     Port 0 asks the kernel for a free port (ip(7), ip_local_port_range).
     """
 
-    host: IPv4Address | IPv6Address
+    host: str
     port: int
 
     @staticmethod
@@ -50,18 +52,22 @@ class TcpAddress(msgspec.Struct, frozen=True):
         if host.startswith("[") and host.endswith("]"):
             host = host[1:-1]
         address = TcpAddress.of(host, int(port))
-        if version is not None and address.host.version != version:
+        if version is not None and address.version != version:
             raise AddressError(f"{text!r}: {host} is not an IPv{version} address")
         return address
 
     @property
     def family(self) -> socket.AddressFamily:
-        return socket.AF_INET if self.host.version == 4 else socket.AF_INET6
+        return socket.AF_INET6 if ":" in self.host else socket.AF_INET
+
+    @property
+    def version(self) -> int:
+        return 6 if ":" in self.host else 4
 
     @property
     def sockaddr(self) -> tuple[str, int]:
         """What ``socket.bind`` takes."""
-        return (str(self.host), self.port)
+        return (self.host, self.port)
 
     def with_port(self, port: int) -> TcpAddress:
         return TcpAddress(self.host, port)
@@ -71,7 +77,7 @@ class TcpAddress(msgspec.Struct, frozen=True):
         return self.host == bound.host and self.port in (0, bound.port)
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}" if self.host.version == 4 else f"[{self.host}]:{self.port}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 #: Every kind of address there is. TCP is the only one yet; the code that cares asks with isinstance().
@@ -82,14 +88,16 @@ def address_of(sock: socket.socket) -> Address | None:
     """What the kernel says that a socket is bound to (getsockname(2)); None for a kind that is no Address."""
     if sock.type != socket.SOCK_STREAM or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return None
-    name = sock.getsockname()
-    if not isinstance(name, tuple):
-        return None  # of another family than the object was told
+    return tcp_address(sock.getsockname())
+
+
+def tcp_address(name: Any) -> TcpAddress:
+    """The address in what ``getsockname`` of a TCP socket returned."""
     return TcpAddress.of(name[0].partition("%")[0], name[1])
 
 
 @functools.lru_cache(maxsize=1024)
-def _numeric_host(host: str) -> IPv4Address | IPv6Address:
+def _numeric_host(host: str) -> str:
     if host in ("", "*"):
         raise AddressError(f"host {host!r} is ambiguous: write 0.0.0.0 for every IPv4 address, :: for IPv6")
     if "%" in host:
@@ -97,10 +105,9 @@ def _numeric_host(host: str) -> IPv4Address | IPv6Address:
             f"host {host!r} has an IPv6 scope, which is not supported: "
             "bind the address without it, or :: and filter by interface"
         )
-    try:
-        return IPv6Address(host) if ":" in host else IPv4Address(host)
-    except ValueError:
-        pass
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with contextlib.suppress(OSError, ValueError):  # ValueError: a NUL, or not ASCII
+        return socket.inet_ntop(family, socket.inet_pton(family, host))
     if re.fullmatch(r"[0-9.]+", host) or ":" in host:
         raise AddressError(f"host {host!r} is not a valid IP address")
     raise AddressError(

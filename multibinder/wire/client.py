@@ -28,7 +28,7 @@ from multibinder.wire.errors import (
     RequestError,
     errname,
 )
-from multibinder.wire.listener import SharedListener, adopt_all, listen, open_listener
+from multibinder.wire.listener import SharedListener, adopt_all, close_all, listen, open_listener
 from multibinder.wire.messages import (
     BindResult,
     Handoff,
@@ -83,7 +83,7 @@ class Client:
         self._ids = itertools.count(1)
         self._decoder = Decoder(_REPLY_LIMIT)
         self._descriptors: list[int] = []
-        self._socket = _connect(self.socket_path, timeout)
+        self._socket, self._waits_s = _connect(self.socket_path, timeout)
 
     def __enter__(self) -> Client:
         return self
@@ -140,22 +140,24 @@ class Client:
         return _result(self._ask("release", params), _Releases) if params else []
 
     def _bind(self, specs: Sequence[ListenerSpec], owner: str, inheritable: bool, stacklevel: int) -> _Sockets:
-        with contextlib.ExitStack() as undo:
-            sockets: list[SharedListener] = []
+        sockets: list[SharedListener] = []
+        try:
             while len(sockets) < len(specs):
                 # Once, but for the Ruby program's server: that binds the first of a list and answers true.
                 rest = specs[len(sockets) :]
                 deadline = time.monotonic() + self.timeout
                 reply = self._ask("bind", [ListenerParams.of(spec, owner) for spec in rest], deadline)
                 descriptors, handoffs = self._collect(reply, rest, deadline)
-                arrived = adopt_all(descriptors, [spec.address for spec in rest[: len(descriptors)]])
-                for sock in arrived:
-                    undo.enter_context(sock).set_inheritable(inheritable)
-                sockets += arrived
+                sockets += adopt_all(descriptors, [spec.address for spec in rest[: len(descriptors)]])
                 for handoff in handoffs:
                     if handoff.warning:
                         warnings.warn(f"{handoff.address}: {handoff.warning}", RuntimeWarning, stacklevel=stacklevel)
-            undo.pop_all()
+            if inheritable:
+                for sock in sockets:
+                    sock.set_inheritable(True)
+        except BaseException:
+            close_all(sockets)
+            raise
         return sockets
 
     def _ask(self, method: str, params: Sequence[ListenerParams], deadline: float | None = None) -> Reply:
@@ -178,18 +180,31 @@ class Client:
     def _send(self, request: bytes, deadline: float) -> None:
         rest = memoryview(request)
         while rest:
-            self._socket.settimeout(_left(deadline))
+            self._wait_until(deadline)
             try:
                 rest = rest[transport.send(self._socket, rest) :]
+            except BlockingIOError as error:
+                raise TimeoutError from error
             except (BrokenPipeError, ConnectionResetError):
                 # The binder closed its end. What it said before that is the better message, and is read next.
                 return
 
+    def _wait_until(self, deadline: float) -> None:
+        """Let the next call on the socket block until then. A twentieth more is near enough, and saves system calls."""
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        if not left_s <= self._waits_s <= left_s * 1.05:
+            _limit_waits(self._socket, left_s)
+            self._waits_s = left_s
+
     def _next_reply(self, deadline: float) -> Reply:
         while (text := self._decoder.next_message()) is None:
-            self._socket.settimeout(_left(deadline))
+            self._wait_until(deadline)
             try:
                 arrived, descriptors = transport.receive(self._socket)
+            except BlockingIOError as error:
+                raise TimeoutError from error
             except ConnectionResetError:
                 arrived, descriptors = b"", []
             if not arrived:
@@ -334,14 +349,13 @@ def _result(reply: Reply, kind: type[T]) -> T:
         raise RemoteProtocolError(f"a result that makes no sense: {bytes(reply.result)[:80]!r} ({error})") from error
 
 
-def _connect(path: str, timeout: float) -> socket.socket:
+def _connect(path: str, timeout: float) -> tuple[socket.socket, float]:
+    """A connected socket in blocking mode, and how long it waits, in seconds."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         # A non-blocking connect() fails at once when the binder's queue is full; a blocking one waits for its turn,
         # as long as the send timeout says (unix_stream_connect() in net/unix/af_unix.c).
-        sock.setsockopt(
-            socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", *divmod(max(1, int(timeout * 1e6)), 10**6))
-        )
+        _limit_waits(sock, timeout)
         sock.connect(path)
     except BlockingIOError as error:
         sock.close()
@@ -349,14 +363,14 @@ def _connect(path: str, timeout: float) -> socket.socket:
     except OSError as error:
         sock.close()
         raise _unavailable(path, error) from error
-    return sock
+    return sock, timeout
 
 
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
+def _limit_waits(sock: socket.socket, seconds: float) -> None:
+    """SO_SNDTIMEO and SO_RCVTIMEO (socket(7)): past them a blocking call fails with EAGAIN."""
+    timeval = struct.pack("@ll", *divmod(max(1, int(seconds * 1e6)), 10**6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
 
 
 def _unavailable(path: str, error: OSError) -> BinderUnavailable:

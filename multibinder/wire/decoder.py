@@ -40,7 +40,7 @@ class Decoder:
     def next_message(self) -> bytes | None:
         """One message without its newline, or None until more has arrived."""
         buffer = self._buffer
-        if not self._searched:
+        if buffer[:1].isspace():
             blank = len(buffer) - len(buffer.lstrip())
             del buffer[:blank]
         if not buffer:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import select
 import socket
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
-from multibinder.wire.address import Address, address_of
+from multibinder.wire.address import Address, tcp_address
 from multibinder.wire.errors import RemoteProtocolError
 from multibinder.wire.messages import ListenerSpec
+
+#: enum in include/net/tcp_states.h.
+TCP_LISTEN = 10
 
 
 class SharedListener(socket.socket):
@@ -36,6 +38,10 @@ class SharedListener(socket.socket):
                 readable = select.poll()
                 readable.register(self, select.POLLIN)
                 readable.poll()
+
+    def listen(self, backlog: int = 0, /) -> None:
+        """Nothing: it does listen, and its queue is the binder's. Servers that are given a socket call this with a
+        backlog of their own (asyncio with 100), which would be every holder's."""
 
     def settimeout(self, value: float | None, /) -> None:
         self._waits_forever = value is None
@@ -67,14 +73,12 @@ def adopt(descriptor: int, wanted: Address) -> SharedListener:
         os.close(descriptor)
         raise RemoteProtocolError(f"the descriptor for {wanted} is of no use: {error.strerror}") from error
     try:
-        bound = address_of(sock)
-        listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        # Only a TCP socket answers this; the first byte is its state.
+        listening = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_LISTEN
+        bound = tcp_address(sock.getsockname())
     except (OSError, ValueError) as error:
         sock.close()
         raise RemoteProtocolError(f"the descriptor for {wanted} is no TCP socket: {error}") from error
-    if bound is None:
-        sock.close()
-        raise RemoteProtocolError(f"the descriptor for {wanted} is no TCP socket")
     if not wanted.matches(bound) or not listening:
         sock.close()
         state = "listens on" if listening else "is bound to, without listening,"
@@ -89,12 +93,16 @@ def adopt_all(descriptors: Sequence[int], wanted: Sequence[Address]) -> list[Sha
         for descriptor, address in zip(descriptors, wanted, strict=True):
             sockets.append(adopt(descriptor, address))
     except RemoteProtocolError:
-        for sock in sockets:
-            sock.close()
+        close_all(sockets)
         for descriptor in descriptors[len(sockets) + 1 :]:
             os.close(descriptor)
         raise
     return sockets
+
+
+def close_all(sockets: Iterable[socket.socket]) -> None:
+    for sock in sockets:
+        sock.close()
 
 
 def open_listener(spec: ListenerSpec) -> socket.socket:
@@ -116,13 +124,6 @@ def open_listener(spec: ListenerSpec) -> socket.socket:
 
 
 def listen(sock: socket.socket, backlog: int | None) -> None:
-    """listen(2); no backlog means all that the kernel allows, read afresh because it can be changed at any time."""
-    sock.listen(somaxconn() if backlog is None else backlog)
-
-
-def somaxconn() -> int:
-    """The kernel's limit on accept queues in this network namespace (net.core.somaxconn), in connections."""
-    try:
-        return int(Path("/proc/sys/net/core/somaxconn").read_text())
-    except (OSError, ValueError):
-        return socket.SOMAXCONN
+    """listen(2); no backlog means all that the kernel allows: it cuts every number down to the net.core.somaxconn of
+    the socket's own network namespace, as that is at this moment (__sys_listen() in net/socket.c)."""
+    sock.listen(2**31 - 1 if backlog is None else backlog)

@@ -41,7 +41,7 @@ class ListenerSpec(msgspec.Struct, frozen=True):
     options: Options = Options()
 
     def __post_init__(self) -> None:
-        if self.options.v6only is not None and self.address.host.version == 4:
+        if self.options.v6only is not None and self.address.version == 4:
             raise AddressError(f"{self.address}: v6only has a meaning for IPv6 addresses only")
 
     def __str__(self) -> str:
@@ -61,7 +61,7 @@ class ListenerParams(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
     @classmethod
     def of(cls, spec: ListenerSpec, owner: str) -> ListenerParams:
         options = spec.options
-        return cls(str(spec.address.host), spec.address.port, owner, options.backlog, options.v6only, options.name)
+        return cls(spec.address.host, spec.address.port, owner, options.backlog, options.v6only, options.name)
 
     def spec(self) -> ListenerSpec:
         """The checked value; AddressError says what is wrong."""

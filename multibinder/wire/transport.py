@@ -14,7 +14,7 @@ MAX_DESCRIPTORS = 252
 
 _FD_SIZE = array.array("i").itemsize
 _ANCILLARY_SIZE = socket.CMSG_SPACE((MAX_DESCRIPTORS + 1) * _FD_SIZE)
-CHUNK_BYTES = 65536
+CHUNK_BYTES = 16384
 
 
 def receive(sock: socket.socket) -> tuple[bytes, list[int]]:

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from multibinder import BindError, Client, ListenerSpec, Options, TcpAddress
-from multibinder.wire.listener import somaxconn
 from tests.conftest import StartBinder
-from tests.support import Binder, RawClient, can_connect, descriptors_unchanged, request, require
+from tests.support import Binder, RawClient, can_connect, descriptors_unchanged, request, require, somaxconn
 
 COUNT = 1000
 

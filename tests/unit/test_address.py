@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import socket
-from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
@@ -99,8 +98,8 @@ def test_an_address_can_be_a_key_and_cannot_change() -> None:
 
 
 def test_the_family_follows_from_the_host() -> None:
-    assert TcpAddress(IPv4Address("192.0.2.1"), 80).family == socket.AF_INET
-    assert TcpAddress(IPv6Address("::1"), 80).family == socket.AF_INET6
+    assert TcpAddress.of("192.0.2.1", 80).family == socket.AF_INET
+    assert TcpAddress.of("::1", 80).family == socket.AF_INET6
 
 
 def test_port_0_stands_for_any_port_of_the_same_host() -> None:

@@ -33,7 +33,7 @@ def test_the_process_that_listens_is_named(listener: TcpAddress) -> None:
 
 
 def test_a_wildcard_collides_with_every_host_of_its_family(listener: TcpAddress) -> None:
-    wildcard = "::" if listener.host.version == 6 else "0.0.0.0"
+    wildcard = "::" if listener.version == 6 else "0.0.0.0"
     assert MYSELF in who_listens_on(TcpAddress.of(wildcard, listener.port)).processes
 
 

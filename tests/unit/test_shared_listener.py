@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from multibinder import ListenerSpec, RemoteProtocolError, SharedListener, TcpAddress
-from multibinder.wire.listener import adopt, listen, open_listener, somaxconn
+from multibinder.wire.listener import adopt, listen, open_listener
 from tests.support import PATIENCE_S, can_connect, descriptors_unchanged, is_nonblocking, later
 
 
@@ -237,7 +237,3 @@ def test_an_opened_listener_is_close_on_exec_and_shares_its_port_with_nobody() -
 def test_a_listener_that_cannot_be_opened_leaves_nothing_open(others: socket.socket) -> None:
     with descriptors_unchanged(), pytest.raises(OSError, match="Address already in use"):
         open_listener(ListenerSpec(TcpAddress.of(*others.getsockname())))
-
-
-def test_somaxconn_is_what_the_kernel_says() -> None:
-    assert somaxconn() == int(Path("/proc/sys/net/core/somaxconn").read_text())

@@ -10,12 +10,12 @@ import pytest
 from multibinder import BindError, ListenerSpec, Options, RequestError, TcpAddress
 from multibinder.binder.store import Grant, ListenerStore
 from multibinder.observe.accept_queue import accept_queue
-from multibinder.wire.listener import somaxconn
 from tests.support import (
     can_connect,
     descriptors_unchanged,
     is_nonblocking,
     require_ipv6,
+    somaxconn,
 )
 
 
