@@ -21,7 +21,7 @@ from multibinder.wire.errors import (
     RequestError,
 )
 from multibinder.wire.listener import SharedListener
-from multibinder.wire.messages import Hello, ListenerSpec, ListenerStatus, Released
+from multibinder.wire.messages import Hello, ListenerSpec, ListenerStatus, Released, Upgrade
 from multibinder.wire.options import OPTION_NAMES, Options
 
 __version__ = "0.1.0"
@@ -48,6 +48,7 @@ __all__ = [
     "RequestError",
     "SharedListener",
     "TcpAddress",
+    "Upgrade",
     "__version__",
     "bind",
     "bind_many",

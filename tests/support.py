@@ -22,6 +22,8 @@ from typing import Any, TypeVar
 
 import pytest
 
+from multibinder import BinderUnavailable, Client, ListenerStatus, RemoteProtocolError
+
 T = TypeVar("T")
 Json = dict[str, Any]
 
@@ -395,6 +397,59 @@ def _later(timer: threading.Timer) -> Iterator[None]:
 def unprivileged_port() -> int:
     """The first port that anybody may bind."""
     return int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+
+
+def identities(path: str | os.PathLike[str]) -> list[tuple[object, ...]]:
+    """What must be the same of each listener whatever happens to its binder; asks until a binder answers."""
+
+    def asked() -> list[list[ListenerStatus]] | None:
+        with contextlib.suppress(BinderUnavailable, RemoteProtocolError), Client(path) as client:
+            return [client.list()]
+        return None
+
+    [statuses] = wait_until(asked, f"a binder answers at {path}")
+    return sorted((s.address, s.cookie, s.name, s.owners, s.backlog, s.created) for s in statuses)
+
+
+def serving_pid(path: str | os.PathLike[str], *, not_: int = 0) -> int:
+    """The PID of the binder that answers there, other than ``not_``."""
+
+    def answered() -> int | None:
+        with contextlib.suppress(BinderUnavailable, RemoteProtocolError), Client(path) as client:
+            pid = client.hello().pid
+            return pid if pid != not_ else None
+        return None
+
+    return wait_until(answered, f"a binder answers at {path}")
+
+
+def is_alive(pid: int) -> bool:
+    """Whether it runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def children(pid: int) -> list[int]:
+    """Of its main thread: proc_pid_task_children(5); zombies too."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+class BrokenCode:
+    """A directory for the front of PYTHONPATH, where a module that everything imports can be broken, and mended."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir()
+        self._module = directory / "msgspec.py"
+        path = [str(directory), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self.environment = {"PYTHONPATH": os.pathsep.join(path), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def breaks(self, why: str) -> None:
+        self._module.write_text(f"raise ImportError({why!r})\n")
+
+    def mend(self) -> None:
+        self._module.unlink()
 
 
 def somaxconn() -> int:

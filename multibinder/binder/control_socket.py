@@ -9,8 +9,9 @@ import grp
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from types import TracebackType
 
+from multibinder.binder.inherit import CONTROL, LOCK
 from multibinder.wire.errors import ConfigurationError, MultibinderError
 
 #: sizeof(sun_path), less the NUL that unix(7) asks for.
@@ -23,36 +24,89 @@ class ControlSocketError(MultibinderError):
     """The control socket cannot be had; the message says why and what to do."""
 
 
-@contextlib.contextmanager
-def control_socket(path: str, mode: int, group: str | None) -> Iterator[socket.socket]:
-    """A socket listening at ``path`` for as long as the block runs; the file is removed at its end.
+class ControlSocket:
+    """A socket listening at ``path`` for as long as the block runs; then its file is removed, unless it was left to a
+    next self, or came from somebody else (a socket unit's file is systemd's).
 
-    ``mode`` and ``group`` say who may connect: nobody else can at any moment. Raises ControlSocketError when another
-    binder serves the path, when something else is in the way, or when the directory does not let us.
+    ``mode`` and ``group`` say who may connect: nobody else can at any moment. ``inherited`` and ``lock``, if given,
+    are taken instead of new ones. Raises ControlSocketError when another binder serves the path, when something else
+    is in the way, or when the directory does not let us.
     """
-    if len(os.fsencode(path)) > PATH_BYTES:
-        raise ControlSocketError(
-            f"{path}: the path has {len(os.fsencode(path))} bytes, a Unix socket's may have {PATH_BYTES} "
-            "(sun_path, unix(7)); choose a shorter one"
-        )
-    group_id = -1 if group is None else _group_id(group)
-    with _lock(path):
-        _clear_the_way(path)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+
+    def __init__(
+        self,
+        path: str,
+        mode: int,
+        group: str | None,
+        inherited: socket.socket | None = None,
+        lock: int | None = None,
+    ) -> None:
+        if len(os.fsencode(path)) > PATH_BYTES:
+            raise ControlSocketError(
+                f"{path}: the path has {len(os.fsencode(path))} bytes, a Unix socket's may have {PATH_BYTES} "
+                "(sun_path, unix(7)); choose a shorter one"
+            )
+        self.path = path
+        self._lock = lock
+        self._file: os.stat_result | None = None
+        if inherited is not None and lock is not None and _was_cleaned_up(path, lock):
+            inherited.close()
+            os.close(lock)
+            inherited = self._lock = None
+        if inherited is not None:
+            self.socket = inherited
+            with contextlib.suppress(OSError):
+                self._file = os.lstat(path) if lock is not None else None
+            return
+        group_id = -1 if group is None else _group_id(group)
+        self._lock = _lock(path)
+        try:
+            _clear_the_way(path)
+            self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
-                _bind(sock, path, mode if group_id < 0 else mode & 0o700)
-            except OSError as error:
-                raise _explained(path, error) from error
-            created = os.lstat(path)
-            try:
+                _bind(self.socket, path, mode if group_id < 0 else mode & 0o700)
+                self._file = os.lstat(path)
                 if group_id >= 0:
                     _give(path, mode, group_id, group)
-                sock.listen(_BACKLOG)
-                yield sock
-            finally:
-                with contextlib.suppress(OSError):  # somebody has cleaned up before us
-                    if os.path.samestat(os.lstat(path), created):
-                        os.unlink(path)
+                self.socket.listen(_BACKLOG)
+            except OSError as error:
+                raise _explained(path, error) from error
+        except ControlSocketError:
+            self.close()
+            raise
+
+    def kept(self) -> list[tuple[str, int]]:
+        """The kind and descriptor of each that is ours to keep beyond a crash; a socket unit's is systemd's."""
+        return [] if self._lock is None else [(CONTROL, self.socket.fileno()), (LOCK, self._lock)]
+
+    def leave(self) -> list[tuple[str, int]]:
+        """Give the socket and the lock to the caller: their kinds and descriptors."""
+        kept = [(CONTROL, self.socket.detach())]
+        if self._lock is not None:
+            kept.append((LOCK, self._lock))
+        self._lock = self._file = None
+        return kept
+
+    def close(self) -> None:
+        if hasattr(self, "socket"):
+            self.socket.close()
+        with contextlib.suppress(OSError):  # somebody has cleaned up before us
+            if self._file is not None and os.path.samestat(os.lstat(self.path), self._file):
+                os.unlink(self.path)
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                if _is_at(self._lock, f"{self.path}.lock"):
+                    os.unlink(f"{self.path}.lock")
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> ControlSocket:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def _bind(sock: socket.socket, path: str, mode: int) -> None:
@@ -76,34 +130,34 @@ def _give(path: str, mode: int, group_id: int, group: str | None) -> None:
         ) from error
 
 
-@contextlib.contextmanager
-def _lock(path: str) -> Iterator[None]:
-    """Held for life, so that two binders that start together cannot both find the path free."""
+def _lock(path: str) -> int:
+    """A descriptor that holds the lock: two binders that start together must not both find the path free."""
     lock = f"{path}.lock"
     while True:
         try:
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise _explained(path, error) from error
-        with open(descriptor, "r+b", buffering=0) as held:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise _already_served(path, held.read(32).decode(errors="replace").strip()) from None
-            if not _is_at(held.fileno(), lock):
-                continue  # its last owner unlinked it between our open() and our flock()
-            try:
-                held.truncate()
-                held.write(f"{os.getpid()}\n".encode())
-            except OSError as error:
-                raise _explained(path, error) from error
-            try:
-                yield
-            finally:
-                with contextlib.suppress(OSError):
-                    if _is_at(held.fileno(), lock):
-                        os.unlink(lock)
-            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(descriptor, lock):
+                os.truncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+                return descriptor
+        except BlockingIOError:
+            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise _already_served(path, holder) from None
+        except OSError as error:
+            os.close(descriptor)
+            raise _explained(path, error) from error
+        os.close(descriptor)  # its last owner unlinked the file between our open() and our flock()
+
+
+def _was_cleaned_up(path: str, lock: int) -> bool:
+    """Whether a socket of ours that somebody kept has lost its file meanwhile (its last user stopped in good order), so
+    that nobody could ever connect to it; and a new one can be made."""
+    return os.path.isdir(os.path.dirname(path) or ".") and not (_is_at(lock, f"{path}.lock") and os.path.exists(path))
 
 
 def _is_at(descriptor: int, path: str) -> bool:

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
 import socket
+from collections.abc import Sequence
 
 import msgspec
 import sdnotify
 
-from multibinder.binder import events
-from multibinder.binder.control_socket import control_socket
-from multibinder.binder.methods import Methods
+from multibinder.binder import events, inherit, ready, records
+from multibinder.binder.control_socket import ControlSocket
+from multibinder.binder.keeper import Keeper, keeper_for
+from multibinder.binder.methods import Methods, Outcome
+from multibinder.binder.pidfile import remove_pidfile, write_pidfile
 from multibinder.binder.server import ControlServer, Limits
-from multibinder.binder.store import ListenerStore, WhoListens
+from multibinder.binder.store import ListenerStore, WhoListens, cookie_of, kept_name, name_of
+from multibinder.wire.address import Address
+from multibinder.wire.errors import BindError
 
 #: Descriptors that are neither a listener nor a client: log, selector, signals, notifications, lock, slack.
 _RESERVED_DESCRIPTORS = 64
+#: A holder may shut a shared socket down, or give it another backlog, and nothing tells us.
+_REPAIR_EVERY_S = 15.0
+#: The journal grows with each bind and release; past this, beyond what the listeners themselves need, it begins anew.
+_JOURNAL_BYTES = 1024 * 1024
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -25,41 +36,246 @@ class Settings(msgspec.Struct, frozen=True):
     mode: int = 0o600
     group: str | None = None
     max_listeners: int = 16384
+    recover: bool = True
+    pidfile: str | None = None
     limits: Limits = msgspec.field(default_factory=Limits)
 
 
-def serve(settings: Settings, version: str, who_listens: WhoListens) -> None:
-    """Run until SIGTERM or SIGINT. Raises MultibinderError when it cannot start."""
-    max_listeners = _fit_descriptors(settings)
-    store = ListenerStore(max_listeners, who_listens)
-    notifier = sdnotify.SystemdNotifier()
-    wakeup, signalled = socket.socketpair()
-    with wakeup, signalled, control_socket(settings.socket_path, settings.mode, settings.group) as listening:
-        server = ControlServer(listening, store, Methods(store, version), settings.limits)
-        signalled.setblocking(False)
-        _watch_signals(signalled)
+class Daemon:
+    """One life of the binder, from what it inherits to what it leaves."""
 
-        def on_signal(number: int) -> None:
+    def __init__(self, settings: Settings, version: str, who_listens: WhoListens, command: Sequence[str]) -> None:
+        self._settings = settings
+        self._version = version
+        self._command = command
+        self._notifier = sdnotify.SystemdNotifier()
+        self._store = ListenerStore(_fit_descriptors(settings), who_listens, self._record, self._recover)
+        self._state_file = f"{settings.socket_path}.state" if settings.recover else None
+        self._missing: records.Records = {}
+        self._waiting: list[Outcome] = []
+        self._leaving = False
+        self._stopping = False
+        self._keeper: Keeper | None = None
+        self._journal: records.Journal | None = None
+        self._journal_number = 0
+
+    def live(self) -> Sequence[str] | None:
+        """Serve until SIGTERM or SIGINT, or until an upgrade: then the command to execute, with all descriptors left
+        where it looks for them. Raises MultibinderError when it cannot start."""
+        settings = self._settings
+        came = inherit.receive(os.environ)
+        wakeup, signalled = socket.socketpair()
+        with (
+            wakeup,
+            signalled,
+            ControlSocket(settings.socket_path, settings.mode, settings.group, came.control, came.lock) as control,
+        ):
+            if settings.pidfile is not None:
+                write_pidfile(settings.pidfile)
+            for _, sock in came.listeners:
+                self._adopt(sock, came.records.get(cookie_of(sock)))
+            self._recover_all()
+            methods = Methods(self._store, self._version, self._upgrade)
+            self._server = ControlServer(control.socket, self._store, methods, settings.limits)
+            self._take_up(came, methods)
+            if self._keeper is not None:
+                # With the control socket kept too, a client that connects while we are dead waits for our next self.
+                self._keeper.keep(control.kept(), lambda confirmed: None)
+            wakeup.setblocking(False)
+            signalled.setblocking(False)
+            _watch_signals(signalled)
+            self._server.watch(wakeup, lambda: self._obey(wakeup.recv(64)))
+            self._repair_now_and_then()
+            self._feed_watchdog()
+            events.info(
+                "serving",
+                socket=settings.socket_path,
+                pid=os.getpid(),
+                version=self._version,
+                inherited=len(self._store),
+            )
+            self._notifier.notify(f"READY=1\nSTATUS=Serving {settings.socket_path}")
+            if self._notifier.socket is not None:
+                self._notifier.socket.setblocking(False)  # who watches us may be slower than we are
+            ready.tell_and_let_go()
+            for peer in came.peers:
+                self._server.welcome(peer)
+            peers = self._server.run()
+            # What arrives from here on waits for our next self, which has handlers, to unblock it.
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            signal.set_wakeup_fd(-1)
+            # A stop that came after the rehearsal is a stop still.
+            legacy = self._legacy(control, peers) if self._leaving and not self._stopping else None
+            with contextlib.suppress(BlockingIOError):
+                for number in wakeup.recv(64):
+                    os.kill(os.getpid(), number)  # noted, and not obeyed any more: it waits with the others
+        if legacy is not None:
+            if self._notifier.socket is not None:
+                self._notifier.socket.close()  # else whoever collects it closes what has its number by then
+            inherit.bequeath(legacy, os.environ)
+            return self._command
+        if not len(self._store) and self._state_file is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self._state_file)  # nothing is left that could be recovered
+        self._store.close()
+        if settings.pidfile is not None:
+            remove_pidfile(settings.pidfile)
+        events.info("stopped")
+        return None
+
+    def _take_up(self, came: inherit.Inheritance, methods: Methods) -> None:
+        numbers = [name.partition("-")[2] for name in came.record_names]
+        self._journal_number = max((int(number) for number in numbers if number.isdecimal()), default=0)
+        given = [*came.record_names, *(name for name, _ in came.listeners)]
+        self._keeper = keeper_for(os.environ, self._server)
+        if self._keeper is not None:
+            self._keeper.has(given)
+            methods.keep = self._keeper.keep
+        alive = {kept_name(listener)[0] for listener in self._store.listeners()}
+        self._renew_journal([name for name in given if name not in alive])
+
+    def _legacy(self, control: ControlSocket, peers: Sequence[socket.socket]) -> list[tuple[str, int]]:
+        assert self._journal is not None  # noqa: S101
+        self._journal.append(self._store.records())
+        if self._keeper is not None:
+            self._keeper.close()
+        return [
+            *control.leave(),
+            (self._journal_name, self._journal.memfd),
+            *((inherit.PEER, peer.detach()) for peer in peers),
+            *self._store.leave(),
+        ]
+
+    def _adopt(self, sock: socket.socket, record: records.Record | None) -> None:
+        try:
+            self._store.adopt(sock, record)
+        except BindError as error:
+            events.error("inherited-lost", why=error)
+            sock.close()
+
+    def _recover_all(self) -> None:
+        """What the state file has and we have not, from whoever holds it still."""
+        if self._state_file is None:
+            return
+        here = {cookie_of(listener.socket) for listener in self._store.listeners()}
+        written = records.read_file(self._state_file)
+        self._missing = {
+            cookie: record for cookie, record in written.items() if cookie not in here and not record.released
+        }
+        if not self._missing:
+            return
+        from multibinder.binder.recover import recover
+
+        for record, sock in recover(self._missing.values()):
+            del self._missing[record.cookie]
+            self._adopt(sock, record)
+            events.info("recovered", address=record.address, owners=",".join(record.claims))
+
+    def _recover(self, address: Address) -> tuple[records.Record, socket.socket] | None:
+        """The same for one address that turned out to be in use."""
+        missing = [record for record in self._missing.values() if record.address == str(address)]
+        if not missing:
+            return None
+        from multibinder.binder.recover import recover
+
+        for record, sock in recover(missing):
+            del self._missing[record.cookie]
+            events.info("recovered", address=record.address, owners=",".join(record.claims))
+            return record, sock
+        return None
+
+    def _renew_journal(self, outdated: Sequence[str]) -> None:
+        """Begin a fresh one, with what is there now; whoever keeps our sockets gets it before it may forget others."""
+        if self._journal is not None:
+            self._journal.close()
+        self._journal = records.Journal([*self._store.records(), *self._missing.values()], self._state_file)
+        self._journal_number += 1
+        if (keeper := self._keeper) is None:
+            return
+        listeners = self._store.listeners()
+
+        def settle(confirmed: bool) -> None:
+            for listener in listeners:
+                listener.safe = confirmed
+            if confirmed:
+                keeper.forget(outdated)
+
+        keeper.keep([(self._journal_name, self._journal.memfd), *map(kept_name, listeners)], settle)
+
+    @property
+    def _journal_name(self) -> str:
+        return f"{inherit.RECORDS}-{self._journal_number}"
+
+    def _repair_now_and_then(self) -> None:
+        self._server.call_later(_REPAIR_EVERY_S, self._repair_now_and_then)
+        self._store.repair()
+
+    def _feed_watchdog(self) -> None:
+        """From the loop itself, so that a stuck loop is found (sd_watchdog_enabled(3))."""
+        interval_us = os.environ.get("WATCHDOG_USEC", "")
+        if interval_us.isdigit() and os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid()):
+            self._notifier.notify("WATCHDOG=1")
+            self._server.call_later(int(interval_us) / 1e6 / 2, self._feed_watchdog)
+
+    def _record(self, changed: Sequence[records.Record]) -> None:
+        assert self._journal is not None  # noqa: S101
+        self._journal.append(changed)
+        if self._keeper is not None:
+            self._keeper.forget([name_of(record.cookie) for record in changed if record.released])
+        if self._journal.size > _JOURNAL_BYTES + 512 * len(self._store):
+            self._renew_journal([self._journal_name])
+
+    def _obey(self, signals: bytes) -> None:
+        for number in signals:
             name = signal.Signals(number).name
             if number in (signal.SIGTERM, signal.SIGINT):
-                events.info("stopping", signal=name, listeners=len(store))
-                notifier.notify(f"STOPPING=1\nSTATUS=Stopping on {name}")
-                server.stop()
+                events.info("stopping", signal=name, listeners=len(self._store))
+                self._notifier.notify(f"STOPPING=1\nSTATUS=Stopping on {name}")
+                self._stopping = True
+                self._server.stop()
+            elif number == signal.SIGUSR1:
+                self._upgrade(lambda version, why: None)
             else:
                 events.warning("signal-ignored", signal=name, why="this version has no use for it")
 
-        events.info("serving", socket=settings.socket_path, pid=os.getpid(), version=version)
-        notifier.notify(f"READY=1\nSTATUS=Serving {settings.socket_path}")
-        server.run(wakeup, on_signal)
-    store.close()
-    events.info("stopped")
+    def _upgrade(self, tell: Outcome) -> None:
+        """Try the new code; several who ask at the same time are told the same."""
+        from multibinder.binder.upgrade import Rehearsal
+
+        self._waiting.append(tell)
+        if len(self._waiting) == 1:
+            Rehearsal(self._server, self._command, self._rehearsed)
+
+    def _rehearsed(self, version: str | None, why: str) -> None:
+        if version is None:
+            events.error("upgrade-refused", why=why, done=f"version {self._version} goes on")
+        else:
+            events.info("upgrading", version=self._version, new=version, listeners=len(self._store))
+        waiting, self._waiting = self._waiting, []
+        for tell in waiting:
+            tell(version, why)
+        if version is not None:
+            self._leaving = True
+            self._server.leave()
+
+
+def serve(settings: Settings, version: str, who_listens: WhoListens, command: Sequence[str]) -> None:
+    """Run until SIGTERM or SIGINT. ``command`` is what to become for an upgrade. Raises MultibinderError when it
+    cannot start."""
+    while (command_ := Daemon(settings, version, who_listens, command).live()) is not None:
+        try:
+            os.execv(command_[0], list(command_))
+        except OSError as error:
+            # All descriptors are where the new program would have found them, and so do we.
+            events.error("upgrade-failed", why=error.strerror, done=f"version {version} goes on")
 
 
 def _watch_signals(signalled: socket.socket) -> None:
     """From here on a signal is a byte in ``signalled``; nothing is done in a handler."""
     signal.set_wakeup_fd(signalled.fileno(), warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+    for number in _SIGNALS:
         signal.signal(number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def _fit_descriptors(settings: Settings) -> int:

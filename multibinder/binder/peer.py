@@ -25,13 +25,14 @@ class Peer:
         self.caller = Caller(pid, uid)
         self.decoder = Decoder(request_limit)
         self.at_end = False
+        self.awaits = False  # an answer that is not there yet
         self.watched = selectors.EVENT_READ
         self._unsent: deque[tuple[memoryview, Sequence[int], Sequence[Grant]]] = deque()
 
     @property
     def owes_nothing(self) -> bool:
         """Whether it has taken all it was sent, and is not in the middle of a request."""
-        return not self._unsent and not self.decoder.unfinished
+        return not self._unsent and not self.awaits and not self.decoder.unfinished
 
     @property
     def backed_up(self) -> bool:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
 from multibinder.binder import events
+from multibinder.binder.records import Record
 from multibinder.observe.accept_queue import accept_queue
 from multibinder.wire.address import Address, address_of
 from multibinder.wire.errors import BindError, RequestError, errname
@@ -18,8 +21,21 @@ from multibinder.wire.listener import listen, open_listener
 from multibinder.wire.messages import COULD_NOT_BIND, LIMIT_REACHED, ListenerSpec, ListenerStatus, Released
 from multibinder.wire.options import Options
 
+#: What a listener is called on its way to our next self while nobody else has it.
+_NOT_KEPT = "unkept"
+#: What an FDNAME= may have (sd_notify(3)) and a file name too.
+_DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_-"
 #: asm-generic/socket.h; Python's socket module has no name for it.
 _SO_COOKIE = 57
+
+#: Told of each listener whose record is not what it was.
+Changed = Callable[[Sequence[Record]], None]
+
+#: Finds a socket of ours that somebody else holds still, when its address turns out to be in use.
+Recover = Callable[[Address], tuple[Record, socket.socket] | None]
+
+#: The owner of a socket that came without a record: a socket unit's, say.
+_INHERITED = "inherited"
 
 #: Says in words who has an address, after the kernel refused it. Empty when nobody can be named.
 WhoListens = Callable[[Address], str]
@@ -35,7 +51,8 @@ class Claim(msgspec.Struct):
 class Listener(msgspec.Struct, eq=False):
     """A socket that the binder holds. The store alone opens and closes it.
 
-    ``limit`` is what the kernel made of our last listen(); 0 before the first.
+    ``limit`` is what the kernel made of our last listen(); 0 before the first. ``safe``: whoever keeps our sockets has
+    confirmed that it has this one.
     """
 
     socket: socket.socket
@@ -43,6 +60,7 @@ class Listener(msgspec.Struct, eq=False):
     options: Options
     limit: int = 0
     claims: dict[str, Claim] = msgspec.field(default_factory=dict)
+    safe: bool = False
     handoffs: int = 0
     created: float = msgspec.field(default_factory=time.time)
 
@@ -65,8 +83,16 @@ class Grant(msgspec.Struct, frozen=True):
 class ListenerStore:
     """One key, one socket: equal addresses get the same socket. Nothing here waits on anybody."""
 
-    def __init__(self, limit: int, who_listens: WhoListens) -> None:
+    def __init__(
+        self,
+        limit: int,
+        who_listens: WhoListens,
+        changed: Changed = lambda records: None,
+        recover: Recover = lambda address: None,
+    ) -> None:
         self._limit = limit
+        self._changed = changed
+        self._recover = recover
         self._who_listens = who_listens
         self._by_address: dict[Address, Listener] = {}
         self._by_name: dict[str, Listener] = {}
@@ -86,12 +112,18 @@ class ListenerStore:
             _close_sockets(opened)
             raise
         grants: list[Grant] = []
+        changed: list[Listener] = []
         for (listener, created), spec, owner in zip(found, specs, owners, strict=True):
+            before = listener.options
             if created:
                 self._add(listener)
             else:
                 self._refresh(listener, spec.options)
+            if created or owner not in listener.claims or listener.options is not before:
+                changed.append(listener)
             grants.append(_grant(listener, created, owner))
+        if changed:
+            self._changed([record_of(listener) for listener in changed])
         return grants
 
     def check(self, specs: Sequence[ListenerSpec]) -> None:
@@ -110,9 +142,12 @@ class ListenerStore:
             if claim is None or claim.since > grant.handoff:
                 continue  # released since
             claim.handoffs -= 1
-            if not claim.handoffs:
-                del listener.claims[grant.owner]
-            if not listener.claims:
+            if claim.handoffs:
+                continue
+            del listener.claims[grant.owner]
+            if listener.claims:
+                self._changed([record_of(listener)])
+            else:
                 events.info("withdrawn", address=listener.address, why="the client went away before its answer")
                 self._close(listener)
 
@@ -124,12 +159,82 @@ class ListenerStore:
         address = str(listener.address)
         listener.claims.pop(owner, None)
         if listener.claims:
+            self._changed([record_of(listener)])
             return Released(address, "kept", list(listener.claims))
         self._close(listener)
         return Released(address, "closed")
 
     def statuses(self) -> list[ListenerStatus]:
         return [_status(listener) for listener in self._by_address.values()]
+
+    def adopt(self, sock: socket.socket, record: Record | None) -> None:
+        """Take over a LISTEN socket of before: believe the socket, and the record about the rest. Takes the socket.
+
+        One that is here already (systemd may give the same twice) is one listener; one that was released is closed.
+        Raises BindError if it does not listen any more, and cannot again; then it is the caller's still.
+        """
+        if record is not None and record.released:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+            return
+        address = address_of(sock)
+        assert address is not None  # noqa: S101 (inherit.py lets nothing else through)
+        known = self._by_address.get(address)
+        if known is not None:
+            events.warning("inherited-twice", address=address, done="closed one")
+            sock.close()
+            return
+        v6only = None
+        if sock.family == socket.AF_INET6:
+            v6only = bool(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
+        record = record or Record(str(address), 0, claims={_INHERITED: 1}, created=time.time())
+        listener = Listener(
+            sock,
+            address,
+            Options(record.backlog, v6only, record.name),
+            limit=accept_queue(sock).limit,
+            claims={owner: Claim(0, handoffs) for owner, handoffs in record.claims.items()},
+            handoffs=record.handoffs,
+            created=record.created,
+        )
+        if not accept_queue(sock).listening:
+            listener.limit = listener.limit or 1
+            self._listen(listener)
+        self._add(listener)
+
+    def records(self) -> list[Record]:
+        return [record_of(listener) for listener in self._by_address.values()]
+
+    def repair(self) -> None:
+        """Undo what other holders did: make every listener listen again, with its own backlog. One look costs some
+        microseconds for each."""
+        for listener in self._by_address.values():
+            try:
+                queue = accept_queue(listener.socket)
+                if not queue.listening:
+                    self._listen(listener)
+                elif queue.limit != listener.limit:
+                    listen(listener.socket, listener.options.backlog)
+                    listener.limit = accept_queue(listener.socket).limit
+                    events.warning("backlog-restored", address=listener.address, was=queue.limit, now=listener.limit)
+            except (OSError, BindError) as error:
+                events.error("cannot-repair", address=listener.address, why=error)
+
+    def listeners(self) -> list[Listener]:
+        return list(self._by_address.values())
+
+    def leave(self) -> list[tuple[str, int]]:
+        """Give all listeners away, by their ``kept_name`` if they are kept; the descriptors are the caller's now."""
+        descriptors = [
+            kept_name(listener) if listener.safe else (_NOT_KEPT, listener.socket.fileno())
+            for listener in self._by_address.values()
+        ]
+        for listener in self._by_address.values():
+            listener.socket.detach()
+        self._by_address.clear()
+        self._by_name.clear()
+        return descriptors
 
     def close(self) -> None:
         """Close our descriptors. Where another holder is left, the port stays open for it."""
@@ -155,9 +260,12 @@ class ListenerStore:
                         LIMIT_REACHED,
                     )
                 room -= 1
-                listener = self._open(spec)
-                opened.append(listener)
-                bound[listener.address] = listener
+                listener, created = self._open_or_recover(spec)
+                if created:
+                    opened.append(listener)
+                    bound[listener.address] = listener
+                else:
+                    _check_same(listener, spec)
             else:
                 _check_same(listener, spec)
             if spec.options.name:
@@ -169,6 +277,16 @@ class ListenerStore:
         if spec.options.name and (named := self._by_name.get(spec.options.name)):
             return named
         return self._by_address.get(spec.address)
+
+    def _open_or_recover(self, spec: ListenerSpec) -> tuple[Listener, bool]:
+        try:
+            return self._open(spec), True
+        except BindError as error:
+            if error.errno != errno.EADDRINUSE or (found := self._recover(spec.address)) is None:
+                raise
+            record, sock = found
+            self.adopt(sock, record)
+            return self._by_address[spec.address], False
 
     def _open(self, spec: ListenerSpec) -> Listener:
         try:
@@ -190,6 +308,8 @@ class ListenerStore:
             self._by_name[listener.options.name] = listener
 
     def _close(self, listener: Listener) -> None:
+        # First in writing: a socket that turns up again after a crash in between must not be believed.
+        self._changed([msgspec.structs.replace(record_of(listener), released=True)])
         # Other holders have copies: an old HAProxy worker keeps its own until it has drained. Only shutdown() ends
         # listening for all of them (inet_shutdown() in net/ipv4/af_inet.c), so that new clients are refused at once.
         try:
@@ -291,8 +411,41 @@ def _status(listener: Listener) -> ListenerStatus:
         v6only=listener.options.v6only,
         handoffs=listener.handoffs,
         created=listener.created,
-        cookie=int.from_bytes(listener.socket.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8), "little"),
+        cookie=cookie_of(listener.socket),
     )
+
+
+def kept_name(listener: Listener) -> tuple[str, int]:
+    """A name that no other socket will ever have, and the descriptor, which stays the listener's."""
+    return name_of(cookie_of(listener.socket)), listener.socket.fileno()
+
+
+def name_of(cookie: int) -> str:
+    """As short as can be: the names of all descriptors must fit into one string of the environment (LISTEN_FDNAMES),
+    which has at most 128 KiB (execve(2), MAX_ARG_STRLEN). Five digits and a colon do for 20,000 listeners."""
+    digits = ""
+    while cookie:
+        cookie, digit = divmod(cookie, len(_DIGITS))
+        digits = _DIGITS[digit] + digits
+    return digits
+
+
+def record_of(listener: Listener) -> Record:
+    return Record(
+        address=str(listener.address),
+        cookie=cookie_of(listener.socket),
+        inode=os.fstat(listener.socket.fileno()).st_ino,
+        claims={owner: claim.handoffs for owner, claim in listener.claims.items()},
+        name=listener.options.name,
+        backlog=listener.options.backlog,
+        handoffs=listener.handoffs,
+        created=listener.created,
+    )
+
+
+def cookie_of(sock: socket.socket) -> int:
+    """SO_COOKIE: what identifies a socket for life, whoever holds it."""
+    return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8), sys.byteorder)
 
 
 def _explain(address: Address, number: int, who_listens: WhoListens) -> str:

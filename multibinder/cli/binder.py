@@ -12,7 +12,7 @@ import msgspec
 
 from multibinder import MultibinderError, __version__
 from multibinder.binder import daemon
-from multibinder.cli.logs import log_to_stderr
+from multibinder.cli.logs import log_to
 from multibinder.observe.holders import who_listens_on
 
 
@@ -22,13 +22,28 @@ class Invocation(msgspec.Struct, frozen=True):
     settings: daemon.Settings
     log_format: str = "text"
     log_level: int = logging.INFO
+    log_file: str | None = None
+
+
+def command(settings: str) -> list[str]:
+    """What to execute to become the binder, as it is installed now."""
+    # -P: as root, never import from whatever directory we were started in.
+    return [sys.executable, "-P", "-m", "multibinder.cli.binder", settings]
+
+
+def rehearse() -> None:
+    """Whether this version could take over: everything is imported by now, and the settings make sense."""
+    msgspec.json.decode(sys.argv[1], type=Invocation)
+    sys.stdout.write(f"{__version__}\n")
 
 
 def main() -> None:
     invocation = msgspec.json.decode(sys.argv[1], type=Invocation)
-    log_to_stderr(invocation.log_format, invocation.log_level)
     try:
-        daemon.serve(invocation.settings, __version__, lambda address: str(who_listens_on(address)))
+        log_to(invocation.log_file, invocation.log_format, invocation.log_level)
+        daemon.serve(
+            invocation.settings, __version__, lambda address: str(who_listens_on(address)), command(sys.argv[1])
+        )
     except MultibinderError as error:
         sys.exit(f"multibinder: {error}")
 

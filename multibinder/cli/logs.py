@@ -9,6 +9,7 @@ import os
 import re
 import sys
 
+from multibinder import ConfigurationError
 from multibinder.binder import events
 
 #: sd-daemon(3): a line that starts with <N> has syslog priority N.
@@ -16,9 +17,11 @@ _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ER
 _BARE = re.compile(r"[^\s\"'=\\]+")
 
 
-def log_to_stderr(log_format: str, level: int) -> None:
-    journal = _stderr_is_the_journal()
-    handler = logging.StreamHandler(sys.stderr)  # flushes after each line
+def log_to(path: str | None, log_format: str, level: int) -> None:
+    """Events go to stderr, or to the end of a file, which may be moved away at any time (logrotate)."""
+    journal = path is None and _stderr_is_the_journal()
+    # Both flush after each line.
+    handler: logging.Handler = logging.StreamHandler(sys.stderr) if path is None else _file_handler(path)
     handler.setFormatter(_Json() if log_format == "json" else _KeyValue(timestamps=not journal))
     if journal:
         handler.setFormatter(_Prioritized(handler.formatter))
@@ -27,6 +30,15 @@ def log_to_stderr(log_format: str, level: int) -> None:
     events.logger.addHandler(handler)
     events.logger.setLevel(level)
     events.logger.propagate = False
+
+
+def _file_handler(path: str) -> logging.Handler:
+    from logging.handlers import WatchedFileHandler  # imports pickle, queue and more: 1 MB that few need
+
+    try:
+        return WatchedFileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"--log-file {path}: {(error.strerror or str(error)).lower()}") from error
 
 
 class _KeyValue(logging.Formatter):

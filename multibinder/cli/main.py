@@ -14,6 +14,8 @@ _COMMANDS = {
     "serve": "multibinder.cli.serve",
     "list": "multibinder.cli.listeners",
     "release": "multibinder.cli.listeners",
+    "upgrade": "multibinder.cli.upgrade",
+    "systemd": "multibinder.cli.systemd",
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 
 import click
 import msgspec
@@ -12,7 +11,9 @@ import msgspec
 from multibinder import SOCKET_VARIABLE
 from multibinder.binder import daemon
 from multibinder.binder.server import Limits
-from multibinder.cli.binder import Invocation
+from multibinder.cli.binder import Invocation, command
+from multibinder.cli.detach import detach as go_to_the_background
+from multibinder.cli.guard import command as guard_command
 
 _DEFAULTS = Limits()
 
@@ -48,6 +49,11 @@ class _Mode(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generi
               help="Size of one request.")  # fmt: skip
 @click.option("--request-timeout", type=click.FloatRange(0.1), default=_DEFAULTS.timeout_s, metavar="SECONDS",
               help="For the rest of a half-sent request, and for a client to read its answer.")  # fmt: skip
+@click.option("--recover/--no-recover", default=True, help="Get sockets back from processes that hold them still.")
+@click.option("--detach", is_flag=True, help="Run in the background; fails if the binder does not start.")
+@click.option("--pidfile", metavar="PATH", help="Where to write the PID.")
+@click.option("--log-file", metavar="PATH", help="Log there instead of to stderr; --detach needs it to log at all.")
+@click.option("--guard", is_flag=True, help="Keep the sockets in a small parent process, where there is no systemd.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", help="Of the lines on stderr.")
 @click.option("-v", "--verbose", is_flag=True, help="Log every handoff too.")
 @click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only.")
@@ -59,6 +65,11 @@ def serve_command(
     max_clients: int,
     max_request: int,
     request_timeout: float,
+    recover: bool,
+    detach: bool,
+    pidfile: str | None,
+    log_file: str | None,
+    guard: bool,
     log_format: str,
     verbose: bool,
     quiet: bool,
@@ -72,13 +83,19 @@ def serve_command(
       multibinder serve --socket /run/multibinder/control.sock --group haproxy
     """
     settings = daemon.Settings(
-        socket_path=socket_path,
+        socket_path=os.path.abspath(socket_path) if detach else socket_path,
         mode=mode if mode is not None else 0o660 if group else 0o600,
         group=group,
         max_listeners=max_listeners,
+        recover=recover,
+        pidfile=os.path.abspath(pidfile) if pidfile else None,
         limits=Limits(max_request, max_clients, request_timeout),
     )
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
-    invocation = msgspec.json.encode(Invocation(settings, log_format, level)).decode()
-    # -P: as root, never import from whatever directory we were started in.
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "multibinder.cli.binder", invocation])
+    invocation = msgspec.json.encode(
+        Invocation(settings, log_format, level, os.path.abspath(log_file) if log_file else None)
+    ).decode()
+    if detach:
+        go_to_the_background()
+    program = (guard_command if guard else command)(invocation)
+    os.execv(program[0], program)

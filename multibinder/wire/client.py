@@ -38,6 +38,7 @@ from multibinder.wire.messages import (
     ListenerStatus,
     Released,
     Reply,
+    Upgrade,
 )
 from multibinder.wire.options import Options
 from multibinder.wire.transport import MAX_DESCRIPTORS
@@ -138,6 +139,14 @@ class Client:
         """
         params = [ListenerParams.of(_spec(item), owner) for item in wanted]
         return _result(self._ask("release", params), _Releases) if params else []
+
+    def upgrade(self) -> Upgrade:
+        """Have the binder become the version that is installed now: same PID, same listeners, same connections.
+
+        Returns when the new code has shown that it can start, and ``hello`` is answered by it from then on. Raises
+        RequestError with the reason when it cannot: then the running binder goes on.
+        """
+        return _result(self._ask("upgrade", []), Upgrade)
 
     def _bind(self, specs: Sequence[ListenerSpec], owner: str, inheritable: bool, stacklevel: int) -> _Sockets:
         sockets: list[SharedListener] = []

@@ -30,6 +30,7 @@ INVALID_PARAMS = -32602
 INTERNAL_ERROR = -32603
 COULD_NOT_BIND = 10000
 LIMIT_REACHED = 10001
+CANNOT_UPGRADE = 10002
 
 Id = str | int | float | None
 
@@ -137,6 +138,13 @@ class Released(msgspec.Struct, frozen=True):
     address: str
     outcome: str
     owners: list[str] = []
+
+
+class Upgrade(msgspec.Struct, frozen=True):
+    """The versions of an upgrade that is about to happen; its client stays connected through it."""
+
+    before: str
+    after: str
 
 
 class Hello(msgspec.Struct, frozen=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import os
 import socket
+import struct
 from collections.abc import Iterable, Sequence
 
 from multibinder.wire.errors import RemoteProtocolError
@@ -13,7 +14,8 @@ from multibinder.wire.errors import RemoteProtocolError
 MAX_DESCRIPTORS = 252
 
 _FD_SIZE = array.array("i").itemsize
-_ANCILLARY_SIZE = socket.CMSG_SPACE((MAX_DESCRIPTORS + 1) * _FD_SIZE)
+_UCRED = struct.Struct("=iII")
+_ANCILLARY_SIZE = socket.CMSG_SPACE((MAX_DESCRIPTORS + 1) * _FD_SIZE) + socket.CMSG_SPACE(_UCRED.size)
 CHUNK_BYTES = 16384
 
 
@@ -22,21 +24,30 @@ def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
 
     Raises RemoteProtocolError if the kernel had to drop descriptors; none are left open then.
     """
+    arrived, descriptors, _ = receive_from(sock)
+    return arrived, descriptors
+
+
+def receive_from(sock: socket.socket) -> tuple[bytes, list[int], int | None]:
+    """The same, and the sender's uid from the kernel if the socket has SO_PASSCRED (unix(7))."""
     # socket.recv_fds() ignores its flags, and what it receives is inheritable until somebody says otherwise.
     arrived, ancillary, flags, _ = sock.recvmsg(CHUNK_BYTES, _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC)
     if not ancillary and not flags & socket.MSG_CTRUNC:
-        return arrived, []
+        return arrived, [], None
+    uid = None
     descriptors = array.array("i")
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             descriptors.frombytes(content[: len(content) - len(content) % _FD_SIZE])
+        elif level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+            _, uid, _ = _UCRED.unpack(content)
     if flags & socket.MSG_CTRUNC:
         close_all(descriptors)
         raise RemoteProtocolError(
             "the kernel dropped descriptors on their way to us: this process is at its limit of open files "
             "(RLIMIT_NOFILE; see 'ulimit -n', or LimitNOFILE= in its unit)"
         )
-    return arrived, descriptors.tolist()
+    return arrived, descriptors.tolist(), uid
 
 
 def send(sock: socket.socket, message: bytes | memoryview, descriptors: Sequence[int] = ()) -> int:

@@ -33,7 +33,7 @@ def test_a_line_is_keys_and_values(binder: Binder, host: str) -> None:
     stamp = r"time=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
     who = f"pid={os.getpid()} uid={os.geteuid()}"
     expected = [
-        rf"{stamp} level=info event=serving socket={binder.socket_path} pid={binder.pid} version=\S+",
+        rf"{stamp} level=info event=serving socket={binder.socket_path} pid={binder.pid} version=\S+ inherited=0",
         rf"{stamp} level=info event=bound address={host}:8000 owner=haproxy@web backlog=\d+ {who}",
         rf"{stamp} level=info event=released address={host}:8000 owner=haproxy@web outcome=closed {who}",
         rf"{stamp} level=info event=stopping signal=SIGTERM listeners=0",

@@ -117,4 +117,6 @@ def test_nothing_but_the_command_line_prints_or_exits(name: str) -> None:
     if room_of(name) == "multibinder.cli":
         assert name != "multibinder.cli.main" or list(speaks_or_exits(MODULES[name])), "the check sees nothing at all"
     else:
-        assert list(speaks_or_exits(MODULES[name])) == []
+        # The guard's os._exit() ends the child that it forked, when that cannot become the binder.
+        allowed = "os._exit" if name == "multibinder.binder.guard" else "nothing"
+        assert [found for found in speaks_or_exits(MODULES[name]) if allowed not in found] == []

@@ -1,0 +1,131 @@
+"""Who keeps the sockets while the binder is dead: systemd's descriptor store, or the guard's, which speaks the same.
+
+sd_notify(3): FDSTORE=1 with FDNAME= and descriptors, FDSTOREREMOVE=1, and BARRIER=1, whose descriptor is closed when
+all that was sent before it has been seen to. $FDSTORE (systemd 254, the guard, our unit) says how many are kept.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from multibinder.binder import events
+from multibinder.binder.server import ControlServer
+from multibinder.wire import transport
+
+#: For the store to say that it has what it was sent. It takes milliseconds; systemd may be in the middle of a reload.
+CONFIRM_S = 10.0
+
+#: Called with True when what was sent is safe, else False.
+Confirmed = Callable[[bool], None]
+
+
+class Keeper:
+    """Sends without ever blocking; ``close`` it before the server's loop is given up."""
+
+    def __init__(self, server: ControlServer, address: str, limit: int) -> None:
+        self._server = server
+        self._limit = limit
+        self._names: set[str] = set()
+        self._unsent: deque[tuple[bytes, list[int]]] = deque()
+        self._silent = False
+        self._watching = False
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        self._socket.connect(f"\0{address[1:]}" if address.startswith("@") else address)
+
+    def has(self, names: Iterable[str]) -> None:
+        """These are there already: they came from the store."""
+        self._names.update(names)
+
+    def keep(self, descriptors: Sequence[tuple[str, int]], confirmed: Confirmed) -> None:
+        """Store (name, descriptor) each; the descriptors stay the caller's. ``confirmed`` is called from the loop."""
+        new = [pair for pair in descriptors if pair[0] not in self._names]
+        fits = max(0, self._limit - len(self._names))
+        if len(new) > fits:
+            events.error(
+                "store-full",
+                limit=self._limit,
+                lost=len(new) - fits,
+                why="they would not survive a crash of the binder; raise FileDescriptorStoreMax=",
+            )
+        for name, descriptor in new[:fits]:
+            self._names.add(name)
+            # FDPOLL=0: else a socket that a holder shuts down is dropped from the store.
+            message = f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0".encode()
+            self._unsent.append((message, [os.dup(descriptor)]))
+        complete = len(new) <= fits
+        self._barrier(lambda arrived: confirmed(arrived and complete))
+
+    def forget(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name in self._names:
+                self._names.discard(name)
+                self._unsent.append((f"FDSTOREREMOVE=1\nFDNAME={name}".encode(), []))
+        self._flush()
+
+    def close(self) -> None:
+        self._socket.close()
+        for _, descriptors in self._unsent:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _barrier(self, confirmed: Confirmed) -> None:
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        self._unsent.append((b"BARRIER=1", [writing]))
+        told = False
+
+        def closed() -> None:
+            nonlocal told
+            self._server.unwatch(reading)
+            os.close(reading)
+            self._silent = False
+            if not told:
+                told = True
+                confirmed(True)
+
+        def overdue() -> None:
+            nonlocal told
+            if not told:
+                told = self._silent = True
+                events.error("store-silent", seconds=CONFIRM_S, why="who keeps our sockets does not confirm it")
+                confirmed(False)
+
+        self._server.watch(reading, closed)
+        # Once it was silent, nobody waits for it, until it speaks again.
+        self._server.call_later(0 if self._silent else CONFIRM_S, overdue)
+        self._flush()
+
+    def _flush(self) -> None:
+        while self._unsent:
+            message, descriptors = self._unsent[0]
+            try:
+                transport.send(self._socket, message, descriptors)
+            except BlockingIOError:
+                if not self._watching:
+                    self._watching = True
+                    self._server.watch(self._socket, self._flush, selectors.EVENT_WRITE)
+                return
+            except OSError as error:
+                events.error("store-unreachable", why=error.strerror)
+            self._unsent.popleft()
+            for descriptor in descriptors:
+                os.close(descriptor)
+        if self._watching:
+            self._watching = False
+            self._server.unwatch(self._socket)
+
+
+def keeper_for(environment: Mapping[str, str], server: ControlServer) -> Keeper | None:
+    """The keeper that the environment names; None where there is none."""
+    address, limit = environment.get("NOTIFY_SOCKET", ""), environment.get("FDSTORE", "")
+    if not address or not limit.isdigit() or int(limit) == 0:
+        return None
+    try:
+        return Keeper(server, address, int(limit))
+    except OSError as error:
+        events.error("store-unreachable", socket=address, why=error.strerror)
+        return None

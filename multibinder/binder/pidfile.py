@@ -1,0 +1,35 @@
+"""The pid file of a classic daemon."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from multibinder.wire.errors import MultibinderError
+
+
+class PidFileError(MultibinderError):
+    """The pid file cannot be written."""
+
+
+def write_pidfile(path: str) -> None:
+    """Atomically: whoever reads it finds a whole number. Call it when the control socket is ours: what an older file
+    says then is outdated, also if that number is alive, because it belongs to a stranger by now."""
+    draft = f"{path}.{os.getpid()}.new"
+    try:
+        with open(draft, "w", encoding="ascii") as file:
+            file.write(f"{os.getpid()}\n")
+        os.rename(draft, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(draft)
+        raise PidFileError(f"--pidfile {path}: cannot write it: {(error.strerror or str(error)).lower()}") from error
+
+
+def remove_pidfile(path: str) -> None:
+    """At the end, if it is still ours."""
+    with contextlib.suppress(OSError):
+        with open(path, encoding="ascii") as file:
+            if file.read().strip() != str(os.getpid()):
+                return
+        os.unlink(path)

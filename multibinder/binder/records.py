@@ -1,0 +1,156 @@
+"""What the sockets themselves do not know: owners, names, options, times.
+
+One JSON object a line. The first names the format and the boot; each other one describes a listener, and replaces what
+came before about the same socket. A reader skips what it does not understand: the sockets are what counts, and a
+listener without a record is still a listener. The lines are kept in a memfd, which travels with the sockets (re-exec,
+descriptor store), and in a file, which is all there is when the binder's whole tree was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from multibinder.binder import events
+
+FORMAT = 1
+
+
+class Header(msgspec.Struct, frozen=True):
+    multibinder: int
+    boot: str
+
+
+class Record(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One listener. ``cookie`` is the socket's SO_COOKIE and ``inode`` its st_ino, both for life; ``claims`` counts
+    each owner's handoffs; ``released``: it is gone, and must not be believed where it turns up again."""
+
+    address: str
+    cookie: int
+    inode: int = 0
+    claims: dict[str, int] = {}
+    name: str | None = None
+    backlog: int | None = None
+    handoffs: int = 0
+    created: float = 0.0
+    released: bool = False
+
+
+Records = dict[int, Record]
+
+_record = msgspec.json.Decoder(Record)
+_encode = msgspec.json.Encoder().encode
+
+
+class Journal:
+    """Appends records to a memfd, and to a file if there is a ``path``. Begins with ``records``.
+
+    An append is one write(2) each; what goes wrong with the file (a full disk) is logged once, and costs the file.
+    """
+
+    def __init__(self, records: Iterable[Record], path: str | None) -> None:
+        self.memfd = os.memfd_create("multibinder-records", os.MFD_CLOEXEC)
+        text = b"".join(_encode(line) + b"\n" for line in (Header(FORMAT, boot_id()), *records))
+        self.size = len(text)
+        _write(self.memfd, text)
+        self._path = path
+        self._file = -1
+        if path is not None:
+            try:
+                self._file = _replace(path, text)
+            except OSError as error:
+                self._give_up(error)
+
+    def append(self, records: Iterable[Record]) -> None:
+        text = b"".join(_encode(record) + b"\n" for record in records)
+        self.size += len(text)
+        _write(self.memfd, text)
+        if self._file >= 0:
+            try:
+                _write(self._file, text)
+            except OSError as error:
+                self._give_up(error)
+
+    def close(self) -> None:
+        os.close(self.memfd)
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _give_up(self, error: OSError) -> None:
+        why = f"{error.strerror}; without it, a binder whose whole tree is killed cannot find its sockets again"
+        events.error("state-file-lost", path=self._path, why=why)
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+def read(descriptor: int) -> Records:
+    """By cookie. The descriptor stays the caller's. Raises nothing: what makes no sense is logged and skipped."""
+    with open(os.dup(descriptor), "rb") as file:
+        file.seek(0)
+        return _parse(file.read(), f"descriptor {descriptor}")
+
+
+def read_file(path: str) -> Records:
+    """The same from a file; empty if there is none, or it is of another boot: no socket survives that."""
+    try:
+        return _parse(Path(path).read_bytes(), path)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        events.warning("state-file-unreadable", path=path, why=error.strerror)
+        return {}
+
+
+def boot_id() -> str:
+    """random(4)."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _parse(text: bytes, where: str) -> Records:
+    first, *lines = text.splitlines() or [b""]
+    try:
+        header = msgspec.json.decode(first, type=Header)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        events.warning("records-unreadable", where=where, why="it does not begin like one of ours")
+        return {}
+    if header.boot != boot_id():
+        events.info("records-outdated", where=where, why="from before the last boot")
+        return {}
+    found: Records = {}
+    strange = 0
+    for line in lines:
+        try:
+            record = _record.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            strange += 1
+        else:
+            found[record.cookie] = record
+    if strange:
+        events.warning("records-damaged", where=where, lines=strange, why="owners or names of listeners may be lost")
+    return found
+
+
+def _write(descriptor: int, text: bytes) -> None:
+    rest = memoryview(text)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _replace(path: str, text: bytes) -> int:
+    draft = f"{path}.new"
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        _write(descriptor, text)
+        os.rename(draft, path)
+    except OSError:
+        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            os.unlink(draft)
+        raise
+    return descriptor

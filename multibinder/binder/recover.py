@@ -1,0 +1,105 @@
+"""Sockets back from whoever holds them still: pidfd_getfd(2), when the binder's whole tree was killed.
+
+As long as a holder (HAProxy, a worker) lives, so does the socket. The state file says which ones were ours; its inode
+finds the holder in /proc, and SO_COOKIE proves that what we get is the very socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+from multibinder.binder import events
+from multibinder.binder.records import Record
+from multibinder.binder.store import cookie_of
+from multibinder.wire.address import address_of
+
+#: The number is the same on every architecture (asm-generic/unistd.h); CPython has no name for it.
+_PIDFD_GETFD = 438
+_SOCKET_LINK = re.compile(r"socket:\[(\d+)\]")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def recover(records: Iterable[Record]) -> list[tuple[Record, socket.socket]]:
+    """The sockets of ``records`` that somebody holds; the caller owns them. What cannot be had is logged.
+
+    Needs PTRACE_MODE_ATTACH_REALCREDS of each holder (pidfd_getfd(2)): the same user, or CAP_SYS_PTRACE.
+    """
+    wanted = {record.inode: record for record in records if not record.released and record.inode}
+    if not wanted:
+        return []
+    found: list[tuple[Record, socket.socket]] = []
+    refused: set[int] = set()
+    for pid, descriptor, inode in _held(set(wanted)):
+        record = wanted.get(inode)
+        if record is None:
+            continue  # another holder gave it already
+        try:
+            sock = _duplicate(pid, descriptor)
+        except PermissionError:
+            refused.add(inode)
+            continue
+        except OSError:
+            continue  # it has just closed it, or ended
+        if cookie_of(sock) == record.cookie and address_of(sock) is not None:
+            found.append((record, sock))
+            del wanted[inode]
+        else:
+            sock.close()
+    # Where /proc shows nobody and the socket is there still, its holder is one that we may not look into.
+    for inode in (refused | _listening()) & wanted.keys():
+        events.error(
+            "cannot-recover",
+            address=wanted[inode].address,
+            why="its holder may not be looked into: the binder needs CAP_SYS_PTRACE or the same user, and "
+            "no seccomp filter (SystemCallFilter=) against pidfd_getfd",
+        )
+    return found
+
+
+def _held(inodes: set[int]) -> Iterable[tuple[int, int, int]]:
+    """(pid, descriptor, inode) of each of these sockets in each process that we may look into."""
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        directory = f"/proc/{name}/fd"
+        try:
+            descriptors = os.listdir(directory)
+        except OSError:
+            continue
+        for descriptor in descriptors:
+            try:
+                link = _SOCKET_LINK.match(os.readlink(f"{directory}/{descriptor}"))
+            except OSError:
+                continue
+            if link and int(link[1]) in inodes:
+                yield int(name), int(descriptor), int(link[1])
+
+
+def _listening() -> set[int]:
+    """The inode of each TCP socket in this network namespace: proc_pid_net(5)."""
+    found: set[int] = set()
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            lines = Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]
+            found.update(int(line.split()[9]) for line in lines)
+    return found
+
+
+def _duplicate(pid: int, descriptor: int) -> socket.socket:
+    """Our own, close-on-exec copy of another process's socket."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        number = _libc.syscall(_PIDFD_GETFD, pidfd, descriptor, 0)
+        if number < 0:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error))  # PermissionError for EPERM
+        return socket.socket(fileno=number)
+    finally:
+        os.close(pidfd)

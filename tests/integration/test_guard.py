@@ -1,0 +1,313 @@
+"""``serve --guard``: the binder may die at any moment, and its sockets do not."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from multibinder import Client, ListenerSpec, Options, TcpAddress
+from tests.support import (
+    Binder,
+    BrokenCode,
+    can_connect,
+    children,
+    clean_environment,
+    identities,
+    require,
+    serving_pid,
+    wait_until,
+)
+
+
+class Guard(Binder):
+    """The process is the guard; the binder is its child."""
+
+    def kill_binder(self) -> int:
+        """SIGKILL. The PID of the next one, when it answers."""
+        pid = serving_pid(self.socket_path)
+        os.kill(pid, signal.SIGKILL)
+        return serving_pid(self.socket_path, not_=pid)
+
+    def __enter__(self) -> Guard:
+        return self
+
+    def forget_tracebacks(self) -> None:
+        """Those of code that was broken on purpose."""
+        self.log_path.write_text(self.log_path.read_text().replace("Traceback", "traceback"))
+
+
+@pytest.fixture
+def guard(run_dir: Path) -> Iterator[Guard]:
+    with Guard(run_dir, "--guard") as guard:
+        guard.wait_until_ready()
+        yield guard
+
+
+def test_the_binder_is_the_guards_child(guard: Guard) -> None:
+    assert children(guard.pid) == [serving_pid(guard.socket_path)]
+
+
+def test_a_killed_binders_sockets_are_its_successors(guard: Guard, host: str) -> None:
+    wanted = [
+        ListenerSpec(TcpAddress.parse(f"{host}:8000"), Options(backlog=50, name="web")),
+        ListenerSpec(TcpAddress.parse(f"{host}:0")),
+    ]
+    with Client(guard.socket_path) as client:
+        for listener in [*client.bind(wanted, owner="one"), *client.bind(wanted[:1], owner="two")]:
+            listener.close()
+    before = identities(guard.socket_path)
+    for _ in range(3):
+        guard.kill_binder()
+        assert identities(guard.socket_path) == before
+    with Client(guard.socket_path) as client:
+        assert {status.name: status.owners for status in client.list()} == {"web": ["one", "two"], None: ["one"]}
+
+
+def test_a_client_in_the_accept_queue_waits_for_the_next_holder(guard: Guard, host: str) -> None:
+    with Client(guard.socket_path) as client:
+        client.bind([(host, 8000)])[0].close()
+    with socket.create_connection((host, 8000)) as waiting:
+        waiting.sendall(b"still here")
+        guard.kill_binder()
+        with Client(guard.socket_path) as client:
+            [listener] = client.bind([(host, 8000)])
+        with listener, listener.accept()[0] as connection:
+            assert connection.recv(100) == b"still here"
+
+
+def test_new_clients_connect_while_there_is_no_binder(run_dir: Path, host: str) -> None:
+    code = BrokenCode(run_dir / "code")
+    with Guard(run_dir, "--guard", environment=code.environment) as guard:
+        guard.wait_until_ready()
+        with Client(guard.socket_path) as client:
+            client.bind([(host, 8000)])[0].close()
+        code.breaks("not yet")
+        os.kill(serving_pid(guard.socket_path), signal.SIGKILL)
+        guard.wait_for_log("event=binder-died")
+        assert can_connect((host, 8000))
+        code.mend()
+        serving_pid(guard.socket_path)
+        assert guard.stop() == 0
+        guard.forget_tracebacks()
+
+
+def test_a_client_of_the_control_socket_waits_for_the_next_binder(guard: Guard) -> None:
+    pid = serving_pid(guard.socket_path)
+    os.kill(pid, signal.SIGKILL)
+    with Client(guard.socket_path) as client:  # connects at once, or finds the next one
+        assert client.hello().pid != pid
+
+
+def test_a_binder_that_was_stopped_alone_is_reachable_again(guard: Guard, host: str) -> None:
+    with Client(guard.socket_path) as client:
+        client.bind([(host, 8000)])[0].close()
+    pid = serving_pid(guard.socket_path)
+    os.kill(pid, signal.SIGTERM)  # in good order: it removes the control socket's file, which the guard has kept
+    serving_pid(guard.socket_path, not_=pid)
+    assert [address for address, *_ in identities(guard.socket_path)] == [f"{host}:8000"]
+
+
+def test_no_acknowledged_bind_is_ever_missing(guard: Guard, host: str) -> None:
+    bound: dict[str, int] = {}
+    pid = serving_pid(guard.socket_path)
+    for port in range(8000, 8100):
+        with Client(guard.socket_path) as client:
+            [listener] = client.bind([(host, port)], owner=f"o{port}")
+            os.kill(pid, signal.SIGKILL)
+        bound[f"{host}:{port}"] = os.fstat(listener.fileno()).st_ino
+        listener.close()
+        pid = serving_pid(guard.socket_path, not_=pid)
+        with Client(guard.socket_path) as client:
+            found = {status.address: status.owners for status in client.list()}
+        assert found == {address: [f"o{address.rpartition(':')[2]}"] for address in bound}, guard.log()
+    with Client(guard.socket_path) as client:
+        for address, inode in bound.items():
+            with client.bind([TcpAddress.parse(address)])[0] as listener:
+                assert os.fstat(listener.fileno()).st_ino == inode
+
+
+def test_what_was_released_does_not_come_back(guard: Guard, host: str) -> None:
+    pid = serving_pid(guard.socket_path)
+    for port in range(8000, 8010):
+        with Client(guard.socket_path) as client:
+            for listener in client.bind([(host, port), (host, 9000)]):
+                listener.close()
+            assert client.release([(host, port)])[0].outcome == "closed"
+            os.kill(pid, signal.SIGKILL)
+        pid = serving_pid(guard.socket_path, not_=pid)
+        with Client(guard.socket_path) as client:
+            assert [status.address for status in client.list()] == [f"{host}:9000"]
+        assert not can_connect((host, port))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_stops_with_its_binder(guard: Guard, host: str, number: signal.Signals) -> None:
+    with Client(guard.socket_path) as client:
+        client.bind([(host, 8000)])[0].close()
+    guard.send_signal(number)
+    assert guard.wait() == 0
+    assert f"event=stopping signal={number.name}" in guard.log()
+    assert not can_connect((host, 8000))
+    left = {entry.name for entry in guard.socket_path.parent.iterdir()}
+    assert left - {"mb.sock.state"} == {"mb.log", "mb.notify"}
+
+
+def test_it_stops_also_while_there_is_no_binder(run_dir: Path) -> None:
+    code = BrokenCode(run_dir / "code")
+    with Guard(run_dir, "--guard", environment=code.environment) as guard:
+        guard.wait_until_ready()
+        code.breaks("for good")
+        os.kill(serving_pid(guard.socket_path), signal.SIGKILL)
+        wait_until(lambda: guard.log().count("event=binder-died") > 3, "others died too", log=guard.log)
+        assert guard.stop() == 0
+        guard.forget_tracebacks()
+
+
+def test_a_binder_that_cannot_start_is_tried_again_after_growing_pauses(run_dir: Path, host: str) -> None:
+    code = BrokenCode(run_dir / "code")
+    with Guard(run_dir, "--guard", environment=code.environment) as guard:
+        guard.wait_until_ready()
+        with Client(guard.socket_path) as client:
+            client.bind([(host, 8000)], owner="me")[0].close()
+        before = identities(guard.socket_path)
+        code.breaks("come back later")
+        os.kill(serving_pid(guard.socket_path), signal.SIGKILL)
+
+        def pauses() -> list[float]:
+            return [float(pause) for pause in re.findall(r"event=binder-died .*again_in_s=([0-9.]+)", guard.log())]
+
+        wait_until(lambda: len(pauses()) >= 4, "four of them died", log=guard.log)
+        assert pauses() == sorted(set(pauses()))
+        code.mend()
+        assert identities(guard.socket_path) == before
+        guard.forget_tracebacks()
+
+
+def test_sigusr1_upgrades_the_binder_below_it(guard: Guard, host: str) -> None:
+    with Client(guard.socket_path) as client:
+        client.bind([(host, 8000)])[0].close()
+        before, pid = client.list(), client.hello().pid
+        guard.send_signal(signal.SIGUSR1)
+        wait_until(lambda: guard.log().count("event=serving") == 2, "it serves again", log=guard.log)
+        assert (client.list(), client.hello().pid) == (before, pid)
+    guard.kill_binder()
+    assert [status[:2] for status in identities(guard.socket_path)] == [(f"{host}:8000", before[0].cookie)]
+
+
+def test_sigusr2_upgrades_the_guard_and_its_child_stays(guard: Guard, host: str) -> None:
+    with Client(guard.socket_path) as client:
+        client.bind([(host, 8000)], owner="me")[0].close()
+    before, pid = identities(guard.socket_path), serving_pid(guard.socket_path)
+    for count in range(1, 4):
+        guard.send_signal(signal.SIGUSR2)
+        wait_until(lambda: guard.log().count("event=guard-upgrading") == count, "it upgrades", log=guard.log)  # noqa: B023
+    assert serving_pid(guard.socket_path) == pid
+    with Client(guard.socket_path) as client:
+        client.bind([(host, 8001)], owner="me")[0].close()
+        client.release([(host, 8001)], owner="me")
+    for _ in range(3):
+        guard.kill_binder()
+        assert identities(guard.socket_path) == before
+    assert guard.stop() == 0
+
+
+def test_a_binder_that_dies_while_its_guard_upgrades_is_started_again(guard: Guard, host: str) -> None:
+    with Client(guard.socket_path) as client:
+        client.bind([(host, 8000)], owner="me")[0].close()
+    before = identities(guard.socket_path)
+    for count in range(1, 6):
+        pid = serving_pid(guard.socket_path)
+        guard.send_signal(signal.SIGUSR2)
+        wait_until(lambda: guard.log().count("event=guard-upgrading") == count, "it upgrades", log=guard.log)  # noqa: B023
+        os.kill(pid, signal.SIGKILL)
+        serving_pid(guard.socket_path, not_=pid)
+        assert identities(guard.socket_path) == before
+
+
+def test_a_stop_during_the_guards_upgrade_is_not_lost(run_dir: Path) -> None:
+    for attempt in range(3):
+        with Guard(run_dir, "--guard", name=f"mb{attempt}") as guard:
+            guard.wait_until_ready()
+            guard.send_signal(signal.SIGUSR2)
+            if attempt:
+                wait_until(lambda: len(children(guard.pid)) > 1, "it tries the new code", log=guard.log)
+            guard.send_signal(signal.SIGTERM)
+            assert guard.wait() == 0
+
+
+def test_a_broken_new_guard_is_refused(run_dir: Path, host: str) -> None:
+    code = BrokenCode(run_dir / "code")
+    with Guard(run_dir, "--guard", environment=code.environment) as guard:
+        guard.wait_until_ready()
+        pid = serving_pid(guard.socket_path)
+        code.breaks("no guard in here")
+        guard.send_signal(signal.SIGUSR2)
+        assert "no guard in here" in guard.wait_for_log("event=guard-upgrade-refused")
+        code.mend()
+        assert serving_pid(guard.socket_path) == pid
+        assert guard.kill_binder() != pid
+
+
+def test_its_descriptors_do_not_grow(guard: Guard, host: str) -> None:
+    with Client(guard.socket_path) as client:
+        for listener in client.bind([(host, port) for port in range(8000, 8005)]):
+            listener.close()
+    guard.kill_binder()
+    before = len(guard.descriptors())
+    for _ in range(20):
+        pid = guard.kill_binder()
+    wait_until(lambda: len(guard.descriptors()) <= before, "no descriptor is left over", log=guard.log)
+    assert children(guard.pid) == [pid]
+
+
+def test_a_strangers_message_does_not_reach_it(guard: Guard, host: str) -> None:
+    require("root", os.geteuid() == 0, "being somebody else needs root")
+    with Client(guard.socket_path) as client:
+        client.bind([(host, 8000)])[0].close()
+    before = identities(guard.socket_path)
+    name = Path(f"/proc/{serving_pid(guard.socket_path)}/environ").read_bytes().split(b"NOTIFY_SOCKET=")[1]
+    address = name.split(b"\0")[0].decode()
+    if not address.startswith("@"):
+        return  # a file, which only we can reach
+    script = (
+        "import socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); "
+        f"s.sendto(b'FDSTOREREMOVE=1\\nFDNAME=l{before[0][1]:x}', '\\x00{address[1:]}')"
+    )
+    subprocess.run(["setpriv", "--reuid=65534", "/usr/bin/python3", "-c", script], check=False, env=clean_environment())
+    guard.kill_binder()
+    assert identities(guard.socket_path) == before
+
+
+def test_as_pid_1_it_reaps_and_starts_its_binder_again(run_dir: Path, host: str) -> None:
+    require("root", os.geteuid() == 0, "a PID namespace needs root")
+    unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    probe = subprocess.run([*unshare, "true"], capture_output=True, check=False)
+    require("unshare", probe.returncode == 0, f"no PID namespace here: {probe.stderr!r}")
+    with Guard(run_dir, "--guard", prefix=unshare) as outside:
+        outside.wait_until_ready()
+        [guard] = children(outside.pid)
+        try:
+            with Client(outside.socket_path) as client:
+                client.bind([(host, 8000)], owner="me")[0].close()
+            before = identities(outside.socket_path)
+            subprocess.run(
+                ["nsenter", "-t", str(guard), "-p", "-m", "sh", "-c", "sleep 0.3 & sleep 0.3 & exit 0"], check=True
+            )
+            wait_until(lambda: len(children(guard)) == 3, "it has two orphans", log=outside.log)
+            wait_until(lambda: len(children(guard)) == 1, "it has reaped them", log=outside.log)
+            for _ in range(5):
+                [binder] = children(guard)
+                os.kill(binder, signal.SIGKILL)
+                wait_until(lambda: children(guard) not in ([], [binder]), "the next one is there", log=outside.log)  # noqa: B023
+                assert identities(outside.socket_path) == before
+        finally:
+            os.kill(guard, signal.SIGTERM)
+        assert outside.wait() == 0
+    assert not outside.socket_path.exists()

@@ -1,0 +1,226 @@
+"""Without a guard and without systemd: sockets come back from whoever holds them still."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from multibinder import BindError, Client, ListenerSpec, Options, TcpAddress
+from tests.support import Binder, can_connect, identities, require, wait_until, without_privileges
+
+
+class Holder:
+    """A process that holds the sockets with these descriptors of ours, and nothing else."""
+
+    def __init__(self, *numbers: int, prefix: tuple[str, ...] = ()) -> None:
+        self._process = subprocess.Popen([*prefix, "sleep", "600"], pass_fds=numbers)
+        self.pid = self._process.pid
+        wait_until(lambda: Path(f"/proc/{self.pid}/comm").read_text() == "sleep\n", "the holder runs")
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture
+def holding() -> Iterator[contextlib.ExitStack]:
+    """Ends holders."""
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+def bind_and_hold(
+    binder: Binder, stack: contextlib.ExitStack, *wanted: ListenerSpec, prefix: tuple[str, ...] = ()
+) -> Holder:
+    with Client(binder.socket_path) as client:
+        sockets = client.bind(wanted, owner="me")
+    holder = Holder(*(sock.fileno() for sock in sockets), prefix=prefix)
+    stack.callback(holder.end)
+    for sock in sockets:
+        sock.close()
+    return holder
+
+
+def spec(host: str, port: int, **options: object) -> ListenerSpec:
+    return ListenerSpec(TcpAddress.parse(f"{host}:{port}"), Options(**options))  # type: ignore[arg-type]
+
+
+def kill(binder: Binder) -> None:
+    binder.send_signal(signal.SIGKILL)
+    assert binder.wait() == -signal.SIGKILL
+
+
+@contextlib.contextmanager
+def successor(dead: Binder, *options: str, prefix: list[str] | None = None) -> Iterator[Binder]:
+    """Another binder at the same path, with a log of its own."""
+    directory = dead.socket_path.parent
+    command = [sys.executable, "-m", "multibinder", "serve", "--socket", str(dead.socket_path)]
+    name = f"next{len(list(directory.glob('next*.log')))}"
+    with Binder(directory, *options, name=name, command=command, prefix=prefix or []) as binder:
+        binder.socket_path = dead.socket_path
+        yield binder.wait_until_ready()
+
+
+@pytest.fixture
+def first(run_dir: Path) -> Iterator[Binder]:
+    """A binder that is going to be killed."""
+    binder = Binder(run_dir)
+    try:
+        yield binder.wait_until_ready()
+    finally:
+        if binder.process.poll() is None:
+            binder.process.kill()
+            binder.process.wait()
+        binder.__exit__(None, None, None)
+
+
+def test_a_killed_binders_sockets_come_back_from_their_holder(
+    first: Binder, holding: contextlib.ExitStack, host: str
+) -> None:
+    bind_and_hold(first, holding, spec(host, 8000, name="web", backlog=40), spec(host, 0))
+    before = identities(first.socket_path)
+    kill(first)
+    with successor(first) as binder:
+        assert identities(binder.socket_path) == before
+        assert binder.log().count("event=recovered") == 2
+        with Client(binder.socket_path) as client:
+            assert client.list()[0].owners == ["me"]
+            client.release([(host, 8000)], owner="me")
+        assert not can_connect((host, 8000))
+
+
+def test_it_goes_on_from_one_binder_to_the_next(first: Binder, holding: contextlib.ExitStack, host: str) -> None:
+    bind_and_hold(first, holding, spec(host, 8000))
+    before = identities(first.socket_path)
+    kill(first)
+    for _ in range(3):
+        with successor(first) as binder:
+            assert identities(binder.socket_path) == before
+            kill(binder)
+
+
+def test_a_stopped_binders_sockets_come_back_too(first: Binder, holding: contextlib.ExitStack, host: str) -> None:
+    bind_and_hold(first, holding, spec(host, 8000))
+    before = identities(first.socket_path)
+    assert first.stop() == 0
+    with successor(first) as binder:
+        assert identities(binder.socket_path) == before
+
+
+def test_what_was_released_stays_away(first: Binder, holding: contextlib.ExitStack, host: str) -> None:
+    bind_and_hold(first, holding, spec(host, 8000), spec(host, 8001))
+    with Client(first.socket_path) as client:
+        client.release([(host, 8000)], owner="me")
+    kill(first)
+    with successor(first) as binder, Client(binder.socket_path) as client:
+        assert [status.address for status in client.list()] == [f"{host}:8001"]
+        client.bind([(host, 8000)])[0].close()  # fresh
+
+
+def test_told_not_to_recover_it_names_the_holder(first: Binder, holding: contextlib.ExitStack, host: str) -> None:
+    holder = bind_and_hold(first, holding, spec(host, 8000))
+    kill(first)
+    with successor(first, "--no-recover") as binder, Client(binder.socket_path) as client:
+        assert client.list() == []
+        with pytest.raises(BindError, match=rf"address already in use, by sleep \(pid {holder.pid}\)"):
+            client.bind([(host, 8000)])
+
+
+def test_when_the_holder_is_gone_a_bind_is_fresh(first: Binder, holding: contextlib.ExitStack, host: str) -> None:
+    holder = bind_and_hold(first, holding, spec(host, 8000))
+    before = identities(first.socket_path)
+    kill(first)
+    holder.end()
+    with successor(first) as binder, Client(binder.socket_path) as client:
+        assert client.list() == []
+        client.bind([(host, 8000)], owner="me")[0].close()
+        assert client.list()[0].cookie != before[0][1]
+        assert "event=recovered" not in binder.log()
+
+
+def test_a_strangers_socket_at_the_address_is_not_taken(
+    first: Binder, holding: contextlib.ExitStack, host: str
+) -> None:
+    holder = bind_and_hold(first, holding, spec(host, 8000))
+    kill(first)
+    holder.end()
+    with socket.socket() as stranger:
+        stranger.bind((host, 8000))
+        stranger.listen()
+        with successor(first) as binder, Client(binder.socket_path) as client:
+            assert client.list() == []
+            with pytest.raises(BindError, match=rf"address already in use, by .*\(pid {os.getpid()}\)"):
+                client.bind([(host, 8000)])
+
+
+@pytest.mark.parametrize(
+    ("damage", "event"),
+    [
+        (lambda text: text[: len(text) // 2], "event=records-damaged"),
+        (lambda text: text[:20], "event=records-unreadable"),
+        (lambda text: os.urandom(5000), "event=records-unreadable"),
+        (lambda text: b"", "event=records-unreadable"),
+        (lambda text: text.replace(b'"boot":"', b'"boot":"another'), "event=records-outdated"),
+    ],
+    ids=["cut", "cut short", "rubbish", "empty", "other boot"],
+)
+def test_a_damaged_state_file_is_said_and_does_no_harm(
+    first: Binder, holding: contextlib.ExitStack, host: str, damage: object, event: str
+) -> None:
+    bind_and_hold(first, holding, spec(host, 8000))
+    kill(first)
+    state = Path(f"{first.socket_path}.state")
+    state.write_bytes(damage(state.read_bytes()))  # type: ignore[operator]
+    with successor(first) as binder, Client(binder.socket_path) as client:
+        binder.wait_for_log(event)
+        assert client.list() == []
+        client.bind([(host, 8001)])[0].close()
+    assert state.read_bytes().startswith(b'{"multibinder":')
+
+
+def test_a_full_disk_is_said_once_and_does_no_harm(run_dir: Path, host: str) -> None:
+    require("root", os.geteuid() == 0, "mounting a small file system needs root")
+    small = run_dir / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4k", "none", str(small)], capture_output=True, check=False
+    )
+    require("mount", mounted.returncode == 0, f"cannot mount a tmpfs here: {mounted.stderr!r}")
+    try:
+        path = small / "s"
+        command = [sys.executable, "-m", "multibinder", "serve", "--socket", str(path)]
+        with Binder(run_dir, command=command) as binder:
+            binder.wait_until_ready()
+            with Client(path) as client:
+                for port in range(8000, 8050):
+                    client.bind([(host, port)])[0].close()
+                assert len(client.list()) == 50
+                before = client.list()
+                client.upgrade()
+                assert client.list() == before
+            assert binder.log_path.read_text().count("event=state-file-lost") <= 2  # one for each life
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_without_the_right_to_look_it_says_what_is_missing(
+    first: Binder, holding: contextlib.ExitStack, host: str
+) -> None:
+    require("root", os.geteuid() == 0, "a holder of another user needs root")
+    stranger = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    bind_and_hold(first, holding, spec(host, 8000), prefix=stranger)
+    kill(first)
+    with successor(first, prefix=without_privileges()) as binder, Client(binder.socket_path) as client:
+        assert client.list() == []
+        with pytest.raises(BindError, match="address already in use") as raised:
+            client.bind([(host, 8000)])
+        assert "CAP_SYS_PTRACE" in binder.wait_for_log("event=cannot-recover")
+        assert f"{host}:8000" in str(raised.value)

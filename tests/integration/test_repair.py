@@ -1,0 +1,97 @@
+"""What a holder does to a shared socket is undone, also when nobody asks the binder for anything."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from multibinder import Client, ListenerSpec, Options, TcpAddress
+from multibinder.binder.daemon import Settings
+from multibinder.binder.store import ListenerStore
+from multibinder.cli.binder import Invocation
+from multibinder.observe.accept_queue import accept_queue
+from tests.support import Binder, can_connect, wait_until
+
+#: A binder that looks after its listeners more often than every 15 s.
+_HASTY = "import multibinder.cli.binder as b; b.daemon._REPAIR_EVERY_S = 0.1; b.main()"
+
+
+@pytest.fixture
+def store() -> Iterator[ListenerStore]:
+    store = ListenerStore(10, lambda address: "")
+    yield store
+    store.close()
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_a_socket_that_was_shut_down_listens_again(store: ListenerStore, caplog: pytest.LogCaptureFixture) -> None:
+    [grant] = store.bind([ListenerSpec(TcpAddress.parse("127.0.0.1:0"), Options(backlog=30))], [""])
+    address = grant.listener.address.sockaddr
+    with grant.listener.socket.dup() as holder:
+        holder.shutdown(socket.SHUT_RDWR)
+    assert not can_connect(address)
+    store.repair()
+    assert can_connect(address)
+    assert accept_queue(grant.listener.socket).limit == 30
+    assert said(caplog) == ["repaired"]
+
+
+@pytest.mark.parametrize("backlog", [1, 100])
+def test_a_backlog_that_was_changed_is_restored(
+    store: ListenerStore, caplog: pytest.LogCaptureFixture, backlog: int
+) -> None:
+    [grant] = store.bind([ListenerSpec(TcpAddress.parse("127.0.0.1:0"), Options(backlog=30))], [""])
+    with grant.listener.socket.dup() as holder:
+        holder.listen(backlog)
+    store.repair()
+    assert accept_queue(grant.listener.socket).limit == 30
+    assert said(caplog) == ["backlog-restored"]
+
+
+def test_what_is_as_it_should_be_is_left_alone(store: ListenerStore, caplog: pytest.LogCaptureFixture) -> None:
+    store.bind([ListenerSpec(TcpAddress.parse("127.0.0.1:0"))] * 3, [""] * 3)
+    with caplog.at_level(logging.DEBUG, "multibinder"):
+        for _ in range(3):
+            store.repair()
+    assert said(caplog) == []
+
+
+def test_one_that_cannot_be_repaired_is_said_and_the_others_are_repaired(
+    store: ListenerStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    grants = store.bind([ListenerSpec(TcpAddress.parse("127.0.0.1:0"))] * 2, ["", ""])
+    first, second = (grant.listener for grant in grants)
+    for listener in (first, second):
+        listener.socket.shutdown(socket.SHUT_RDWR)
+    with socket.socket() as thief:
+        thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        thief.bind(first.address.sockaddr)
+        thief.listen()
+        store.repair()
+        assert said(caplog) == ["cannot-repair", "repaired"]
+        assert str(first.address) in str(caplog.records[0].__dict__["fields"])
+    assert can_connect(second.address.sockaddr)
+
+
+def test_it_happens_without_any_request(run_dir: Path, host: str) -> None:
+    settings = msgspec.json.encode(Invocation(Settings(str(run_dir / "mb.sock")))).decode()
+    with Binder(run_dir, command=[sys.executable, "-P", "-c", _HASTY, settings]) as binder:
+        binder.wait_until_ready()
+        with Client(binder.socket_path) as client:
+            [listener] = client.bind([ListenerSpec(TcpAddress.parse(f"{host}:8000"), Options(backlog=30))])
+        with listener:
+            listener.shutdown(socket.SHUT_RDWR)
+            wait_until(lambda: accept_queue(listener).listening, "it listens again", log=binder.log)
+            assert f"{host}:8000" in binder.wait_for_log("event=repaired")
+            socket.socket.listen(listener, 2)  # as a program in another language would
+            wait_until(lambda: accept_queue(listener).limit == 30, "it has its backlog again", log=binder.log)
+            assert f"{host}:8000" in binder.wait_for_log("event=backlog-restored")
