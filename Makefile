@@ -10,7 +10,8 @@ demo: $(VENV)/ready
 	@$(BIN)/python -m benchmarks.demo
 
 test: $(VENV)/ready
-	@tools/need haproxy:haproxy setpriv:util-linux unshare:util-linux prlimit:util-linux
+	@tools/need haproxy:haproxy setpriv:util-linux unshare:util-linux prlimit:util-linux \
+		systemd-nspawn:systemd-container
 	@$(BIN)/pytest $(PYTEST)
 
 lint: $(VENV)/ready
@@ -20,7 +21,7 @@ lint: $(VENV)/ready
 
 bench: $(VENV)/ready
 	@tools/need haproxy:haproxy
-	@for each in handoff memory rendering; do echo "== benchmarks/$$each.py"; $(BIN)/python -m benchmarks.$$each || exit 1; done
+	@for each in handoff memory rendering restart; do echo "== benchmarks/$$each.py"; $(BIN)/python -m benchmarks.$$each || exit 1; done
 
 $(VENV)/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("multibinder needs Python 3.11 or later, this is " + sys.version if sys.version_info < (3, 11) else 0)'

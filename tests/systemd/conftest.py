@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.systemd.machine import Machine
+
+
+@pytest.fixture(scope="session")
+def machine() -> Iterator[Machine]:
+    """A booted systemd with this checkout installed, and its units; one for all tests: it takes seconds to boot."""
+    with tempfile.TemporaryDirectory(prefix="mb-systemd-") as directory, Machine(Path(directory)) as booted:
+        booted.must("multibinder", "systemd", "install")
+        booted.must("systemd-sysusers", "multibinder.conf")
+        booted.must("systemctl", "daemon-reload")
+        yield booted
+
+
+@pytest.fixture(autouse=True)
+def _journal_of_a_failure(machine: Machine, request: pytest.FixtureRequest) -> Iterator[None]:
+    cursor = machine.must("journalctl", "-n", "0", "--show-cursor").rpartition("cursor: ")[2].strip()
+    yield
+    print(machine.journal(f"--after-cursor={cursor}", lines=120))  # noqa: T201 (pytest shows it when the test fails)

@@ -1,0 +1,261 @@
+"""A booted systemd in a container, over a copy-on-write view of this machine.
+
+Everything lives in a PID and a mount namespace of its own whose first process dies with ours, so that no process and no
+mount is left, however a test run ends. The network is the machine's: tests use loopback addresses of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from tests.support import PATIENCE_S, clean_environment, require, wait_until
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+#: Where the project is installed in the container.
+HOME = "/opt/multibinder"
+COMMANDS = f"{HOME}/bin"
+
+# Merged view, in a mount namespace; units that are enabled on this machine are none of ours. $1 is an empty directory.
+# A container may not call pidfd_getfd(2) by default, a machine's services may.
+_BOOT = r"""
+set -eu
+root=$1/merged
+mount -t tmpfs -o mode=0755 tmpfs "$1"
+mkdir "$1/upper" "$1/work" "$root"
+mount -t overlay overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" "$root"
+cd "$root/etc"
+rm -rf systemd/system/*.wants systemd/system/*.requires systemd/system/multibinder* rc?.d fstab machine-id
+rm -rf haproxy/* default/multibinder-haproxy-* ../opt/multibinder ../run/multibinder* ../var/log/journal
+: > fstab
+tr -d - < /proc/sys/kernel/random/uuid > machine-id
+for group in $2; do echo $$ > "$group/cgroup.procs"; done
+exec systemd-nspawn --quiet --directory="$root" --machine=multibinder-test --register=no --keep-unit --console=pipe \
+    --system-call-filter=pidfd_getfd --boot systemd.unit=multi-user.target
+"""
+
+
+class Machine:
+    """A context manager. Raises nothing: where it cannot run, the test is skipped."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory / "machine"
+        self._log_path = directory / "boot.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._leader = 0
+        self._groups: list[Path] = []
+
+    def __enter__(self) -> Machine:
+        require("systemd", os.geteuid() == 0, "booting a systemd needs root")
+        for program in ("systemd-nspawn", "nsenter", "unshare", "setpriv", "/lib/systemd/systemd", "/usr/sbin/haproxy"):
+            require("systemd", shutil.which(program), f"there is no {program} to boot a systemd with")
+        self._directory.mkdir()
+        try:
+            self._boot()
+            self._install()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            # The namespace's other processes die after its first; until then the control groups are in use.
+            with contextlib.suppress(FileNotFoundError):
+                wait_until(lambda: not Path(f"/proc/{self._leader}").exists(), "the container is gone")
+        for group in self._groups:
+            for directory, _, _ in os.walk(group, topdown=False):
+                with contextlib.suppress(OSError):
+                    os.rmdir(directory)
+
+    def _boot(self) -> None:
+        self._groups = list(_own_control_groups())
+        command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation=private", "--pid", "--fork"]
+        command += ["--kill-child=KILL", "--mount-proc", "sh", "-c", _BOOT, "boot", str(self._directory)]
+        with self._log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                [*command, " ".join(map(str, self._groups))],
+                env=clean_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+        def leader() -> int | None:
+            assert self._process is not None
+            if self._process.poll() is not None:
+                require("systemd", False, f"a container does not boot here:\n{self._boot_log()}")
+            return next((pid for pid in _descendants(self._process.pid) if _name(pid) == "systemd"), None)
+
+        self._leader = wait_until(leader, "systemd is started", log=self._boot_log)
+        wait_until(self._is_up, "systemd is up", log=self._boot_log, timeout_s=60)
+
+    def _is_up(self) -> bool:
+        return self.run("systemctl", "is-system-running").stdout.strip() in ("running", "degraded")
+
+    def _boot_log(self) -> str:
+        return self._log_path.read_text(errors="replace")[-4000:]
+
+    def _install(self) -> None:
+        """As a user does: a wheel of this checkout, with pip, in a virtual environment of its own."""
+        wheels = self._directory.parent / "wheels"
+        build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+        done = subprocess.run(
+            [*build, "--wheel-dir", str(wheels), str(CHECKOUT)],
+            env=clean_environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd="/",
+        )
+        require("systemd", done.returncode == 0, f"cannot build a wheel (pip and hatchling?):\n{done.stderr[-2000:]}")
+        [wheel] = wheels.glob("*.whl")
+        shutil.copy(wheel, self.path("/opt"))
+        python = Path(os.path.realpath(sys.executable))
+        # A service that is not root must reach it, also if it is in somebody's home directory.
+        self.must("chmod", "a+rx", *map(str, python.parents))
+        self.must(str(python), "-m", "venv", "--without-pip", HOME)
+        # What it needs comes from the tests' own environment, not from the network.
+        _copy_distributions({"multibinder", "pip"}, self.path(self.site_packages()))
+        self.must(f"{COMMANDS}/python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index",
+                  "--root-user-action=ignore", f"/opt/{wheel.name}")  # fmt: skip
+
+    def site_packages(self) -> str:
+        return sysconfig.get_path("purelib", "venv", {"base": HOME, "platbase": HOME})
+
+    def path(self, inside: str) -> Path:
+        """A path in the container, seen from here."""
+        return Path(f"/proc/{self._leader}/root{inside}")
+
+    def run(self, *command: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+        """Run a command in the container to its end."""
+        return subprocess.run(
+            ["nsenter", "-t", str(self._leader), "-a", *command],
+            env={"PATH": f"{COMMANDS}:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def must(self, *command: str) -> str:
+        """Run a command that must succeed, and return what it printed."""
+        done = self.run(*command)
+        assert done.returncode == 0, f"{command[:3]}: {done.returncode}\n{done.stdout}{done.stderr}\n{self.journal()}"
+        return done.stdout
+
+    def write(self, inside: str, text: str) -> None:
+        path = self.path(inside)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def show(self, unit: str, property_: str) -> str:
+        return self.must("systemctl", "show", "--property", property_, "--value", unit).strip()
+
+    def main_pid(self, unit: str) -> int:
+        """As the container numbers it; 0 if there is none."""
+        return int(self.show(unit, "MainPID"))
+
+    def kill(self, unit: str) -> int:
+        """SIGKILL to the unit's main process. Its PID."""
+        pid = self.main_pid(unit)
+        self.must("kill", "-KILL", str(pid))
+        return pid
+
+    def journal(self, *arguments: str, lines: int = 60) -> str:
+        done = self.run("journalctl", "--no-pager", "--output=short-monotonic", "-n", str(lines), *arguments)
+        return f"--- journal:\n{done.stdout}"
+
+
+def _own_control_groups() -> list[Path]:
+    """New groups for the container in the hierarchies where systemd makes its own: else they would stay behind."""
+    groups = []
+    places = {}
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        number, controllers, path = line.split(":", 2)
+        places["cgroup2" if number == "0" else controllers] = path
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        mount_point, (kind, _, options) = before.split()[4], after.split()[:3]
+        name = "cgroup2" if kind == "cgroup2" else "name=systemd" if "name=systemd" in options.split(",") else None
+        if kind.startswith("cgroup") and name in places:
+            group = Path(f"{mount_point}{places[name]}") / f"multibinder-test-{os.getpid()}"
+            with contextlib.suppress(OSError):
+                group.mkdir(exist_ok=True)
+                groups.append(group)
+    return groups
+
+
+def _descendants(pid: int) -> list[int]:
+    found = [pid]
+    for each in found:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found += map(int, Path(f"/proc/{each}/task/{each}/children").read_text().split())
+    return found[1:]
+
+
+def _name(pid: int) -> str:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
+
+
+def _copy_distributions(roots: set[str], target: Path) -> None:
+    """Copy what ``roots`` need to run, and of multibinder itself nothing."""
+    seen: set[str] = set()
+    todo = list(roots)
+    while todo:
+        name = re.sub(r"[-_.]+", "-", todo.pop()).lower()
+        if name in seen:
+            continue
+        seen.add(name)
+        distribution = importlib.metadata.distribution(name)
+        todo += [
+            match[0]
+            for requirement in distribution.requires or ()
+            if "extra ==" not in requirement
+            and (match := re.match(r"[\w.-]+", requirement))
+            # Markers for other systems and Pythons: what is not installed here is not needed here.
+            and _is_installed(match[0])
+        ]
+        if name == "multibinder":
+            continue
+        for file in distribution.files or ():
+            if ".." not in file.parts and "__pycache__" not in file.parts:
+                (target / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(str(file.locate()), target / file)
+
+
+def _is_installed(name: str) -> bool:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return bool(importlib.metadata.distribution(name))
+    return False
+
+
+def listening(machine: Machine, hosts: Sequence[str]) -> set[tuple[str, int]]:
+    """The kernel's own table of TCP sockets that listen on these IPv4 hosts (proc(5), /proc/net/tcp)."""
+    wanted = {b"".join(bytes([int(part)]) for part in reversed(host.split("."))).hex().upper(): host for host in hosts}
+    found = set()
+    for line in machine.must("cat", "/proc/net/tcp").splitlines()[1:]:
+        _, local, _, state, *_ = line.split()
+        host, port = local.split(":")
+        if state == "0A" and host in wanted:
+            found.add((wanted[host], int(port, 16)))
+    return found
+
+
+__all__ = ["COMMANDS", "PATIENCE_S", "Machine", "listening"]

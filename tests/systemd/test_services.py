@@ -1,0 +1,347 @@
+"""The binder and HAProxy as services: what systemctl does to one must not be noticed by the clients of the other."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from benchmarks.load import Load, Result
+from tests.haproxy.support import bind_tcp, config, get
+from tests.support import can_connect, own_host, wait_until
+from tests.systemd.machine import Machine, listening
+
+BINDER = "multibinder.service"
+CONTROL = "multibinder.socket"
+SOCKET_PATH = "/run/multibinder/control.sock"
+PORT, EXTRA_PORT = 80, 8080
+
+
+class Instance:
+    """One multibinder-haproxy@NAME, with a host of its own."""
+
+    def __init__(self, machine: Machine, name: str) -> None:
+        self.machine = machine
+        self.name = name
+        self.unit = f"multibinder-haproxy@{name}.service"
+        self.host = own_host()
+        self.configure(PORT)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self.host, PORT
+
+    def configure(self, *ports: int) -> None:
+        self.write(config(*(bind_tcp((self.host, port)) for port in ports)))
+        self.configured = {(self.host, port) for port in ports}
+
+    def write(self, template: str) -> None:
+        self.machine.write(f"/etc/haproxy/{self.name}.cfg.j2", template)
+
+    def start(self) -> Instance:
+        self.machine.must("systemctl", "start", self.unit)
+        return self
+
+    def life(self) -> tuple[int, str]:
+        """The same as long as systemd has not started it again."""
+        return self.machine.main_pid(self.unit), self.machine.show(self.unit, "NRestarts")
+
+    def workers(self) -> list[int]:
+        status = json.loads(self.machine.run("multibinder-haproxy", "status", "--json", self.name).stdout)
+        workers: list[int] = status["workers"]
+        return workers
+
+
+@pytest.fixture
+def binder(machine: Machine) -> Iterator[Machine]:
+    """Socket and service started; afterwards nothing runs, and nothing is stored."""
+    machine.must("systemctl", "start", CONTROL, BINDER)
+    yield machine
+    machine.run("systemctl", "stop", "multibinder-haproxy@*.service", BINDER, CONTROL)
+    machine.run("systemctl", "reset-failed")
+
+
+@pytest.fixture
+def make_instance(binder: Machine) -> Callable[[str], Instance]:
+    return lambda name: Instance(binder, name).start()
+
+
+def listed(machine: Machine) -> set[tuple[str, int]]:
+    """What the binder holds, as it says itself."""
+    listeners = json.loads(machine.must("multibinder", "list", "--json", "--socket", SOCKET_PATH))
+    pairs = [listener["address"].rsplit(":", 1) for listener in listeners]
+    return {(host, int(port)) for host, port in pairs}
+
+
+def restarted(machine: Machine, dead: int) -> bool:
+    return machine.main_pid(BINDER) not in (0, dead) and machine.show(BINDER, "ActiveState") == "active"
+
+
+def assert_nobody_noticed(result: Result) -> None:
+    assert result.total.tried > 100
+    assert result.total.failed == 0, result.table()
+
+
+def test_the_first_client_starts_the_binder_through_its_socket_unit(machine: Machine) -> None:
+    machine.must("systemctl", "start", CONTROL)
+    try:
+        assert machine.show(BINDER, "ActiveState") == "inactive"
+        assert machine.must("stat", "-c", "%U:%G %a", SOCKET_PATH).strip() == "root:multibinder 660"
+        assert listed(machine) == set()
+        assert machine.show(BINDER, "ActiveState") == "active"
+        assert machine.show(BINDER, "StatusText") == f"Serving {SOCKET_PATH}"
+    finally:
+        machine.must("systemctl", "stop", BINDER, CONTROL)
+
+
+def test_the_control_socket_outlives_the_binder(binder: Machine) -> None:
+    before = binder.must("stat", "-c", "%i", SOCKET_PATH)
+    binder.must("systemctl", "restart", BINDER)
+    binder.must("systemctl", "stop", BINDER)
+    assert binder.must("stat", "-c", "%i", SOCKET_PATH) == before
+    assert listed(binder) == set()
+
+
+def test_members_of_the_group_may_ask_for_sockets_and_others_may_not(binder: Machine) -> None:
+    ask = ("multibinder", "list", "--socket", SOCKET_PATH)
+    group = binder.must("getent", "group", "multibinder").split(":")[2]
+    binder.must("setpriv", "--reuid=65534", f"--regid={group}", "--clear-groups", *ask)
+    stranger = binder.run("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *ask)
+    assert stranger.returncode == 1
+    assert "permission denied" in stranger.stderr
+
+
+def test_two_instances_start_answer_and_reload(make_instance: Callable[[str], Instance]) -> None:
+    instances = [make_instance("one"), make_instance("two")]
+    machine = instances[0].machine
+    for instance in instances:
+        assert get(instance.address).startswith("ok")
+        before = instance.life()
+        instance.configure(PORT, EXTRA_PORT)
+        machine.must("systemctl", "reload", instance.unit)
+        assert get((instance.host, EXTRA_PORT)).startswith("ok")
+        assert instance.life() == before
+    assert listed(machine) == instances[0].configured | instances[1].configured
+
+
+def test_reload_with_a_broken_template_fails_and_the_old_worker_serves(
+    make_instance: Callable[[str], Instance],
+) -> None:
+    web = make_instance("web")
+    workers = web.workers()
+    for broken in ("{{ nobody }}", config(bind_tcp(web.address)) + "\nfrontend without\n    nonsense here\n"):
+        web.write(broken)
+        done = web.machine.run("systemctl", "reload", web.unit)
+        assert done.returncode != 0
+        assert web.machine.show(web.unit, "ActiveState") == "active"
+        assert web.workers() == workers
+        assert get(web.address).startswith("ok")
+    web.configure(PORT)
+    web.machine.must("systemctl", "reload", web.unit)
+    assert web.workers() != workers
+
+
+def test_restart_of_an_instance_refuses_nobody(make_instance: Callable[[str], Instance]) -> None:
+    web = make_instance("web")
+    with Load([web.address], rate=300) as load:
+        for _ in range(3):
+            web.machine.must("systemctl", "restart", web.unit)
+        total = load.stop().total
+    assert total.tried > 100
+    # What an ended process had accepted is gone with it; nobody else is.
+    assert total.failed == total.reset, total
+
+
+def test_an_instance_that_is_killed_comes_back_and_refuses_nobody(make_instance: Callable[[str], Instance]) -> None:
+    web = make_instance("web")
+    with Load([web.address], rate=300) as load:
+        for _ in range(3):
+            before = web.life()
+            web.machine.must("systemctl", "kill", "--signal=KILL", web.unit)
+            wait_until(lambda before=before: web.life()[1] != before[1] and web.workers(), "it is started again")  # type: ignore[misc]
+        total = load.stop().total
+    assert total.failed == total.reset, total
+
+
+def test_stop_of_an_instance_closes_its_ports(make_instance: Callable[[str], Instance]) -> None:
+    web, other = make_instance("web"), make_instance("stop")
+    web.machine.must("systemctl", "stop", web.unit)
+    assert not can_connect(web.address)
+    assert listed(web.machine) == {other.address}
+    # The unit's name has the word in it by which its ExecStop= tells a stop.
+    with Load([other.address], rate=300) as load:
+        other.machine.must("systemctl", "restart", other.unit)
+        total = load.stop().total
+    assert total.failed == total.reset, total
+
+
+def test_nothing_that_happens_to_the_binder_restarts_haproxy(make_instance: Callable[[str], Instance]) -> None:
+    web = make_instance("web")
+    machine, before, workers = web.machine, web.life(), web.workers()
+    machine.must("systemctl", "restart", BINDER)
+    dead = machine.kill(BINDER)
+    wait_until(lambda: restarted(machine, dead), "the binder is back", log=machine.journal)
+    machine.must("systemctl", "reload", BINDER)
+    machine.must("systemctl", "stop", BINDER)
+    assert get(web.address).startswith("ok")
+    machine.must("systemctl", "stop", CONTROL)
+    assert get(web.address).startswith("ok")
+    machine.must("systemctl", "start", CONTROL, BINDER)
+    assert web.life() == before
+    assert web.workers() == workers
+
+
+@pytest.mark.parametrize("how", ["restart", "SIGKILL", "upgrade"])
+def test_every_listener_is_there_after_a(how: str, make_instance: Callable[[str], Instance]) -> None:
+    web = make_instance("web")
+    machine = web.machine
+    web.configure(PORT, EXTRA_PORT)
+    machine.must("systemctl", "reload", web.unit)
+    before = machine.main_pid(BINDER)
+    with Load(sorted(web.configured), rate=500) as load:
+        if how == "SIGKILL":
+            machine.kill(BINDER)
+            wait_until(lambda: restarted(machine, before), "the binder is back", log=machine.journal)
+        else:
+            machine.must("systemctl", "restart" if how == "restart" else "reload", BINDER)
+        assert (machine.main_pid(BINDER) == before) == (how == "upgrade")
+        assert listed(machine) == listening(machine, [web.host]) == web.configured
+        # With HAProxy away, only the binder's own descriptors keep the ports open.
+        machine.must("systemctl", "kill", "--signal=KILL", web.unit)
+        wait_until(lambda: web.life()[1] == "1" and web.workers(), "HAProxy is started again", log=machine.journal)
+        total = load.stop().total
+    assert total.failed == total.reset, total
+
+
+def test_reload_of_the_binder_fails_when_the_installed_code_is_broken_and_the_running_one_goes_on(
+    make_instance: Callable[[str], Instance],
+) -> None:
+    web = make_instance("web")
+    machine, before = web.machine, web.machine.main_pid(BINDER)
+    code = machine.path(f"{machine.site_packages()}/multibinder/binder/daemon.py")
+    good = code.read_text()
+    code.write_text("half of an upg")
+    try:
+        assert machine.run("systemctl", "reload", BINDER).returncode != 0
+        assert (machine.show(BINDER, "ActiveState"), machine.main_pid(BINDER)) == ("active", before)
+        assert listed(machine) == web.configured
+    finally:
+        code.write_text(good)
+    machine.must("systemctl", "reload", BINDER)
+
+
+def test_a_binder_that_was_stopped_gets_the_sockets_back_from_haproxy(make_instance: Callable[[str], Instance]) -> None:
+    web = make_instance("web")
+    machine = web.machine
+    with Load([web.address], rate=300) as load:
+        # Before systemd 254 a stop empties the descriptor store: HAProxy is the only one who has them.
+        machine.must("systemctl", "stop", BINDER)
+        machine.must("systemctl", "start", BINDER)
+        assert listed(machine) == web.configured
+        machine.must("systemctl", "restart", BINDER)
+        assert listed(machine) == web.configured
+        assert_nobody_noticed(load.stop())
+
+
+def test_a_binder_that_hangs_is_killed_by_the_watchdog_and_nothing_is_lost(
+    make_instance: Callable[[str], Instance],
+) -> None:
+    web = make_instance("web")
+    machine = web.machine
+    with drop_in(machine, BINDER, "[Service]\nWatchdogSec=2s\n"):
+        machine.must("systemctl", "restart", BINDER)
+        hung = machine.main_pid(BINDER)
+        machine.must("kill", "-STOP", str(hung))
+        with Load([web.address], rate=500) as load:
+            wait_until(lambda: restarted(machine, hung), "the binder is back", log=machine.journal)
+            assert_nobody_noticed(load.stop())
+        assert listed(machine) == web.configured
+        alive = machine.main_pid(BINDER)
+        wait_until(lambda: watched_for_s(machine) > 3, "an idle binder says that it is alive", log=machine.journal)
+        assert machine.main_pid(BINDER) == alive
+
+
+def test_a_binder_that_is_not_root_binds_privileged_ports_and_keeps_them(binder: Machine) -> None:
+    examples = f"{binder.site_packages()}/multibinder/systemd_units/examples"
+    unprivileged = binder.path(f"{examples}/multibinder.service.d/unprivileged.conf").read_text()
+    with drop_in(binder, BINDER, unprivileged):
+        binder.must("systemctl", "restart", BINDER)
+        pid = binder.main_pid(BINDER)
+        assert binder.must("stat", "-c", "%U", f"/proc/{pid}").strip() == "multibinder"
+        web = Instance(binder, "web").start()
+        assert get(web.address).startswith("ok")
+        binder.must("systemctl", "reload", BINDER)
+        dead = binder.kill(BINDER)
+        wait_until(lambda: restarted(binder, dead), "the binder is back", log=binder.journal)
+        assert listed(binder) == {web.address}
+        assert web.life()[1] == "0"
+    # And back: root takes over what a user's binder stored.
+    binder.must("systemctl", "restart", BINDER)
+    assert listed(binder) == {web.address}
+
+
+def test_killed_restarted_and_upgraded_while_the_instances_reload(make_instance: Callable[[str], Instance]) -> None:
+    instances = [make_instance("one"), make_instance("two")]
+    machine = instances[0].machine
+    lives = [instance.life() for instance in instances]
+    over = threading.Event()
+    reloads: list[tuple[int, str]] = []
+
+    def keep_reloading(instance: Instance) -> None:
+        for number in itertools.count():
+            instance.configure(PORT, *([EXTRA_PORT] if number % 2 else []))
+            done = machine.run("systemctl", "reload", instance.unit)
+            reloads.append((done.returncode, done.stderr))
+            if over.is_set() and done.returncode == 0:
+                return
+
+    threads = [threading.Thread(target=keep_reloading, args=[instance]) for instance in instances]
+    with Load([instance.address for instance in instances], rate=1000) as load:
+        for thread in threads:
+            thread.start()
+        try:
+            for what in ["kill", "restart", "kill", "upgrade"] * 10:
+                load.mark(what)
+                before = machine.main_pid(BINDER)
+                if what == "kill":
+                    machine.kill(BINDER)
+                    wait_until(lambda before=before: restarted(machine, before), "the binder is back")  # type: ignore[misc]
+                else:
+                    machine.must("systemctl", "reload" if what == "upgrade" else "restart", BINDER)
+                    assert (machine.main_pid(BINDER) == before) == (what == "upgrade")
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join(60)
+        result = load.stop()
+    failed = [stderr for code, stderr in reloads if code]
+    print(f"{len(reloads)} reloads, {len(failed)} failed\n{result.table()}")  # noqa: T201
+    assert_nobody_noticed(result)
+    assert [instance.life() for instance in instances] == lives
+    configured = instances[0].configured | instances[1].configured
+    assert listed(machine) == configured
+    assert listening(machine, [instance.host for instance in instances]) == configured
+    # The listeners, and the binder's record of them: nothing piles up.
+    assert int(machine.show(BINDER, "NFileDescriptorStore")) == len(configured) + 1
+    assert len(reloads) >= 20
+    assert not failed
+
+
+@contextlib.contextmanager
+def drop_in(machine: Machine, unit: str, text: str) -> Iterator[None]:
+    path = f"/run/systemd/system/{unit}.d/test.conf"
+    machine.write(path, text)
+    machine.must("systemctl", "daemon-reload")
+    yield
+    machine.must("rm", path)
+    machine.must("systemctl", "daemon-reload")
+
+
+def watched_for_s(machine: Machine) -> float:
+    """From the binder's start to the last time that it told the watchdog."""
+    last, start = (int(machine.show(BINDER, f"{name}TimestampMonotonic")) for name in ("Watchdog", "ExecMainStart"))
+    return (last - start) / 1e6

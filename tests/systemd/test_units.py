@@ -1,0 +1,94 @@
+"""The units as systemd sees them, before anything is started."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.systemd.machine import COMMANDS, Machine
+
+UNITS = ("multibinder.service", "multibinder.socket", "multibinder-haproxy@.service")
+
+
+def test_systemd_finds_nothing_to_say_about_the_units(machine: Machine) -> None:
+    done = machine.run("systemd-analyze", "verify", *UNITS[:2], "multibinder-haproxy@web.service")
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
+@pytest.mark.parametrize(
+    ("unit", "drop_in"),
+    [
+        ("multibinder.service", "unprivileged.conf"),
+        ("multibinder.service", "memory.conf"),
+        ("multibinder-haproxy@.service", "memory.conf"),
+    ],
+)
+def test_systemd_finds_nothing_to_say_about_the_example_drop_ins(machine: Machine, unit: str, drop_in: str) -> None:
+    examples = f"{machine.site_packages()}/multibinder/systemd_units/examples"
+    directory = f"/etc/systemd/system/{unit}.d"
+    machine.must("mkdir", "-p", directory)
+    machine.must("cp", f"{examples}/{unit}.d/{drop_in}", directory)
+    try:
+        done = machine.run("systemd-analyze", "verify", unit.replace("@", "@web"))
+        assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+    finally:
+        machine.must("rm", "-r", directory)
+
+
+def test_install_names_the_commands_of_this_installation_and_a_second_time_changes_nothing(machine: Machine) -> None:
+    assert f"ExecStart={COMMANDS}/multibinder serve" in machine.must("systemctl", "cat", "multibinder.service")
+    before = machine.must("sh", "-c", "ls -li /etc/systemd/system/multibinder*")
+    output = machine.must("multibinder", "systemd", "install")
+    assert all(line.endswith(": unchanged") for line in output.splitlines())
+    assert len(output.splitlines()) == 4
+    assert machine.must("sh", "-c", "ls -li /etc/systemd/system/multibinder*") == before
+
+
+def test_install_replaces_what_an_older_version_wrote_but_nothing_that_was_changed_by_hand(machine: Machine) -> None:
+    directory = machine.must("mktemp", "-d").strip()
+    install = ("multibinder", "systemd", "install", "--prefix", directory)
+    machine.must(*install)
+    service = f"{directory}/etc/systemd/system/multibinder.service"
+    ours = machine.path(service).read_text()
+
+    # Another version's template, written by the same command from another installation.
+    templates = f"{machine.site_packages()}/multibinder/systemd_units/multibinder.service"
+    template = machine.path(templates).read_text()
+    machine.path(templates).write_text(template + "# older\n")
+    assert f"{service}: replaced" in machine.must(*install)
+    machine.path(templates).write_text(template)
+    assert f"{service}: replaced" in machine.must(*install)
+    assert machine.path(service).read_text() == ours
+
+    machine.path(service).write_text(ours.replace("WatchdogSec=30s", "WatchdogSec=60s"))
+    machine.path(f"{directory}/etc/sysusers.d/multibinder.conf").unlink()
+    refused = machine.run(*install)
+    assert refused.returncode == 1
+    assert "multibinder.service: changed by hand, so nothing was written" in refused.stderr
+    assert "WatchdogSec=60s" in machine.path(service).read_text()
+    assert not machine.path(f"{directory}/etc/sysusers.d/multibinder.conf").exists()
+
+    assert f"{service}: would be replaced (changed by hand)" in machine.must(*install, "--force", "--dry-run")
+    assert "WatchdogSec=60s" in machine.path(service).read_text()
+    assert f"{service}: replaced (changed by hand)" in machine.must(*install, "--force")
+    assert machine.path(service).read_text() == ours
+
+
+def test_install_leaves_a_masked_unit_masked(machine: Machine) -> None:
+    directory = machine.must("mktemp", "-d").strip()
+    machine.must("mkdir", "-p", f"{directory}/etc/systemd/system")
+    machine.must("ln", "-s", "/dev/null", f"{directory}/etc/systemd/system/multibinder.service")
+    refused = machine.run("multibinder", "systemd", "install", "--prefix", directory)
+    assert refused.returncode == 1
+    assert "left alone: a link to /dev/null" in refused.stdout
+    assert machine.path(f"{directory}/etc/systemd/system/multibinder.service").is_symlink()
+
+
+def test_install_without_the_right_to_write_says_where_and_what_to_do(machine: Machine) -> None:
+    directory = machine.must("mktemp", "-d").strip()
+    machine.must("chmod", "755", directory)
+    done = machine.run(
+        "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
+        "multibinder", "systemd", "install", "--prefix", directory,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "multibinder.service: cannot write: permission denied; run this as root" in done.stderr
