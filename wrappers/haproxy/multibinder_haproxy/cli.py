@@ -106,10 +106,12 @@ def run(
 
 
 @multibinder_haproxy.command("reload", epilog=EXIT_CODES)
-@_name
+@click.argument("name", required=False, shell_complete=_complete_name)
+@click.option("--all", "every", is_flag=True, help="Every instance that runs, one after the other.")
+@click.option("--keep-going", is_flag=True, help="With --all: do not stop at the first failure.")
 @_runtime_dir
 @_timeout
-def reload_command(name: str, runtime_dir: str, timeout: float) -> None:
+def reload_command(name: str | None, every: bool, keep_going: bool, runtime_dir: str, timeout: float) -> None:
     """Load the configuration afresh; the old worker finishes its connections.
 
     Checks first. If anything is wrong, nothing is touched and the old worker serves as before. Reloads that are asked
@@ -118,12 +120,17 @@ def reload_command(name: str, runtime_dir: str, timeout: float) -> None:
     \b
     Example:
       multibinder-haproxy reload web
+      multibinder-haproxy reload --all
     """
     from multibinder_haproxy.reload import reload
 
-    report = reload(Instance(runtime_dir, name), timeout)
-    _print_report(name, report)
-    sys.exit(0 if report.ok else 1)
+    if (name is None) != every:
+        raise click.UsageError("give the NAME of an instance, or --all")
+    if name is not None:
+        report = reload(Instance(runtime_dir, name), timeout)
+        _print_report(name, report)
+        sys.exit(0 if report.ok else 1)
+    sys.exit(_reload_all(runtime_dir, timeout, keep_going))
 
 
 @multibinder_haproxy.command(epilog=EXIT_CODES)
@@ -280,6 +287,37 @@ def _wrapper() -> str:
         if path and os.path.basename(path) == "multibinder-haproxy" and os.access(path, os.X_OK):
             return path
     raise UsageError("cannot find the installed 'multibinder-haproxy' command, which HAProxy must execute to reload")
+
+
+def _reload_all(runtime_dir: str, timeout: float, keep_going: bool) -> int:
+    """One after the other, with progress; 1 if one failed, and those after it are not touched unless ``keep_going``."""
+    from multibinder_haproxy.reload import reload
+    from multibinder_haproxy.status import status_of
+
+    running = [
+        name for name in known_instances(runtime_dir) if status_of(Instance(runtime_dir, name)).state != "stopped"
+    ]
+    failed: list[str] = []
+    for number, name in enumerate(running, 1):
+        click.echo(f"[{number}/{len(running)}] ", nl=False)
+        try:
+            report = reload(Instance(runtime_dir, name), timeout)
+        except (WrapperError, OSError) as error:
+            click.echo(f"{name}: failed")
+            click.echo(f"multibinder-haproxy: {name}: {error}", err=True)
+            failed.append(name)
+        else:
+            click.echo("" if report.ok else f"{name}: failed\n", nl=False)
+            _print_report(name, report)
+            failed += [] if report.ok else [name]
+        if failed and not keep_going:
+            break
+    if failed:
+        left = ", ".join(running[number:])
+        click.echo(f"failed: {', '.join(failed)}{f'; not tried: {left} (--keep-going)' if left else ''}", err=True)
+    elif not running:
+        click.echo(f"No instance runs in {runtime_dir}.", err=True)
+    return 1 if failed else 0
 
 
 def _warn(text: str) -> None:

@@ -8,7 +8,8 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from multibinder import (
     BinderUnavailable,
@@ -23,6 +24,11 @@ from multibinder_haproxy.template import Slot
 #: But HAProxy's master counts with a maxconn of 100 for itself, and exits when its own descriptors pass 214 (measured
 #: on 2.6.12; 235 on 3.2): so the numbers from here to there are left to it.
 _MASTERS_OWN = range(100, 200)
+#: A binder that crashed is being started again, by systemd or its guard: until then it does not count as away.
+RESTART_S = 2.0
+_TRY_AGAIN_S = 0.05
+
+T = TypeVar("T")
 
 
 def at_hand(fds: Mapping[str, int]) -> dict[str, int]:
@@ -45,41 +51,35 @@ def obtain(
     """
     if not slots:
         return {}, []
-    deadline = time.monotonic() + wait_s
-    while True:
+    specs = [slot.spec for slot in slots]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         try:
-            with warnings.catch_warnings(record=True) as caught, Client(binder, timeout=timeout_s) as client:
-                warnings.simplefilter("always")
-                sockets = client.bind([slot.spec for slot in slots], owner=owner, inheritable=True)
-            fds = {slot.key: _place(sock.detach()) for slot, sock in zip(slots, sockets, strict=True)}
-            return fds, [str(warning.message) for warning in caught]
+            sockets = _ask(binder, lambda it: it.bind(specs, owner=owner, inheritable=True), wait_s, timeout_s)
         except BinderUnavailable as error:
-            if time.monotonic() > deadline:
-                waited = f" (waited {wait_s:g} s)" if wait_s else ""
-                raise BinderAway(f"{error}{waited}") from error
-            time.sleep(0.05)
+            waited = f" (waited {wait_s:g} s)" if wait_s else ""
+            raise BinderAway(f"{error}{waited}") from error
         except MultibinderError as error:
             raise BindRefused(str(error)) from error
+    fds = {slot.key: _place(sock.detach()) for slot, sock in zip(slots, sockets, strict=True)}
+    return fds, [str(warning.message) for warning in caught]
 
 
 def release_others(binder: str, slots: Iterable[Slot], owner: str) -> tuple[list[str], list[str]]:
     """Give back every listener of ``owner`` that is in none of ``slots``: those closed, those that others keep.
 
-    Raises BinderUnavailable, RequestError.
+    Waits a moment for a binder that is being started again. Raises BinderUnavailable, RequestError.
     """
     wanted = {slot.key for slot in slots}
-    closed: list[str] = []
-    kept: list[str] = []
-    with Client(binder) as client:
-        surplus = []
-        for listener in client.list():
-            address = TcpAddress.parse(listener.address)
-            keys = {str(address), f"{address} ({listener.name})", f"{address.with_port(0)} ({listener.name})"}
-            if owner in listener.owners and not keys & wanted:
-                surplus.append(address)
-        for outcome in client.release(surplus, owner=owner):
-            (kept if outcome.outcome == "kept" else closed).append(outcome.address)
-    return closed, kept
+    surplus: list[TcpAddress] = []
+    for listener in _ask(binder, Client.list, RESTART_S):
+        address = TcpAddress.parse(listener.address)
+        keys = {str(address), f"{address} ({listener.name})", f"{address.with_port(0)} ({listener.name})"}
+        if owner in listener.owners and not keys & wanted:
+            surplus.append(address)
+    outcomes = _ask(binder, lambda it: it.release(surplus, owner=owner), RESTART_S) if surplus else []
+    closed = [outcome.address for outcome in outcomes if outcome.outcome != "kept"]
+    return closed, [outcome.address for outcome in outcomes if outcome.outcome == "kept"]
 
 
 @contextlib.contextmanager
@@ -90,16 +90,30 @@ def placeholders(slots: Sequence[Slot]) -> Iterator[dict[str, int]]:
 
 
 def check_binds(binder: str, slots: Sequence[Slot], owner: str) -> None:
-    """Ask whether the binder would grant ``slots``; nothing is created. Raises BinderAway, BindRefused."""
+    """Ask whether the binder would grant ``slots``; nothing is created. Waits a moment for a binder that is being
+    started again. Raises BinderAway, BindRefused."""
     if not slots:
         return
+    specs = [slot.spec for slot in slots]
     try:
-        with Client(binder) as client:
-            client.check([slot.spec for slot in slots], owner=owner)
+        _ask(binder, lambda it: it.check(specs, owner=owner), RESTART_S)
     except BinderUnavailable as error:
         raise BinderAway(str(error)) from error
     except MultibinderError as error:
         raise BindRefused(str(error)) from error
+
+
+def _ask(binder: str, question: Callable[[Client], T], wait_s: float, timeout_s: float = 10.0) -> T:
+    """Each question may be asked twice: a binder that died before it answered may have done what it was told."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            with Client(binder, timeout=timeout_s) as client:
+                return question(client)
+        except BinderUnavailable:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_TRY_AGAIN_S)
 
 
 def close(fds: Iterable[int]) -> None:

@@ -171,7 +171,9 @@ def _reequip(
         return _write(invocation, instance, loaded, {})
     # A slot whose options changed is asked for again, so that the binder applies them to the live socket.
     wanted = [slot for slot in slots if slot.key not in held or known.get(slot.key, slot) != slot]
-    fresh, notes = sockets.obtain(invocation.binder, wanted, invocation.owner, wait_s=0, timeout_s=_RESUME_TIMEOUT_S)
+    fresh, notes = sockets.obtain(
+        invocation.binder, wanted, invocation.owner, sockets.RESTART_S, timeout_s=_RESUME_TIMEOUT_S
+    )
     for note in notes:
         say("warning", invocation.name, note)
     fds = {slot.key: held.get(slot.key, fresh.get(slot.key, -1)) for slot in slots}
