@@ -140,7 +140,7 @@ class Guard:
             return
         try:
             os.environ["NOTIFY_SOCKET"] = self._address
-            os.environ["FDSTORE"] = str(_STORED)
+            os.environ.setdefault("FDSTORE", str(_STORED))
             os.environ.pop(ready.DETACHED, None)  # who detached us hears it from us, when the pid file is there
             signal.set_wakeup_fd(-1)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD, signal.SIGUSR2])

@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -131,6 +132,43 @@ def test_no_acknowledged_bind_is_ever_missing(guard: Guard, host: str) -> None:
         for address, inode in bound.items():
             with client.bind([TcpAddress.parse(address)])[0] as listener:
                 assert os.fstat(listener.fileno()).st_ino == inode
+
+
+def test_a_store_that_is_full_is_said_to_the_client_and_in_the_log(run_dir: Path, host: str) -> None:
+    # The control socket, its lock and the records take three places.
+    with Guard(run_dir, "--guard", environment={"FDSTORE": "4"}) as guard:
+        guard.wait_until_ready()
+        with Client(guard.socket_path) as client:
+            client.bind([(host, 8000)])[0].close()
+            with pytest.warns(RuntimeWarning, match=f"{host}:8001: this listener would not survive a crash"):
+                client.bind([(host, 8001)])[0].close()
+        assert "limit=4 lost=1" in guard.wait_for_log("event=store-full")
+        guard.kill_binder()
+        assert [address for address, *_ in identities(guard.socket_path)] == [f"{host}:8000"]
+
+
+def test_a_kept_socket_that_a_holder_shut_down_listens_again(guard: Guard, host: str) -> None:
+    with Client(guard.socket_path) as client:
+        [listener] = client.bind([(host, 8000)])
+    with listener:
+        listener.shutdown(socket.SHUT_RDWR)
+        guard.kill_binder()
+    serving_pid(guard.socket_path)
+    assert can_connect((host, 8000))
+
+
+def test_sigkill_in_the_middle_of_an_upgrade_loses_nothing(guard: Guard, host: str) -> None:
+    with Client(guard.socket_path) as client:
+        for listener in client.bind([(host, port) for port in range(8000, 8050)], owner="web"):
+            listener.close()
+    before = identities(guard.socket_path)
+    for delay_ms in range(0, 200, 20):
+        pid = serving_pid(guard.socket_path)
+        os.kill(pid, signal.SIGUSR1)
+        time.sleep(delay_ms / 1000)  # before, during and after the exec: where it hits is the subject
+        os.kill(pid, signal.SIGKILL)
+        serving_pid(guard.socket_path, not_=pid)
+        assert identities(guard.socket_path) == before
 
 
 def test_what_was_released_does_not_come_back(guard: Guard, host: str) -> None:
