@@ -202,7 +202,10 @@ def _process(target: Callable[..., None], *arguments: object) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _binder(path: str) -> Iterator[int]:
-    process = subprocess.Popen([sys.executable, "-m", "multibinder", "serve", "--quiet", "--socket", path])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "multibinder", "serve", "--quiet", "--socket", path],
+        cwd=os.path.dirname(path),  # not the project's directory, which would win over PYTHONPATH
+    )
     try:
         deadline = time.monotonic() + 10
         while not Path(path).exists():
