@@ -14,14 +14,24 @@ from multibinder.wire.errors import (
     BinderTimeout,
     BinderUnavailable,
     ConfigurationError,
+    LimitReached,
     LocalProtocolError,
     MultibinderError,
+    NotAllowed,
     ProtocolError,
     RemoteProtocolError,
     RequestError,
 )
 from multibinder.wire.listener import SharedListener
-from multibinder.wire.messages import Hello, ListenerSpec, ListenerStatus, Released, Upgrade
+from multibinder.wire.messages import (
+    BinderStatus,
+    Counters,
+    Hello,
+    ListenerSpec,
+    ListenerStatus,
+    Released,
+    Upgrade,
+)
 from multibinder.wire.options import OPTION_NAMES, Options
 
 __version__ = "0.1.0"
@@ -32,15 +42,19 @@ __all__ = [
     "Address",
     "AddressError",
     "BindError",
+    "BinderStatus",
     "BinderTimeout",
     "BinderUnavailable",
     "Client",
     "ConfigurationError",
+    "Counters",
     "Hello",
+    "LimitReached",
     "ListenerSpec",
     "ListenerStatus",
     "LocalProtocolError",
     "MultibinderError",
+    "NotAllowed",
     "Options",
     "ProtocolError",
     "Released",

@@ -11,6 +11,7 @@ import socket
 import stat
 from types import TracebackType
 
+from multibinder.binder import events, safe_path
 from multibinder.binder.inherit import CONTROL, LOCK
 from multibinder.wire.errors import ConfigurationError, MultibinderError
 
@@ -55,9 +56,14 @@ class ControlSocket:
             inherited = self._lock = None
         if inherited is not None:
             self.socket = inherited
+            try:
+                self._check_directory()
+            except MultibinderError as error:
+                events.error("directory-unsafe", why=error)  # too late to refuse: clients may be connected
             with contextlib.suppress(OSError):
                 self._file = os.lstat(path) if lock is not None else None
             return
+        self._check_directory()
         group_id = -1 if group is None else _group_id(group)
         self._lock = _lock(path)
         try:
@@ -74,6 +80,30 @@ class ControlSocket:
         except ControlSocketError:
             self.close()
             raise
+
+    def _check_directory(self) -> None:
+        try:
+            for doubt in safe_path.check_directory(os.path.dirname(self.path) or "."):
+                events.warning("directory-doubtful", why=doubt)
+        except OSError as error:
+            raise _explained(self.path, error) from error
+
+    def warn_who_may_connect(self, has_policy: bool) -> None:
+        """Say in the log what a control socket gives away that others than its owner can connect to."""
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return
+        mode = stat.S_IMODE(status.st_mode)
+        who = "everybody" if mode & 0o002 else f"group {_group_name(status.st_gid)}" if mode & 0o020 else None
+        if who is not None and not has_policy:
+            events.warning(
+                "open-to-others",
+                mode=f"{mode:04o}",
+                who=who,
+                why="whoever can connect may bind any address that this binder may, and gets every listener; a policy "
+                "file narrows that ('multibinder policy --help')",
+            )
 
     def kept(self) -> list[tuple[str, int]]:
         """The kind and descriptor of each that is ours to keep beyond a crash; a socket unit's is systemd's."""
@@ -139,6 +169,8 @@ def _lock(path: str) -> int:
         except OSError as error:
             raise _explained(path, error) from error
         try:
+            if not safe_path.is_ours(descriptor):
+                raise ControlSocketError(f"{lock} is not ours; see who made it, and remove it")
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(descriptor, lock):
                 os.truncate(descriptor, 0)
@@ -148,6 +180,9 @@ def _lock(path: str) -> int:
             holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
             os.close(descriptor)
             raise _already_served(path, holder) from None
+        except ControlSocketError:
+            os.close(descriptor)
+            raise
         except OSError as error:
             os.close(descriptor)
             raise _explained(path, error) from error
@@ -197,6 +232,13 @@ def _clear_the_way(path: str) -> None:
 def _already_served(path: str, pid: str) -> ControlSocketError:
     who = f"process {pid}" if pid else "another process"
     return ControlSocketError(f"{path} is served by {who} already; stop it first, or choose another --socket")
+
+
+def _group_name(number: int) -> str:
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return str(number)
 
 
 def _group_id(group: str) -> int:

@@ -15,12 +15,15 @@ import sdnotify
 from multibinder.binder import events, inherit, ready, records
 from multibinder.binder.control_socket import ControlSocket
 from multibinder.binder.keeper import Keeper, keeper_for
+from multibinder.binder.loop import Loop
 from multibinder.binder.methods import Methods, Outcome
 from multibinder.binder.pidfile import remove_pidfile, write_pidfile
-from multibinder.binder.server import ControlServer, Limits
+from multibinder.binder.policy import Policy
+from multibinder.binder.server import ControlServer
 from multibinder.binder.store import ListenerStore, WhoListens, cookie_of, kept_name, name_of
+from multibinder.binder.usage import Limits, Users
 from multibinder.wire.address import Address
-from multibinder.wire.errors import BindError
+from multibinder.wire.errors import BindError, MultibinderError
 
 #: Descriptors that are neither a listener nor a client: log, selector, signals, notifications, lock, slack.
 _RESERVED_DESCRIPTORS = 64
@@ -28,14 +31,18 @@ _RESERVED_DESCRIPTORS = 64
 _REPAIR_EVERY_S = 15.0
 #: The journal grows with each bind and release; past this, beyond what the listeners themselves need, it begins anew.
 _JOURNAL_BYTES = 1024 * 1024
+#: Read where nobody says otherwise, if it is there.
+DEFAULT_POLICY = "/etc/multibinder/policy.toml"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Settings(msgspec.Struct, frozen=True):
+    """``policy`` is the file's path; None for the default one, if it is there."""
+
     socket_path: str
     mode: int = 0o600
     group: str | None = None
-    max_listeners: int = 16384
+    policy: str | None = None
     recover: bool = True
     pidfile: str | None = None
     limits: Limits = msgspec.field(default_factory=Limits)
@@ -49,7 +56,10 @@ class Daemon:
         self._version = version
         self._command = command
         self._notifier = sdnotify.SystemdNotifier()
-        self._store = ListenerStore(_fit_descriptors(settings), who_listens, self._record, self._recover)
+        self._limits = _fit_descriptors(settings.limits)
+        self._store = ListenerStore(
+            self._limits.listeners, who_listens, self._record, self._recover, self._limits.listeners_per_uid
+        )
         self._state_file = f"{settings.socket_path}.state" if settings.recover else None
         self._missing: records.Records = {}
         self._waiting: list[Outcome] = []
@@ -75,16 +85,20 @@ class Daemon:
             for _, sock in came.listeners:
                 self._adopt(sock, came.records.get(cookie_of(sock)))
             self._recover_all()
-            methods = Methods(self._store, self._version, self._upgrade)
-            self._server = ControlServer(control.socket, self._store, methods, settings.limits)
-            self._take_up(came, methods)
+            self._loop = Loop()
+            users = Users(self._limits)
+            self._methods = Methods(self._store, users, self._version, self._upgrade)
+            self._methods.policy = self._first_policy()
+            self._server = ControlServer(self._loop, control.socket, self._store, self._methods, users)
+            self._take_up(came)
             if self._keeper is not None:
                 # With the control socket kept too, a client that connects while we are dead waits for our next self.
                 self._keeper.keep(control.kept(), lambda confirmed: None)
             wakeup.setblocking(False)
             signalled.setblocking(False)
             _watch_signals(signalled)
-            self._server.watch(wakeup, lambda: self._obey(wakeup.recv(64)))
+            self._loop.watch(wakeup, lambda: self._obey(wakeup.recv(64)))
+            control.warn_who_may_connect(self._methods.policy is not None)
             self._repair_now_and_then()
             self._feed_watchdog()
             events.info(
@@ -101,6 +115,7 @@ class Daemon:
             for peer in came.peers:
                 self._server.welcome(peer)
             peers = self._server.run()
+            self._loop.close()
             # What arrives from here on waits for our next self, which has handlers, to unblock it.
             signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
             signal.set_wakeup_fd(-1)
@@ -123,14 +138,14 @@ class Daemon:
         events.info("stopped")
         return None
 
-    def _take_up(self, came: inherit.Inheritance, methods: Methods) -> None:
+    def _take_up(self, came: inherit.Inheritance) -> None:
         numbers = [name.partition("-")[2] for name in came.record_names]
         self._journal_number = max((int(number) for number in numbers if number.isdecimal()), default=0)
         given = [*came.record_names, *(name for name, _ in came.listeners)]
-        self._keeper = keeper_for(os.environ, self._server)
+        self._keeper = keeper_for(os.environ, self._loop)
         if self._keeper is not None:
             self._keeper.has(given)
-            methods.keep = self._keeper.keep
+            self._methods.keep = self._keeper.keep
         alive = {kept_name(listener)[0] for listener in self._store.listeners()}
         self._renew_journal([name for name in given if name not in alive])
 
@@ -207,7 +222,7 @@ class Daemon:
         return f"{inherit.RECORDS}-{self._journal_number}"
 
     def _repair_now_and_then(self) -> None:
-        self._server.call_later(_REPAIR_EVERY_S, self._repair_now_and_then)
+        self._loop.call_later(_REPAIR_EVERY_S, self._repair_now_and_then)
         self._store.repair()
 
     def _feed_watchdog(self) -> None:
@@ -215,7 +230,7 @@ class Daemon:
         interval_us = os.environ.get("WATCHDOG_USEC", "")
         if interval_us.isdigit() and os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid()):
             self._notifier.notify("WATCHDOG=1")
-            self._server.call_later(int(interval_us) / 1e6 / 2, self._feed_watchdog)
+            self._loop.call_later(int(interval_us) / 1e6 / 2, self._feed_watchdog)
 
     def _record(self, changed: Sequence[records.Record]) -> None:
         assert self._journal is not None  # noqa: S101
@@ -235,8 +250,35 @@ class Daemon:
                 self._server.stop()
             elif number == signal.SIGUSR1:
                 self._upgrade(lambda version, why: None)
+            elif number == signal.SIGHUP:
+                self._reload_policy()
             else:
                 events.warning("signal-ignored", signal=name, why="this version has no use for it")
+
+    def _first_policy(self) -> Policy | None:
+        """Raises PolicyError where nothing depends on us yet. A binder that has listeners comes up whatever the file
+        says: a policy that cannot be read allows root and our own user, and nobody else."""
+        try:
+            return load_policy(self._settings)
+        except MultibinderError as error:
+            if not len(self._store):
+                raise
+            events.error("policy-broken", why=error, done="only root and this user may ask for anything until SIGHUP")
+            return Policy(self._settings.policy or DEFAULT_POLICY, (), os.geteuid())
+
+    def _reload_policy(self) -> None:
+        try:
+            policy = load_policy(self._settings, again=self._methods.policy)
+        except MultibinderError as error:
+            events.error("policy-broken", why=error, done="the policy of before stays")
+            return
+        self._methods.policy = policy
+        if policy is None:
+            events.info(
+                "policy-reloaded", rules=0, why=f"there is no {DEFAULT_POLICY}: the control socket's mode decides"
+            )
+        else:
+            events.info("policy-reloaded", path=policy.path, rules=len(policy.rules))
 
     def _upgrade(self, tell: Outcome) -> None:
         """Try the new code; several who ask at the same time are told the same."""
@@ -244,7 +286,7 @@ class Daemon:
 
         self._waiting.append(tell)
         if len(self._waiting) == 1:
-            Rehearsal(self._server, self._command, self._rehearsed)
+            Rehearsal(self._loop, self._command, self._rehearsed)
 
     def _rehearsed(self, version: str | None, why: str) -> None:
         if version is None:
@@ -278,18 +320,34 @@ def _watch_signals(signalled: socket.socket) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
-def _fit_descriptors(settings: Settings) -> int:
-    """Raise RLIMIT_NOFILE to its hard limit; how many listeners fit beside the clients."""
+def load_policy(settings: Settings, *, again: Policy | None = None) -> Policy | None:
+    """None where there is none. Raises PolicyError; also when the file of the policy ``again`` is gone: whoever moved
+    it away did not say that everybody may do everything."""
+    path = settings.policy
+    if path is None:
+        if again is None and not os.path.lexists(DEFAULT_POLICY):
+            return None
+        path = DEFAULT_POLICY
+    from multibinder.binder.policy_file import load
+
+    return load(path)
+
+
+def _fit_descriptors(limits: Limits) -> Limits:
+    """Raise RLIMIT_NOFILE to its hard limit; what fits beside the clients, and may be on its way to them."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard == resource.RLIM_INFINITY:
-        return settings.max_listeners
-    room = max(1, hard - settings.limits.clients - _RESERVED_DESCRIPTORS)
-    if room < settings.max_listeners:
+        return limits
+    room = max(1, hard - limits.clients - _RESERVED_DESCRIPTORS)
+    if room < limits.listeners:
         events.warning(
             "limit-lowered",
             max_listeners=room,
-            wanted=settings.max_listeners,
-            why=f"RLIMIT_NOFILE is {hard} and {settings.limits.clients} clients need room; raise LimitNOFILE=",
+            wanted=limits.listeners,
+            why=f"RLIMIT_NOFILE is {hard} and {limits.clients} clients need room; raise LimitNOFILE=",
         )
-    return min(room, settings.max_listeners)
+    # Without privileges, this many may be under way from all processes of our user (unix(7), ETOOMANYREFS).
+    return msgspec.structs.replace(
+        limits, listeners=min(room, limits.listeners), in_flight=min(hard // 2, limits.in_flight)
+    )

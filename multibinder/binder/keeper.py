@@ -7,13 +7,12 @@ all that was sent before it has been seen to. $FDSTORE (systemd 254, the guard, 
 from __future__ import annotations
 
 import os
-import selectors
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from multibinder.binder import events
-from multibinder.binder.server import ControlServer
+from multibinder.binder.loop import WRITE, Loop
 from multibinder.wire import transport
 
 #: For the store to say that it has what it was sent. It takes milliseconds; systemd may be in the middle of a reload.
@@ -24,10 +23,10 @@ Confirmed = Callable[[bool], None]
 
 
 class Keeper:
-    """Sends without ever blocking; ``close`` it before the server's loop is given up."""
+    """Sends without ever blocking; ``close`` it before the loop is given up."""
 
-    def __init__(self, server: ControlServer, address: str, limit: int) -> None:
-        self._server = server
+    def __init__(self, loop: Loop, address: str, limit: int) -> None:
+        self._loop = loop
         self._limit = limit
         self._names: set[str] = set()
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
@@ -80,7 +79,7 @@ class Keeper:
 
         def closed() -> None:
             nonlocal told
-            self._server.unwatch(reading)
+            self._loop.unwatch(reading)
             os.close(reading)
             self._silent = False
             if not told:
@@ -94,9 +93,9 @@ class Keeper:
                 events.error("store-silent", seconds=CONFIRM_S, why="who keeps our sockets does not confirm it")
                 confirmed(False)
 
-        self._server.watch(reading, closed)
+        self._loop.watch(reading, closed)
         # Once it was silent, nobody waits for it, until it speaks again.
-        self._server.call_later(0 if self._silent else CONFIRM_S, overdue)
+        self._loop.call_later(0 if self._silent else CONFIRM_S, overdue)
         self._flush()
 
     def _flush(self) -> None:
@@ -107,7 +106,7 @@ class Keeper:
             except BlockingIOError:
                 if not self._watching:
                     self._watching = True
-                    self._server.watch(self._socket, self._flush, selectors.EVENT_WRITE)
+                    self._loop.watch(self._socket, self._flush, WRITE)
                 return
             except OSError as error:
                 events.error("store-unreachable", why=error.strerror)
@@ -116,16 +115,16 @@ class Keeper:
                 os.close(descriptor)
         if self._watching:
             self._watching = False
-            self._server.unwatch(self._socket)
+            self._loop.unwatch(self._socket)
 
 
-def keeper_for(environment: Mapping[str, str], server: ControlServer) -> Keeper | None:
+def keeper_for(environment: Mapping[str, str], loop: Loop) -> Keeper | None:
     """The keeper that the environment names; None where there is none."""
     address, limit = environment.get("NOTIFY_SOCKET", ""), environment.get("FDSTORE", "")
     if not address or not limit.isdigit() or int(limit) == 0:
         return None
     try:
-        return Keeper(server, address, int(limit))
+        return Keeper(loop, address, int(limit))
     except OSError as error:
         events.error("store-unreachable", socket=address, why=error.strerror)
         return None

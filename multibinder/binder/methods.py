@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 
 import msgspec
 
 from multibinder.binder import events
-from multibinder.binder.store import Grant, ListenerStore, kept_name
+from multibinder.binder.caller import Caller
+from multibinder.binder.policy import Decision, Policy
+from multibinder.binder.store import Grant, Listener, ListenerStore, kept_name
+from multibinder.binder.usage import Users
 from multibinder.wire import messages
-from multibinder.wire.errors import RequestError
-from multibinder.wire.messages import BindResult, Handoff, Hello, InvalidParamsError, Request, Upgrade
+from multibinder.wire.errors import BindError, NotAllowed, RequestError
+from multibinder.wire.messages import (
+    BinderStatus,
+    BindResult,
+    Counters,
+    Handoff,
+    Hello,
+    InvalidParamsError,
+    ListenerSpec,
+    Request,
+    Upgrade,
+)
 from multibinder.wire.transport import MAX_DESCRIPTORS
-
-
-class Caller(msgspec.Struct, frozen=True):
-    """Who asks, from the kernel (SO_PEERCRED, unix(7)): as of its connect()."""
-
-    pid: int
-    uid: int
 
 
 class Answer(msgspec.Struct, frozen=True):
     """Messages to send in this order, each with the descriptors it carries (the store's, not to be closed).
 
-    ``grants`` is what to take back if the client is gone before it has all of it.
+    ``grants`` is what to take back if the client is gone before it has all of it; ``id`` is the request's.
     """
 
     parts: Sequence[tuple[bytes, Sequence[int]]]
     grants: Sequence[Grant] = ()
+    id: messages.Id = None
 
 
 #: Takes an answer that is ready only later.
@@ -47,12 +56,16 @@ class Methods:
     """``upgrade`` is asked to begin an upgrade, and told whom to tell how its rehearsal went.
 
     ``keep``, set where there is somebody who keeps sockets for us, is given new ones, and whom to tell that they are
-    safe.
+    safe. ``policy`` decides who may ask for what; without one, whoever can connect may ask for everything.
     """
 
-    def __init__(self, store: ListenerStore, version: str, upgrade: Callable[[Outcome], None]) -> None:
+    def __init__(self, store: ListenerStore, users: Users, version: str, upgrade: Callable[[Outcome], None]) -> None:
         self._store = store
+        self._users = users
+        self.policy: Policy | None = None
         self.keep: Keep | None = None
+        self.counters = Counters({}, {})
+        self._started = time.time()
         self._upgrade_to = upgrade
         self._methods: dict[str, Callable[[Request, Caller, Later], Answer | None]] = {
             "hello": self._hello,
@@ -60,6 +73,7 @@ class Methods:
             "check": self._check,
             "list": self._list,
             "release": self._release,
+            "status": self._status,
             "upgrade": self._upgrade,
         }
         self._version = version
@@ -69,30 +83,83 @@ class Methods:
         try:
             request = messages.decode_request(text)
         except msgspec.ValidationError as error:
-            return refuse(None, messages.INVALID_REQUEST, f"not a JSON-RPC request: {error}")
+            return self._invalid(None, messages.INVALID_REQUEST, f"not a JSON-RPC request: {error}")
         except msgspec.DecodeError as error:
-            return refuse(None, messages.PARSE_ERROR, f"not JSON: {error}")
+            return self._invalid(None, messages.PARSE_ERROR, f"not JSON: {error}")
         method = self._methods.get(request.method)
         if method is None:
+            _increment(self.counters.requests, "other")
             known = ", ".join(self._methods)
             text_ = f"Method not found: {request.method[:64]!r}; this binder knows {known}"
-            return refuse(request.id, messages.METHOD_NOT_FOUND, text_)
+            return self._invalid(request.id, messages.METHOD_NOT_FOUND, text_)
+        _increment(self.counters.requests, request.method)
         try:
             return method(request, caller, later)
         except InvalidParamsError as error:
-            return refuse(request.id, messages.INVALID_PARAMS, f"Invalid params: {error}")
+            return self._invalid(request.id, messages.INVALID_PARAMS, f"Invalid params: {error}")
         except RequestError as error:
-            events.warning("refused", method=request.method, pid=caller.pid, uid=caller.uid, why=error)
+            self._count(error)
+            events.complaint("refused", caller, method=request.method, why=error)
             return refuse(request.id, error.code, str(error), dict(error.data) or None)
         except Exception as error:  # a bug of ours; the other clients and every listener must outlive it
+            self.count("internal")
             events.error("internal-error", method=request.method, pid=caller.pid, error=repr(error))
             return refuse(request.id, messages.INTERNAL_ERROR, f"Internal error: {error!r}; please report it")
+
+    def turn_down(self, text: bytes, reason: str, sentence: str) -> Answer:
+        """The answer to a message that is not listened to, because a limit is reached."""
+        self.count(reason)
+        request_id = None
+        with contextlib.suppress(msgspec.DecodeError):
+            request_id = messages.decode_request(text).id
+        return refuse(request_id, messages.LIMIT_REACHED, f"Not now: {sentence}; try again later", {"limit": reason})
+
+    def count(self, reason: str) -> None:
+        """One refusal."""
+        _increment(self.counters.refusals, reason)
+
+    def _count(self, error: RequestError) -> None:
+        match error.code:
+            case messages.NOT_ALLOWED:
+                self.count("policy" if isinstance(error, NotAllowed) else "owner")
+            case messages.LIMIT_REACHED:
+                self.count(str(error.data.get("limit")))
+            case _:
+                self.count("bind" if isinstance(error, BindError) else "other")
+
+    def _invalid(self, request_id: messages.Id, code: int, sentence: str) -> Answer:
+        self.count("invalid")
+        return refuse(request_id, code, sentence)
+
+    def _decide(self, policy: Policy, caller: Caller, method: str, spec: ListenerSpec) -> Decision:
+        """About the listener that ``spec`` finds, as it is; about what it asks for, where there is none."""
+        listener = self._store.find(spec)
+        if listener is None:
+            return policy.decide_listener(caller, method, spec)
+        decision = policy.decide_listener(caller, method, _as_it_is(listener, spec))
+        if not decision.allowed and listener.chosen:
+            # Whoever may have port 0 may have any port that the kernel chose.
+            asked = msgspec.structs.replace(_as_it_is(listener, spec), address=listener.address.with_port(0))
+            other = policy.decide_listener(caller, method, asked)
+            return other if other.allowed else decision
+        return decision
+
+    def _allow(self, caller: Caller, method: str, specs: Sequence[ListenerSpec] = ()) -> None:
+        """Raises NotAllowed with the first refusal."""
+        if (policy := self.policy) is None:
+            return
+        if not specs:
+            _must(policy.decide(caller, method), caller, method)
+        for spec in specs:
+            _must(self._decide(policy, caller, method, spec), caller, method, spec)
 
     def _hello(self, request: Request, caller: Caller, later: Later) -> Answer:
         hello = Hello("multibinder", self._version, messages.PROTOCOL, os.getpid(), list(self._methods))
         return _reply(request, hello)
 
     def _upgrade(self, request: Request, caller: Caller, later: Later) -> None:
+        self._allow(caller, "upgrade")
+
         def tell(version: str | None, why: str) -> None:
             if version is None:
                 later(
@@ -106,7 +173,9 @@ class Methods:
     def _bind(self, request: Request, caller: Caller, later: Later) -> Answer | None:
         params = messages.decode_listener_params(request.params)
         specs = [messages.check_spec(index, element) for index, element in enumerate(params)]
-        grants = self._store.bind(specs, [element.owner for element in params])
+        self._allow(caller, "bind", specs)
+        grants = self._store.bind(specs, [self._store.owner(element.owner, caller.uid) for element in params])
+        self.counters.handoffs += len(grants)
         for grant in grants:
             if grant.created or events.logger.isEnabledFor(logging.DEBUG):
                 self._log_grant(grant, caller)
@@ -127,7 +196,7 @@ class Methods:
         (events.info if grant.created else events.debug)(
             "bound" if grant.created else "handed-over",
             address=grant.listener.address,
-            owner=grant.owner or "-",
+            owner=grant.owner.label or "-",
             backlog=grant.backlog,
             pid=caller.pid,
             uid=caller.uid,
@@ -137,16 +206,47 @@ class Methods:
 
     def _check(self, request: Request, caller: Caller, later: Later) -> Answer:
         params = messages.decode_listener_params(request.params)
-        self._store.check([messages.check_spec(index, element) for index, element in enumerate(params)])
+        specs = [messages.check_spec(index, element) for index, element in enumerate(params)]
+        self._allow(caller, "bind", specs)
+        self._store.check(specs, [self._store.owner(element.owner, caller.uid) for element in params])
         return _reply(request, True)
 
     def _list(self, request: Request, caller: Caller, later: Later) -> Answer:
-        return _reply(request, self._store.statuses())
+        self._allow(caller, "list")
+        return _reply(request, self._store.statuses(self._visible(caller, "list")))
+
+    def _visible(self, caller: Caller, method: str) -> Sequence[Listener]:
+        policy, listeners = self.policy, self._store.listeners()
+        if policy is None:
+            return listeners
+        return [
+            listener
+            for listener in listeners
+            if self._decide(policy, caller, method, ListenerSpec(listener.address)).allowed
+        ]
+
+    def _status(self, request: Request, caller: Caller, later: Later) -> Answer:
+        self._allow(caller, "status")
+        return _reply(
+            request,
+            BinderStatus(
+                version=self._version,
+                pid=os.getpid(),
+                started=self._started,
+                policy=self.policy.path if self.policy else None,
+                clients=sum(len(user.peers) for user in self._users),
+                listeners=len(self._store),
+                descriptors_in_flight=self._users.in_flight,
+                counters=self.counters,
+            ),
+        )
 
     def _release(self, request: Request, caller: Caller, later: Later) -> Answer:
         params = messages.decode_listener_params(request.params)
         specs = [messages.check_spec(index, element) for index, element in enumerate(params)]
-        outcomes = [self._store.release(spec, element.owner) for spec, element in zip(specs, params, strict=True)]
+        self._allow(caller, "release", specs)
+        owners = [self._store.owner(element.owner, caller.uid) for element in params]
+        outcomes = [self._store.release(spec, owner) for spec, owner in zip(specs, owners, strict=True)]
         for outcome, element in zip(outcomes, params, strict=True):
             events.info(
                 "released",
@@ -168,12 +268,38 @@ def _handoffs(request: Request, grants: Sequence[Grant], caution: str) -> Answer
     parts = [(messages.encode_result(request.id, result), descriptors[:MAX_DESCRIPTORS])]
     for first in range(MAX_DESCRIPTORS, len(descriptors), MAX_DESCRIPTORS):
         parts.append((messages.encode_continuation(first), descriptors[first : first + MAX_DESCRIPTORS]))
-    return Answer(parts, grants)
+    return Answer(parts, grants, request.id)
 
 
 def _handoff(grant: Grant, caution: str) -> Handoff:
     warning = "; ".join(filter(None, [grant.warning, caution if not grant.listener.safe else ""])) or None
     return Handoff(str(grant.listener.address), grant.backlog, grant.created, warning)
+
+
+def _as_it_is(listener: Listener, asked: ListenerSpec) -> ListenerSpec:
+    options = asked.options
+    if listener.options.v6only is not None:
+        options = msgspec.structs.replace(options, v6only=listener.options.v6only)
+    return ListenerSpec(listener.address, options)
+
+
+def _must(decision: Decision, caller: Caller, method: str, spec: ListenerSpec | None = None) -> None:
+    if decision.allowed:
+        return
+    what = method if spec is None else f"{method} {spec.address}"
+    also = ""
+    if spec is not None and spec.address.host == "::" and decision.wanted and decision.wanted.address.version == 4:
+        also = f" (which takes {decision.wanted.address} as well unless v6only is set)"
+    who = f"uid {caller.uid}" + (f", unit {caller.unit}" if caller.unit else "")
+    raise NotAllowed(
+        f"Not allowed to {what}{also}: {decision.why} ({who}); see 'multibinder policy check'",
+        messages.NOT_ALLOWED,
+        {"rule": decision.rule.number if decision.rule else None},
+    )
+
+
+def _increment(counts: dict[str, int], key: str) -> None:
+    counts[key] = counts.get(key, 0) + 1
 
 
 def refuse(request_id: messages.Id, code: int, message: str, data: dict[str, object] | None = None) -> Answer:

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-import selectors
+import fcntl
 import socket
 import struct
+import termios
 from collections import deque
 from collections.abc import Sequence
 
-from multibinder.binder.methods import Answer, Caller
+from multibinder.binder.caller import Caller
+from multibinder.binder.loop import READ
+from multibinder.binder.methods import Answer
 from multibinder.binder.store import Grant
+from multibinder.binder.usage import User, Users
 from multibinder.wire import transport
 from multibinder.wire.decoder import Decoder
 
-_UCRED = struct.Struct("=iII")
-
 
 class Peer:
-    """Never blocks: every call does what the kernel takes or gives now, and returns."""
+    """Never blocks: every call does what the kernel takes or gives now, and returns. Raises OSError for a connection
+    that is gone already; the socket is the caller's then."""
 
-    def __init__(self, sock: socket.socket, request_limit: int) -> None:
+    def __init__(self, sock: socket.socket, users: Users) -> None:
+        sock.setblocking(False)
         self.socket = sock
-        pid, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-        self.caller = Caller(pid, uid)
-        self.decoder = Decoder(request_limit)
+        self.caller = Caller(sock)
+        self.user: User = users.of(self.caller.uid)
+        self._users = users
+        self.decoder = Decoder(users.limits.request_bytes)
         self.at_end = False
         self.awaits = False  # an answer that is not there yet
-        self.watched = selectors.EVENT_READ
+        self.resting = False  # asked too fast
+        self.watched: int | None = READ
+        self.buffered = 0  # bytes of an unfinished request, as counted
+        self.in_flight = 0  # descriptors that it may not have received yet
         self._unsent: deque[tuple[memoryview, Sequence[int], Sequence[Grant]]] = deque()
 
     @property
@@ -66,10 +74,19 @@ class Peer:
                 sent = transport.send(self.socket, rest, descriptors)
             except BlockingIOError:
                 return
+            if descriptors:
+                self.in_flight += len(descriptors)
+                self._users.sent(self.user, len(descriptors))
             if sent < len(rest):
                 self._unsent[0] = (rest[sent:], (), grants)
             else:
                 self._unsent.popleft()
+
+    def has_read_all(self) -> bool:
+        """Whether nothing that we sent is on its way; nobody receives it any more where the other end is closed."""
+        # SIOCOUTQ, unix(7): of what it sent, a socket has to pay for what was not received.
+        (bytes_,) = struct.unpack("i", fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4)))
+        return not bytes_
 
     def forget_unsent(self) -> list[Sequence[Grant]]:
         """Drop what it has not taken; what was granted with it."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from multibinder.binder import events
+from multibinder.binder import events, safe_path
 
 FORMAT = 1
 
@@ -27,7 +27,8 @@ class Header(msgspec.Struct, frozen=True):
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     """One listener. ``cookie`` is the socket's SO_COOKIE and ``inode`` its st_ino, both for life; ``claims`` counts
-    each owner's handoffs; ``released``: it is gone, and must not be believed where it turns up again."""
+    the handoffs of each owner (``str(Owner)``); ``chosen``: the kernel chose its port; ``released``: it is gone, and
+    must not be believed where it turns up again."""
 
     address: str
     cookie: int
@@ -37,6 +38,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     backlog: int | None = None
     handoffs: int = 0
     created: float = 0.0
+    chosen: bool = False
     released: bool = False
 
 
@@ -99,7 +101,11 @@ def read(descriptor: int) -> Records:
 def read_file(path: str) -> Records:
     """The same from a file; empty if there is none, or it is of another boot: no socket survives that."""
     try:
-        return _parse(Path(path).read_bytes(), path)
+        with open(path, "rb", opener=_no_link) as file:
+            if not safe_path.is_ours(file.fileno()):
+                events.warning("state-file-unreadable", path=path, why="somebody else made it, or may write it")
+                return {}
+            return _parse(file.read(), path)
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -136,6 +142,10 @@ def _parse(text: bytes, where: str) -> Records:
     return found
 
 
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW)
+
+
 def _write(descriptor: int, text: bytes) -> None:
     rest = memoryview(text)
     while rest:
@@ -144,7 +154,7 @@ def _write(descriptor: int, text: bytes) -> None:
 
 def _replace(path: str, text: bytes) -> int:
     draft = f"{path}.new"
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    descriptor = safe_path.create(draft)
     try:
         _write(descriptor, text)
         os.rename(draft, path)

@@ -4,52 +4,46 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import heapq
-import itertools
-import selectors
 import socket
 import time
-from collections.abc import Callable
 from functools import partial
-from typing import IO
-
-import msgspec
 
 from multibinder.binder import events
+from multibinder.binder.loop import READ, WRITE, Loop
 from multibinder.binder.methods import Answer, Methods, refuse
 from multibinder.binder.peer import Peer
 from multibinder.binder.store import ListenerStore
+from multibinder.binder.usage import User, Users
 from multibinder.wire import messages
 from multibinder.wire.errors import RemoteProtocolError
 
-Watchable = socket.socket | IO[bytes] | int
-
-#: Requests that one client may have answered before the others get their turn.
+#: What is done for one uid in one turn of the loop, before the others have theirs: requests of one client, seconds
+#: for all its clients, connections taken (whose uid is not known before), deadlines that have passed.
 _REQUESTS_PER_TURN = 16
+_TURN_S = 0.001
+_ACCEPTED_PER_TURN = 16
+_DROPPED_PER_TURN = 16
 #: accept(2) fails with these while the system is short of something; the connection stays in the queue.
 _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _SHORTAGE_PAUSE_S = 1.0
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """``request_bytes`` for one request; ``clients`` at once; ``timeout_s`` for a first request, for the rest of a
-    half-sent one, and for a client to take its answer."""
-
-    request_bytes: int = 512 * 1024
-    clients: int = 1024
-    timeout_s: float = 10.0
+#: For who asked too fast, until it is heard again.
+_REST_S = 0.1
+#: Between two looks at who has left with descriptors on their way to it.
+_LINGER_S = 1.0
 
 
 class ControlServer:
-    """Serves ``listening`` until ``stop`` or ``leave``; ``listening`` stays its caller's."""
+    """Serves ``listening`` on ``loop`` until ``stop`` or ``leave``; ``listening`` stays its caller's."""
 
-    def __init__(self, listening: socket.socket, store: ListenerStore, methods: Methods, limits: Limits) -> None:
+    def __init__(
+        self, loop: Loop, listening: socket.socket, store: ListenerStore, methods: Methods, users: Users
+    ) -> None:
+        self._loop = loop
         self._listening = listening
         self._store = store
         self._methods = methods
-        self._limits = limits
-        self._selector = selectors.DefaultSelector()
-        self._stopping = False
+        self._users = users
+        self._limits = users.limits
         self._peers: set[Peer] = set()
         # Peers that owe us something, or we them; and peers that may be dropped when there are too many. Both are in
         # the order of time, because a peer enters at the end.
@@ -57,90 +51,74 @@ class ControlServer:
         self._idle: dict[Peer, None] = {}
         # Peers with whole requests that had their turn before all were answered.
         self._unread: dict[Peer, None] = {}
-        self._accept_again_at: float | None = None
+        # Peers that are done with, but for descriptors that they may not have received.
+        self._lingering: set[Peer] = set()
+        self._stopping = False
         self._leave_at: float | None = None
-        self._alarms: list[tuple[float, int, Callable[[], None]]] = []
-        self._alarm_numbers = itertools.count()
 
     def stop(self) -> None:
         self._stopping = True
+        self._loop.stop()
 
     def leave(self) -> None:
         """Take no new requests; ``run`` returns when those under way are answered, or will not be."""
         self._leave_at = time.monotonic() + self._limits.timeout_s
-        self.unwatch(self._listening)
-        self._accept_again_at = None
+        self._loop.unwatch(self._listening)
         for peer in self._idle:
-            self.unwatch(peer.socket)
-
-    def watch(self, file: Watchable, react: Callable[[], None], mask: int = selectors.EVENT_READ) -> None:
-        """Call ``react`` from the loop whenever ``file`` is ready."""
-        self._selector.register(file, mask, react)
-
-    def unwatch(self, file: Watchable) -> None:
-        with contextlib.suppress(KeyError):
-            self._selector.unregister(file)
-
-    def call_later(self, seconds: float, react: Callable[[], None]) -> None:
-        """Call ``react`` from the loop, once."""
-        heapq.heappush(self._alarms, (time.monotonic() + seconds, next(self._alarm_numbers), react))
+            self._watch(peer, None)
 
     def welcome(self, sock: socket.socket) -> None:
         """Serve a client that is connected already. Takes the socket."""
-        sock.setblocking(False)
-        peer = Peer(sock, self._limits.request_bytes)
-        if len(self._peers) >= self._limits.clients and not self._make_room():
-            self._turn_away(peer)
-            return
-        self._peers.add(peer)
-        self._selector.register(sock, selectors.EVENT_READ, peer)
-        self._deadlines[peer] = time.monotonic() + self._limits.timeout_s
-        # Its request is often there already, and this saves it a turn of the loop.
-        self._serve(peer, selectors.EVENT_READ)
+        began = time.monotonic()
+        self._methods.counters.connections += 1
+        peer = Peer(sock, self._users)
+        user = peer.user
+        if refusal := self._no_room(user):
+            self._turn_away(peer, *refusal)
+        else:
+            self._peers.add(peer)
+            self._users.enter(peer)
+            self._loop.watch(sock, partial(self._ready, peer))
+            self._deadlines[peer] = began + self._limits.timeout_s
+            # Its request is often there already, and this saves it a turn of the loop.
+            self._serve(peer, READ)
+        self._note_time(user, began)
 
     def run(self) -> list[socket.socket]:
-        """The loop. The clients that are left after ``leave``, in the middle of nothing; the caller owns them."""
+        """The clients that are left after ``leave``, in the middle of nothing; the caller owns them."""
         self._listening.setblocking(False)
-        self.watch(self._listening, self._accept)
+        self._loop.watch(self._listening, self._accept)
         try:
-            while not self._stopping and not self._may_leave():
-                for key, mask in self._selector.select(self._time_left()):
-                    if not isinstance(key.data, Peer):
-                        key.data()
-                    elif key.data in self._peers:
-                        self._serve(key.data, mask)
-                for peer in list(self._unread):
-                    del self._unread[peer]
-                    self._serve(peer, 0)
-                self._enforce_deadlines()
-                while self._alarms and self._alarms[0][0] <= time.monotonic():
-                    heapq.heappop(self._alarms)[2]()
+            self._loop.run(self._finish_turn)
             return [] if self._stopping else [self._dismiss(peer) for peer in list(self._idle)]
         finally:
             for peer in list(self._peers):
-                self._drop(peer)
-            self._selector.close()
+                self._close(peer)
 
-    def _may_leave(self) -> bool:
-        if self._leave_at is None:
-            return False
-        return len(self._idle) == len(self._peers) or self._leave_at <= time.monotonic()
+    def _finish_turn(self) -> float | None:
+        for peer in list(self._unread):
+            if not self._has_had_its_turn(peer.user):
+                began = time.monotonic()
+                del self._unread[peer]
+                self._serve(peer, 0)
+                self._note_time(peer.user, began)
+        self._enforce_deadlines()
+        if self._leave_at is not None and (
+            len(self._idle) + len(self._lingering) == len(self._peers) or self._leave_at <= time.monotonic()
+        ):
+            self._loop.stop()
+        if self._unread:
+            return 0
+        first = next(iter(self._deadlines.values()), None)
+        due = [at for at in (first, self._leave_at) if at is not None]
+        return min(due) if due else None
 
     def _dismiss(self, peer: Peer) -> socket.socket:
         self._peers.discard(peer)
         return peer.socket
 
-    def _time_left(self) -> float | None:
-        """Seconds until something must be done without anybody asking; None: sleep until somebody asks."""
-        if self._unread:
-            return 0
-        first = next(iter(self._deadlines.values()), None)
-        alarm = self._alarms[0][0] if self._alarms else None
-        due = [at for at in (first, alarm, self._accept_again_at, self._leave_at) if at is not None]
-        return max(0, min(due) - time.monotonic()) if due else None
-
     def _accept(self) -> None:
-        for _ in range(64):
+        for _ in range(_ACCEPTED_PER_TURN):
             try:
                 sock, _ = self._listening.accept()
             except BlockingIOError:
@@ -149,35 +127,75 @@ class ControlServer:
                 if error.errno not in _SHORTAGES:
                     continue  # this one client is gone again; accept(2) says to treat it like EAGAIN
                 events.error("cannot-accept", error=error.strerror, clients=len(self._peers), retry_s=_SHORTAGE_PAUSE_S)
-                self._selector.unregister(self._listening)
-                self._accept_again_at = time.monotonic() + _SHORTAGE_PAUSE_S
+                self._loop.unwatch(self._listening)
+                self._loop.call_later(_SHORTAGE_PAUSE_S, self._accept_again)
                 return
             self.welcome(sock)
 
-    def _make_room(self) -> bool:
-        """Drop the client that has been quiet longest, if there is one that is in the middle of nothing."""
-        quietest = next(iter(self._idle), None)
+    def _accept_again(self) -> None:
+        if self._leave_at is None:
+            self._loop.watch(self._listening, self._accept)
+
+    def _no_room(self, user: User) -> tuple[str, str] | None:
+        """Which limit one more client would break, and that in words; after quiet ones have made room."""
+        limits = self._limits
+        if not user.privileged and len(user.peers) >= limits.clients_per_uid and not self._make_room(user, user):
+            text = f"uid {user.uid} has {limits.clients_per_uid} clients, its limit (--max-clients-per-uid)"
+            return "clients_per_uid", text
+        if len(self._peers) >= limits.clients:
+            greediest = self._users.greediest(privileged=user.privileged)
+            if greediest is None or not self._make_room(user, greediest):
+                return "clients", f"this binder serves {limits.clients} at once (--max-clients)"
+        return None
+
+    def _make_room(self, newcomer: User, user: User) -> bool:
+        """Drop the client of ``user`` that has been quiet longest, if there is one that is in the middle of nothing;
+        for root's sake any other."""
+        quietest = next((peer for peer in self._idle if peer.user is user), None)
+        if quietest is None and newcomer.privileged and not user.privileged:
+            quietest = next(iter(user.peers))
         if quietest is None:
             return False
-        events.warning("evicted", pid=quietest.caller.pid, uid=quietest.caller.uid, clients=len(self._peers))
-        self._drop(quietest)
+        events.complaint("evicted", quietest.caller, clients=len(self._peers))
+        self._methods.counters.evictions += 1
+        self._close(quietest)
         return True
 
-    def _turn_away(self, peer: Peer) -> None:
-        events.warning("turned-away", pid=peer.caller.pid, uid=peer.caller.uid, clients=len(self._peers))
-        text = f"too many clients: this binder serves {self._limits.clients} at once (--max-clients); try again"
-        self._say_goodbye(peer, messages.LIMIT_REACHED, text)
+    def _turn_away(self, peer: Peer, limit: str, sentence: str) -> None:
+        events.complaint("turned-away", peer.caller, clients=len(self._peers), why=sentence)
+        self._methods.count(limit)
+        text = f"too many clients: {sentence}; try again"
+        self._say_goodbye(peer, messages.LIMIT_REACHED, text, {"limit": limit})
         peer.socket.close()
+
+    def _has_had_its_turn(self, user: User) -> bool:
+        return user.turn == self._loop.turn and user.spent_s > _TURN_S
+
+    def _note_time(self, user: User, began: float) -> None:
+        spent_s = time.monotonic() - began
+        if user.turn == self._loop.turn:
+            user.spent_s += spent_s
+        else:
+            user.turn, user.spent_s = self._loop.turn, spent_s
+
+    def _ready(self, peer: Peer) -> None:
+        # What is left undone here is ready in the next turn still.
+        if peer not in self._peers or self._has_had_its_turn(peer.user):
+            return
+        began = time.monotonic()
+        self._serve(peer, peer.watched or 0)
+        self._note_time(peer.user, began)
 
     def _serve(self, peer: Peer, mask: int) -> None:
         try:
-            if mask & selectors.EVENT_WRITE:
+            if mask == WRITE:
                 peer.flush()
-            if mask & selectors.EVENT_READ and peer not in self._unread:
+            if mask == READ and peer not in self._unread:
                 peer.receive()
             progress = self._answer_some(peer)
         except RemoteProtocolError as error:
-            events.warning("protocol-error", pid=peer.caller.pid, uid=peer.caller.uid, why=error)
+            events.complaint("protocol-error", peer.caller, why=error)
+            self._methods.count("protocol")
             self._say_goodbye(peer, messages.INVALID_REQUEST, f"Invalid request: {error}")
             self._drop(peer)
             return
@@ -185,48 +203,86 @@ class ControlServer:
             if error.errno == errno.ETOOMANYREFS:
                 # unix(7): what is sent and not yet received counts against our RLIMIT_NOFILE, whoever does not receive.
                 events.error("cannot-hand-over", pid=peer.caller.pid, uid=peer.caller.uid, error=error.strerror)
+                self._methods.count("in_flight")
                 self._take_back(peer)
                 self._say_goodbye(
                     peer,
                     messages.LIMIT_REACHED,
                     "clients that do not read hold too many descriptors of "
                     "this binder; raise LimitNOFILE= in its unit, or find them; try again",
+                    {"limit": "in_flight"},
                 )
                 self._drop(peer)
                 return
             events.debug("client-gone", pid=peer.caller.pid, why=error.strerror)
             self._drop(peer)
             return
-        if peer.at_end and not peer.backed_up and peer not in self._unread:
+        if refusal := self._users.too_much_buffered(peer):
+            events.complaint("turned-away", peer.caller, why=refusal)
+            self._methods.count("buffered")
+            self._say_goodbye(peer, messages.LIMIT_REACHED, f"Not now: {refusal}", {"limit": "buffered"})
+            self._drop(peer)
+            return
+        if peer.at_end and not peer.backed_up and peer not in self._unread and not peer.resting:
             self._drop(peer)
             return
         self._keep_track(peer, progress)
 
     def _answer_some(self, peer: Peer) -> bool:
         """Answer what has arrived, one turn's worth. Whether there was anything to answer."""
+        end = time.monotonic() + _TURN_S
         for turn in range(_REQUESTS_PER_TURN):
             # A client that does not take its answers gets no further ones: its requests wait in its own buffer.
-            message = None if peer.backed_up or peer.awaits else peer.decoder.next_message()
+            busy = peer.backed_up or peer.awaits or peer.resting
+            message = None if busy else peer.decoder.next_message()
             if message is None:
                 return turn > 0
-            answer = self._methods.answer(message, peer.caller, partial(self._answer_later, peer))
+            if why := self._users.too_fast(peer.user):
+                reason = "rate_per_uid" if "per-uid" in why else "rate"
+                events.complaint("turned-away", peer.caller, why=why)
+                answer: Answer | None = self._methods.turn_down(message, reason, why)
+                self._rest(peer)
+            else:
+                answer = self._methods.answer(message, peer.caller, partial(self._answer_later, peer, len(message)))
             if answer is None:
                 peer.awaits = True
             else:
-                peer.send(answer)
+                self._give(peer, len(message), answer)
+            if time.monotonic() > end:
+                break
         self._unread[peer] = None
         return True
 
-    def _answer_later(self, peer: Peer, answer: Answer) -> None:
+    def _give(self, peer: Peer, asked_bytes: int, answer: Answer) -> None:
+        descriptors = sum(len(carried) for _, carried in answer.parts)
+        if descriptors and (why := self._users.too_many_in_flight(peer.user, descriptors)):
+            reason = "in_flight_per_uid" if "per-uid" in why else "in_flight"
+            events.complaint("turned-away", peer.caller, why=why)
+            self._methods.count(reason)
+            self._store.take_back(answer.grants)
+            answer = refuse(answer.id, messages.LIMIT_REACHED, f"Not now: {why}; try again later", {"limit": reason})
+        self._users.charge(peer.user, asked_bytes, sum(len(text) for text, _ in answer.parts))
+        peer.send(answer)
+
+    def _rest(self, peer: Peer) -> None:
+        """Hear no more of a client that asked too fast, for a moment."""
+
+        def wake() -> None:
+            if peer in self._peers:
+                peer.resting = False
+                self._unread[peer] = None
+
+        peer.resting = True
+        self._loop.call_later(_REST_S, wake)
+
+    def _answer_later(self, peer: Peer, asked_bytes: int, answer: Answer) -> None:
         """The answer to a request that could not be answered at once."""
         if peer not in self._peers:
             self._store.take_back(answer.grants)
             return
         peer.awaits = False
-        self._selector.register(peer.socket, selectors.EVENT_READ, peer)
-        peer.watched = selectors.EVENT_READ
         try:
-            peer.send(answer)
+            self._give(peer, asked_bytes, answer)
         except OSError:
             self._drop(peer)
         else:
@@ -236,55 +292,85 @@ class ControlServer:
         if progress:
             self._deadlines.pop(peer, None)
         self._idle.pop(peer, None)
-        if peer.awaits:
+        if peer.awaits or peer.resting:
             # It waits for us, without a deadline; what it sends meanwhile waits in its own buffer.
             self._deadlines.pop(peer, None)
-            self.unwatch(peer.socket)
+            self._watch(peer, None)
             return
         if peer.owes_nothing:
             self._idle[peer] = None
-            if self._leave_at is not None:
-                self.unwatch(peer.socket)
-                return
         else:
             self._deadlines.setdefault(peer, time.monotonic() + self._limits.timeout_s)
-        wanted = selectors.EVENT_WRITE if peer.backed_up else selectors.EVENT_READ
-        if wanted != peer.watched:
-            self._selector.modify(peer.socket, wanted, peer)
-            peer.watched = wanted
+        if peer.owes_nothing and self._leave_at is not None:
+            self._watch(peer, None)
+        else:
+            self._watch(peer, WRITE if peer.backed_up else READ)
+
+    def _watch(self, peer: Peer, mask: int | None) -> None:
+        if mask == peer.watched:
+            return
+        if mask is None:
+            self._loop.unwatch(peer.socket)
+        elif peer.watched is None:
+            self._loop.watch(peer.socket, partial(self._ready, peer), mask)
+        else:
+            self._loop.watch_for(peer.socket, mask)
+        peer.watched = mask
 
     def _enforce_deadlines(self) -> None:
         now = time.monotonic()
-        while self._deadlines:
-            peer, deadline = next(iter(self._deadlines.items()))
-            if deadline > now:
+        for _ in range(_DROPPED_PER_TURN):
+            peer, deadline = next(iter(self._deadlines.items()), (None, now))
+            if peer is None or deadline > now:
                 break
             if peer.owes_nothing:
                 events.debug("silent", pid=peer.caller.pid, uid=peer.caller.uid)
             else:
                 what = "does not read its answer" if peer.backed_up else "sent half a request"
-                events.warning("timed-out", pid=peer.caller.pid, uid=peer.caller.uid, why=what)
+                events.complaint("timed-out", peer.caller, why=what)
+                self._methods.count("timeout")
                 text = f"Invalid request: incomplete after {self._limits.timeout_s:g} s"
                 self._say_goodbye(peer, messages.INVALID_REQUEST, text)
             self._drop(peer)
-        if self._accept_again_at is not None and self._accept_again_at <= now:
-            self._accept_again_at = None
-            self.watch(self._listening, self._accept)
 
-    def _say_goodbye(self, peer: Peer, code: int, text: str) -> None:
+    def _say_goodbye(self, peer: Peer, code: int, text: str, data: dict[str, object] | None = None) -> None:
         """A last answer to a client that is about to be dropped, if it takes it at once."""
         with contextlib.suppress(OSError):
-            peer.send(refuse(None, code, text))
+            peer.send(refuse(None, code, text, data))
 
     def _take_back(self, peer: Peer) -> None:
         for grants in peer.forget_unsent():
             self._store.take_back(grants)
 
     def _drop(self, peer: Peer) -> None:
+        """Be done with a peer. Descriptors on their way to it are our user's, and count, until it receives them or
+        closes its end: so long it is a client."""
+        if not peer.in_flight or peer.user.privileged or peer.has_read_all():
+            self._close(peer)
+            return
+        self._forget(peer)
+        with contextlib.suppress(OSError):
+            peer.socket.shutdown(socket.SHUT_RDWR)
+        if not self._lingering:
+            self._loop.call_later(_LINGER_S, self._look_after)
+        self._lingering.add(peer)
+
+    def _look_after(self) -> None:
+        for peer in [peer for peer in self._lingering if peer.has_read_all()]:
+            self._close(peer)
+        if self._lingering:
+            self._loop.call_later(_LINGER_S, self._look_after)
+
+    def _forget(self, peer: Peer) -> None:
         self._take_back(peer)
-        self.unwatch(peer.socket)
-        peer.socket.close()
-        self._peers.discard(peer)
+        self._watch(peer, None)
         self._deadlines.pop(peer, None)
         self._idle.pop(peer, None)
         self._unread.pop(peer, None)
+
+    def _close(self, peer: Peer) -> None:
+        self._forget(peer)
+        self._lingering.discard(peer)
+        self._users.leave(peer)
+        self._peers.discard(peer)
+        peer.socket.close()

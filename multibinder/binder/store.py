@@ -13,12 +13,21 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from multibinder.binder import events
+from multibinder.binder.owner import Labels, Owner
 from multibinder.binder.records import Record
+from multibinder.binder.usage import is_privileged
 from multibinder.observe.accept_queue import accept_queue
 from multibinder.wire.address import Address, address_of
 from multibinder.wire.errors import BindError, RequestError, errname
 from multibinder.wire.listener import listen, open_listener
-from multibinder.wire.messages import COULD_NOT_BIND, LIMIT_REACHED, ListenerSpec, ListenerStatus, Released
+from multibinder.wire.messages import (
+    COULD_NOT_BIND,
+    LIMIT_REACHED,
+    NOT_ALLOWED,
+    ListenerSpec,
+    ListenerStatus,
+    Released,
+)
 from multibinder.wire.options import Options
 
 #: What a listener is called on its way to our next self while nobody else has it.
@@ -35,7 +44,7 @@ Changed = Callable[[Sequence[Record]], None]
 Recover = Callable[[Address], tuple[Record, socket.socket] | None]
 
 #: The owner of a socket that came without a record: a socket unit's, say.
-_INHERITED = "inherited"
+_INHERITED = str(Owner("inherited", 0))
 
 #: Says in words who has an address, after the kernel refused it. Empty when nobody can be named.
 WhoListens = Callable[[Address], str]
@@ -52,15 +61,16 @@ class Listener(msgspec.Struct, eq=False):
     """A socket that the binder holds. The store alone opens and closes it.
 
     ``limit`` is what the kernel made of our last listen(); 0 before the first. ``safe``: whoever keeps our sockets has
-    confirmed that it has this one.
+    confirmed that it has this one. ``chosen``: the kernel chose the port.
     """
 
     socket: socket.socket
     address: Address
     options: Options
     limit: int = 0
-    claims: dict[str, Claim] = msgspec.field(default_factory=dict)
+    claims: dict[Owner, Claim] = msgspec.field(default_factory=dict)
     safe: bool = False
+    chosen: bool = False
     handoffs: int = 0
     created: float = msgspec.field(default_factory=time.time)
 
@@ -69,7 +79,7 @@ class Grant(msgspec.Struct, frozen=True):
     """One listener of one answer: what to say of it, and enough to take it back."""
 
     listener: Listener
-    owner: str
+    owner: Owner
     handoff: int
     created: bool
     warning: str | None
@@ -81,7 +91,10 @@ class Grant(msgspec.Struct, frozen=True):
 
 
 class ListenerStore:
-    """One key, one socket: equal addresses get the same socket. Nothing here waits on anybody."""
+    """One key, one socket: equal addresses get the same socket. Nothing here waits on anybody.
+
+    Holds up to ``limit`` listeners; one uid may have ``limit_per_uid`` claims, unless it is privileged.
+    """
 
     def __init__(
         self,
@@ -89,8 +102,11 @@ class ListenerStore:
         who_listens: WhoListens,
         changed: Changed = lambda records: None,
         recover: Recover = lambda address: None,
+        limit_per_uid: int = sys.maxsize,
     ) -> None:
         self._limit = limit
+        self._limit_per_uid = limit_per_uid
+        self._labels = Labels()
         self._changed = changed
         self._recover = recover
         self._who_listens = who_listens
@@ -100,11 +116,29 @@ class ListenerStore:
     def __len__(self) -> int:
         return len(self._by_address)
 
-    def bind(self, specs: Sequence[ListenerSpec], owners: Sequence[str]) -> list[Grant]:
+    def owner(self, label: str, uid: int) -> Owner:
+        """Who claims something by that label. Raises RequestError if the label is another uid's; root, and the binder's
+        own user, may use all of them, and the label stays whose it is."""
+        holder = self._labels.holder(label)
+        if holder is None or holder == uid:
+            return Owner(label, uid)
+        if is_privileged(uid):
+            return Owner(label, holder)
+        raise RequestError(
+            f"the owner label {label} belongs to uid {holder}, not to uid {uid}; choose another label", NOT_ALLOWED
+        )
+
+    def find(self, spec: ListenerSpec) -> Listener | None:
+        """The listener that a request for ``spec`` is about, if there is one already."""
+        if spec.options.name and (named := self._by_name.get(spec.options.name)):
+            return named
+        return self._by_address.get(spec.address)
+
+    def bind(self, specs: Sequence[ListenerSpec], owners: Sequence[Owner]) -> list[Grant]:
         """All of them, or none: raises BindError or RequestError, and then nothing has changed."""
         opened: list[Listener] = []
         try:
-            found = self._find_or_open(specs, opened)
+            found = self._find_or_open(specs, owners, opened)
             for listener, created in found:
                 if created or not listener.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                     self._listen(listener)
@@ -121,16 +155,16 @@ class ListenerStore:
                 self._refresh(listener, spec.options)
             if created or owner not in listener.claims or listener.options is not before:
                 changed.append(listener)
-            grants.append(_grant(listener, created, owner))
+            grants.append(self._grant(listener, created, owner))
         if changed:
             self._changed([record_of(listener) for listener in changed])
         return grants
 
-    def check(self, specs: Sequence[ListenerSpec]) -> None:
+    def check(self, specs: Sequence[ListenerSpec], owners: Sequence[Owner]) -> None:
         """Raise what ``bind`` would raise. What it opens is never listened on, and closed again."""
         opened: list[Listener] = []
         try:
-            self._find_or_open(specs, opened)
+            self._find_or_open(specs, owners, opened)
         finally:
             _close_sockets(opened)
 
@@ -144,28 +178,32 @@ class ListenerStore:
             claim.handoffs -= 1
             if claim.handoffs:
                 continue
-            del listener.claims[grant.owner]
+            self._disclaim(listener, grant.owner)
             if listener.claims:
                 self._changed([record_of(listener)])
             else:
                 events.info("withdrawn", address=listener.address, why="the client went away before its answer")
                 self._close(listener)
 
-    def release(self, spec: ListenerSpec, owner: str) -> Released:
-        """Drop the owner's claim; without any claim left, close the port for every holder."""
-        listener = self._find(spec)
+    def release(self, spec: ListenerSpec, owner: Owner) -> Released:
+        """Drop the owner's claim; without any claim left, close the port for every holder. Root, and the binder's own
+        user, drop the claims of all who have no label when they give none."""
+        listener = self.find(spec)
         if listener is None or not spec.address.matches(listener.address):
             return Released(str(spec.address), "absent")
         address = str(listener.address)
-        listener.claims.pop(owner, None)
+        everybody = not owner.label and is_privileged(owner.uid)
+        for claimant in list(listener.claims):
+            if claimant == owner or (everybody and not claimant.label):
+                self._disclaim(listener, claimant)
         if listener.claims:
             self._changed([record_of(listener)])
-            return Released(address, "kept", list(listener.claims))
+            return Released(address, "kept", labels_of(listener))
         self._close(listener)
         return Released(address, "closed")
 
-    def statuses(self) -> list[ListenerStatus]:
-        return [_status(listener) for listener in self._by_address.values()]
+    def statuses(self, listeners: Iterable[Listener] | None = None) -> list[ListenerStatus]:
+        return [_status(listener) for listener in (self._by_address.values() if listeners is None else listeners)]
 
     def adopt(self, sock: socket.socket, record: Record | None) -> None:
         """Take over a LISTEN socket of before: believe the socket, and the record about the rest. Takes the socket.
@@ -194,14 +232,17 @@ class ListenerStore:
             address,
             Options(record.backlog, v6only, record.name),
             limit=accept_queue(sock).limit,
-            claims={owner: Claim(0, handoffs) for owner, handoffs in record.claims.items()},
+            claims={Owner.parse(owner): Claim(0, handoffs) for owner, handoffs in record.claims.items()},
             handoffs=record.handoffs,
             created=record.created,
+            chosen=record.chosen,
         )
         if not accept_queue(sock).listening:
             listener.limit = listener.limit or 1
             self._listen(listener)
         self._add(listener)
+        for owner in listener.claims:
+            self._labels.add(owner)
 
     def records(self) -> list[Record]:
         return [record_of(listener) for listener in self._by_address.values()]
@@ -242,22 +283,36 @@ class ListenerStore:
         self._by_address.clear()
         self._by_name.clear()
 
-    def _find_or_open(self, specs: Sequence[ListenerSpec], opened: list[Listener]) -> list[tuple[Listener, bool]]:
+    def _find_or_open(
+        self, specs: Sequence[ListenerSpec], owners: Sequence[Owner], opened: list[Listener]
+    ) -> list[tuple[Listener, bool]]:
         """For each spec its listener and whether it is new. New ones are bound and do not listen yet; they are in
         ``opened``, also when an error is raised."""
         bound: dict[Address, Listener] = {}
         named: dict[str, Listener] = {}
         room = self._limit - len(self)
+        uid = owners[0].uid
+        more = sys.maxsize if is_privileged(uid) else self._limit_per_uid - self._labels.claims_of(uid)
         found = []
-        for spec in specs:
-            listener = named.get(spec.options.name or "") or self._find(spec) or bound.get(spec.address)
+        for spec, owner in zip(specs, owners, strict=True):
+            listener = named.get(spec.options.name or "") or self.find(spec) or bound.get(spec.address)
             created = listener is None
+            if listener is None or owner not in listener.claims:
+                if more <= 0:
+                    raise RequestError(
+                        f"Could not bind: {spec.address}: uid {uid} has its limit of {self._limit_per_uid} listeners "
+                        "(multibinder serve --max-listeners-per-uid)",
+                        LIMIT_REACHED,
+                        {"limit": "listeners_per_uid"},
+                    )
+                more -= 1
             if listener is None:
                 if not room:
                     raise RequestError(
                         f"Could not bind: {spec.address}: this binder holds its limit of {self._limit} listeners "
                         "(multibinder serve --max-listeners)",
                         LIMIT_REACHED,
+                        {"limit": "listeners"},
                     )
                 room -= 1
                 listener, created = self._open_or_recover(spec)
@@ -272,11 +327,6 @@ class ListenerStore:
                 named[spec.options.name] = listener
             found.append((listener, created))
         return found
-
-    def _find(self, spec: ListenerSpec) -> Listener | None:
-        if spec.options.name and (named := self._by_name.get(spec.options.name)):
-            return named
-        return self._by_address.get(spec.address)
 
     def _open_or_recover(self, spec: ListenerSpec) -> tuple[Listener, bool]:
         try:
@@ -298,16 +348,37 @@ class ListenerStore:
         v6only = None
         if sock.family == socket.AF_INET6:
             v6only = bool(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
-        return Listener(
-            sock, bound, msgspec.structs.replace(spec.options, v6only=v6only) if v6only is not None else spec.options
-        )
+        options = msgspec.structs.replace(spec.options, v6only=v6only) if v6only is not None else spec.options
+        return Listener(sock, bound, options, chosen=not spec.address.port)
 
     def _add(self, listener: Listener) -> None:
         self._by_address[listener.address] = listener
         if listener.options.name:
             self._by_name[listener.options.name] = listener
 
+    def _grant(self, listener: Listener, created: bool, owner: Owner) -> Grant:
+        listener.handoffs += 1
+        claim = listener.claims.get(owner)
+        if claim is None:
+            claim = listener.claims[owner] = Claim(listener.handoffs)
+            self._labels.add(owner)
+        claim.handoffs += 1
+        wanted = listener.options.backlog
+        warning = None
+        if wanted is not None and listener.limit < wanted:
+            warning = (
+                f"a backlog of {wanted} was asked for, but the kernel allows {listener.limit}; "
+                f"raise it with 'sysctl -w net.core.somaxconn={wanted}' and ask again"
+            )
+        return Grant(listener, owner, listener.handoffs, created, warning)
+
+    def _disclaim(self, listener: Listener, owner: Owner) -> None:
+        del listener.claims[owner]
+        self._labels.remove(owner)
+
     def _close(self, listener: Listener) -> None:
+        for owner in list(listener.claims):
+            self._disclaim(listener, owner)
         # First in writing: a socket that turns up again after a crash in between must not be believed.
         self._changed([msgspec.structs.replace(record_of(listener), released=True)])
         # Other holders have copies: an old HAProxy worker keeps its own until it has drained. Only shutdown() ends
@@ -359,20 +430,6 @@ def _close_sockets(listeners: Iterable[Listener]) -> None:
         listener.socket.close()
 
 
-def _grant(listener: Listener, created: bool, owner: str) -> Grant:
-    listener.handoffs += 1
-    claim = listener.claims.setdefault(owner, Claim(listener.handoffs))
-    claim.handoffs += 1
-    wanted = listener.options.backlog
-    warning = None
-    if wanted is not None and listener.limit < wanted:
-        warning = (
-            f"a backlog of {wanted} was asked for, but the kernel allows {listener.limit}; "
-            f"raise it with 'sysctl -w net.core.somaxconn={wanted}' and ask again"
-        )
-    return Grant(listener, owner, listener.handoffs, created, warning)
-
-
 def _bind_again(listener: Listener) -> None:
     # A port that the kernel once chose itself is given up when the socket stops listening (inet_put_port() without
     # SOCK_BINDPORT_LOCK), though getsockname() goes on to show it; the next listen() would choose another.
@@ -405,7 +462,7 @@ def _status(listener: Listener) -> ListenerStatus:
     return ListenerStatus(
         address=str(listener.address),
         name=listener.options.name,
-        owners=list(listener.claims),
+        owners=labels_of(listener),
         backlog=accept_queue(listener.socket).limit,
         backlog_requested=listener.options.backlog,
         v6only=listener.options.v6only,
@@ -413,6 +470,11 @@ def _status(listener: Listener) -> ListenerStatus:
         created=listener.created,
         cookie=cookie_of(listener.socket),
     )
+
+
+def labels_of(listener: Listener) -> list[str]:
+    """The owners' labels, each once; the empty one stands for all that gave none."""
+    return list(dict.fromkeys(owner.label for owner in listener.claims))
 
 
 def kept_name(listener: Listener) -> tuple[str, int]:
@@ -435,11 +497,12 @@ def record_of(listener: Listener) -> Record:
         address=str(listener.address),
         cookie=cookie_of(listener.socket),
         inode=os.fstat(listener.socket.fileno()).st_ino,
-        claims={owner: claim.handoffs for owner, claim in listener.claims.items()},
+        claims={str(owner): claim.handoffs for owner, claim in listener.claims.items()},
         name=listener.options.name,
         backlog=listener.options.backlog,
         handoffs=listener.handoffs,
         created=listener.created,
+        chosen=listener.chosen,
     )
 
 

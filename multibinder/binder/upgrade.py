@@ -7,7 +7,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Sequence
 
-from multibinder.binder.server import ControlServer
+from multibinder.binder.loop import Loop
 
 #: For the new code to say that it is there. It limits itself: SIGALRM ends it.
 REHEARSAL_S = 30
@@ -20,8 +20,8 @@ class Rehearsal:
     new version, or with None and the reason why it cannot be used.
     """
 
-    def __init__(self, server: ControlServer, command: Sequence[str], tell: Callable[[str | None, str], None]) -> None:
-        self._server = server
+    def __init__(self, loop: Loop, command: Sequence[str], tell: Callable[[str | None, str], None]) -> None:
+        self._loop = loop
         self._tell = tell
         self._said = b""
         program, *options, _, module, settings = command
@@ -34,14 +34,14 @@ class Rehearsal:
         )
         assert self._process.stdout is not None  # noqa: S101
         self._output = self._process.stdout
-        server.watch(self._output, self._read)
+        loop.watch(self._output, self._read)
 
     def _read(self) -> None:
         chunk = os.read(self._output.fileno(), 65536)
         self._said = (self._said + chunk)[-65536:]
         if chunk:
             return
-        self._server.unwatch(self._output)
+        self._loop.unwatch(self._output)
         self._output.close()
         status = self._process.wait()
         lines = self._said.decode(errors="replace").strip().splitlines() or [""]

@@ -32,8 +32,12 @@ def command(settings: str) -> list[str]:
 
 
 def rehearse() -> None:
-    """Whether this version could take over: everything is imported by now, and the settings make sense."""
-    msgspec.json.decode(sys.argv[1], type=Invocation)
+    """Whether this version could take over: everything is imported by now, the settings and the policy make sense."""
+    invocation = msgspec.json.decode(sys.argv[1], type=Invocation)
+    try:
+        daemon.load_policy(invocation.settings)
+    except MultibinderError as error:
+        sys.exit(str(error))
     sys.stdout.write(f"{__version__}\n")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import io
 import json
 import logging
 import os
@@ -35,10 +36,19 @@ def log_to(path: str | None, log_format: str, level: int) -> None:
 def _file_handler(path: str) -> logging.Handler:
     from logging.handlers import WatchedFileHandler  # imports pickle, queue and more: 1 MB that few need
 
+    class File(WatchedFileHandler):
+        def _open(self) -> io.TextIOWrapper:
+            return open(self.baseFilename, "a", encoding="utf-8", opener=_private)
+
     try:
-        return WatchedFileHandler(path, encoding="utf-8")
+        return File(path, encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(f"--log-file {path}: {(error.strerror or str(error)).lower()}") from error
+
+
+def _private(path: str, flags: int) -> int:
+    """No link is followed: as root, we would write wherever somebody lets it point."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o640)
 
 
 class _KeyValue(logging.Formatter):

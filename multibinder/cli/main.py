@@ -15,6 +15,7 @@ _COMMANDS = {
     "list": "multibinder.cli.listeners",
     "release": "multibinder.cli.listeners",
     "upgrade": "multibinder.cli.upgrade",
+    "policy": "multibinder.cli.policy",
     "systemd": "multibinder.cli.systemd",
 }
 

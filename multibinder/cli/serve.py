@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
 import click
 import msgspec
 
 from multibinder import SOCKET_VARIABLE
 from multibinder.binder import daemon
-from multibinder.binder.server import Limits
+from multibinder.binder.usage import Limits
 from multibinder.cli.binder import Invocation, command
 from multibinder.cli.detach import detach as go_to_the_background
 from multibinder.cli.guard import command as guard_command
 
 _DEFAULTS = Limits()
+_F = TypeVar("_F", bound=Callable[..., object])
 
 
 class _Mode(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic since click 8.4
@@ -33,6 +36,12 @@ class _Mode(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generi
         return mode
 
 
+def _limit(flag: str, field: str, text: str, least: int = 1) -> Callable[[_F], _F]:
+    unit = "BYTES" if field.endswith("_bytes") else "N"
+    default = getattr(_DEFAULTS, field)
+    return click.option(flag, field, type=click.IntRange(least), default=default, metavar=unit, help=text)
+
+
 @click.command("serve", context_settings={"show_default": True})
 @click.option(
     "--socket", "socket_path", envvar=SOCKET_VARIABLE, required=True, metavar="PATH", show_envvar=True,
@@ -43,10 +52,17 @@ class _Mode(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generi
     help="Who may connect: the control socket's file mode.",
 )  # fmt: skip
 @click.option("--group", metavar="NAME", help="The control socket's group.")
-@click.option("--max-listeners", type=click.IntRange(1), default=16384, help="Listeners held at once.")
-@click.option("--max-clients", type=click.IntRange(1), default=_DEFAULTS.clients, help="Clients connected at once.")
-@click.option("--max-request", type=click.IntRange(64), default=_DEFAULTS.request_bytes, metavar="BYTES",
-              help="Size of one request.")  # fmt: skip
+@click.option("--policy", metavar="FILE", show_default=f"{daemon.DEFAULT_POLICY}, if it is there",
+              help="Who may ask for what (see 'multibinder policy').")  # fmt: skip
+@_limit("--max-listeners", "listeners", "Listeners held at once.")
+@_limit("--max-listeners-per-uid", "listeners_per_uid", "Listeners that one uid may have a claim to.")
+@_limit("--max-clients", "clients", "Clients connected at once.")
+@_limit("--max-clients-per-uid", "clients_per_uid", "Clients of one uid connected at once.")
+@_limit("--max-rate", "rate", "Requests a second; a large one counts as several.")
+@_limit("--max-rate-per-uid", "rate_per_uid", "Requests a second of one uid.")
+@_limit("--max-in-flight", "in_flight", "Descriptors sent to clients that have not read them yet.")
+@_limit("--max-in-flight-per-uid", "in_flight_per_uid", "The same for one uid.")
+@_limit("--max-request", "request_bytes", "Size of one request.", least=64)
 @click.option("--request-timeout", type=click.FloatRange(0.1), default=_DEFAULTS.timeout_s, metavar="SECONDS",
               help="For the rest of a half-sent request, and for a client to read its answer.")  # fmt: skip
 @click.option("--recover/--no-recover", default=True, help="Get sockets back from processes that hold them still.")
@@ -61,9 +77,7 @@ def serve_command(
     socket_path: str,
     mode: int | None,
     group: str | None,
-    max_listeners: int,
-    max_clients: int,
-    max_request: int,
+    policy: str | None,
     request_timeout: float,
     recover: bool,
     detach: bool,
@@ -73,10 +87,12 @@ def serve_command(
     log_format: str,
     verbose: bool,
     quiet: bool,
+    **limits: int,
 ) -> None:
     """Run the binder: own listening sockets and hand them to clients.
 
-    Runs in the foreground and logs to stderr. SIGTERM and SIGINT stop it.
+    Runs in the foreground and logs to stderr. SIGTERM and SIGINT stop it, SIGHUP reads the policy again, SIGUSR1
+    upgrades it in place. Limits for one uid do not hold for root and the binder's own user.
 
     \b
     Example:
@@ -86,10 +102,10 @@ def serve_command(
         socket_path=os.path.abspath(socket_path) if detach else socket_path,
         mode=mode if mode is not None else 0o660 if group else 0o600,
         group=group,
-        max_listeners=max_listeners,
+        policy=os.path.abspath(policy) if policy else None,
         recover=recover,
         pidfile=os.path.abspath(pidfile) if pidfile else None,
-        limits=Limits(max_request, max_clients, request_timeout),
+        limits=Limits(timeout_s=request_timeout, **limits),
     )
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     invocation = msgspec.json.encode(

@@ -23,13 +23,16 @@ from multibinder.wire.errors import (
     BinderTimeout,
     BinderUnavailable,
     ConfigurationError,
+    LimitReached,
     LocalProtocolError,
+    NotAllowed,
     RemoteProtocolError,
     RequestError,
     errname,
 )
 from multibinder.wire.listener import SharedListener, adopt_all, close_all, listen, open_listener
 from multibinder.wire.messages import (
+    BinderStatus,
     BindResult,
     Handoff,
     Hello,
@@ -56,6 +59,11 @@ _Statuses = list[ListenerStatus]
 _Releases = list[Released]
 _Sockets = list[SharedListener]
 
+_ERRORS = {
+    messages.COULD_NOT_BIND: BindError,
+    messages.LIMIT_REACHED: LimitReached,
+    messages.NOT_ALLOWED: NotAllowed,
+}
 _reply = msgspec.json.Decoder(Reply)
 T = TypeVar("T")
 
@@ -117,7 +125,7 @@ class Client:
         labels the claim: a listener goes when its last owner releases it. The sockets are close-on-exec unless
         ``inheritable``. Warnings of the binder come as RuntimeWarning.
 
-        Raises BindError if one of them cannot be bound, RequestError for another refusal, BinderUnavailable,
+        Raises BindError if one of them cannot be bound, NotAllowed, LimitReached, BinderUnavailable,
         BinderTimeout, RemoteProtocolError if what came is not what was asked for.
         """
         return self._bind([_spec(item) for item in wanted], owner, inheritable, stacklevel=3)
@@ -131,6 +139,10 @@ class Client:
     def list(self) -> _Statuses:
         """Every listener of the binder, in the order of their creation."""
         return _result(self._ask("list", []), _Statuses)
+
+    def status(self) -> BinderStatus:
+        """The binder itself, and what happened since it started."""
+        return _result(self._ask("status", []), BinderStatus)
 
     def release(self, wanted: Iterable[Wanted], *, owner: str = "") -> _Releases:
         """Give up the claim of ``owner``. A listener without any claim left is shut down for every holder.
@@ -180,7 +192,7 @@ class Client:
                 f"the binder at {self.socket_path} did not answer '{method}' within {self.timeout:g} s"
             ) from error
         if reply.error is not None:
-            kind = BindError if reply.error.code == messages.COULD_NOT_BIND else RequestError
+            kind = _ERRORS.get(reply.error.code, RequestError)
             raise kind(reply.error.message, reply.error.code, reply.error.data)
         if reply.id != request_id:
             raise RemoteProtocolError(f"asked with id {request_id}, answered with id {reply.id!r}")
@@ -275,7 +287,8 @@ def bind(
     port stays open in the binder. Other processes may accept on it too: that is how a new copy of a server starts
     before the old one stops. Where no binder is configured, ``fallback=True`` binds here and warns.
 
-    Raises AddressError, BindError (``errno``), BinderUnavailable, BinderTimeout, ConfigurationError, RequestError.
+    Raises AddressError, BindError (``errno``), NotAllowed, LimitReached, BinderUnavailable, BinderTimeout,
+    ConfigurationError.
 
         listener = multibinder.bind("127.0.0.1", 8000, owner="hello")
         connection, peer = listener.accept()

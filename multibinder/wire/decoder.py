@@ -33,6 +33,11 @@ class Decoder:
         self._buffer += arrived
 
     @property
+    def held(self) -> int:
+        """How many bytes are here that no message was made of."""
+        return len(self._buffer)
+
+    @property
     def unfinished(self) -> bool:
         """Whether the beginning of a message is here and its end is not (ask when ``next_message`` gave None)."""
         return bool(self._buffer)

@@ -11,7 +11,9 @@
     │   ├── LocalProtocolError    we were asked to say what the protocol cannot carry
     │   └── RemoteProtocolError   the peer said what the protocol does not allow
     └── RequestError              the binder answered with a refusal: ``code``, ``data``
-        └── BindError             an address cannot be bound: ``errno``, ``address``
+        ├── BindError             an address cannot be bound: ``errno``, ``address``
+        ├── NotAllowed            a policy, or the label of another user, forbids it
+        └── LimitReached          this user, or the binder, has as much of something as it may: ``limit``
 """
 
 from __future__ import annotations
@@ -78,6 +80,19 @@ class BindError(RequestError):
     @property
     def address(self) -> str | None:
         value = self.data.get("address")
+        return value if isinstance(value, str) else None
+
+
+class NotAllowed(RequestError):
+    """A rule of the binder's policy forbids it, or none allows it, or the owner label is another user's."""
+
+
+class LimitReached(RequestError):
+    """This user, or the binder, has as much of something as it may; try again later. ``limit`` names it."""
+
+    @property
+    def limit(self) -> str | None:
+        value = self.data.get("limit")
         return value if isinstance(value, str) else None
 
 

@@ -31,6 +31,7 @@ INTERNAL_ERROR = -32603
 COULD_NOT_BIND = 10000
 LIMIT_REACHED = 10001
 CANNOT_UPGRADE = 10002
+NOT_ALLOWED = 10003
 
 Id = str | int | float | None
 
@@ -145,6 +146,35 @@ class Upgrade(msgspec.Struct, frozen=True):
 
     before: str
     after: str
+
+
+class Counters(msgspec.Struct):
+    """What happened since this process started to serve.
+
+    ``requests`` by method, those of no known method as ``other``; ``refusals`` by reason: ``policy``, ``owner``,
+    ``bind``, ``invalid``, ``internal``, ``timeout``, or the limit that was reached; ``handoffs``: descriptors given;
+    ``connections`` accepted; ``evictions``: quiet connections that had to make room.
+    """
+
+    requests: dict[str, int] = {}
+    refusals: dict[str, int] = {}
+    handoffs: int = 0
+    connections: int = 0
+    evictions: int = 0
+
+
+class BinderStatus(msgspec.Struct, frozen=True):
+    """The binder itself. ``started`` is in seconds since the epoch; ``policy`` the file that decides, None for none;
+    ``descriptors_in_flight`` were sent, and are not known to be received."""
+
+    version: str
+    pid: int
+    started: float
+    policy: str | None
+    clients: int
+    listeners: int
+    descriptors_in_flight: int
+    counters: Counters
 
 
 class Hello(msgspec.Struct, frozen=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from multibinder import Client, ListenerSpec, Options, TcpAddress
 from multibinder.binder.daemon import Settings
+from multibinder.binder.owner import Owner
 from multibinder.binder.store import ListenerStore
 from multibinder.cli.binder import Invocation
 from multibinder.observe.accept_queue import accept_queue
@@ -20,6 +22,9 @@ from tests.support import Binder, can_connect, wait_until
 
 #: A binder that looks after its listeners more often than every 15 s.
 _HASTY = "import multibinder.cli.binder as b; b.daemon._REPAIR_EVERY_S = 0.1; b.main()"
+
+
+NOBODY = Owner("", os.geteuid())
 
 
 @pytest.fixture
@@ -34,7 +39,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_a_socket_that_was_shut_down_listens_again(store: ListenerStore, caplog: pytest.LogCaptureFixture) -> None:
-    [grant] = store.bind([ListenerSpec(TcpAddress.parse("127.0.0.1:0"), Options(backlog=30))], [""])
+    [grant] = store.bind([ListenerSpec(TcpAddress.parse("127.0.0.1:0"), Options(backlog=30))], [NOBODY])
     address = grant.listener.address.sockaddr
     with grant.listener.socket.dup() as holder:
         holder.shutdown(socket.SHUT_RDWR)
@@ -49,7 +54,7 @@ def test_a_socket_that_was_shut_down_listens_again(store: ListenerStore, caplog:
 def test_a_backlog_that_was_changed_is_restored(
     store: ListenerStore, caplog: pytest.LogCaptureFixture, backlog: int
 ) -> None:
-    [grant] = store.bind([ListenerSpec(TcpAddress.parse("127.0.0.1:0"), Options(backlog=30))], [""])
+    [grant] = store.bind([ListenerSpec(TcpAddress.parse("127.0.0.1:0"), Options(backlog=30))], [NOBODY])
     with grant.listener.socket.dup() as holder:
         holder.listen(backlog)
     store.repair()
@@ -58,7 +63,7 @@ def test_a_backlog_that_was_changed_is_restored(
 
 
 def test_what_is_as_it_should_be_is_left_alone(store: ListenerStore, caplog: pytest.LogCaptureFixture) -> None:
-    store.bind([ListenerSpec(TcpAddress.parse("127.0.0.1:0"))] * 3, [""] * 3)
+    store.bind([ListenerSpec(TcpAddress.parse("127.0.0.1:0"))] * 3, [NOBODY] * 3)
     with caplog.at_level(logging.DEBUG, "multibinder"):
         for _ in range(3):
             store.repair()
@@ -68,7 +73,7 @@ def test_what_is_as_it_should_be_is_left_alone(store: ListenerStore, caplog: pyt
 def test_one_that_cannot_be_repaired_is_said_and_the_others_are_repaired(
     store: ListenerStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    grants = store.bind([ListenerSpec(TcpAddress.parse("127.0.0.1:0"))] * 2, ["", ""])
+    grants = store.bind([ListenerSpec(TcpAddress.parse("127.0.0.1:0"))] * 2, [NOBODY, NOBODY])
     first, second = (grant.listener for grant in grants)
     for listener in (first, second):
         listener.socket.shutdown(socket.SHUT_RDWR)

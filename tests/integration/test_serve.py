@@ -39,7 +39,7 @@ def test_hello_says_who_answers(binder: Binder) -> None:
     with Client(binder.socket_path) as client:
         hello = client.hello()
     assert (hello.name, hello.pid, hello.protocol) == ("multibinder", binder.pid, 1)
-    assert hello.capabilities == ["hello", "bind", "check", "list", "release", "upgrade"]
+    assert hello.capabilities == ["hello", "bind", "check", "list", "release", "status", "upgrade"]
     assert hello.version == multibinder("--version").stdout.split()[-1]
 
 
@@ -72,7 +72,7 @@ def test_a_signal_to_stop_ends_it_with_0_and_removes_its_files(binder: Binder, n
     assert f"event=stopping signal={number.name}" in binder.log()
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGUSR2])
 def test_a_signal_that_it_has_no_use_for_does_not_end_it(binder: Binder, number: signal.Signals) -> None:
     binder.send_signal(number)
     binder.wait_for_log(f"event=signal-ignored signal={number.name}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 
 import pytest
 
 from multibinder import BindError, ListenerSpec, Options, RequestError, TcpAddress
+from multibinder.binder.owner import Owner
 from multibinder.binder.store import Grant, ListenerStore
 from multibinder.observe.accept_queue import accept_queue
 from tests.support import (
@@ -36,8 +38,12 @@ def spec(
     return ListenerSpec(TcpAddress.parse(address), Options(backlog, v6only, name))
 
 
+def mine(label: str = "") -> Owner:
+    return Owner(label, os.geteuid())
+
+
 def bind(store: ListenerStore, *specs: ListenerSpec, owner: str = "") -> list[Grant]:
-    return store.bind(specs, [owner] * len(specs))
+    return store.bind(specs, [mine(owner)] * len(specs))
 
 
 def bind_one(store: ListenerStore, wanted: ListenerSpec | None = None, *, owner: str = "") -> Grant:
@@ -116,7 +122,7 @@ def test_a_listener_can_get_its_name_later(store: ListenerStore) -> None:
 
 def test_a_name_is_free_again_after_the_release(store: ListenerStore) -> None:
     first = bind_one(store, spec(name="web"))
-    assert store.release(spec(name="web"), "").outcome == "closed"
+    assert store.release(spec(name="web"), mine("")).outcome == "closed"
     assert bind_one(store, spec(name="web")).listener is not first.listener
 
 
@@ -331,7 +337,7 @@ def test_a_release_of_the_last_owner_refuses_clients_also_for_another_holder(sto
     grant = bind_one(store, owner="a")
     with grant.listener.socket.dup() as holder:
         assert can_connect(sockaddr(grant))
-        released = store.release(same(grant), "a")
+        released = store.release(same(grant), mine("a"))
         assert (released.address, released.outcome, released.owners) == (str(grant.listener.address), "closed", [])
         assert not can_connect(sockaddr(grant))
         with pytest.raises(OSError, match="Invalid argument"):
@@ -341,39 +347,39 @@ def test_a_release_of_the_last_owner_refuses_clients_also_for_another_holder(sto
 
 def test_a_release_leaves_no_descriptor_open(store: ListenerStore) -> None:
     with descriptors_unchanged():
-        store.release(same(bind_one(store)), "")
+        store.release(same(bind_one(store)), mine(""))
 
 
 def test_a_listener_that_another_owner_claims_is_kept(store: ListenerStore) -> None:
     grant = bind_one(store, owner="a")
     bind_one(store, same(grant), owner="b")
-    released = store.release(same(grant), "a")
+    released = store.release(same(grant), mine("a"))
     assert (released.outcome, released.owners) == ("kept", ["b"])
     assert can_connect(sockaddr(grant))
-    assert store.release(same(grant), "b").outcome == "closed"
+    assert store.release(same(grant), mine("b")).outcome == "closed"
 
 
 def test_a_release_by_a_stranger_changes_nothing(store: ListenerStore) -> None:
     grant = bind_one(store, owner="a")
-    assert store.release(same(grant), "b").outcome == "kept"
-    assert store.release(same(grant), "").owners == ["a"]
+    assert store.release(same(grant), mine("b")).outcome == "kept"
+    assert store.release(same(grant), mine("")).owners == ["a"]
 
 
 def test_a_claim_counts_once_however_often_it_was_made(store: ListenerStore) -> None:
     grant = bind_one(store, owner="a")
     bind_one(store, same(grant), owner="a")
-    assert store.release(same(grant), "a").outcome == "closed"
+    assert store.release(same(grant), mine("a")).outcome == "closed"
 
 
 def test_a_release_of_what_is_not_there_says_so(store: ListenerStore) -> None:
-    released = store.release(spec("127.0.0.1:1"), "a")
+    released = store.release(spec("127.0.0.1:1"), mine("a"))
     assert (released.address, released.outcome) == ("127.0.0.1:1", "absent")
 
 
 def test_a_release_of_what_a_holder_shut_down_is_a_release_like_any_other(store: ListenerStore) -> None:
     grant = bind_one(store)
     grant.listener.socket.shutdown(socket.SHUT_RDWR)
-    assert store.release(same(grant), "").outcome == "closed"
+    assert store.release(same(grant), mine("")).outcome == "closed"
 
 
 def test_a_released_address_can_be_bound_again_while_a_client_is_connected(store: ListenerStore) -> None:
@@ -381,7 +387,7 @@ def test_a_released_address_can_be_bound_again_while_a_client_is_connected(store
     with socket.create_connection(sockaddr(grant)):
         connection, _ = grant.listener.socket.accept()
         with connection:
-            store.release(same(grant), "")
+            store.release(same(grant), mine(""))
             assert bind_one(store, same(grant)).created
 
 
@@ -414,7 +420,7 @@ def test_a_listener_that_was_asked_for_twice_in_such_a_request_is_closed_too(sto
 def test_a_claim_made_for_an_answer_that_never_arrived_is_dropped(store: ListenerStore) -> None:
     grant = bind_one(store, owner="a")
     store.take_back([bind_one(store, same(grant), owner="b")])
-    assert store.release(same(grant), "a").outcome == "closed"
+    assert store.release(same(grant), mine("a")).outcome == "closed"
 
 
 def test_a_claim_that_was_there_before_stays(store: ListenerStore) -> None:
@@ -428,7 +434,7 @@ def test_a_listener_that_somebody_else_got_meanwhile_stays(store: ListenerStore)
     bind_one(store, same(lost), owner="b")
     store.take_back([lost])
     assert can_connect(sockaddr(lost))
-    assert store.release(same(lost), "b").outcome == "closed", "the claim of 'a' never arrived"
+    assert store.release(same(lost), mine("b")).outcome == "closed", "the claim of 'a' never arrived"
 
 
 def test_a_claim_that_the_same_owner_repeated_meanwhile_stays(store: ListenerStore) -> None:
@@ -441,7 +447,7 @@ def test_a_claim_that_the_same_owner_repeated_meanwhile_stays(store: ListenerSto
 
 def test_taking_back_what_was_released_meanwhile_changes_nothing(store: ListenerStore) -> None:
     lost = bind_one(store, owner="a")
-    store.release(same(lost), "a")
+    store.release(same(lost), mine("a"))
     again = bind_one(store, same(lost), owner="b")
     store.take_back([lost])
     assert can_connect(sockaddr(again))
@@ -465,7 +471,7 @@ def test_a_listener_past_the_limit_is_refused_and_the_others_stay() -> None:
 def test_a_check_creates_nothing(store: ListenerStore) -> None:
     wanted = spec(free_address())
     with descriptors_unchanged():
-        store.check([wanted, spec(name="web")])
+        store.check([wanted, spec(name="web")], [mine()] * 2)
         assert len(store) == 0
         assert not can_connect(wanted.address.sockaddr)
         with socket.socket() as other:
@@ -475,7 +481,7 @@ def test_a_check_creates_nothing(store: ListenerStore) -> None:
 def test_a_check_changes_nothing_of_what_is_there(store: ListenerStore) -> None:
     grant = bind_one(store, spec(backlog=10), owner="a")
     before = store.statuses()
-    store.check([spec(str(grant.listener.address), backlog=20, name="web")])
+    store.check([spec(str(grant.listener.address), backlog=20, name="web")], [mine()])
     assert store.statuses() == before
 
 
@@ -483,9 +489,9 @@ def test_a_check_refuses_what_bind_would_refuse(store: ListenerStore, taken: str
     grant = bind_one(store, spec(name="web"))
     with descriptors_unchanged():
         with pytest.raises(BindError, match="address already in use"):
-            store.check([spec(), spec(taken)])
+            store.check([spec(), spec(taken)], [mine()] * 2)
         with pytest.raises(BindError, match="exists with name web"):
-            store.check([ListenerSpec(grant.listener.address, Options(name="api"))])
+            store.check([ListenerSpec(grant.listener.address, Options(name="api"))], [mine()])
 
 
 def test_the_list_shows_each_listener_as_the_kernel_has_it(store: ListenerStore) -> None:

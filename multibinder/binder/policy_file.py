@@ -1,0 +1,215 @@
+"""The policy file: TOML, one ``[[rule]]`` after the other.
+
+::
+
+    [[rule]]
+    name = "web"                              # shown in refusals; may be left out
+    unit = "multibinder-haproxy@web.service"  # uid, gid, unit: who; several of one kind: any of them
+    allow = ["bind", "release", "list"]       # or deny; of METHODS, or "*"
+    address = ["*:80", "[2001:db8::/32]:443"]
+    options = ["backlog", "v6only"]           # none other may be given
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import re
+import stat
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+
+from multibinder.binder.policy import ABOUT_LISTENERS, METHODS, Network, PathPrefix, Pattern, Policy, Rule, covers
+from multibinder.binder.policy import number_of as _number_of
+from multibinder.wire.address import TcpAddress
+from multibinder.wire.errors import AddressError, MultibinderError
+from multibinder.wire.options import OPTION_NAMES
+
+_MAX_BYTES = 1024 * 1024
+_FAMILIES = {"": 0, "ipv4@": 4, "tcp4@": 4, "ipv6@": 6, "tcp6@": 6, "tcp@": 0}
+_ADDRESS = re.compile(
+    r"(?P<family>[a-z0-9]+@)?(?P<host>\*|\[[^\]]*\]|[0-9.]+(?:/[0-9]+)?):(?P<first>[0-9]{1,5}|\*)(?:-(?P<last>[0-9]{1,5}))?"
+)
+
+
+class PolicyError(MultibinderError):
+    """A policy file that cannot be used; the message says where and why."""
+
+
+_Texts = str | list[str] | None
+_Names = int | str | list[int | str] | None
+
+
+class _RuleText(msgspec.Struct, forbid_unknown_fields=True):
+    name: str = ""
+    uid: _Names = None
+    gid: _Names = None
+    unit: _Texts = None
+    allow: _Texts = None
+    deny: _Texts = None
+    address: _Texts = None
+    options: _Texts = None
+
+
+class _FileText(msgspec.Struct, forbid_unknown_fields=True):
+    rule: list[_RuleText] = []
+
+
+def load(path: str) -> Policy:
+    """Read and check a file. Raises PolicyError; also for a file that others than root and we could write."""
+    try:
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            text = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise PolicyError(f"{path}: cannot read the policy: {(error.strerror or str(error)).lower()}") from error
+    if not stat.S_ISREG(status.st_mode) or len(text) > _MAX_BYTES:
+        raise PolicyError(f"{path}: no policy: a regular file of at most 1 MiB is expected")
+    if status.st_uid not in (0, os.geteuid()):
+        raise PolicyError(f"{path}: belongs to uid {status.st_uid}, who could allow themselves anything; 'chown root'")
+    if status.st_mode & 0o022:
+        mode = stat.S_IMODE(status.st_mode)
+        raise PolicyError(f"{path}: others may write it (mode {mode:04o}), so anything may be in it; 'chmod go-w'")
+    return parse(text, path)
+
+
+def parse(text: bytes, path: str) -> Policy:
+    """Raises PolicyError."""
+    try:
+        content = msgspec.toml.decode(text, type=_FileText)
+    except msgspec.ValidationError as error:
+        raise PolicyError(f"{path}: {_located(str(error))}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise PolicyError(f"{path}: not TOML: {error}") from None
+    rules = tuple(_rule(number, rule, path) for number, rule in enumerate(content.rule, 1))
+    return Policy(path, rules, os.geteuid())
+
+
+def lint(policy: Policy) -> Iterator[str]:
+    """What is probably not meant. A policy with nothing to say about may still be wrong, of course."""
+    if not policy.rules:
+        yield "no rule: only root and the binder's own user may ask for anything"
+    names: dict[str, Rule] = {}
+    for rule in policy.rules:
+        if rule.name and (other := names.setdefault(rule.name, rule)) is not rule:
+            yield f"{rule}: {other} has the same name"
+        for earlier in policy.rules[: rule.number - 1]:
+            if covers(earlier, rule):
+                yield f"{rule}: never decides: {earlier} matches all that it would"
+                break
+        everybody = not (rule.uids or rule.gids or rule.units)
+        if rule.allow and everybody and rule.methods & {"bind", "release", "upgrade"}:
+            yield f"{rule}: allows everybody who can reach the control socket: it has no uid, gid or unit"
+        if not rule.allow and rule.methods & {"bind", "list", "upgrade"} and (everybody or 0 in rule.uids):
+            at = "" if not rule.addresses else " there"
+            yield f"{rule}: denies root too{at}; put a rule that allows uid 0 before it if that is not meant"
+        if rule.addresses and not rule.methods & set(ABOUT_LISTENERS):
+            yield f"{rule}: never matches: {', '.join(sorted(rule.methods))} is about no address"
+        for pattern in rule.addresses:
+            if isinstance(pattern, PathPrefix):
+                yield f"{rule}: unix@{pattern.path} matches nothing: this version binds TCP addresses only"
+
+
+def parse_pattern(text: str) -> Pattern:
+    """``192.0.2.0/24:80``, ``[2001:db8::/32]:443``, ``*:1024-65535``, ``ipv4@*:*``, ``unix@/run/web/``. Raises
+    AddressError."""
+    if text.startswith("unix@"):
+        path = text.removeprefix("unix@")
+        if not path.startswith("/") or "/../" in f"{path}/":
+            raise AddressError(f"{text!r}: write an absolute path, with / at the end for all that is below it")
+        return PathPrefix(path)
+    found = _ADDRESS.fullmatch(text)
+    if found is None or (found["family"] or "") not in _FAMILIES:
+        raise AddressError(
+            f"{text!r} is no address pattern: write 192.0.2.0/24:80, [2001:db8::/32]:443, *:1024-65535, ipv4@*:*"
+        )
+    first, last = _ports(text, found["first"], found["last"])
+    version = _FAMILIES[found["family"] or ""]
+    if found["host"] == "*":
+        return Network(version, 0, 0, first, last)
+    host, slash, length = found["host"].strip("[]").partition("/")
+    address = TcpAddress.of(host, 0)
+    if version not in (0, address.version):
+        raise AddressError(f"{text!r}: {host} is not an IPv{version} address")
+    bits = 128 if address.version == 6 else 32
+    if slash and not (length.isdigit() and int(length) <= bits):
+        raise AddressError(f"{text!r}: the prefix length is a number from 0 to {bits}")
+    prefix = int(length) if slash else bits
+    number = _number_of(address.host, address.version)
+    if number & ((1 << (bits - prefix)) - 1):
+        raise AddressError(f"{text!r}: {host} has bits beyond /{prefix}: give the network's own address, or one host")
+    return Network(address.version, number, prefix, first, last)
+
+
+def _ports(text: str, first: str, last: str | None) -> tuple[int, int]:
+    if first == "*":
+        if last is not None:
+            raise AddressError(f"{text!r}: * is every port; write * or a range")
+        return 0, 65535
+    low, high = int(first), int(last if last is not None else first)
+    if not low <= high <= 65535:
+        raise AddressError(f"{text!r}: a port is a number from 0 to 65535, and a range goes upwards")
+    return low, high
+
+
+def _rule(number: int, text: _RuleText, path: str) -> Rule:
+    where = f'{path}: rule {number} ("{text.name}")' if text.name else f"{path}: rule {number}"
+    if (text.allow is None) == (text.deny is None):
+        raise PolicyError(f'{where}: give either allow or deny, a list of {", ".join(METHODS)}, or "*"')
+    wanted = _list(text.allow if text.allow is not None else text.deny)
+    for name, given in (("uid", text.uid), ("gid", text.gid), ("unit", text.unit), ("address", text.address)):
+        if given is not None and not _list(given):
+            raise PolicyError(f"{where}: {name} is an empty list, which nobody can match; leave it out for any")
+    if not wanted:
+        raise PolicyError(f'{where}: no method; name some of {", ".join(METHODS)}, or "*"')
+    if unknown := [method for method in wanted if method not in (*METHODS, "*")]:
+        raise PolicyError(f'{where}: there is no method {unknown[0]!r}; there are {", ".join(METHODS)}, and "*"')
+    options = None if text.options is None else frozenset(_list(text.options))
+    if options is not None and (strange := sorted(options - set(OPTION_NAMES))):
+        raise PolicyError(f"{where}: there is no option {strange[0]!r}; there are {', '.join(OPTION_NAMES)}")
+    try:
+        return Rule(
+            number,
+            text.name,
+            allow=text.allow is not None,
+            methods=frozenset(METHODS if "*" in wanted else wanted),
+            uids=frozenset(_ids(_list(text.uid), "user", lambda name: pwd.getpwnam(name).pw_uid)),
+            gids=frozenset(_ids(_list(text.gid), "group", lambda name: grp.getgrnam(name).gr_gid)),
+            units=tuple(_list(text.unit)),
+            addresses=tuple(map(parse_pattern, _list(text.address))),
+            options=options,
+        )
+    except AddressError as error:
+        raise PolicyError(f"{where}: {error}") from error
+
+
+def _list(given: object) -> list:  # type: ignore[type-arg]
+    """Of a value that may be one or several."""
+    return [] if given is None else given if isinstance(given, list) else [given]
+
+
+def _ids(given: Sequence[int | str], kind: str, look_up: Callable[[str], int]) -> Iterator[int]:
+    for each in given:
+        if isinstance(each, int):
+            if not 0 <= each < 2**32 - 1:
+                raise AddressError(f"{each} is no {kind}'s number")
+            yield each
+            continue
+        try:
+            yield look_up(each)
+        except (KeyError, ValueError):
+            command = "passwd" if kind == "user" else "group"
+            raise AddressError(f"there is no {kind} {each!r} on this host (see 'getent {command}')") from None
+
+
+def _located(complaint: str) -> str:
+    """msgspec counts from 0 and says where at the end: ``Object contains unknown field `adress` - at `$.rule[1]```."""
+    what, _, where = complaint.rpartition(" - at ")
+    found = re.match(r"`\$\.rule\[(\d+)\](?:\.(\w+))?", where)
+    what = what.replace("Object contains unknown field", "there is no such key:") if what else complaint
+    if found is None:
+        return what
+    key = f"{found[2]}: " if found[2] else ""
+    return f"rule {int(found[1]) + 1}: {key}{what[:1].lower()}{what[1:]}"
