@@ -29,7 +29,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def recover(records: Iterable[Record]) -> list[tuple[Record, socket.socket]]:
     """The sockets of ``records`` that somebody holds; the caller owns them. What cannot be had is logged.
 
-    Needs PTRACE_MODE_ATTACH_REALCREDS of each holder (pidfd_getfd(2)): the same user, or CAP_SYS_PTRACE.
+    Needs PTRACE_MODE_ATTACH_REALCREDS of each holder (pidfd_getfd(2)): the same user, or CAP_SYS_PTRACE, and to
+    find them in /proc/PID/fd then CAP_DAC_READ_SEARCH.
     """
     wanted = {record.inode: record for record in records if not record.released and record.inode}
     if not wanted:
@@ -57,8 +58,8 @@ def recover(records: Iterable[Record]) -> list[tuple[Record, socket.socket]]:
         events.error(
             "cannot-recover",
             address=wanted[inode].address,
-            why="its holder may not be looked into: the binder needs CAP_SYS_PTRACE or the same user, and "
-            "no seccomp filter (SystemCallFilter=) against pidfd_getfd",
+            why="its holder may not be looked into: the binder needs the same user, or CAP_SYS_PTRACE and "
+            "CAP_DAC_READ_SEARCH, and no seccomp filter against pidfd_getfd (the drop-in ptrace.conf has all three)",
         )
     return found
 

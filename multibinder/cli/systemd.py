@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +25,10 @@ _PLACES = {
     "sysusers.d/multibinder.conf": "etc/sysusers.d",
 }
 _COMMANDS = ("multibinder", "multibinder-haproxy")
+#: Somebody without any right, as the service's user is, which need not exist yet: nobody's number everywhere.
+_NOBODY = 65534
+#: What the service executes.
+_TRIAL = "import multibinder.cli.binder"
 _SEAL = re.compile(r"\A# Written by 'multibinder systemd install'; changed by hand if not sha256 ([0-9a-f]{64})\n")
 
 
@@ -48,12 +53,15 @@ def systemd_command() -> None:
 @click.option("--prefix", default="/", show_default=True, metavar="DIR", type=click.Path(file_okay=False),
               help="The root directory of the system to install into, e.g. of an image.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
-@click.option("--force", is_flag=True, help="Replace also units that were changed by hand.")
+@click.option("--force", is_flag=True,
+              help="Replace also units changed by hand; accept an installation that only root can read.")  # fmt: skip
 def install(prefix: str, dry_run: bool, force: bool) -> None:
     """Write the units, with the paths of this installation. Again after an upgrade: it replaces what it wrote itself.
 
     A unit that somebody changed by hand is left alone (exit code 1, and nothing is written), unless --force is given. A
     drop-in ('systemctl edit UNIT') is the better place for a change: drop-ins are never touched.
+
+    The binder runs as the user multibinder, who must be able to read the installation: this is tried first (as root).
 
     \b
     Example:
@@ -61,7 +69,14 @@ def install(prefix: str, dry_run: bool, force: bool) -> None:
       multibinder systemd install
     """
     root = Path(prefix).absolute()
-    files = _plan(root, _installation())
+    commands = _installation()
+    if not force and (obstacle := _obstacle(commands)):
+        raise InstallError(
+            f"{commands}: the service runs as the user multibinder, who cannot use this installation: {obstacle}; "
+            "nothing was written. Install it where every user may read it, as in 'python3 -m venv /opt/multibinder' "
+            "(--force writes the units all the same)"
+        )
+    files = _plan(root, commands)
     kept = [file for file in files if file.now == "changed" and not force]
     todo = [] if kept or dry_run else [file for file in files if file.now != "unchanged"]
     for file in files:
@@ -93,6 +108,25 @@ def _installation() -> Path:
     if re.search(r"[\s\"'\\$;]", directory):
         raise InstallError(f"{directory!r} has a character that a unit's ExecStart= cannot have; install elsewhere")
     return Path(directory)
+
+
+def _obstacle(commands: Path) -> str:
+    """Why somebody who is not root cannot run the binder from here; empty if nothing is in the way, or if we are not
+    root and cannot try. Found out by doing it: modes, ACLs, a private home directory, all of it counts."""
+    if os.geteuid() != 0:
+        return ""
+    for trial in ([str(commands / "multibinder"), "--version"], [sys.executable, "-P", "-c", _TRIAL]):
+        try:
+            done = subprocess.run(  # noqa: S603
+                trial, user=_NOBODY, group=_NOBODY, extra_groups=[], cwd="/", stdin=subprocess.DEVNULL,
+                capture_output=True, check=False,
+            )  # fmt: skip
+        except OSError as error:
+            return f"{trial[0]}: {_why(error)}"
+        if done.returncode != 0:
+            lines = done.stderr.decode(errors="replace").strip().splitlines()
+            return lines[-1] if lines else f"{trial[0]} ended with {done.returncode}"
+    return ""
 
 
 def _templates() -> Path:
@@ -183,4 +217,5 @@ def _next_steps(root: Path) -> str:
   systemctl enable --now multibinder.socket multibinder.service
 and for each HAProxy, with its template in /etc/haproxy/NAME.cfg.j2:
   systemctl enable --now multibinder-haproxy@NAME
-An installation that was upgraded: systemctl reload multibinder   (in place; nothing restarts)"""
+An installation that was upgraded: systemctl reload multibinder   (in place; nothing restarts)
+A unit that was replaced: systemctl daemon-reload && systemctl restart multibinder   (the listeners stay)"""

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.systemd.machine import Machine
+from tests.systemd.support import BINDER, CONTROL, Instance
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +25,17 @@ def _journal_of_a_failure(machine: Machine, request: pytest.FixtureRequest) -> I
     cursor = machine.must("journalctl", "-n", "0", "--show-cursor").rpartition("cursor: ")[2].strip()
     yield
     print(machine.journal(f"--after-cursor={cursor}", lines=120))  # noqa: T201 (pytest shows it when the test fails)
+
+
+@pytest.fixture
+def binder(machine: Machine) -> Iterator[Machine]:
+    """Socket and service started; afterwards nothing runs, and nothing is stored."""
+    machine.must("systemctl", "start", CONTROL, BINDER)
+    yield machine
+    machine.run("systemctl", "stop", "multibinder-haproxy@*.service", BINDER, CONTROL)
+    machine.run("systemctl", "reset-failed")
+
+
+@pytest.fixture
+def make_instance(binder: Machine) -> Callable[[str], Instance]:
+    return lambda name: Instance(binder, name).start()

@@ -2,95 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
-from benchmarks.load import Load, Result
+from benchmarks.load import Load
 from tests.haproxy.support import bind_tcp, config, get
-from tests.support import can_connect, own_host, wait_until
+from tests.support import can_connect, wait_until
 from tests.systemd.machine import Machine, listening
-
-BINDER = "multibinder.service"
-CONTROL = "multibinder.socket"
-SOCKET_PATH = "/run/multibinder/control.sock"
-PORT, EXTRA_PORT = 80, 8080
-
-
-class Instance:
-    """One multibinder-haproxy@NAME, with a host of its own."""
-
-    def __init__(self, machine: Machine, name: str) -> None:
-        self.machine = machine
-        self.name = name
-        self.unit = f"multibinder-haproxy@{name}.service"
-        self.host = own_host()
-        self.configure(PORT)
-
-    @property
-    def address(self) -> tuple[str, int]:
-        return self.host, PORT
-
-    def configure(self, *ports: int) -> None:
-        self.write(config(*(bind_tcp((self.host, port)) for port in ports)))
-        self.configured = {(self.host, port) for port in ports}
-
-    def write(self, template: str) -> None:
-        self.machine.write(f"/etc/haproxy/{self.name}.cfg.j2", template)
-
-    def start(self) -> Instance:
-        self.machine.must("systemctl", "start", self.unit)
-        return self
-
-    def life(self) -> tuple[int, str]:
-        """The same as long as systemd has not started it again."""
-        return self.machine.main_pid(self.unit), self.machine.show(self.unit, "NRestarts")
-
-    def workers(self) -> list[int]:
-        status = json.loads(self.machine.run("multibinder-haproxy", "status", "--json", self.name).stdout)
-        workers: list[int] = status["workers"]
-        return workers
-
-
-@pytest.fixture
-def binder(machine: Machine) -> Iterator[Machine]:
-    """Socket and service started; afterwards nothing runs, and nothing is stored."""
-    machine.must("systemctl", "start", CONTROL, BINDER)
-    yield machine
-    machine.run("systemctl", "stop", "multibinder-haproxy@*.service", BINDER, CONTROL)
-    machine.run("systemctl", "reset-failed")
-
-
-@pytest.fixture
-def make_instance(binder: Machine) -> Callable[[str], Instance]:
-    return lambda name: Instance(binder, name).start()
-
-
-def listed(machine: Machine) -> set[tuple[str, int]]:
-    """What the binder holds, as it says itself."""
-    listeners = json.loads(machine.must("multibinder", "list", "--json", "--socket", SOCKET_PATH))
-    pairs = [listener["address"].rsplit(":", 1) for listener in listeners]
-    return {(host, int(port)) for host, port in pairs}
-
-
-def restarted(machine: Machine, dead: int) -> bool:
-    return machine.main_pid(BINDER) not in (0, dead) and machine.show(BINDER, "ActiveState") == "active"
-
-
-def assert_nobody_noticed(result: Result) -> None:
-    assert result.total.tried > 100
-    assert result.total.failed == 0, result.table()
+from tests.systemd.support import (
+    BINDER,
+    CONTROL,
+    EXTRA_PORT,
+    PORT,
+    SOCKET_PATH,
+    Instance,
+    assert_nobody_noticed,
+    drop_in,
+    example,
+    listed,
+    restarted,
+)
 
 
 def test_the_first_client_starts_the_binder_through_its_socket_unit(machine: Machine) -> None:
     machine.must("systemctl", "start", CONTROL)
     try:
         assert machine.show(BINDER, "ActiveState") == "inactive"
-        assert machine.must("stat", "-c", "%U:%G %a", SOCKET_PATH).strip() == "root:multibinder 660"
+        assert machine.must("stat", "-c", "%U:%G %a", SOCKET_PATH).strip() == "multibinder:multibinder 660"
         assert listed(machine) == set()
         assert machine.show(BINDER, "ActiveState") == "active"
         assert machine.show(BINDER, "StatusText") == f"Serving {SOCKET_PATH}"
@@ -237,7 +178,7 @@ def test_reload_of_the_binder_fails_when_the_installed_code_is_broken_and_the_ru
 def test_a_binder_that_was_stopped_gets_the_sockets_back_from_haproxy(make_instance: Callable[[str], Instance]) -> None:
     web = make_instance("web")
     machine = web.machine
-    with Load([web.address], rate=300) as load:
+    with drop_in(machine, BINDER, example(machine, BINDER, "ptrace.conf")), Load([web.address], rate=300) as load:
         # Before systemd 254 a stop empties the descriptor store: HAProxy is the only one who has them.
         machine.must("systemctl", "stop", BINDER)
         machine.must("systemctl", "start", BINDER)
@@ -263,25 +204,6 @@ def test_a_binder_that_hangs_is_killed_by_the_watchdog_and_nothing_is_lost(
         alive = machine.main_pid(BINDER)
         wait_until(lambda: watched_for_s(machine) > 3, "an idle binder says that it is alive", log=machine.journal)
         assert machine.main_pid(BINDER) == alive
-
-
-def test_a_binder_that_is_not_root_binds_privileged_ports_and_keeps_them(binder: Machine) -> None:
-    examples = f"{binder.site_packages()}/multibinder/systemd_units/examples"
-    unprivileged = binder.path(f"{examples}/multibinder.service.d/unprivileged.conf").read_text()
-    with drop_in(binder, BINDER, unprivileged):
-        binder.must("systemctl", "restart", BINDER)
-        pid = binder.main_pid(BINDER)
-        assert binder.must("stat", "-c", "%U", f"/proc/{pid}").strip() == "multibinder"
-        web = Instance(binder, "web").start()
-        assert get(web.address).startswith("ok")
-        binder.must("systemctl", "reload", BINDER)
-        dead = binder.kill(BINDER)
-        wait_until(lambda: restarted(binder, dead), "the binder is back", log=binder.journal)
-        assert listed(binder) == {web.address}
-        assert web.life()[1] == "0"
-    # And back: root takes over what a user's binder stored.
-    binder.must("systemctl", "restart", BINDER)
-    assert listed(binder) == {web.address}
 
 
 def test_killed_restarted_and_upgraded_while_the_instances_reload(make_instance: Callable[[str], Instance]) -> None:
@@ -329,16 +251,6 @@ def test_killed_restarted_and_upgraded_while_the_instances_reload(make_instance:
     assert int(machine.show(BINDER, "NFileDescriptorStore")) == len(configured) + 1
     assert len(reloads) >= 20
     assert not failed
-
-
-@contextlib.contextmanager
-def drop_in(machine: Machine, unit: str, text: str) -> Iterator[None]:
-    path = f"/run/systemd/system/{unit}.d/test.conf"
-    machine.write(path, text)
-    machine.must("systemctl", "daemon-reload")
-    yield
-    machine.must("rm", path)
-    machine.must("systemctl", "daemon-reload")
 
 
 def watched_for_s(machine: Machine) -> float:

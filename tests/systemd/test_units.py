@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from tests.systemd.machine import COMMANDS, Machine
+from tests.systemd.machine import COMMANDS, HOME, Machine
+from tests.systemd.support import BINDER, example
 
 UNITS = ("multibinder.service", "multibinder.socket", "multibinder-haproxy@.service")
 
@@ -17,21 +20,40 @@ def test_systemd_finds_nothing_to_say_about_the_units(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("unit", "drop_in"),
     [
-        ("multibinder.service", "unprivileged.conf"),
+        ("multibinder.service", "ptrace.conf"),
         ("multibinder.service", "memory.conf"),
         ("multibinder-haproxy@.service", "memory.conf"),
+        ("multibinder-haproxy@.service", "hardening.conf"),
     ],
 )
 def test_systemd_finds_nothing_to_say_about_the_example_drop_ins(machine: Machine, unit: str, drop_in: str) -> None:
-    examples = f"{machine.site_packages()}/multibinder/systemd_units/examples"
     directory = f"/etc/systemd/system/{unit}.d"
-    machine.must("mkdir", "-p", directory)
-    machine.must("cp", f"{examples}/{unit}.d/{drop_in}", directory)
+    machine.write(f"{directory}/{drop_in}", example(machine, unit, drop_in))
     try:
         done = machine.run("systemd-analyze", "verify", unit.replace("@", "@web"))
         assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
     finally:
         machine.must("rm", "-r", directory)
+
+
+def test_the_binder_is_exposed_no_more_than_2_0(machine: Machine) -> None:
+    done = machine.run("systemd-analyze", "security", "--no-pager", "--threshold=20", BINDER)
+    level = re.search(r"Overall exposure level for multibinder.service: ([0-9.]+)", done.stdout)
+    assert level is not None, done.stdout + done.stderr
+    assert float(level[1]) <= 2.0, done.stdout
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("setting", ["IPAddressDeny", "IPAddressAllow", "RestrictNetworkInterfaces", "PrivateNetwork"])
+def test_no_unit_filters_what_arrives_on_the_sockets(machine: Machine, setting: str) -> None:
+    for unit in (BINDER, "multibinder-haproxy@web.service"):
+        assert machine.show(unit, setting) in ("", "no", "~")
+
+
+def test_every_example_is_in_the_table(machine: Machine) -> None:
+    examples = machine.path(f"{machine.site_packages()}/multibinder/systemd_units/examples")
+    files = {str(path.relative_to(examples)) for path in examples.rglob("*.conf")}
+    assert files == set(re.findall(r"^\| `(\S+/\S+\.conf)` \|", (examples / "README.md").read_text(), re.MULTILINE))
 
 
 def test_install_names_the_commands_of_this_installation_and_a_second_time_changes_nothing(machine: Machine) -> None:
@@ -71,6 +93,30 @@ def test_install_replaces_what_an_older_version_wrote_but_nothing_that_was_chang
     assert "WatchdogSec=60s" in machine.path(service).read_text()
     assert f"{service}: replaced (changed by hand)" in machine.must(*install, "--force")
     assert machine.path(service).read_text() == ours
+
+
+def test_install_refuses_an_installation_that_the_binder_could_not_read(machine: Machine) -> None:
+    directory = machine.must("mktemp", "-d").strip()
+    install = ("multibinder", "systemd", "install", "--prefix", directory)
+    machine.must("chmod", "700", HOME)
+    try:
+        refused = machine.run(*install)
+        assert refused.returncode == 1
+        assert f"{COMMANDS}/multibinder: permission denied; nothing was written" in refused.stderr
+        assert list(machine.path(directory).iterdir()) == []
+        machine.must(*install, "--force")
+    finally:
+        machine.must("chmod", "755", HOME)
+    code = f"{machine.site_packages()}/multibinder/binder"
+    machine.must("chmod", "700", code)  # as pip leaves it under a umask of 077
+    try:
+        refused = machine.run(*install)
+        assert refused.returncode == 1
+        assert "nothing was written" in refused.stderr
+        assert "multibinder.binder" in refused.stderr
+    finally:
+        machine.must("chmod", "755", code)
+    machine.must(*install)
 
 
 def test_install_leaves_a_masked_unit_masked(machine: Machine) -> None:

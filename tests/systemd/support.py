@@ -1,0 +1,86 @@
+"""What the tests of the services share."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+
+from benchmarks.load import Result
+from tests.haproxy.support import bind_tcp, config
+from tests.support import own_host
+from tests.systemd.machine import Machine
+
+BINDER = "multibinder.service"
+CONTROL = "multibinder.socket"
+SOCKET_PATH = "/run/multibinder/control.sock"
+PORT, EXTRA_PORT = 80, 8080
+
+
+class Instance:
+    """One multibinder-haproxy@NAME, with a host of its own."""
+
+    def __init__(self, machine: Machine, name: str) -> None:
+        self.machine = machine
+        self.name = name
+        self.unit = f"multibinder-haproxy@{name}.service"
+        self.host = own_host()
+        self.configure(PORT)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self.host, PORT
+
+    def configure(self, *ports: int) -> None:
+        self.write(config(*(bind_tcp((self.host, port)) for port in ports)))
+        self.configured = {(self.host, port) for port in ports}
+
+    def write(self, template: str) -> None:
+        self.machine.write(f"/etc/haproxy/{self.name}.cfg.j2", template)
+
+    def start(self) -> Instance:
+        self.machine.must("systemctl", "start", self.unit)
+        return self
+
+    def life(self) -> tuple[int, str]:
+        """The same as long as systemd has not started it again."""
+        return self.machine.main_pid(self.unit), self.machine.show(self.unit, "NRestarts")
+
+    def workers(self) -> list[int]:
+        status = json.loads(self.machine.run("multibinder-haproxy", "status", "--json", self.name).stdout)
+        workers: list[int] = status["workers"]
+        return workers
+
+
+def listed(machine: Machine) -> set[tuple[str, int]]:
+    """What the binder holds, as it says itself."""
+    listeners = json.loads(machine.must("multibinder", "list", "--json", "--socket", SOCKET_PATH))
+    pairs = [listener["address"].rsplit(":", 1) for listener in listeners]
+    return {(host, int(port)) for host, port in pairs}
+
+
+def restarted(machine: Machine, dead: int) -> bool:
+    return machine.main_pid(BINDER) not in (0, dead) and machine.show(BINDER, "ActiveState") == "active"
+
+
+def assert_nobody_noticed(result: Result) -> None:
+    assert result.total.tried > 100
+    assert result.total.failed == 0, result.table()
+
+
+@contextlib.contextmanager
+def drop_in(machine: Machine, unit: str, text: str) -> Iterator[None]:
+    """For later starts; afterwards the unit is as before, and what runs goes on running."""
+    path = f"/run/systemd/system/{unit}.d/test.conf"
+    machine.write(path, text)
+    machine.must("systemctl", "daemon-reload")
+    try:
+        yield
+    finally:
+        machine.must("rm", path)
+        machine.must("systemctl", "daemon-reload")
+
+
+def example(machine: Machine, unit: str, name: str) -> str:
+    """The text of a drop-in that we ship."""
+    return machine.path(f"{machine.site_packages()}/multibinder/systemd_units/examples/{unit}.d/{name}").read_text()
