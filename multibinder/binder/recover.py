@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import re
 import socket
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,11 +16,11 @@ from pathlib import Path
 from multibinder.binder import events
 from multibinder.binder.records import Record
 from multibinder.binder.store import cookie_of
+from multibinder.observe.descriptors import scan
 from multibinder.wire.address import address_of
 
 #: The number is the same on every architecture (asm-generic/unistd.h); CPython has no name for it.
 _PIDFD_GETFD = 438
-_SOCKET_LINK = re.compile(r"socket:\[(\d+)\]")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -37,7 +36,8 @@ def recover(records: Iterable[Record]) -> list[tuple[Record, socket.socket]]:
         return []
     found: list[tuple[Record, socket.socket]] = []
     refused: set[int] = set()
-    for pid, descriptor, inode in _held(set(wanted)):
+    held = [(holder.pid, *socket_) for holder in scan(wanted, {os.getpid()}).opened for socket_ in holder.sockets]
+    for pid, descriptor, inode in held:
         record = wanted.get(inode)
         if record is None:
             continue  # another holder gave it already
@@ -62,25 +62,6 @@ def recover(records: Iterable[Record]) -> list[tuple[Record, socket.socket]]:
             "CAP_DAC_READ_SEARCH, and no seccomp filter against pidfd_getfd (the drop-in ptrace.conf has all three)",
         )
     return found
-
-
-def _held(inodes: set[int]) -> Iterable[tuple[int, int, int]]:
-    """(pid, descriptor, inode) of each of these sockets in each process that we may look into."""
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) == os.getpid():
-            continue
-        directory = f"/proc/{name}/fd"
-        try:
-            descriptors = os.listdir(directory)
-        except OSError:
-            continue
-        for descriptor in descriptors:
-            try:
-                link = _SOCKET_LINK.match(os.readlink(f"{directory}/{descriptor}"))
-            except OSError:
-                continue
-            if link and int(link[1]) in inodes:
-                yield int(name), int(descriptor), int(link[1])
 
 
 def _listening() -> set[int]:

@@ -1,4 +1,4 @@
-"""The accept queue of one listening socket, as its own TCP_INFO tells it."""
+"""What one listening socket tells of itself: its accept queue, and the clients that it dropped."""
 
 from __future__ import annotations
 
@@ -11,10 +11,17 @@ from multibinder.wire.listener import TCP_LISTEN
 #: struct tcp_info (linux/tcp.h): eight bytes, four u32, then tcpi_unacked and tcpi_sacked, which for a listening
 #: socket are the length and the limit of its accept queue (tcp_get_info() in net/ipv4/tcp.c).
 _TCP_INFO = struct.Struct("=B7x16xII")
+#: asm-generic/socket.h; Python's socket module has no name for it.
+_SO_MEMINFO = 55
+#: SK_MEMINFO_* (linux/sock_diag.h): nine u32, of which the last is SK_MEMINFO_DROPS.
+_MEMINFO = struct.Struct("=32xI")
 
 
 class AcceptQueue(NamedTuple):
-    """``length`` connections wait now, ``limit`` may; neither means anything unless ``listening``."""
+    """``length`` connections wait now, ``limit`` may; neither means anything unless ``listening``.
+
+    The kernel takes one more than ``limit`` (sk_acceptq_is_full() in include/net/sock.h).
+    """
 
     listening: bool
     length: int
@@ -25,3 +32,13 @@ def accept_queue(sock: socket.socket) -> AcceptQueue:
     """One system call. Raises OSError for a socket that is not TCP."""
     state, length, limit = _TCP_INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
     return AcceptQueue(state == TCP_LISTEN, length, limit)
+
+
+def drops(sock: socket.socket) -> int:
+    """How many packets (a SYN, or the ACK that ends a handshake) this very socket has dropped since it was made.
+
+    A client tries again, so one client may count more than once. 32 bits, as the kernel counts: it wraps around. One
+    system call.
+    """
+    [count] = _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
+    return int(count)

@@ -1,21 +1,24 @@
-"""Which processes hold a listening socket, from /proc."""
+"""Which processes hold a listening socket, and what they do with it, from /proc."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from typing import Literal
 
 import msgspec
 
+from multibinder.observe.accepting import accepts_on
+from multibinder.observe.descriptors import scan, stat_fields
 from multibinder.wire.address import Address
 
 _TCP_LISTEN = "0A"
 _WILDCARDS = ("0.0.0.0", "::")
-_SOCKET_LINK = re.compile(r"socket:\[(\d+)\]")
+
+Role = Literal["accepting", "draining", "holding"]
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -24,6 +27,30 @@ class Process(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.name} (pid {self.pid})"
+
+
+class Holder(Process, frozen=True):
+    """A process that has a listener open.
+
+    ``accepting``  it waits for clients there: an epoll instance of it watches the socket, or a thread sleeps in accept.
+    ``draining``   an HAProxy worker that polls it no more, while a younger worker of the same master does.
+    ``holding``    neither is seen: HAProxy's master; a server that is busy, or that waits in a way that cannot be seen
+                   (poll, select, io_uring), or whose details may not be read.
+    """
+
+    role: Role
+
+
+class Holders(msgspec.Struct, frozen=True):
+    """The answer of ``holders_of``. ``hidden``: there are processes that may not be looked into, and any of them may be
+    a holder too; they run as ``hidden_users`` (user ids), which is empty where the host does not even list them."""
+
+    by_inode: Mapping[int, tuple[Holder, ...]]
+    hidden: bool
+    hidden_users: tuple[int, ...] = ()
+
+    def of(self, inode: int) -> tuple[Holder, ...]:
+        return self.by_inode.get(inode, ())
 
 
 class Listening(msgspec.Struct, frozen=True):
@@ -39,6 +66,30 @@ class Listening(msgspec.Struct, frozen=True):
         return "a process that this user may not see"
 
 
+def holders_of(inodes: Collection[int], except_: Collection[int] = ()) -> Holders:
+    """Who has these sockets open, beside the processes ``except_``: the binder itself, and whoever keeps copies for it.
+
+    One pass over /proc for all of them: see ``scan`` for what it costs and which rights it needs. What is read is a
+    moment's: who is between two accepts, or between fork and exec, is shown as that.
+    """
+    if not inodes:
+        return Holders({}, hidden=False)
+    seen = scan(inodes, except_)
+    found: dict[int, list[Holder]] = {}
+    for process in seen.opened:
+        accepting = accepts_on(process)
+        name = _name(process.pid)
+        for inode in sorted({inode for _, inode in process.sockets}):
+            role: Role = "accepting" if inode in accepting else "holding"
+            found.setdefault(inode, []).append(Holder(process.pid, name, role))
+    families = _families({holder for holders in found.values() for holder in holders if _is_haproxy(holder)})
+    return Holders(
+        {inode: tuple(_tell_draining(holders, families)) for inode, holders in found.items()},
+        hidden=not seen.complete,
+        hidden_users=tuple(sorted(_users(seen.unseen))),
+    )
+
+
 def who_listens_on(address: Address) -> Listening:
     """The processes with a LISTEN socket that collides with ``address``, in this network namespace.
 
@@ -48,18 +99,53 @@ def who_listens_on(address: Address) -> Listening:
     inodes = set(_colliding_inodes(address))
     if not inodes:
         return Listening((), hidden=False)
-    found: list[Process] = []
-    hidden = False
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            if inodes & set(_socket_inodes(f"/proc/{pid}/fd")):
-                with open(f"/proc/{pid}/comm") as name:
-                    found.append(Process(int(pid), name.read().strip()))
-        except PermissionError:
-            hidden = True
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended while we looked
-    return Listening(tuple(sorted(found, key=lambda process: process.pid)), hidden)
+    seen = scan(inodes)
+    processes = tuple(Process(process.pid, _name(process.pid)) for process in seen.opened)
+    return Listening(processes, hidden=not seen.complete)
+
+
+def _name(pid: int) -> str:
+    """Its comm; a question mark if it has just ended."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", errors="replace") as file:
+        return file.read().strip()
+    return "?"
+
+
+def _is_haproxy(process: Process) -> bool:
+    return process.name.startswith("haproxy")
+
+
+def _families(processes: Collection[Process]) -> dict[int, tuple[int, int]]:
+    """By PID: the parent's PID and the start, in clock ticks since the boot."""
+    found = {}
+    for pid in {process.pid for process in processes}:
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            fields = stat_fields(pid)
+            found[pid] = (int(fields[1]), int(fields[19]))
+    return found
+
+
+def _tell_draining(holders: list[Holder], families: Mapping[int, tuple[int, int]]) -> Iterator[Holder]:
+    masters = {holder.pid for holder in holders if _is_haproxy(holder)}
+    youngest: dict[int, int] = {}
+    for holder in holders:
+        if holder.role == "accepting" and holder.pid in families:
+            parent, start = families[holder.pid]
+            youngest[parent] = max(start, youngest.get(parent, 0))
+    for holder in holders:
+        parent, start = families.get(holder.pid, (0, 0))
+        if holder.role == "holding" and parent in masters and start <= youngest.get(parent, -1):
+            yield msgspec.structs.replace(holder, role="draining")
+        else:
+            yield holder
+
+
+def _users(pids: Collection[int]) -> set[int]:
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            found.add(os.stat(f"/proc/{pid}").st_uid)
+    return found
 
 
 def _colliding_inodes(address: Address) -> Iterator[int]:
@@ -91,13 +177,3 @@ def _ipv6(column: str) -> str:
 def _network_order(column: str) -> bytes:
     # The kernel prints an address as native 32-bit integers.
     return b"".join(int(column[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(column), 8))
-
-
-def _socket_inodes(directory: str) -> Iterator[int]:
-    for name in os.listdir(directory):
-        try:
-            link = _SOCKET_LINK.match(os.readlink(f"{directory}/{name}"))
-        except FileNotFoundError:
-            continue
-        if link:
-            yield int(link[1])

@@ -1,0 +1,79 @@
+"""On which of its sockets a process accepts, as far as /proc shows it: epoll, and threads that sleep in accept(2)."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from multibinder.observe.descriptors import Opened
+
+#: A line of /proc/PID/fdinfo/EPOLL (fs/eventpoll.c, ep_show_fdinfo()): what is watched for, and the file's inode.
+_WATCHED = re.compile(rb"^tfd: *\d+ events: *([0-9a-f]+) .*? ino:([0-9a-f]+) ", re.MULTILINE)
+_EPOLLIN = 0x001
+#: accept and accept4 by their system call numbers (asm/unistd.h).
+_ACCEPT = {
+    "x86_64": (43, 288),
+    "aarch64": (202, 242),
+    "riscv64": (202, 242),
+    "loongarch64": (202, 242),
+    "ppc64le": (330, 344),
+    "s390x": (364,),
+}.get(os.uname().machine, ())
+#: Where such a thread sleeps (net/ipv4/inet_connection_sock.c); the second where the compiler did not inline it.
+_SLEEPS_IN = ("inet_csk_accept", "inet_csk_wait_for_connect")
+
+
+def accepts_on(process: Opened) -> set[int]:
+    """The inodes, of those that were asked for, that this process waits on. Poll, select and io_uring cannot be seen.
+
+    Empty if its details may not be read.
+    """
+    inode_of = dict(process.sockets)
+    wanted = set(inode_of.values())
+    found: set[int] = set()
+    for epoll in process.epolls:
+        if found >= wanted:
+            return found
+        found |= _watched(process.pid, epoll) & wanted
+    if found < wanted:
+        found |= _slept_on(process.pid, inode_of)
+    return found
+
+
+def _watched(pid: int, epoll: int) -> set[int]:
+    text = _read(f"/proc/{pid}/fdinfo/{epoll}")
+    return {int(inode, 16) for events, inode in _WATCHED.findall(text) if int(events, 16) & _EPOLLIN}
+
+
+def _slept_on(pid: int, inode_of: dict[int, int]) -> set[int]:
+    found: set[int] = set()
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return found
+    only = next(iter(inode_of.values())) if len(set(inode_of.values())) == 1 else None
+    for thread in threads:
+        # proc_pid_syscall(5): the call's number and its arguments, of which accept's first is the descriptor.
+        number, _, arguments = _read(f"/proc/{pid}/task/{thread}/syscall").partition(b" ")
+        if number.isdigit():
+            if int(number) in _ACCEPT:
+                inode = inode_of.get(int(arguments.split()[0], 16))
+                found |= {inode} if inode is not None else set()
+        elif only is not None and not number and _sleeps_in(pid, thread) in _SLEEPS_IN:
+            found.add(only)
+    return found
+
+
+def _sleeps_in(pid: int, thread: str) -> str:
+    """The function of the kernel. Needs fewer rights than the call with its arguments does, and says less: it will do
+    for a process that holds only one of the sockets."""
+    return _read(f"/proc/{pid}/task/{thread}/wchan").decode(errors="replace")
+
+
+def _read(path: str) -> bytes:
+    """Empty if it may not be read, or is gone."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""

@@ -1,0 +1,196 @@
+"""Who holds a listener, and what they do with it: real processes, each with its own way of waiting for clients."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import IO
+
+import pytest
+
+from multibinder.observe.accept_queue import accept_queue, drops
+from multibinder.observe.descriptors import stat_fields
+from multibinder.observe.holders import Holder, Holders, holders_of
+from tests.support import clean_environment, wait_until, without_privileges
+
+#: Programs that get the descriptors of listeners as arguments.
+ACCEPT = "import socket, sys; socket.socket(fileno=int(sys.argv[1])).accept()"
+IN_A_THREAD = """
+import socket, sys, threading, time
+threading.Thread(target=socket.socket(fileno=int(sys.argv[1])).accept, daemon=True).start()
+time.sleep(600)
+"""
+ASYNCIO = """
+import asyncio, socket, sys
+async def main():
+    server = await asyncio.start_server(lambda reader, writer: None, sock=socket.socket(fileno=int(sys.argv[1])))
+    await server.serve_forever()
+asyncio.run(main())
+"""
+POLL = """
+import select, sys
+poll = select.poll()
+poll.register(int(sys.argv[1]), select.POLLIN)
+print("poll", flush=True)
+poll.poll()
+"""
+#: An epoll that watches the socket, but not for clients: what a server does that has enough of them.
+BUSY = """
+import select, sys
+epoll = select.epoll()
+epoll.register(int(sys.argv[1]), 0)
+print("poll", flush=True)
+epoll.poll()
+"""
+
+
+class Servers:
+    """Starts processes that hold sockets of the test's; ends them all."""
+
+    def __init__(self) -> None:
+        self._running: list[subprocess.Popen[bytes]] = []
+        self._said: dict[int, IO[str]] = {}
+
+    def start(self, program: str, *sockets: socket.socket, prefix: Sequence[str] = ()) -> int:
+        """The PID."""
+        numbers = [sock.fileno() for sock in sockets]
+        command = [*prefix, sys.executable, "-c", program, *map(str, numbers)]
+        output = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by end())
+        process = subprocess.Popen(command, pass_fds=numbers, stdin=subprocess.DEVNULL, stdout=output)
+        self._running.append(process)
+        self._said[process.pid] = output
+        return process.pid
+
+    def said(self, pid: int) -> str:
+        self._said[pid].seek(0)
+        return self._said[pid].read()
+
+    def end(self) -> None:
+        for process in self._running:
+            process.kill()
+            process.wait()
+        for output in self._said.values():
+            output.close()
+
+
+@pytest.fixture
+def servers() -> Iterator[Servers]:
+    servers = Servers()
+    yield servers
+    servers.end()
+
+
+@contextlib.contextmanager
+def listening(host: str, backlog: int = 8) -> Iterator[socket.socket]:
+    with socket.socket() as sock:
+        sock.bind((host, 0))
+        sock.listen(backlog)
+        yield sock
+
+
+@pytest.fixture
+def listener(host: str) -> Iterator[socket.socket]:
+    with listening(host) as sock:
+        yield sock
+
+
+def inode(sock: socket.socket) -> int:
+    return os.fstat(sock.fileno()).st_ino
+
+
+def holders(sock: socket.socket) -> dict[int, str]:
+    """PID and role of everyone but ourselves."""
+    return {holder.pid: holder.role for holder in holders_of([inode(sock)], {os.getpid()}).of(inode(sock))}
+
+
+@pytest.mark.parametrize("program", [ACCEPT, IN_A_THREAD, ASYNCIO], ids=["accept", "thread", "asyncio"])
+def test_a_process_that_waits_for_clients_is_accepting(listener: socket.socket, servers: Servers, program: str) -> None:
+    pid = servers.start(program, listener)
+    wait_until(lambda: holders(listener) == {pid: "accepting"}, "it accepts", log=lambda: str(holders(listener)))
+
+
+@pytest.mark.parametrize("program", [POLL, BUSY], ids=["poll", "busy"])
+def test_a_process_that_is_not_seen_to_wait_for_clients_is_holding(
+    listener: socket.socket, servers: Servers, program: str
+) -> None:
+    pid = servers.start(program, listener)
+    # Nothing else makes it sleep for good: it has come to where it waits.
+    wait_until(lambda: "poll" in servers.said(pid) and stat_fields(pid)[0] == "S", "it waits")
+    assert holders(listener) == {pid: "holding"}
+
+
+def test_each_of_several_listeners_has_its_own_holders(host: str, servers: Servers) -> None:
+    with listening(host) as first, listening(host) as second, listening(host) as third:
+        both = servers.start(ACCEPT, first, second)  # it accepts on the first
+        one = servers.start(ACCEPT, second)
+        inodes = [inode(sock) for sock in (first, second, third)]
+
+        def seen() -> list[dict[int, str]]:
+            found = holders_of(inodes, {os.getpid()})
+            return [{holder.pid: holder.role for holder in found.of(each)} for each in inodes]
+
+        expected = [{both: "accepting"}, {both: "holding", one: "accepting"}, {}]
+        wait_until(lambda: seen() == expected, "each listener's holders are its own", log=lambda: str(seen()))
+
+
+def test_a_holder_is_named_and_those_excepted_are_not(listener: socket.socket) -> None:
+    [myself] = holders_of([inode(listener)]).of(inode(listener))
+    with open("/proc/self/comm") as comm:
+        assert myself == Holder(os.getpid(), comm.read().strip(), "holding")
+    assert holders_of([inode(listener)], {os.getpid()}).of(inode(listener)) == ()
+
+
+def test_a_process_that_holds_two_descriptors_of_one_listener_is_one_holder(listener: socket.socket) -> None:
+    with listener.dup():
+        assert [holder.pid for holder in holders_of([inode(listener)]).of(inode(listener))] == [os.getpid()]
+
+
+def test_nobody_holds_nothing() -> None:
+    assert holders_of([]) == Holders({}, hidden=False)
+
+
+def test_who_may_not_look_says_so_and_whose_processes_it_missed(listener: socket.socket) -> None:
+    program = """
+import json, sys
+from multibinder.observe.descriptors import stat_fields
+from multibinder.observe.holders import holders_of
+found = holders_of([int(sys.argv[1])])
+print(json.dumps([len(found.of(int(sys.argv[1]))), found.hidden, found.hidden_users]))
+"""
+    # Without capabilities, root may not look into a root process that has some: us.
+    if os.geteuid() != 0:
+        pytest.skip("as a user, which processes may be looked into depends on whatever else runs on this machine")
+    done = subprocess.run(
+        [*without_privileges(), sys.executable, "-c", program, str(inode(listener))],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    count, hidden, users = json.loads(done.stdout)
+    assert (count, hidden) == (0, True)
+    assert 0 in users
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="who sees everything is root")
+def test_threads_of_the_kernel_hide_nothing(listener: socket.socket) -> None:
+    # In a container, PID 1 may have capabilities that root in it has not.
+    assert not holders_of([inode(listener)], {1}).hidden
+
+
+def test_a_listener_counts_the_clients_that_it_dropped_and_no_other_ones(host: str) -> None:
+    with listening(host, backlog=2) as full, listening(host, backlog=2) as other, contextlib.ExitStack() as clients:
+        assert (drops(full), drops(other)) == (0, 0)
+        for _ in range(6):
+            client = clients.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(full.getsockname())
+        wait_until(lambda: drops(full) >= 3, "three of six find no place in a queue of two, and one more")
+        assert accept_queue(full).length == 3
+        assert drops(other) == 0
