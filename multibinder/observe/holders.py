@@ -33,7 +33,8 @@ class Holder(Process, frozen=True):
     """A process that has a listener open.
 
     ``accepting``  it waits for clients there: an epoll instance of it watches the socket, or a thread sleeps in accept.
-    ``draining``   an HAProxy worker that polls it no more, while a younger worker of the same master does.
+    ``draining``   an HAProxy worker, older than the one of the same master that accepts: it finishes the clients that
+                   it has, and takes none here any more. It is listed also where it has closed the socket already.
     ``holding``    neither is seen: HAProxy's master; a server that is busy, or that waits in a way that cannot be seen
                    (poll, select, io_uring), or whose details may not be read.
     """
@@ -82,9 +83,9 @@ def holders_of(inodes: Collection[int], except_: Collection[int] = ()) -> Holder
         for inode in sorted({inode for _, inode in process.sockets}):
             role: Role = "accepting" if inode in accepting else "holding"
             found.setdefault(inode, []).append(Holder(process.pid, name, role))
-    families = _families({holder for holders in found.values() for holder in holders if _is_haproxy(holder)})
+    workers = _workers({holder.pid for holders in found.values() for holder in holders if _is_haproxy(holder)})
     return Holders(
-        {inode: tuple(_tell_draining(holders, families)) for inode, holders in found.items()},
+        {inode: _with_draining(holders, workers) for inode, holders in found.items()},
         hidden=not seen.complete,
         hidden_users=tuple(sorted(_users(seen.unseen))),
     )
@@ -115,29 +116,30 @@ def _is_haproxy(process: Process) -> bool:
     return process.name.startswith("haproxy")
 
 
-def _families(processes: Collection[Process]) -> dict[int, tuple[int, int]]:
-    """By PID: the parent's PID and the start, in clock ticks since the boot."""
+def _workers(masters: Collection[int]) -> dict[int, list[Process]]:
+    """By the PID of each of these: its children that are HAProxy too, the oldest first."""
     found = {}
-    for pid in {process.pid for process in processes}:
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            fields = stat_fields(pid)
-            found[pid] = (int(fields[1]), int(fields[19]))
+    for master in masters:
+        born: list[tuple[int, Process]] = []
+        with contextlib.suppress(OSError), open(f"/proc/{master}/task/{master}/children") as children:
+            for pid in map(int, children.read().split()):
+                process = Process(pid, _name(pid))
+                with contextlib.suppress(OSError, IndexError, ValueError):
+                    if _is_haproxy(process):
+                        born.append((int(stat_fields(pid)[19]), process))
+        found[master] = [process for _, process in sorted(born, key=lambda child: (child[0], child[1].pid))]
     return found
 
 
-def _tell_draining(holders: list[Holder], families: Mapping[int, tuple[int, int]]) -> Iterator[Holder]:
-    masters = {holder.pid for holder in holders if _is_haproxy(holder)}
-    youngest: dict[int, int] = {}
+def _with_draining(holders: list[Holder], workers: Mapping[int, list[Process]]) -> tuple[Holder, ...]:
+    known = {holder.pid: holder for holder in holders}
     for holder in holders:
-        if holder.role == "accepting" and holder.pid in families:
-            parent, start = families[holder.pid]
-            youngest[parent] = max(start, youngest.get(parent, 0))
-    for holder in holders:
-        parent, start = families.get(holder.pid, (0, 0))
-        if holder.role == "holding" and parent in masters and start <= youngest.get(parent, -1):
-            yield msgspec.structs.replace(holder, role="draining")
-        else:
-            yield holder
+        children = workers.get(holder.pid, [])
+        accepting = [i for i, child in enumerate(children) if (it := known.get(child.pid)) and it.role == "accepting"]
+        for child in children[: max(accepting, default=0)]:
+            if child.pid not in known or known[child.pid].role == "holding":
+                known[child.pid] = Holder(child.pid, child.name, "draining")
+    return tuple(sorted(known.values(), key=lambda holder: holder.pid))
 
 
 def _users(pids: Collection[int]) -> set[int]:

@@ -38,5 +38,6 @@ def test_master_worker_and_old_worker_are_told_apart(haproxy: Haproxy, binder: B
             [new] = haproxy.workers()
             expected = {haproxy.pid: "holding", worker: "draining", new: "accepting"}
             wait_until(lambda: roles() == [expected] * 2, "the old worker drains", log=lambda: str(roles()))
+        backend.accept()[0].close()  # that was all that the old worker waited for
         expected = {haproxy.pid: "holding", new: "accepting"}
         wait_until(lambda: roles() == [expected] * 2, "the old worker is gone", log=lambda: str(roles()))
