@@ -11,6 +11,8 @@ import socket
 import struct
 import time
 
+from multibinder.observe.holders import printable
+
 _UCRED = struct.Struct("=iII")
 #: asm-generic/socket.h; Python's socket module has no names for them.
 _SO_PEERGROUPS, _SO_PEERPIDFD = 59, 77
@@ -74,7 +76,7 @@ class Caller:
     def command(self) -> str:
         """The name of whatever has its PID now: for a log line, and for nothing that matters."""
         with contextlib.suppress(OSError), open(f"/proc/{self.pid}/comm", errors="replace") as file:
-            return file.read().strip()
+            return printable(file.read().strip())
         return "?"
 
     def _is_plausible(self) -> bool:

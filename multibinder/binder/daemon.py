@@ -7,7 +7,8 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import msgspec
 import sdnotify
@@ -20,15 +21,21 @@ from multibinder.binder.methods import Methods, Outcome
 from multibinder.binder.pidfile import remove_pidfile, write_pidfile
 from multibinder.binder.policy import Policy
 from multibinder.binder.server import ControlServer
-from multibinder.binder.store import ListenerStore, WhoListens, cookie_of, kept_name, name_of
+from multibinder.binder.store import Listener, ListenerStore, WhoListens, cookie_of, kept_name, name_of
 from multibinder.binder.usage import Limits, Users
+from multibinder.binder.watch import LOOK_EVERY_S, OrphanTtl, Watch
 from multibinder.wire.address import Address
 from multibinder.wire.errors import BindError, MultibinderError
+from multibinder.wire.messages import BinderStatus
 
 #: Descriptors that are neither a listener nor a client: log, selector, signals, notifications, lock, slack.
 _RESERVED_DESCRIPTORS = 64
 #: A holder may shut a shared socket down, or give it another backlog, and nothing tells us.
 _REPAIR_EVERY_S = 15.0
+#: Whoever holds a socket that we miss may be looked for this often.
+_SEARCH_EVERY_S = 1.0
+#: Set for our next self, when it is an upgrade and no restart.
+_UPGRADED = "MULTIBINDER_UPGRADED"
 #: The journal grows with each bind and release; past this, beyond what the listeners themselves need, it begins anew.
 _JOURNAL_BYTES = 1024 * 1024
 #: Read where nobody says otherwise, if it is there.
@@ -43,6 +50,7 @@ class Settings(msgspec.Struct, frozen=True):
     mode: int = 0o600
     group: str | None = None
     policy: str | None = None
+    orphan_ttl: tuple[OrphanTtl, ...] = ()
     recover: bool = True
     pidfile: str | None = None
     limits: Limits = msgspec.field(default_factory=Limits)
@@ -62,6 +70,9 @@ class Daemon:
         )
         self._state_file = f"{settings.socket_path}.state" if settings.recover else None
         self._missing: records.Records = {}
+        self._written: records.Header | None = None
+        self._upgraded = os.environ.pop(_UPGRADED, None) is not None
+        self._search_again_at = 0.0
         self._waiting: list[Outcome] = []
         self._leaving = False
         self._stopping = False
@@ -86,11 +97,16 @@ class Daemon:
                 self._adopt(sock, came.records.get(cookie_of(sock)))
             self._recover_all()
             self._loop = Loop()
-            users = Users(self._limits)
-            self._methods = Methods(self._store, users, self._version, self._upgrade)
+            self._users = users = Users(self._limits)
+            self._started = time.time()
+            self._methods = Methods(self._store, self._version, self._upgrade)
             self._methods.policy = self._first_policy()
             self._server = ControlServer(self._loop, control.socket, self._store, self._methods, users)
+            self._header = self._next_life(came.header)
             self._take_up(came)
+            keepers = () if self._keeper is None else (os.getppid(),)
+            self._watch = Watch(self._loop, self._store, settings.orphan_ttl, keepers)
+            self._methods.look = self._look
             if self._keeper is not None:
                 # With the control socket kept too, a client that connects while we are dead waits for our next self.
                 self._keeper.keep(control.kept(), lambda confirmed: None)
@@ -100,6 +116,7 @@ class Daemon:
             self._loop.watch(wakeup, lambda: self._obey(wakeup.recv(64)))
             control.warn_who_may_connect(self._methods.policy is not None)
             self._repair_now_and_then()
+            self._loop.call_later(LOOK_EVERY_S, self._watch.look_now_and_then)
             self._feed_watchdog()
             events.info(
                 "serving",
@@ -128,6 +145,7 @@ class Daemon:
             if self._notifier.socket is not None:
                 self._notifier.socket.close()  # else whoever collects it closes what has its number by then
             inherit.bequeath(legacy, os.environ)
+            os.environ[_UPGRADED] = "1"
             return self._command
         if not len(self._store) and self._state_file is not None:
             with contextlib.suppress(OSError):
@@ -173,7 +191,8 @@ class Daemon:
         if self._state_file is None:
             return
         here = {cookie_of(listener.socket) for listener in self._store.listeners()}
-        written = records.read_file(self._state_file)
+        file = records.read_file(self._state_file)
+        self._written, written = file.header, file.records
         self._missing = {
             cookie: record for cookie, record in written.items() if cookie not in here and not record.released
         }
@@ -189,8 +208,9 @@ class Daemon:
     def _recover(self, address: Address) -> tuple[records.Record, socket.socket] | None:
         """The same for one address that turned out to be in use."""
         missing = [record for record in self._missing.values() if record.address == str(address)]
-        if not missing:
+        if not missing or time.monotonic() < self._search_again_at:
             return None
+        self._search_again_at = time.monotonic() + _SEARCH_EVERY_S
         from multibinder.binder.recover import recover
 
         for record, sock in recover(missing):
@@ -203,7 +223,9 @@ class Daemon:
         """Begin a fresh one, with what is there now; whoever keeps our sockets gets it before it may forget others."""
         if self._journal is not None:
             self._journal.close()
-        self._journal = records.Journal([*self._store.records(), *self._missing.values()], self._state_file)
+        self._journal = records.Journal(
+            [*self._store.records(), *self._missing.values()], self._state_file, self._header
+        )
         self._journal_number += 1
         if (keeper := self._keeper) is None:
             return
@@ -220,6 +242,41 @@ class Daemon:
     @property
     def _journal_name(self) -> str:
         return f"{inherit.RECORDS}-{self._journal_number}"
+
+    def _next_life(self, inherited: records.Header | None) -> records.Header:
+        before = inherited or self._written
+        if before is None:
+            return records.Header(records.FORMAT, records.boot_id())
+        starts, upgrades = before.starts + (not self._upgraded), before.upgrades + self._upgraded
+        return msgspec.structs.replace(before, starts=starts, upgrades=upgrades)
+
+    def _look(self, tell: Callable[[Callable[[Sequence[Listener]], BinderStatus]], None]) -> None:
+        """Look at the listeners, and ``tell`` how to make a status of those that the asker may see."""
+        self._watch.look(lambda: tell(self._status))
+
+    def _status(self, visible: Sequence[Listener]) -> BinderStatus:
+        keeper = self._keeper
+        policy = self._methods.policy
+        return BinderStatus(
+            format=1,
+            version=self._version,
+            pid=os.getpid(),
+            started=self._started,
+            starts=self._header.starts,
+            upgrades=self._header.upgrades,
+            policy=policy.path if policy else None,
+            clients=self._users.clients,
+            descriptors=len(os.listdir("/proc/self/fd")) - 1,
+            descriptors_limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            descriptors_in_flight=self._users.in_flight,
+            listeners_limit=self._limits.listeners,
+            keeper=None if keeper is None else keeper.who,
+            kept=0 if keeper is None else keeper.kept,
+            kept_limit=0 if keeper is None else keeper.limit,
+            looked_at=self._watch.looked_at,
+            counters=self._methods.counters,
+            listeners=self._watch.health(visible),
+        )
 
     def _repair_now_and_then(self) -> None:
         self._loop.call_later(_REPAIR_EVERY_S, self._repair_now_and_then)

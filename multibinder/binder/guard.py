@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import sdnotify
 
 from multibinder.binder import events, inherit, ready
+from multibinder.binder.keeper import GUARDED
 from multibinder.binder.pidfile import PidFileError, remove_pidfile, write_pidfile
 from multibinder.wire import transport
 from multibinder.wire.errors import RemoteProtocolError
@@ -140,6 +141,7 @@ class Guard:
             return
         try:
             os.environ["NOTIFY_SOCKET"] = self._address
+            os.environ[GUARDED] = "1"
             os.environ.setdefault("FDSTORE", str(_STORED))
             os.environ.pop(ready.DETACHED, None)  # who detached us hears it from us, when the pid file is there
             signal.set_wakeup_fd(-1)

@@ -15,6 +15,7 @@ from collections.abc import MutableMapping, Sequence
 import msgspec
 
 from multibinder.binder import events, records
+from multibinder.binder.records import Header, Records
 from multibinder.wire.address import address_of
 
 _FIRST = 3
@@ -29,7 +30,8 @@ class Inheritance(msgspec.Struct):
     lock: int | None = None
     listeners: list[tuple[str, socket.socket]] = []
     peers: list[socket.socket] = []
-    records: records.Records = {}
+    records: Records = {}
+    header: Header | None = None
     record_names: list[str] = []
 
 
@@ -70,7 +72,9 @@ def _sort(came: Inheritance, descriptor: int, name: str) -> None:
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
         if name.startswith(RECORDS):
-            came.records |= records.read(descriptor)
+            written = records.read(descriptor)
+            came.records |= written.records
+            came.header = written.header or came.header
             came.record_names.append(name)
             os.close(descriptor)
         elif name == LOCK and came.lock is None:

@@ -18,6 +18,9 @@ from multibinder.wire import transport
 #: For the store to say that it has what it was sent. It takes milliseconds; systemd may be in the middle of a reload.
 CONFIRM_S = 10.0
 
+#: Set by the guard for the binder that it starts.
+GUARDED = "MULTIBINDER_GUARDED"
+
 #: Called with True when what was sent is safe, else False.
 Confirmed = Callable[[bool], None]
 
@@ -25,9 +28,10 @@ Confirmed = Callable[[bool], None]
 class Keeper:
     """Sends without ever blocking; ``close`` it before the loop is given up."""
 
-    def __init__(self, loop: Loop, address: str, limit: int) -> None:
+    def __init__(self, loop: Loop, address: str, limit: int, who: str) -> None:
         self._loop = loop
-        self._limit = limit
+        self.limit = limit
+        self.who = who
         self._names: set[str] = set()
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._silent = False
@@ -36,6 +40,11 @@ class Keeper:
         self._socket.setblocking(False)
         self._socket.connect(f"\0{address[1:]}" if address.startswith("@") else address)
 
+    @property
+    def kept(self) -> int:
+        """How many descriptors it has."""
+        return len(self._names)
+
     def has(self, names: Iterable[str]) -> None:
         """These are there already: they came from the store."""
         self._names.update(names)
@@ -43,11 +52,11 @@ class Keeper:
     def keep(self, descriptors: Sequence[tuple[str, int]], confirmed: Confirmed) -> None:
         """Store (name, descriptor) each; the descriptors stay the caller's. ``confirmed`` is called from the loop."""
         new = [pair for pair in descriptors if pair[0] not in self._names]
-        fits = max(0, self._limit - len(self._names))
+        fits = max(0, self.limit - len(self._names))
         if len(new) > fits:
             events.error(
                 "store-full",
-                limit=self._limit,
+                limit=self.limit,
                 lost=len(new) - fits,
                 why="they would not survive a crash of the binder; raise FileDescriptorStoreMax=",
             )
@@ -124,7 +133,7 @@ def keeper_for(environment: Mapping[str, str], loop: Loop) -> Keeper | None:
     if not address or not limit.isdigit() or int(limit) == 0:
         return None
     try:
-        return Keeper(loop, address, int(limit))
+        return Keeper(loop, address, int(limit), "guard" if GUARDED in environment else "systemd")
     except OSError as error:
         events.error("store-unreachable", socket=address, why=error.strerror)
         return None

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -14,7 +15,6 @@ from multibinder.binder import events
 from multibinder.binder.caller import Caller
 from multibinder.binder.policy import Decision, Policy
 from multibinder.binder.store import Grant, Listener, ListenerStore, kept_name
-from multibinder.binder.usage import Users
 from multibinder.wire import messages
 from multibinder.wire.errors import BindError, NotAllowed, RequestError
 from multibinder.wire.messages import (
@@ -46,6 +46,8 @@ class Answer(msgspec.Struct, frozen=True):
 Later = Callable[[Answer], None]
 #: Takes the version of the new code, or None and why it cannot be used.
 Outcome = Callable[[str | None, str], None]
+#: Looks at the listeners, and then says how to make a status of those that the asker may see.
+Look = Callable[[Callable[[Callable[[Sequence[Listener]], BinderStatus]], None]], None]
 #: Stores (name, descriptor) each where a crash of ours cannot lose them, and tells whether they are there.
 Keep = Callable[[Sequence[tuple[str, int]], Callable[[bool], None]], None]
 
@@ -56,16 +58,16 @@ class Methods:
     """``upgrade`` is asked to begin an upgrade, and told whom to tell how its rehearsal went.
 
     ``keep``, set where there is somebody who keeps sockets for us, is given new ones, and whom to tell that they are
-    safe. ``policy`` decides who may ask for what; without one, whoever can connect may ask for everything.
+    safe. ``look`` is asked for a status. ``policy`` decides who may ask for what; without one, whoever can connect may
+    ask for everything.
     """
 
-    def __init__(self, store: ListenerStore, users: Users, version: str, upgrade: Callable[[Outcome], None]) -> None:
+    def __init__(self, store: ListenerStore, version: str, upgrade: Callable[[Outcome], None]) -> None:
         self._store = store
-        self._users = users
         self.policy: Policy | None = None
         self.keep: Keep | None = None
-        self.counters = Counters({}, {})
-        self._started = time.time()
+        self.look: Look = lambda tell: None
+        self.counters = Counters(request_buckets=[0] * (len(messages.REQUEST_BOUNDS_S) + 1))
         self._upgrade_to = upgrade
         self._methods: dict[str, Callable[[Request, Caller, Later], Answer | None]] = {
             "hello": self._hello,
@@ -93,6 +95,7 @@ class Methods:
             text_ = f"Method not found: {request.method[:64]!r}; this binder knows {known}"
             return self._invalid(request.id, messages.METHOD_NOT_FOUND, text_)
         _increment(self.counters.requests, request.method)
+        began = time.perf_counter()
         try:
             return method(request, caller, later)
         except InvalidParamsError as error:
@@ -105,6 +108,10 @@ class Methods:
             self.count("internal")
             events.error("internal-error", method=request.method, pid=caller.pid, error=repr(error))
             return refuse(request.id, messages.INTERNAL_ERROR, f"Internal error: {error!r}; please report it")
+        finally:
+            spent_s = time.perf_counter() - began
+            self.counters.request_buckets[bisect_left(messages.REQUEST_BOUNDS_S, spent_s)] += 1
+            self.counters.request_seconds += spent_s
 
     def turn_down(self, text: bytes, reason: str, sentence: str) -> Answer:
         """The answer to a message that is not listened to, because a limit is reached."""
@@ -225,21 +232,9 @@ class Methods:
             if self._decide(policy, caller, method, ListenerSpec(listener.address)).allowed
         ]
 
-    def _status(self, request: Request, caller: Caller, later: Later) -> Answer:
+    def _status(self, request: Request, caller: Caller, later: Later) -> None:
         self._allow(caller, "status")
-        return _reply(
-            request,
-            BinderStatus(
-                version=self._version,
-                pid=os.getpid(),
-                started=self._started,
-                policy=self.policy.path if self.policy else None,
-                clients=sum(len(user.peers) for user in self._users),
-                listeners=len(self._store),
-                descriptors_in_flight=self._users.in_flight,
-                counters=self.counters,
-            ),
-        )
+        self.look(lambda status: later(_reply(request, status(self._visible(caller, "status")))))
 
     def _release(self, request: Request, caller: Caller, later: Later) -> Answer:
         params = messages.decode_listener_params(request.params)

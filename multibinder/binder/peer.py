@@ -88,6 +88,15 @@ class Peer:
         (bytes_,) = struct.unpack("i", fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4)))
         return not bytes_
 
+    def is_quiet(self) -> bool:
+        """Whether nothing of it waits to be read."""
+        try:
+            return not self.socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
     def forget_unsent(self) -> list[Sequence[Grant]]:
         """Drop what it has not taken; what was granted with it."""
         undelivered = [grants for _, _, grants in self._unsent]

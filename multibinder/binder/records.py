@@ -21,8 +21,12 @@ FORMAT = 1
 
 
 class Header(msgspec.Struct, frozen=True):
+    """``starts`` and ``upgrades`` of the binder since boot, this one included."""
+
     multibinder: int
     boot: str
+    starts: int = 1
+    upgrades: int = 0
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -54,9 +58,9 @@ class Journal:
     An append is one write(2) each; what goes wrong with the file (a full disk) is logged once, and costs the file.
     """
 
-    def __init__(self, records: Iterable[Record], path: str | None) -> None:
+    def __init__(self, records: Iterable[Record], path: str | None, header: Header | None = None) -> None:
         self.memfd = os.memfd_create("multibinder-records", os.MFD_CLOEXEC)
-        text = b"".join(_encode(line) + b"\n" for line in (Header(FORMAT, boot_id()), *records))
+        text = b"".join(_encode(line) + b"\n" for line in (header or Header(FORMAT, boot_id()), *records))
         self.size = len(text)
         _write(self.memfd, text)
         self._path = path
@@ -91,26 +95,33 @@ class Journal:
             self._file = -1
 
 
-def read(descriptor: int) -> Records:
+class Written(msgspec.Struct):
+    """What was read. ``header`` is None where there was nothing of this boot."""
+
+    header: Header | None = None
+    records: Records = {}
+
+
+def read(descriptor: int) -> Written:
     """By cookie. The descriptor stays the caller's. Raises nothing: what makes no sense is logged and skipped."""
     with open(os.dup(descriptor), "rb") as file:
         file.seek(0)
         return _parse(file.read(), f"descriptor {descriptor}")
 
 
-def read_file(path: str) -> Records:
+def read_file(path: str) -> Written:
     """The same from a file; empty if there is none, or it is of another boot: no socket survives that."""
     try:
         with open(path, "rb", opener=_no_link) as file:
             if not safe_path.is_ours(file.fileno()):
                 events.warning("state-file-unreadable", path=path, why="somebody else made it, or may write it")
-                return {}
+                return Written()
             return _parse(file.read(), path)
     except FileNotFoundError:
-        return {}
+        return Written()
     except OSError as error:
         events.warning("state-file-unreadable", path=path, why=error.strerror)
-        return {}
+        return Written()
 
 
 def boot_id() -> str:
@@ -118,16 +129,16 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _parse(text: bytes, where: str) -> Records:
+def _parse(text: bytes, where: str) -> Written:
     first, *lines = text.splitlines() or [b""]
     try:
         header = msgspec.json.decode(first, type=Header)
     except (msgspec.DecodeError, UnicodeDecodeError):
         events.warning("records-unreadable", where=where, why="it does not begin like one of ours")
-        return {}
+        return Written()
     if header.boot != boot_id():
         events.info("records-outdated", where=where, why="from before the last boot")
-        return {}
+        return Written()
     found: Records = {}
     strange = 0
     for line in lines:
@@ -139,7 +150,7 @@ def _parse(text: bytes, where: str) -> Records:
             found[record.cookie] = record
     if strange:
         events.warning("records-damaged", where=where, lines=strange, why="owners or names of listeners may be lost")
-    return found
+    return Written(header, found)
 
 
 def _no_link(path: str, flags: int) -> int:

@@ -151,7 +151,7 @@ class ControlServer:
     def _make_room(self, newcomer: User, user: User) -> bool:
         """Drop the client of ``user`` that has been quiet longest, if there is one that is in the middle of nothing;
         for root's sake any other."""
-        quietest = next((peer for peer in self._idle if peer.user is user), None)
+        quietest = next((peer for peer in self._idle if peer.user is user and peer.is_quiet()), None)
         if quietest is None and newcomer.privileged and not user.privileged:
             quietest = next(iter(user.peers))
         if quietest is None:

@@ -37,6 +37,9 @@ _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_-"
 #: asm-generic/socket.h; Python's socket module has no name for it.
 _SO_COOKIE = 57
 
+#: For users who are not privileged.
+_SEARCH_EVERY_S = 10.0
+
 #: Told of each listener whose record is not what it was.
 Changed = Callable[[Sequence[Record]], None]
 
@@ -61,7 +64,8 @@ class Listener(msgspec.Struct, eq=False):
     """A socket that the binder holds. The store alone opens and closes it.
 
     ``limit`` is what the kernel made of our last listen(); 0 before the first. ``safe``: whoever keeps our sockets has
-    confirmed that it has this one. ``chosen``: the kernel chose the port.
+    confirmed that it has this one. ``chosen``: the kernel chose the port. ``handed``: the last handoff, by
+    time.monotonic().
     """
 
     socket: socket.socket
@@ -72,6 +76,9 @@ class Listener(msgspec.Struct, eq=False):
     safe: bool = False
     chosen: bool = False
     handoffs: int = 0
+    handed: float = msgspec.field(default_factory=time.monotonic)
+    repairs: int = 0
+    repaired_at: float = 0.0
     created: float = msgspec.field(default_factory=time.time)
 
 
@@ -107,6 +114,7 @@ class ListenerStore:
         self._limit = limit
         self._limit_per_uid = limit_per_uid
         self._labels = Labels()
+        self._search_again_at = 0.0
         self._changed = changed
         self._recover = recover
         self._who_listens = who_listens
@@ -258,6 +266,7 @@ class ListenerStore:
                 elif queue.limit != listener.limit:
                     listen(listener.socket, listener.options.backlog)
                     listener.limit = accept_queue(listener.socket).limit
+                    self._note_repair(listener)
                     events.warning("backlog-restored", address=listener.address, was=queue.limit, now=listener.limit)
             except (OSError, BindError) as error:
                 events.error("cannot-repair", address=listener.address, why=error)
@@ -315,7 +324,7 @@ class ListenerStore:
                         {"limit": "listeners"},
                     )
                 room -= 1
-                listener, created = self._open_or_recover(spec)
+                listener, created = self._open_or_recover(spec, uid)
                 if created:
                     opened.append(listener)
                     bound[listener.address] = listener
@@ -328,21 +337,18 @@ class ListenerStore:
             found.append((listener, created))
         return found
 
-    def _open_or_recover(self, spec: ListenerSpec) -> tuple[Listener, bool]:
+    def _open_or_recover(self, spec: ListenerSpec, uid: int) -> tuple[Listener, bool]:
         try:
             return self._open(spec), True
-        except BindError as error:
+        except OSError as error:
             if error.errno != errno.EADDRINUSE or (found := self._recover(spec.address)) is None:
-                raise
+                raise self._refusal(spec.address, error, uid) from error
             record, sock = found
             self.adopt(sock, record)
             return self._by_address[spec.address], False
 
     def _open(self, spec: ListenerSpec) -> Listener:
-        try:
-            sock = open_listener(spec)
-        except OSError as error:
-            raise self._refusal(spec.address, error) from error
+        sock = open_listener(spec)
         bound = address_of(sock)
         assert bound is not None  # noqa: S101 (open_listener makes nothing else)
         v6only = None
@@ -358,6 +364,7 @@ class ListenerStore:
 
     def _grant(self, listener: Listener, created: bool, owner: Owner) -> Grant:
         listener.handoffs += 1
+        listener.handed = time.monotonic()
         claim = listener.claims.get(owner)
         if claim is None:
             claim = listener.claims[owner] = Claim(listener.handoffs)
@@ -371,6 +378,11 @@ class ListenerStore:
                 f"raise it with 'sysctl -w net.core.somaxconn={wanted}' and ask again"
             )
         return Grant(listener, owner, listener.handoffs, created, warning)
+
+    def close_orphan(self, listener: Listener) -> None:
+        """Close a port whose clients wait for nobody: they are reset (inet_csk_listen_stop() in the kernel's
+        net/ipv4/inet_connection_sock.c)."""
+        self._close(listener)
 
     def _disclaim(self, listener: Listener, owner: Owner) -> None:
         del listener.claims[owner]
@@ -404,7 +416,12 @@ class ListenerStore:
             raise self._refusal(listener.address, error) from error
         listener.limit = accept_queue(listener.socket).limit
         if repaired:
+            self._note_repair(listener)
             events.warning("repaired", address=listener.address, why="a holder had shut the socket down")
+
+    def _note_repair(self, listener: Listener) -> None:
+        listener.repairs += 1
+        listener.repaired_at = time.time()
 
     def _refresh(self, listener: Listener, options: Options) -> None:
         """Apply what can change to the live socket, and undo what another holder did to it."""
@@ -417,12 +434,28 @@ class ListenerStore:
             listener.options = msgspec.structs.replace(listener.options, backlog=wanted, name=name)
             self._add(listener)
 
-    def _refusal(self, address: Address, error: OSError) -> BindError:
+    def _may_search(self, uid: int) -> bool:
+        """Whether /proc may be searched for this uid's sake: on a large host that takes a tenth of a second, and others
+        wait."""
+        now = time.monotonic()
+        if not is_privileged(uid) and now < self._search_again_at:
+            return False
+        self._search_again_at = now + _SEARCH_EVERY_S
+        return True
+
+    def _refusal(self, address: Address, error: OSError, uid: int = 0) -> BindError:
         number = error.errno or 0
-        sentence = f"Could not bind: {address}: {_explain(address, number, self._who_listens)}"
+        may_search = number == errno.EADDRINUSE and self._may_search(uid)
+        sentence = (
+            f"Could not bind: {address}: {_explain(address, number, self._who_listens if may_search else _nobody)}"
+        )
         return BindError(
             sentence, COULD_NOT_BIND, {"errno": number, "errname": errname(number), "address": str(address)}
         )
+
+
+def _nobody(address: Address) -> str:
+    return ""
 
 
 def _close_sockets(listeners: Iterable[Listener]) -> None:
@@ -516,7 +549,8 @@ def _explain(address: Address, number: int, who_listens: WhoListens) -> str:
     reason = os.strerror(number).lower()
     if number == errno.EADDRINUSE:
         who = who_listens(address)
-        return f"{reason}, by {who}; stop it or choose another port" if who else reason
+        whom = f", by {who}; stop it" if who else "; find who has it ('ss -ltnp', as root)"
+        return f"{reason}{whom} or choose another port"
     if number == errno.EACCES:
         first = _first_unprivileged_port()
         return (

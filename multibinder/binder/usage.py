@@ -96,6 +96,10 @@ class Users:
         return iter(self._users.values())
 
     @property
+    def clients(self) -> int:
+        return sum(len(user.peers) for user in self)
+
+    @property
     def in_flight(self) -> int:
         """Descriptors sent and not known to be received."""
         return self._in_flight

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ import msgspec
 from multibinder import SOCKET_VARIABLE
 from multibinder.binder import daemon
 from multibinder.binder.usage import Limits
+from multibinder.binder.watch import OrphanTtl
 from multibinder.cli.binder import Invocation, command
 from multibinder.cli.detach import detach as go_to_the_background
 from multibinder.cli.guard import command as guard_command
@@ -34,6 +36,21 @@ class _Mode(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generi
         if not 0 <= mode <= 0o777:
             self.fail(f"{value!r} is no file mode: write it in octal, as in 0660", param, ctx)
         return mode
+
+
+class _OrphanTtl(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    name = "ttl"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> OrphanTtl:
+        if isinstance(value, OrphanTtl):
+            return value
+        of, _, time = str(value).rpartition("=")
+        if time == "off":
+            return OrphanTtl(of, None)
+        found = re.fullmatch(r"([0-9]+)(s|m|h|d)", time)
+        if found is None:
+            self.fail(f"{time!r} is no time: write a number and its unit (s, m, h, d), as in 10m, or off", param, ctx)
+        return OrphanTtl(of, int(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]])
 
 
 def _limit(flag: str, field: str, text: str, least: int = 1) -> Callable[[_F], _F]:
@@ -65,6 +82,9 @@ def _limit(flag: str, field: str, text: str, least: int = 1) -> Callable[[_F], _
 @_limit("--max-request", "request_bytes", "Size of one request.", least=64)
 @click.option("--request-timeout", type=click.FloatRange(0.1), default=_DEFAULTS.timeout_s, metavar="SECONDS",
               help="For the rest of a half-sent request, and for a client to read its answer.")  # fmt: skip
+@click.option("--orphan-ttl", type=_OrphanTtl(), multiple=True, metavar="[OF=]TIME",
+              help="Close a listener that no process has had open for so long, as in 10m. OF: an owner's label (as "
+              "haproxy@*) or an address; again for more; 'off' for an exception.")  # fmt: skip
 @click.option("--recover/--no-recover", default=True, help="Get sockets back from processes that hold them still.")
 @click.option("--detach", is_flag=True, help="Run in the background; fails if the binder does not start.")
 @click.option("--pidfile", metavar="PATH", help="Where to write the PID.")
@@ -79,6 +99,7 @@ def serve_command(
     group: str | None,
     policy: str | None,
     request_timeout: float,
+    orphan_ttl: tuple[OrphanTtl, ...],
     recover: bool,
     detach: bool,
     pidfile: str | None,
@@ -103,6 +124,7 @@ def serve_command(
         mode=mode if mode is not None else 0o660 if group else 0o600,
         group=group,
         policy=os.path.abspath(policy) if policy else None,
+        orphan_ttl=orphan_ttl,
         recover=recover,
         pidfile=os.path.abspath(pidfile) if pidfile else None,
         limits=Limits(timeout_s=request_timeout, **limits),

@@ -108,8 +108,13 @@ def who_listens_on(address: Address) -> Listening:
 def _name(pid: int) -> str:
     """Its comm; a question mark if it has just ended."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", errors="replace") as file:
-        return file.read().strip()
+        return printable(file.read().strip())
     return "?"
+
+
+def printable(name: str) -> str:
+    """A name that a process gave itself, as it may be written to a terminal."""
+    return "".join(each if each.isprintable() else "?" for each in name)
 
 
 def _is_haproxy(process: Process) -> bool:

@@ -141,7 +141,7 @@ class Client:
         return _result(self._ask("list", []), _Statuses)
 
     def status(self) -> BinderStatus:
-        """The binder itself, and what happened since it started."""
+        """The binder itself, what happened since it started, and how its listeners fare."""
         return _result(self._ask("status", []), BinderStatus)
 
     def release(self, wanted: Iterable[Wanted], *, owner: str = "") -> _Releases:

@@ -38,7 +38,11 @@ def test_what_is_written_and_appended_is_read_from_both(path: str) -> None:
     with descriptors_unchanged():
         journal = Journal([FIRST], path)
         journal.append([SECOND])
-        assert records.read_file(path) == records.read(journal.memfd) == {FIRST.cookie: FIRST, SECOND.cookie: SECOND}
+        assert (
+            records.read_file(path).records
+            == records.read(journal.memfd).records
+            == {FIRST.cookie: FIRST, SECOND.cookie: SECOND}
+        )
         assert journal.size == os.fstat(journal.memfd).st_size == os.stat(path).st_size
         journal.close()
 
@@ -59,14 +63,14 @@ def test_a_link_in_the_way_of_the_draft_is_not_followed(path: str, tmp_path: Pat
 def test_the_later_record_of_a_socket_wins(path: str) -> None:
     later = Record(FIRST.address, FIRST.cookie, claims={"other": 1})
     written(path, FIRST, SECOND, later)
-    assert records.read_file(path) == {FIRST.cookie: later, SECOND.cookie: SECOND}
+    assert records.read_file(path).records == {FIRST.cookie: later, SECOND.cookie: SECOND}
 
 
 def test_a_released_one_is_known_to_be_released(path: str) -> None:
     journal = Journal([FIRST, SECOND], path)
     journal.append([Record(FIRST.address, FIRST.cookie, released=True)])
     journal.close()
-    assert {cookie for cookie, record in records.read_file(path).items() if record.released} == {FIRST.cookie}
+    assert {cookie for cookie, record in records.read_file(path).records.items() if record.released} == {FIRST.cookie}
 
 
 def test_cut_short_anywhere_it_gives_what_is_whole(path: str) -> None:
@@ -74,7 +78,7 @@ def test_cut_short_anywhere_it_gives_what_is_whole(path: str) -> None:
     whole = {FIRST.cookie: FIRST, SECOND.cookie: SECOND}
     for length in range(len(text)):
         Path(path).write_bytes(text[:length])
-        found = records.read_file(path)
+        found = records.read_file(path).records
         assert found.items() <= whole.items()
         assert len(found) >= text[:length].count(b"\n") - 1
 
@@ -86,7 +90,7 @@ def test_cut_short_anywhere_it_gives_what_is_whole(path: str) -> None:
 )
 def test_rubbish_is_said_to_be_rubbish(path: str, rubbish: bytes, caplog: pytest.LogCaptureFixture) -> None:
     Path(path).write_bytes(rubbish)
-    assert records.read_file(path) == {}
+    assert records.read_file(path).records == {}
     assert said(caplog) == ["records-unreadable"]
 
 
@@ -107,14 +111,14 @@ def test_rubbish_among_records_costs_no_other_record(
 ) -> None:
     header, first, second = written(path, FIRST, SECOND).splitlines()
     Path(path).write_bytes(b"\n".join([header, first, rubbish, second]) + b"\n")
-    assert records.read_file(path) == {FIRST.cookie: FIRST, SECOND.cookie: SECOND}
+    assert records.read_file(path).records == {FIRST.cookie: FIRST, SECOND.cookie: SECOND}
     assert said(caplog) == ["records-damaged"]
 
 
 def test_what_a_newer_version_adds_is_skipped(path: str, caplog: pytest.LogCaptureFixture) -> None:
     text = written(path, FIRST).replace(b'"multibinder":1', b'"multibinder":9,"more":[]')
     Path(path).write_bytes(text.replace(b'"address":', b'"tomorrow":{"a":1},"address":'))
-    assert records.read_file(path) == {FIRST.cookie: FIRST}
+    assert records.read_file(path).records == {FIRST.cookie: FIRST}
     assert said(caplog) == []
 
 
@@ -122,18 +126,18 @@ def test_records_of_another_boot_are_not_believed(path: str, caplog: pytest.LogC
     text = written(path, FIRST).replace(records.boot_id().encode(), b"00000000-0000-0000-0000-000000000000")
     Path(path).write_bytes(text)
     with caplog.at_level(logging.INFO, "multibinder"):
-        assert records.read_file(path) == {}
+        assert records.read_file(path).records == {}
     assert said(caplog) == ["records-outdated"]
 
 
 def test_no_file_is_no_records(path: str, caplog: pytest.LogCaptureFixture) -> None:
-    assert records.read_file(path) == {}
+    assert records.read_file(path).records == {}
     assert said(caplog) == []
 
 
 def test_a_file_that_cannot_be_read_is_no_records(path: str, caplog: pytest.LogCaptureFixture) -> None:
     os.mkdir(path)
-    assert records.read_file(path) == {}
+    assert records.read_file(path).records == {}
     assert said(caplog) == ["state-file-unreadable"]
 
 
@@ -158,8 +162,8 @@ def test_a_full_disk_costs_the_file_and_not_the_journal(small_disk: Path, caplog
         for record in many[1:]:
             journal.append([record])
         assert said(caplog) == ["state-file-lost"]
-        assert records.read(journal.memfd) == {record.cookie: record for record in many}
-        kept = records.read_file(str(small_disk / "state"))
+        assert records.read(journal.memfd).records == {record.cookie: record for record in many}
+        kept = records.read_file(str(small_disk / "state")).records
         assert 10 < len(kept) < 200
         journal.close()
 
@@ -172,13 +176,13 @@ def test_a_disk_full_from_the_start_costs_the_file_and_leaves_no_draft(
         journal = Journal([FIRST], str(small_disk / "state"))
         journal.append([SECOND])
         assert said(caplog) == ["state-file-lost"]
-        assert len(records.read(journal.memfd)) == 2
+        assert len(records.read(journal.memfd).records) == 2
         journal.close()
     assert [entry.name for entry in small_disk.iterdir()] == ["ballast"]
 
 
 def test_a_directory_that_is_gone_costs_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     journal = Journal([FIRST], str(tmp_path / "gone" / "state"))
-    assert len(records.read(journal.memfd)) == 1
+    assert len(records.read(journal.memfd).records) == 1
     assert said(caplog) == ["state-file-lost"]
     journal.close()

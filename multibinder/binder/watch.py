@@ -1,0 +1,271 @@
+"""Looking after listeners: who has them, whether anybody accepts there, what was dropped; and closing orphans."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import os
+import signal
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import msgspec
+
+from multibinder.binder import events
+from multibinder.binder.loop import Loop
+from multibinder.binder.store import Listener, ListenerStore, cookie_of, labels_of
+from multibinder.observe.accept_queue import accept_queue, drops
+from multibinder.observe.holders import Holder, holders_of
+from multibinder.wire.messages import HolderStatus, ListenerHealth, OwnerStatus
+
+#: From one look to the next. A listener without a holder is an orphan at the next look after its last handoff is this
+#: old, so within half a minute.
+LOOK_EVERY_S = 15.0
+#: A queue that is not empty is watched this closely: if nobody accepts in all of this time, it does not move.
+_SAMPLE_EVERY_S, _SAMPLES = 0.05, 20
+#: A repair is shown for so long.
+_REPAIRED_S = 3600.0
+#: Of an answer of the child's.
+_CHUNK = 1 << 20
+
+
+class OrphanTtl(msgspec.Struct, frozen=True):
+    """How long an orphan may live, in seconds; None for ever. ``of`` is an address, an owner's label (a pattern as in
+    fnmatch), or empty for all others."""
+
+    of: str
+    seconds: float | None
+
+
+class _Seen(msgspec.Struct):
+    """What is known of one listener. Times are those of time.time()."""
+
+    holders: Sequence[Holder] | None = None
+    orphan_since: float | None = None
+    stalled_since: float | None = None
+    dropped: int = 0
+    dropped_at: float = 0.0
+    drops_per_s: float = 0.0
+
+
+class _Held(msgspec.Struct, frozen=True):
+    """What the child found. ``hidden``: any process that it may not look into might be a holder too."""
+
+    by_inode: Mapping[int, Sequence[Holder]]
+    hidden: bool
+
+
+class Watch:
+    """Looks every 15 seconds, and whenever ``look`` is called. ``keepers`` are processes that have copies for us."""
+
+    def __init__(
+        self, loop: Loop, store: ListenerStore, orphan_ttl: Sequence[OrphanTtl], keepers: Collection[int]
+    ) -> None:
+        self._loop = loop
+        self._store = store
+        self._ttl = orphan_ttl
+        self._keepers = frozenset(keepers)
+        self._seen: dict[Listener, _Seen] = {}
+        self._waiting: list[Callable[[], None]] = []
+        self._child = 0
+        self._said = b""
+        self.looked_at: float | None = None  # time.time()
+
+    def look_now_and_then(self) -> None:
+        self._loop.call_later(LOOK_EVERY_S, self.look_now_and_then)
+        self.look(lambda: None)
+
+    def look(self, seen: Callable[[], None]) -> None:
+        """Look at everything now; ``seen`` is called from the loop when that is done.
+
+        A pass over /proc takes some milliseconds, on a large host some hundreds, so a child of ours does it: nobody
+        else's request waits for it.
+        """
+        if not len(self._store):
+            self._seen.clear()
+            seen()
+            return
+        self._waiting.append(seen)
+        if self._child:
+            return
+        inodes = [inode_of(listener) for listener in self._store.listeners()]
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        except_ = {os.getpid(), *self._keepers}
+        try:
+            self._child = os.fork()
+        except OSError as error:
+            os.close(reading)
+            os.close(writing)
+            events.warning("cannot-look", why=error.strerror)
+            self._finish(None)
+            return
+        if not self._child:
+            _look_and_die(inodes, except_, writing)
+        os.close(writing)
+        self._said = b""
+        self._loop.watch(reading, lambda: self._listen(reading))
+
+    def health(self, listeners: Sequence[Listener]) -> list[ListenerHealth]:
+        """As of the last look; queues and drops as of now."""
+        now = time.time()
+        return [self._health(listener, self._seen.get(listener) or _Seen(), now) for listener in listeners]
+
+    def _listen(self, reading: int) -> None:
+        chunk = os.read(reading, _CHUNK)
+        self._said += chunk
+        if chunk:
+            return
+        self._loop.unwatch(reading)
+        os.close(reading)
+        os.waitpid(self._child, 0)
+        self._child = 0
+        held = None
+        with contextlib.suppress(msgspec.DecodeError):
+            held = msgspec.json.decode(self._said, type=_Held)
+        self._said = b""
+        self._finish(held)
+
+    def _finish(self, held: _Held | None) -> None:
+        if held is not None:
+            self.looked_at = time.time()
+        listeners = self._store.listeners()
+        for gone in self._seen.keys() - set(listeners):
+            del self._seen[gone]
+        now = time.time()
+        suspects = []
+        for listener in listeners:
+            seen = self._seen.setdefault(listener, _Seen(dropped_at=now))
+            self._note_drops(listener, seen, now)
+            self._note_holders(listener, seen, held, now)
+            length = accept_queue(listener.socket).length
+            if not length:
+                seen.stalled_since = None
+            else:
+                suspects.append((listener, length))
+        if suspects:
+            self._loop.call_later(_SAMPLE_EVERY_S, lambda: self._sample(suspects, _SAMPLES))
+        for listener in listeners:
+            self._close_orphan(listener, now)
+        waiting, self._waiting = self._waiting, []
+        for tell in waiting:
+            tell()
+
+    def _note_drops(self, listener: Listener, seen: _Seen, now: float) -> None:
+        dropped = drops(listener.socket)
+        if now - seen.dropped_at >= 1:
+            seen.drops_per_s = max(0, dropped - seen.dropped) / (now - seen.dropped_at)
+            seen.dropped, seen.dropped_at = dropped, now
+
+    def _note_holders(self, listener: Listener, seen: _Seen, held: _Held | None, now: float) -> None:
+        if held is None:
+            return
+        found = held.by_inode.get(inode_of(listener), ())
+        seen.holders = None if held.hidden and not found else found
+        if found or held.hidden:
+            if seen.orphan_since is not None:
+                events.info("orphan-no-more", address=listener.address, holder=found[0] if found else "unknown")
+            seen.orphan_since = None
+        elif seen.orphan_since is None and time.monotonic() - listener.handed > LOOK_EVERY_S / 2:
+            seen.orphan_since = now
+            events.warning(
+                "orphan",
+                address=listener.address,
+                owners=",".join(label or "-" for label in labels_of(listener)),
+                waiting=accept_queue(listener.socket).length,
+                why="no process has it open: its clients wait for nobody",
+            )
+
+    def _sample(self, suspects: Sequence[tuple[Listener, int]], left: int) -> None:
+        """A queue that somebody accepts from is shorter now and then, however many come."""
+        still = []
+        for listener, longest in suspects:
+            seen = self._seen.get(listener)
+            if seen is None or listener.socket.fileno() < 0:
+                continue
+            length = accept_queue(listener.socket).length
+            if length < longest:
+                seen.stalled_since = None
+            else:
+                still.append((listener, length))
+        if left and still:
+            self._loop.call_later(_SAMPLE_EVERY_S, lambda: self._sample(still, left - 1))
+            return
+        now = time.time()
+        for listener, length in still:
+            seen = self._seen[listener]
+            if seen.stalled_since is None:
+                seen.stalled_since = now - _SAMPLE_EVERY_S * _SAMPLES
+                events.warning("stalled", address=listener.address, waiting=length, why="nobody accepts from its queue")
+
+    def _close_orphan(self, listener: Listener, now: float) -> None:
+        since = self._seen[listener].orphan_since
+        ttl = self.ttl_of(listener)
+        if since is None or ttl is None or now - since < ttl:
+            return
+        waiting = accept_queue(listener.socket).length
+        del self._seen[listener]
+        self._store.close_orphan(listener)
+        events.warning("orphan-closed", address=listener.address, after_s=int(now - since), reset=waiting)
+
+    def ttl_of(self, listener: Listener) -> float | None:
+        """The most particular one: of its address, of an owner, of all."""
+        address, labels = str(listener.address), labels_of(listener)
+        found = [
+            (rank, ttl.seconds)
+            for ttl in self._ttl
+            for rank in [
+                0 if ttl.of == address else 1 if any(label and fnmatch.fnmatchcase(label, ttl.of) for label in labels)
+                else 2 if not ttl.of else 3
+            ]
+            if rank < 3
+        ]  # fmt: skip
+        return min(found, key=lambda each: each[0])[1] if found else None
+
+    def _health(self, listener: Listener, seen: _Seen, now: float) -> ListenerHealth:
+        queue = accept_queue(listener.socket)
+        holders = seen.holders
+        repaired = bool(listener.repaired_at) and now - listener.repaired_at < _REPAIRED_S
+        return ListenerHealth(
+            address=str(listener.address),
+            name=listener.options.name,
+            owners=[OwnerStatus(owner.label, owner.uid) for owner in listener.claims],
+            state="orphan" if seen.orphan_since is not None
+            else "stalled" if seen.stalled_since is not None and queue.length
+            else "repaired" if repaired else "serving",
+            queue=queue.length,
+            limit=queue.limit,
+            backlog_requested=listener.options.backlog,
+            v6only=listener.options.v6only,
+            drops=drops(listener.socket),
+            drops_per_s=seen.drops_per_s,
+            handoffs=listener.handoffs,
+            created=listener.created,
+            cookie=cookie_of(listener.socket),
+            inode=inode_of(listener),
+            holders=None if holders is None else [HolderStatus(each.pid, each.name, each.role) for each in holders],
+            orphan_since=seen.orphan_since,
+            orphan_ttl_s=self.ttl_of(listener),
+            stalled_since=seen.stalled_since,
+            repairs=listener.repairs,
+            repaired_at=listener.repaired_at or None,
+            kept=listener.safe,
+        )  # fmt: skip
+
+
+def inode_of(listener: Listener) -> int:
+    return os.fstat(listener.socket.fileno()).st_ino
+
+
+def _look_and_die(inodes: Sequence[int], except_: Collection[int], writing: int) -> None:
+    """In the child, which shares every descriptor with us: it reads /proc, writes to the pipe, and is gone."""
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_DFL)
+        signal.alarm(int(LOOK_EVERY_S) or 1)
+        found = holders_of(inodes, {*except_, os.getpid()})
+        text = memoryview(msgspec.json.encode(_Held(found.by_inode, found.hidden)))
+        while text:
+            text = text[os.write(writing, text) :]
+    finally:
+        os._exit(0)
