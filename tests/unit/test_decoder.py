@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pytest
 
 from multibinder import RemoteProtocolError
-from multibinder.wire.decoder import UNTERMINATED_LIMIT, Decoder
+from multibinder.wire.decoder import Decoder
 from multibinder.wire.messages import decode_request
 
 #: As multibinder 0.0.5 sends it (lib/multibinder.rb): one object, no newline.
@@ -100,11 +100,41 @@ def test_a_message_that_never_ends_is_refused_at_the_limit() -> None:
         messages(decoder, [b"x"])
 
 
-def test_a_large_message_needs_its_newline() -> None:
-    message = b'{"a":"' + b"x" * UNTERMINATED_LIMIT + b'"}'
-    decoder = Decoder(UNTERMINATED_LIMIT * 4)
-    assert messages(decoder, [message]) == []
-    assert messages(decoder, [b"\n"]) == [message]
+def test_a_large_message_needs_no_newline_either() -> None:
+    message = b'{"a":"' + b"x" * 300_000 + b'"}'
+    assert messages(Decoder(400_000), [message]) == [message]
+    assert messages(Decoder(400_000), [message[at : at + 1000] for at in range(0, len(message), 1000)]) == [message]
+
+
+@pytest.mark.parametrize(
+    ("stream", "expected"),
+    [
+        pytest.param(HELLO + HELLO, [HELLO, HELLO], id="nothing between two"),
+        pytest.param(HELLO + b" " + HELLO + b" \n ", [HELLO, HELLO], id="blanks around"),
+        pytest.param(HELLO + b"\x0b\x0c\n", [HELLO], id="blanks that are none to JSON"),
+        pytest.param(HELLO + HELLO[:9], [HELLO], id="half of a second"),
+        pytest.param(HELLO + b"\n" + HELLO[:9], [HELLO], id="half of a second line"),
+        pytest.param(b'{"a":{"b":"}{"},"c":[{}]}{"d":1}', [b'{"a":{"b":"}{"},"c":[{}]}', b'{"d":1}'], id="nested"),
+        pytest.param(b'{"a":"\\\\"}{"b":"\\""}', [b'{"a":"\\\\"}', b'{"b":"\\""}'], id="escapes"),
+        pytest.param(b"{nonsense}" + HELLO, [b"{nonsense}", HELLO], id="what is not JSON ends at its brace"),
+        pytest.param(b"{nonsense\n" + HELLO, [b"{nonsense", HELLO], id="or else at the newline"),
+        pytest.param(b'{"a":"\n' + HELLO, [b'{"a":"', HELLO], id="a newline in a string"),
+        pytest.param(b'{"a":"\\\n' + HELLO, [b'{"a":"\\', HELLO], id="a newline after a backslash"),
+        pytest.param(b'{"a":{\n' + HELLO, [b'{"a":{', HELLO], id="a newline in an object"),
+        pytest.param(b'{"a":[}' + HELLO, [b'{"a":[}', HELLO], id="a bracket that does not close"),
+        pytest.param(b'{"\xff":"\x00"}' + HELLO, [b'{"\xff":"\x00"}', HELLO], id="neither UTF-8 nor text"),
+    ],
+)
+def test_where_a_message_ends_depends_on_its_bytes_alone(stream: bytes, expected: list[bytes]) -> None:
+    assert messages(Decoder(1000), [stream]) == expected, "whole"
+    assert messages(Decoder(1000), bytewise(stream)) == expected, "byte by byte"
+    for at in range(1, len(stream)):
+        assert messages(Decoder(1000), [stream[:at], stream[at:]]) == expected, f"cut at {at}"
+
+
+def test_the_limit_is_for_the_message_and_not_for_the_blanks_after_it() -> None:
+    for chunks in ([HELLO + b" " * 200], bytewise(HELLO + b" " * 200)):
+        assert messages(Decoder(100), chunks) == [HELLO]
 
 
 @pytest.mark.parametrize(
