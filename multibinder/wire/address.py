@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from multibinder.wire.errors import AddressError
+from multibinder.wire.excerpt import excerpt
 
 #: HAProxy's own address prefixes (configuration.txt, "Address formats") that say no more than the family.
 _FAMILY_PREFIXES = {"ipv4@": 4, "tcp4@": 4, "ipv6@": 6, "tcp6@": 6, "tcp@": None}
@@ -31,7 +32,7 @@ class TcpAddress(msgspec.Struct, frozen=True):
     def of(host: str, port: int) -> TcpAddress:
         """The address of a numeric host and a port from 0 to 65535; AddressError says what is wrong."""
         if not 0 <= port <= 65535:
-            raise AddressError(f"port {port} is out of range: a TCP port is a number from 0 to 65535")
+            raise AddressError(f"port {excerpt(str(port))} is out of range: a TCP port is a number from 0 to 65535")
         return TcpAddress(_numeric_host(host), port)
 
     @staticmethod
@@ -42,13 +43,16 @@ class TcpAddress(msgspec.Struct, frozen=True):
         if prefix := _PREFIX.match(text):
             if prefix[0] not in _FAMILY_PREFIXES:
                 raise AddressError(
-                    f"{text!r}: {prefix[0]} addresses are not supported yet, only TCP (192.0.2.1:80, [::]:443)"
+                    f"{excerpt(repr(text))}: {excerpt(prefix[0])} addresses are not supported yet, "
+                    "only TCP (192.0.2.1:80, [::]:443)"
                 )
             version = _FAMILY_PREFIXES[prefix[0]]
             rest = text[prefix.end() :]
         host, colon, port = rest.rpartition(":")
         if not colon or not re.fullmatch("[0-9]{1,9}", port):
-            raise AddressError(f"{text!r} has no port: write host:port, as in 192.0.2.1:80 or [2001:db8::1]:443")
+            raise AddressError(
+                f"{excerpt(repr(text))} has no port: write host:port, as in 192.0.2.1:80 or [2001:db8::1]:443"
+            )
         if host.startswith("[") and host.endswith("]"):
             host = host[1:-1]
         address = TcpAddress.of(host, int(port))
@@ -100,17 +104,18 @@ def tcp_address(name: Any) -> TcpAddress:
 def _numeric_host(host: str) -> str:
     if host in ("", "*"):
         raise AddressError(f"host {host!r} is ambiguous: write 0.0.0.0 for every IPv4 address, :: for IPv6")
+    shown = excerpt(repr(host))
     if "%" in host:
         raise AddressError(
-            f"host {host!r} has an IPv6 scope, which is not supported: "
+            f"host {shown} has an IPv6 scope, which is not supported: "
             "bind the address without it, or :: and filter by interface"
         )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with contextlib.suppress(OSError, ValueError):  # ValueError: a NUL, or not ASCII
         return socket.inet_ntop(family, socket.inet_pton(family, host))
     if re.fullmatch(r"[0-9.]+", host) or ":" in host:
-        raise AddressError(f"host {host!r} is not a valid IP address")
+        raise AddressError(f"host {shown} is not a valid IP address")
     raise AddressError(
-        f"host {host!r} is a name: give a numeric address. A name can mean several addresses, and another one "
+        f"host {shown} is a name: give a numeric address. A name can mean several addresses, and another one "
         "after the next DNS answer; a listener must not depend on that"
     )

@@ -17,6 +17,7 @@ import msgspec
 
 from multibinder.wire.address import Address, TcpAddress
 from multibinder.wire.errors import AddressError
+from multibinder.wire.excerpt import excerpt
 from multibinder.wire.options import OPTION_NAMES, Options, check_label
 
 #: The version of what this module describes; a change that an old peer would misread raises it.
@@ -281,7 +282,7 @@ def decode_listener_params(raw: msgspec.Raw) -> list[ListenerParams]:
     try:
         params = _listener_params.decode(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise InvalidParamsError(_explain(raw, str(error))) from None
+        raise InvalidParamsError(_explain(str(error))) from None
     if not params:
         raise InvalidParamsError('params is empty: give at least one {"address": …, "port": …}')
     return params
@@ -317,9 +318,9 @@ def encode_continuation(first: int) -> bytes:
     return encode({"jsonrpc": "2.0", "method": "descriptors", "params": {"from": first}})
 
 
-def _explain(raw: msgspec.Raw, complaint: str) -> str:
+def _explain(complaint: str) -> str:
     """msgspec names the path; an operator also wants to know what would be right."""
-    where = complaint.replace("`$", "`params")
+    where = excerpt(complaint).replace("`$", "`params")
     if "unknown field" in complaint:
         return f"{where}; a listener takes address, port, owner, {', '.join(OPTION_NAMES)}"
     return where

@@ -7,6 +7,7 @@ import re
 import msgspec
 
 from multibinder.wire.errors import AddressError
+from multibinder.wire.excerpt import excerpt
 
 #: Safe in a log line, a file name and a metric label.
 _LABEL = re.compile(r"[A-Za-z0-9_.@/+-]{1,128}")
@@ -28,7 +29,7 @@ class Options(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         # listen(2) takes an int; the kernel stores the limit in 32 bits and compares it unsigned.
         if self.backlog is not None and not 1 <= self.backlog <= 2**31 - 1:
-            raise AddressError(f"backlog {self.backlog} is out of range: 1 to {2**31 - 1} connections")
+            raise AddressError(f"backlog {excerpt(str(self.backlog))} is out of range: 1 to {2**31 - 1} connections")
         if self.name is not None:
             check_label("name", self.name)
 
@@ -39,5 +40,5 @@ OPTION_NAMES: tuple[str, ...] = Options.__struct_fields__
 def check_label(what: str, label: str) -> str:
     """A name or owner label that is safe everywhere it will appear; AddressError if it is not."""
     if not _LABEL.fullmatch(label):
-        raise AddressError(f"{what} {label!r} is not usable: 1 to 128 of A-Z a-z 0-9 _ . @ / + -")
+        raise AddressError(f"{what} {excerpt(repr(label))} is not usable: 1 to 128 of A-Z a-z 0-9 _ . @ / + -")
     return label
