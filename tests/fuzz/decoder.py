@@ -1,0 +1,145 @@
+"""Fuzz target: from bytes to an encoded answer, as the binder does it, without I/O.
+
+``python -m tests.fuzz.decoder --runs 1000000`` takes them from the generator in ``inputs``; where atheris is installed,
+the last twentieth from libFuzzer, which is led by coverage (and five times as slow). ``python -m tests.fuzz.decoder
+FILE…`` runs these inputs again.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import os
+import sys
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from multibinder import RemoteProtocolError
+from multibinder.wire import messages
+from multibinder.wire.decoder import Decoder
+from multibinder.wire.messages import InvalidParamsError
+from tests.fuzz import campaign
+from tests.fuzz.inputs import Generator, corpus
+
+#: Small, so that inputs reach it; large enough for numbers and nests that are too much for the readers behind.
+LIMIT = 16384
+#: How much longer than its request an answer may be: it repeats the id and lists the addresses, and beside that it says
+#: one sentence, with a few excerpts of at most 120 characters, each of which takes 11 bytes at most (\\U0010ffff).
+MARGIN = 4096
+
+
+def read(chunks: Iterable[bytes]) -> tuple[list[bytes], str]:
+    """The messages in a stream, and how it ends: refused, in the middle of a message, or between two."""
+    decoder = Decoder(LIMIT)
+    found = []
+    try:
+        for chunk in chunks:
+            decoder.feed(chunk)
+            while (message := decoder.next_message()) is not None:
+                found.append(message)
+    except RemoteProtocolError:
+        return found, "refused"
+    return found, "unfinished" if decoder.unfinished else "between two"
+
+
+def answer(message: bytes) -> bytes:
+    """What the binder does with a message, less what it does to sockets."""
+    try:
+        request = messages.decode_request(message)
+    except msgspec.ValidationError as error:
+        return messages.encode_error(None, messages.INVALID_REQUEST, f"not a JSON-RPC request: {error}")
+    except msgspec.DecodeError as error:
+        return messages.encode_error(None, messages.PARSE_ERROR, f"not JSON: {error}")
+    try:
+        params = messages.decode_listener_params(request.params)
+        specs = [messages.check_spec(index, element) for index, element in enumerate(params)]
+    except InvalidParamsError as error:
+        return messages.encode_error(request.id, messages.INVALID_PARAMS, f"Invalid params: {error}")
+    return messages.encode_result(request.id, [str(spec) for spec in specs])
+
+
+def read_answer(line: bytes) -> dict[str, Any]:
+    """An answer as the strictest client reads it: one line, UTF-8, no key twice, no number that JSON does not have."""
+    assert line.endswith(b"\n"), line
+    assert line.count(b"\n") == 1, line
+    found = json.loads(line.decode(), parse_constant=_refuse_constant, object_pairs_hook=_without_duplicates)
+    assert isinstance(found, dict), line
+    assert found["jsonrpc"] == "2.0", line
+    assert ("result" in found) != ("error" in found), line
+    if "error" in found:
+        assert isinstance(found["error"]["code"], int), line
+        assert isinstance(found["error"]["message"], str), line
+        found["error"]["message"].encode()  # half a surrogate has no bytes
+    return found
+
+
+def check(stream: bytes) -> None:
+    """Fails if one of the promises is broken for this stream."""
+    whole = read([stream])
+    if len(stream) <= 1024:
+        assert read(stream[at : at + 1] for at in range(len(stream))) == whole, "byte by byte it reads differently"
+    cuts = Generator(zlib.crc32(stream), [])
+    assert read(cuts.pieces(stream)) == whole, "in pieces it reads differently"
+    for message in whole[0]:
+        line = answer(message)
+        assert len(line) <= len(message) + MARGIN, f"an answer of {len(line)} bytes to a request of {len(message)}"
+        check_id(message, read_answer(line))
+
+
+def check_id(message: bytes, reply: dict[str, Any]) -> None:
+    """The id of an answer is that of its request as another reader of JSON sees it; null if that is no request."""
+    if reply["id"] is None and "error" in reply and reply["error"]["code"] != messages.INVALID_PARAMS:
+        assert reply["error"]["code"] in (messages.INVALID_REQUEST, messages.PARSE_ERROR), message
+        return
+    try:
+        expected = json.loads(message.decode(errors="replace"), parse_int=_int_or_text)["id"]
+    except RecursionError:
+        return  # msgspec skips deeper nests than this reader can read
+    assert (type(reply["id"]), reply["id"]) == (type(expected), expected), (message, reply)
+
+
+def _int_or_text(digits: str) -> int | str:
+    try:
+        return int(digits)
+    except ValueError:  # more of them than sys.get_int_max_str_digits()
+        return digits
+
+
+def _refuse_constant(name: str) -> None:
+    raise AssertionError(f"{name} is not JSON")
+
+
+def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    assert len(found) == len(pairs), pairs
+    return found
+
+
+def main() -> None:
+    options = campaign.options("decoder", engine=True)
+    if options.files:
+        campaign.again(options.files, check)
+        return
+    installed = importlib.util.find_spec("atheris") is not None
+    if options.engine == "atheris" and not installed:
+        sys.exit("atheris is not installed: pip install --editable '.[fuzz]', or --engine own")
+    by_coverage = 0
+    if options.engine != "own" and installed:
+        by_coverage = options.runs if options.engine == "atheris" else options.runs // 20
+    if own := options.runs - by_coverage:
+        seeds = corpus("decoder")
+        inputs = itertools.chain(seeds.values(), Generator(options.seed, list(seeds.values())).streams())
+        campaign.run(options, "decoder", itertools.islice(inputs, own), check)
+    if by_coverage:
+        campaign.say(f"decoder: {by_coverage} inputs led by coverage")
+        # In a process that has loaded nothing yet, because what is loaded afterwards is instrumented.
+        program = [sys.executable, "-m", "tests.fuzz.decoder_by_coverage", str(by_coverage), str(options.seed)]
+        os.execv(program[0], [*program, str(options.failures)])
+
+
+if __name__ == "__main__":
+    main()
