@@ -10,10 +10,12 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
-import os
+import subprocess
 import sys
+import tempfile
 import zlib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -136,9 +138,17 @@ def main() -> None:
         campaign.run(options, "decoder", itertools.islice(inputs, own), check)
     if by_coverage:
         campaign.say(f"decoder: {by_coverage} inputs led by coverage")
-        # In a process that has loaded nothing yet, because what is loaded afterwards is instrumented.
-        program = [sys.executable, "-m", "tests.fuzz.decoder_by_coverage", str(by_coverage), str(options.seed)]
-        os.execv(program[0], [*program, str(options.failures)])
+        sys.exit(run_by_coverage(by_coverage, options.seed, options.failures))
+
+
+def run_by_coverage(runs: int, seed: int, failures: Path) -> int:
+    """libFuzzer ends its process as it likes, and instruments what is loaded after it: it gets one of its own."""
+    with tempfile.TemporaryDirectory(prefix="mb-fuzz-") as directory:
+        program = [sys.executable, "-m", "tests.fuzz.decoder_by_coverage"]
+        status = subprocess.run([*program, str(runs), str(seed), str(failures), directory], check=False).returncode
+    if status:
+        campaign.say(f"decoder: run it again with\n  {sys.executable} -m tests.fuzz.decoder {failures}/decoder-…")
+    return status
 
 
 if __name__ == "__main__":

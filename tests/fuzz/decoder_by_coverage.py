@@ -1,11 +1,10 @@
-"""The decoder's fuzz target under atheris: ``python -m tests.fuzz.decoder_by_coverage RUNS SEED FAILURES``."""
+"""The decoder's fuzz target under atheris, for ``tests.fuzz.decoder``, with RUNS SEED FAILURES DIRECTORY."""
 
 from __future__ import annotations
 
 import os
 import random
 import sys
-import tempfile
 
 import atheris
 
@@ -14,7 +13,7 @@ with atheris.instrument_imports(include=["multibinder.wire"]):
     from tests.fuzz.inputs import CORPUS, TOKENS, Generator, corpus
 
 
-def main(runs: str, seed: str, failures: str) -> None:
+def main(runs: str, seed: str, failures: str, directory: str) -> None:
     """Does not return: libFuzzer ends the process, and leaves an input that fails in ``failures``."""
     generator = Generator(seed, list(corpus("decoder").values()))
 
@@ -28,22 +27,21 @@ def main(runs: str, seed: str, failures: str) -> None:
         mutated: bytes = atheris.Mutate(content, max_size)
         return mutated
 
-    with tempfile.TemporaryDirectory(prefix="mb-fuzz-") as directory:
-        dictionary = f"{directory}/tokens"
-        with open(dictionary, "w") as file:
-            for token in TOKENS:
-                file.write('"' + "".join(f"\\x{byte:02x}" for byte in token[:64]) + '"\n')
-        arguments = [sys.argv[0], f"-runs={runs}", f"-seed={seed}", f"-max_len={LIMIT + 1024}", "-timeout=60"]
-        arguments += [
-            f"-dict={dictionary}",
-            f"-artifact_prefix={failures}/decoder-",
-            "-verbosity=0",
-            "-print_final_stats=1",
-        ]
-        # libFuzzer writes what it finds into the first directory.
-        os.mkdir(found := f"{directory}/found")
-        atheris.Setup([*arguments, found, str(CORPUS / "decoder")], check, custom_mutator=mutate)
-        atheris.Fuzz()
+    dictionary = f"{directory}/tokens"
+    with open(dictionary, "w") as file:
+        for token in TOKENS:
+            file.write('"' + "".join(f"\\x{byte:02x}" for byte in token[:64]) + '"\n')
+    # libFuzzer writes what it finds into the first directory.
+    os.mkdir(found := f"{directory}/found")
+    arguments = [sys.argv[0], f"-runs={runs}", f"-seed={seed}", f"-max_len={LIMIT + 1024}", "-timeout=60"]
+    arguments += [
+        f"-dict={dictionary}",
+        f"-artifact_prefix={failures}/decoder-",
+        "-verbosity=0",
+        "-print_final_stats=1",
+    ]
+    atheris.Setup([*arguments, found, str(CORPUS / "decoder")], check, custom_mutator=mutate)
+    atheris.Fuzz()
 
 
 if __name__ == "__main__":
