@@ -145,6 +145,7 @@ class Connection:
             if reply["id"] is None and expected is not None:
                 # It is told why before it is dropped: what it sent cannot be read, is too much, took too long.
                 assert "error" in reply, reply
+                assert reply["error"]["code"] == messages.INVALID_REQUEST or reply["error"]["code"] >= 10000, reply
                 goodbye = True
             else:
                 assert (type(reply["id"]), reply["id"]) == (type(expected), expected), (reply, expected)
