@@ -14,6 +14,9 @@ _WITH_PIDS = {"-sf", "-st"}
 #: What makes a process of its own, or touches the running one; a check must do neither.
 _NOT_FOR_CHECK = {"-W", "-Ws", "-D", "-S", "-p", "-x", *_WITH_PIDS}
 TEMPLATE_SUFFIXES = (".j2", ".mb", ".erb")
+#: What HAProxy reads of a directory that -f names, and what is rendered to such a file (see templates_in).
+CONFIG_SUFFIX = ".cfg"
+RENDERED_SUFFIXES = (CONFIG_SUFFIX, *(f"{CONFIG_SUFFIX}{suffix}" for suffix in TEMPLATE_SUFFIXES))
 
 
 class Argument(msgspec.Struct, frozen=True):
@@ -56,9 +59,9 @@ def join(arguments: Sequence[Argument]) -> list[str]:
     return [*words, "--", *files] if files else words
 
 
-def working_directory(arguments: Sequence[Argument]) -> str:
+def working_directory(arguments: Sequence[Argument], started_in: str | None = None) -> str:
     """Where HAProxy looks for relative paths: -C changes it before any file is read."""
-    directory = os.getcwd()
+    directory = started_in or os.getcwd()
     for argument in arguments:
         if argument.flag == "-C":
             directory = os.path.join(directory, *argument.values)
@@ -98,7 +101,7 @@ def templates_in(directory: str) -> Iterator[tuple[str, str]]:
     for name in sorted(os.listdir(directory)):
         target = without_suffix(name)
         path = os.path.join(directory, name)
-        if not name.startswith(".") and target.endswith(".cfg") and os.path.isfile(path):
+        if not name.startswith(".") and target.endswith(CONFIG_SUFFIX) and os.path.isfile(path):
             yield path, target
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import textwrap
 import time
 from typing import TYPE_CHECKING, NoReturn
 
@@ -193,7 +194,10 @@ def render(file: str, name: str, variables: tuple[str, ...]) -> None:
 @_runtime_dir
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def status(name: str | None, runtime_dir: str, as_json: bool) -> None:
-    """Show one instance, or all. Exit code 1 if one runs, but not with what its templates say.
+    """Show one instance, or all. Exit code 1 if one runs, but not with what was asked for (see its PROBLEM).
+
+    'changed' names the files that the configuration came from and that changed on disk since it was loaded. That
+    alone is no failure.
 
     \b
     Example:
@@ -332,7 +336,7 @@ def _print_report(name: str, report: ReloadReport) -> None:
         click.echo(f"{name}: reloaded in {report.took_s:.2f} s, {workers}")
         for what, keys in (("added", report.added), ("kept", report.kept), ("dropped", report.dropped)):
             if keys:
-                click.echo(f"  {what:8}{', '.join(keys)}")
+                _print_row(what, ", ".join(keys), width=8)
         for address in report.kept_by_others:
             click.echo(f"  {address} stays open: another owner holds it")
         if report.message:
@@ -346,16 +350,46 @@ def _print_status(status: Status) -> None:
     if status.state == "stopped":
         click.echo(f"{status.name}: stopped")
         return
-    since = f"{time.time() - status.loaded_at:.0f} s ago" if status.loaded_at else "at an unknown time"
-    click.echo(f"{status.name}: {status.state}, HAProxy {status.version}, master {status.master}")
-    click.echo(f"  workers  {_list(status.workers)}; draining: {_list(status.old_workers) or 'none'}")
-    click.echo(
-        f"  config   generation {status.generation}, loaded {since}{', changed since' if status.config_changed else ''}"
-    )
-    click.echo(f"  binds    {', '.join(status.binds) or 'none'}")
+    version = f"HAProxy {status.version}, " if status.version else ""
+    click.echo(f"{status.name}: {status.state}, {version}master {status.master}")
+    reloads = f"{status.reloads_total}; last success {_ago(status.last_success)}"
+    if status.last_failure:
+        reloads += f"; {status.failures_total} failed, last {_ago(status.last_failure)} ({status.last_failure_phase})"
+    since = ", changed since" if status.config_changed else ""
+    _print_row("workers", _list(status.workers) or "unknown")
+    _print_row("draining", _list(status.old_workers) or "none")
+    _print_row("reloads", reloads)
+    _print_row("config", f"generation {status.generation}, loaded {_ago(status.loaded_at)}{since}")
+    if status.changed != []:
+        _print_row("changed", "cannot be told" if status.changed is None else ", ".join(status.changed))
+    _print_row("binds", ", ".join(status.binds) or "none")
     for problem in status.problems:
         first, *rest = problem.splitlines()
         click.echo("\n".join([f"  PROBLEM  {first}", *(f"           {line}" for line in rest)]))
+
+
+def _print_row(label: str, text: str, width: int = 9) -> None:
+    """In lines of 80 columns, wherever it goes; never in the middle of an address or a path."""
+    click.echo(
+        textwrap.fill(
+            text,
+            80,
+            initial_indent=f"  {label:{width}}",
+            subsequent_indent=" " * (2 + width),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    )
+
+
+def _ago(at: float | None) -> str:
+    if at is None:
+        return "unknown"
+    seconds = max(0.0, time.time() - at)
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
 
 
 def _list(numbers: list[int]) -> str:

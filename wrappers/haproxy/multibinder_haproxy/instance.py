@@ -2,7 +2,8 @@
 
 ::
 
-    RUNTIME/NAME/           0700
+    RUNTIME/NAME/           0711: summary.json is for everybody, all else for its owner
+        summary.json        what monitoring may know (summary.py)
         instance.json       the Invocation, with the master's descriptors
         loaded.json         what HAProxy was last given (Loaded)
         last-good.json      the last configuration that a worker came up with (LastGood)
@@ -28,8 +29,9 @@ from multibinder_haproxy.errors import NoSuchInstance, WrapperError
 from multibinder_haproxy.invocation import Invocation, check_name
 from multibinder_haproxy.template import Config
 
-#: Default deny: configurations hold passwords.
-_DIRECTORY_MODE, _FILE_MODE = 0o700, 0o600
+#: Default deny: configurations hold passwords. The one public file lies in the instance's own directory, because an
+#: instance that is not root's can write nowhere else; so others may pass through that directory, but not list it.
+_INSTANCE_MODE, _DIRECTORY_MODE, _FILE_MODE = 0o711, 0o700, 0o600
 
 T = TypeVar("T")
 
@@ -95,7 +97,7 @@ class Instance:
     def create(self) -> None:
         try:
             os.makedirs(os.path.dirname(self.directory), mode=0o755, exist_ok=True)
-            os.makedirs(self.directory, mode=_DIRECTORY_MODE, exist_ok=True)
+            os.makedirs(self.directory, mode=_INSTANCE_MODE, exist_ok=True)
         except OSError as error:
             raise _explained(self.directory, error) from error
 

@@ -10,6 +10,8 @@ from typing import Any
 import msgspec
 
 from multibinder_haproxy.arguments import (
+    CONFIG_SUFFIX,
+    RENDERED_SUFFIXES,
     Argument,
     is_template,
     join,
@@ -20,10 +22,15 @@ from multibinder_haproxy.arguments import (
     working_directory,
 )
 from multibinder_haproxy.errors import UsageError
+from multibinder_haproxy.origins import Recorder
 from multibinder_haproxy.template import Config, Renderer, read_variables
 
 #: The one environment variable in which an Invocation travels from ``run`` to each re-exec.
 VARIABLE = "MULTIBINDER_HAPROXY"
+#: What an instance's directory holds of ours: no rendered file may have such a name.
+_OUR_FILES = frozenset(
+    ["instance.json", "loaded.json", "last-good.json", "last-reload.json", "summary.json", "lock", "master.sock"]
+)
 #: sizeof(sun_path) less NUL, and less what HAProxy appends while it binds (".<pid>.tmp", sock_unix.c).
 _SOCKET_PATH_BYTES = 107 - len(".4194304.tmp")
 #: configuration.txt 2.3, "Environment variables", and the master's own (mworker.c, haproxy.c).
@@ -125,15 +132,33 @@ class Invocation(msgspec.Struct, frozen=True):
 
     def render(self, environment: Mapping[str, str]) -> Config:
         """Render every source as it is now. Raises TemplateFailure."""
+        recorder = Recorder()
+        self._record_what_haproxy_reads(recorder)
+        for path in self.variables:
+            recorder.file(path)
         variables: dict[str, Any] = read_variables(self.variables)
         pairs = []
         for source in self.sources:
             if source.is_directory:
+                recorder.directory(source.path, RENDERED_SUFFIXES)
                 found = templates_in(source.path)
                 pairs += [(path, os.path.join(source.target, target)) for path, target in found]
             else:
                 pairs.append((source.path, source.target))
-        return Renderer(self.name, variables, without_haproxys_own(environment)).render(pairs)
+        return Renderer(self.name, variables, without_haproxys_own(environment), recorder).render(pairs)
+
+    def _record_what_haproxy_reads(self, recorder: Recorder) -> None:
+        """Files and directories of -f without a template in them: HAProxy gets their own paths."""
+        arguments = parse(self.arguments)
+        base = working_directory(arguments, self.cwd)
+        rendered = {os.path.join(self.directory, source.target) for source in self.sources}
+        for argument in arguments:
+            path = os.path.join(base, argument.values[0]) if argument.names_config else ""
+            if os.path.isdir(path):
+                if path not in rendered:
+                    recorder.directory(path, [CONFIG_SUFFIX])
+            elif path and path not in rendered:
+                recorder.file(path)
 
     def with_fds(self, fds: Mapping[str, int]) -> Invocation:
         return msgspec.structs.replace(self, fds=dict(fds))
@@ -188,6 +213,6 @@ def _source(path: str, others: Sequence[Source]) -> Source | None:
     else:
         return None
     taken = {source.target for source in others}
-    while target in taken or target in ("instance.json", "loaded.json", "last-good.json", "lock", "master.sock"):
+    while target in taken or target in _OUR_FILES:
         target = f"{len(others)}-{target}"
     return Source(os.path.normpath(path), target, os.path.isdir(path))

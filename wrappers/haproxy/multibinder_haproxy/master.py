@@ -30,6 +30,15 @@ class Processes(msgspec.Struct, frozen=True):
     workers: list[Worker]
     old_workers: list[Worker]
 
+    @property
+    def serving(self) -> list[int]:
+        """HAProxy from 3.1 on lists the worker that serves on after a failed reload as an old one."""
+        return [worker.pid for worker in self.workers or self.old_workers[:1]]
+
+    @property
+    def draining(self) -> list[int]:
+        return [worker.pid for worker in (self.old_workers if self.workers else self.old_workers[1:])]
+
 
 class Master:
     """Talks to the master at ``path``; each call is one connection. Raises NotRunning when nobody answers."""
@@ -148,11 +157,31 @@ def parse_processes(text: str) -> Processes | None:
 
 def is_alive(pid: int) -> bool:
     """Whether a process exists and is no zombie."""
+    fields = _fields_of(pid)
+    return fields is not None and fields[0] not in "ZX"
+
+
+def start_ticks_of(pid: int) -> int:
+    """When a process began, in clock ticks since boot (proc_pid_stat(5), field 22); 0 if it does not exist.
+
+    execve(2) does not change it, and no later process of the same PID has the same.
+    """
+    return int((_fields_of(pid) or ["0"] * 20)[19])
+
+
+def is_child(pid: int, parent: int) -> bool:
+    """Whether ``pid`` lives, and ``parent`` started it."""
+    fields = _fields_of(pid)
+    return fields is not None and fields[0] not in "ZX" and int(fields[1]) == parent
+
+
+def _fields_of(pid: int) -> list[str] | None:
+    """From the third field on: the second, the name in parentheses, may contain anything."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+            return file.read().rpartition(b")")[2].decode().split()
     except OSError:
-        return False
+        return None
 
 
 def environment_of(pid: int) -> dict[str, str]:

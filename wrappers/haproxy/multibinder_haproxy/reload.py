@@ -12,13 +12,16 @@ from typing import Any
 import msgspec
 
 from multibinder import MultibinderError
-from multibinder_haproxy import sockets
+from multibinder_haproxy import sockets, summary
 from multibinder_haproxy.check import check_with_haproxy
 from multibinder_haproxy.errors import BinderAway, NotRunning, ReloadFailed, WrapperError
-from multibinder_haproxy.instance import Instance, ReloadReport
+from multibinder_haproxy.instance import Instance, Loaded, ReloadReport
 from multibinder_haproxy.invocation import Invocation
-from multibinder_haproxy.master import Master, environment_of, is_alive
+from multibinder_haproxy.master import Master, Processes, environment_of, is_alive
 from multibinder_haproxy.template import Config, Slot
+
+#: How long its CLI may be away while the master executes itself.
+_MASTER_AWAY_S = 2.0
 
 
 def now_s() -> float:
@@ -53,10 +56,12 @@ def reload(instance: Instance, timeout_s: float) -> ReloadReport:
         if last is not None and last.started_s > asked_at:
             return last
         draft = _draft()
+        before = instance.read_loaded()
         try:
             config = check(instance)
             report = _perform(instance, timeout_s, msgspec.structs.replace(draft, warnings=config.warnings))
-        except WrapperError as error:
+        except (WrapperError, OSError) as error:
+            _summarize(instance, before, error)
             instance.write_report(_ended(draft, ok=False, message=str(error)))
             raise
         instance.write_report(report)
@@ -89,6 +94,7 @@ def stop(instance: Instance, timeout_s: float, keep_listeners: bool) -> list[str
         pid = Master(invocation.master_socket).processes().master
         # SIGUSR1 to the master: graceful stop (management guide, "Stopping and restarting HAProxy").
         os.kill(pid, signal.SIGUSR1)
+        summary.stopping(instance)
         closed: list[str] = []
         if invocation.binder and not keep_listeners:
             # Nobody accepts from now on; a client in the queue should be told rather than wait.
@@ -102,6 +108,7 @@ def stop(instance: Instance, timeout_s: float, keep_listeners: bool) -> list[str
                     f"--timeout, or end them with 'kill {pid}'"
                 )
             time.sleep(0.05)
+        summary.stopped(instance)
         return closed
 
 
@@ -124,7 +131,7 @@ def _perform(instance: Instance, timeout_s: float, draft: ReloadReport) -> Reloa
     try:
         log = master.reload(timeout_s)
     except ReloadFailed as error:
-        return _failed(instance, draft, str(error))
+        return _failed(instance, master, draft, error)
     report = _conclude(instance, master, before.master, old, timeout_s, draft)
     if report.ok and report.generation <= generation:
         wrapper = instance.read_invocation().wrapper
@@ -139,13 +146,16 @@ def _conclude(
     try:
         workers = master.await_new_worker(old, time.monotonic() + timeout_s, lambda: is_alive(master_pid))
     except ReloadFailed as error:
-        return _failed(instance, draft, str(error))
+        return _failed(instance, master, draft, error)
     except NotRunning as error:
+        summary.reload_unseen(instance, error)
         return _ended(draft, ok=False, message=f"HAProxy's master is gone: {error}")
-    except TimeoutError:
+    except TimeoutError as error:
         # It may still come up: what it binds must not be taken away from it.
         message = f"no new worker answered within {timeout_s:g} s; HAProxy's log says what it is doing"
+        summary.reload_unseen(instance, error)
         return _ended(draft, ok=False, message=message)
+    summary.reload_ended(instance, [worker.pid for worker in workers], _processes(master))
     return _settled(instance, msgspec.structs.replace(draft, new_workers=[worker.pid for worker in workers]))
 
 
@@ -172,13 +182,35 @@ def _settled(instance: Instance, draft: ReloadReport) -> ReloadReport:
     )
 
 
-def _failed(instance: Instance, draft: ReloadReport, message: str) -> ReloadReport:
+def _failed(instance: Instance, master: Master, draft: ReloadReport, error: ReloadFailed) -> ReloadReport:
     """The old worker serves the last good configuration: a listener that only the new one has would swallow clients."""
+    summary.reload_failed(instance, error, _processes(master))
     loaded, good = instance.read_loaded(), instance.read_last_good()
     if loaded is not None and good is not None:
         _, problem = _release_others(instance, good.config)
         instance.write_loaded(msgspec.structs.replace(loaded, settled=not problem))
-    return _ended(draft, ok=False, message=message)
+    return _ended(draft, ok=False, message=str(error))
+
+
+def _processes(master: Master) -> Processes | None:
+    """None while HAProxy 2.6 re-executes itself once more, for a while."""
+    deadline = time.monotonic() + _MASTER_AWAY_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(NotRunning):
+            return master.processes()
+        time.sleep(0.02)
+    return None
+
+
+def _summarize(instance: Instance, before: Loaded | None, error: Exception) -> None:
+    """A reload that raised: HAProxy was not told of it, or was and nobody saw how it ended."""
+    after = instance.read_loaded()
+    if isinstance(error, NotRunning) and (after is None or not is_alive(after.master)):
+        return  # there was nothing to reload
+    if before is not None and after is not None and after.generation > before.generation:
+        summary.reload_unseen(instance, error)
+    else:
+        summary.reload_refused(instance, error)
 
 
 def _release_others(instance: Instance, config: Config) -> tuple[list[str], str]:

@@ -12,7 +12,7 @@ from typing import NoReturn
 import msgspec
 
 from multibinder import MultibinderError
-from multibinder_haproxy import sockets
+from multibinder_haproxy import sockets, summary
 from multibinder_haproxy.arguments import old_workers, parse
 from multibinder_haproxy.check import check_with_haproxy
 from multibinder_haproxy.entry import exec_haproxy
@@ -35,22 +35,14 @@ def run(invocation: Invocation) -> NoReturn:
     instance.create()
     with instance.locked(timeout_s=invocation.wait_s):
         _refuse_a_second(instance, invocation)
-        config, fallback = _choose(invocation, instance)
         try:
-            invocation = _equip(invocation, instance, config, fallback)
-        except BinderAway:
+            invocation, failure = _load(invocation, instance)
+        except (WrapperError, OSError) as error:
+            summary.start_failed(instance, error)
             raise
-        except BindRefused as error:
-            good = instance.read_last_good()
-            if invocation.strict or good is None or config.same_as(good.config):
-                raise
-            fallback = str(error)
-            invocation = _equip(invocation, instance, good.config, fallback)
-        else:
-            if not fallback:
-                instance.write_last_good(config)
-        if fallback:
-            _warn_of_fallback(invocation, fallback)
+        if failure:
+            _warn_of_fallback(invocation, str(failure))
+        summary.started(instance, failure)
     _become_haproxy(invocation, invocation.command)
 
 
@@ -67,8 +59,12 @@ def resume(record: str, arguments: list[str]) -> NoReturn:
     held = sockets.at_hand(invocation.fds)
     try:
         invocation = _renew(invocation, instance, held, old)
+        summary.reload_began(instance, old)
     except (WrapperError, OSError) as error:
-        invocation = _fall_back(invocation, instance, held, old, str(error))
+        try:
+            invocation = _fall_back(invocation, instance, held, old, str(error))
+        finally:
+            summary.reload_began(instance, old, error)
     _settle_later(invocation, instance)
     _become_haproxy(invocation, [invocation.wrapper, *arguments])
 
@@ -84,7 +80,24 @@ def _refuse_a_second(instance: Instance, invocation: Invocation) -> None:
     )
 
 
-def _choose(invocation: Invocation, instance: Instance) -> tuple[Config, str | None]:
+def _load(invocation: Invocation, instance: Instance) -> tuple[Invocation, WrapperError | None]:
+    """Choose and equip; and why it is not what the templates say, if so."""
+    config, failure = _choose(invocation, instance)
+    try:
+        invocation = _equip(invocation, instance, config, str(failure) if failure else None)
+    except BinderAway:
+        raise
+    except BindRefused as error:
+        good = instance.read_last_good()
+        if invocation.strict or good is None or config.same_as(good.config):
+            raise
+        return _equip(invocation, instance, good.config, str(error)), error
+    if not failure:
+        instance.write_last_good(config)
+    return invocation, failure
+
+
+def _choose(invocation: Invocation, instance: Instance) -> tuple[Config, WrapperError | None]:
     """The configuration to start with, and why it is not what the templates say, if so."""
     good = instance.read_last_good()
     try:
@@ -95,7 +108,7 @@ def _choose(invocation: Invocation, instance: Instance) -> tuple[Config, str | N
     except (TemplateFailure, ConfigRefused) as error:
         if invocation.strict or good is None:
             raise
-        return good.config, str(error)
+        return good.config, error
     return config, None
 
 

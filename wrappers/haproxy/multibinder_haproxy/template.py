@@ -7,7 +7,7 @@ import os
 import re
 import tomllib
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -15,6 +15,7 @@ import msgspec
 
 from multibinder import OPTION_NAMES, AddressError, ListenerSpec, Options, TcpAddress
 from multibinder_haproxy.errors import TemplateFailure
+from multibinder_haproxy.origins import Origins, Recorder
 
 #: What HAProxy does not apply to an inherited socket, and what to do instead (measured; see docs).
 _IGNORED_ON_INHERITED = {
@@ -59,11 +60,15 @@ class Slot(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Config(msgspec.Struct, frozen=True):
-    """A whole configuration: the text of each file, with ``fd@{key}`` where the slot of that key goes."""
+    """A whole configuration: the text of each file, with ``fd@{key}`` where the slot of that key goes.
+
+    ``origins`` is what it was made of; equal configurations may have different ones.
+    """
 
     files: dict[str, str]
     slots: list[Slot]
     warnings: list[str] = []
+    origins: Origins = Origins()
 
     def fill(self, descriptors: Mapping[str, int]) -> dict[str, str]:
         """The files with a descriptor in each slot; KeyError names a slot without one."""
@@ -108,7 +113,10 @@ def read_variables(paths: Sequence[str]) -> dict[str, Any]:
 class Renderer:
     """Renders the files of one configuration; collects the slots that they ask for."""
 
-    def __init__(self, name: str, variables: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, name: str, variables: Mapping[str, Any], environment: Mapping[str, str], recorder: Recorder | None = None
+    ) -> None:
+        self._recorder = recorder or Recorder()
         self._slots: dict[str, Slot] = {}
         self._globals = {"bind_tcp": self._bind_tcp, "env": _Environment(environment), "name": name, **variables}
 
@@ -116,8 +124,9 @@ class Renderer:
         """``sources`` has ``(path, target)``; a path that is no template is taken as it is."""
         files: dict[str, str] = {}
         for path, target in sources:
+            self._recorder.file(path)
             files[target] = self._render(path)
-        return Config(files, list(self._slots.values()), [*_lint(files)])
+        return Config(files, list(self._slots.values()), [*_lint(files)], self._recorder.origins())
 
     def _render(self, path: str) -> str:
         text = _read(path)
@@ -138,7 +147,7 @@ class Renderer:
         else:
             delimiters = {}
         jinja = jinja2.Environment(  # noqa: S701 (HAProxy's configuration is no HTML)
-            loader=jinja2.FileSystemLoader(os.path.dirname(path)),
+            loader=_RecordingLoader(os.path.dirname(path), self._recorder),
             undefined=jinja2.StrictUndefined,
             keep_trailing_newline=True,
             **delimiters,  # type: ignore[arg-type]
@@ -173,6 +182,20 @@ class Renderer:
                 f"{_options(slot)}; one address has one socket, so give the same options"
             )
         return f"fd@{{{slot.key}}}"
+
+
+class _RecordingLoader(jinja2.FileSystemLoader):
+    """What templates include, import and extend belongs to what the configuration came from."""
+
+    def __init__(self, directory: str, recorder: Recorder) -> None:
+        super().__init__(directory)
+        self._directory = directory
+        self._recorder = recorder
+
+    def get_source(self, environment: jinja2.Environment, template: str) -> tuple[str, str, Callable[[], bool]]:
+        pieces = jinja2.loaders.split_template_path(template)
+        self._recorder.file(os.path.join(self._directory, *pieces))
+        return super().get_source(environment, template)
 
 
 class _Environment(dict[str, str]):
