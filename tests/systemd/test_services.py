@@ -257,3 +257,18 @@ def watched_for_s(machine: Machine) -> float:
     """From the binder's start to the last time that it told the watchdog."""
     last, start = (int(machine.show(BINDER, f"{name}TimestampMonotonic")) for name in ("Watchdog", "ExecMainStart"))
     return (last - start) / 1e6
+
+
+def test_monitoring_without_privileges_reads_the_summary_of_an_instance_and_nothing_else(
+    make_instance: Callable[[str], Instance],
+) -> None:
+    instance = make_instance("web")
+    directory = "/run/multibinder-haproxy/web"
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    found = json.loads(instance.machine.must(*nobody, "cat", f"{directory}/summary.json"))
+    assert (found["state"], found["master"]["pid"]) == ("running", instance.life()[0])
+    instance.machine.must("systemctl", "reload", instance.unit)
+    found = json.loads(instance.machine.must(*nobody, "cat", f"{directory}/summary.json"))
+    assert (found["generation"], found["workers"]) == (2, instance.workers())
+    for command in (["ls", directory], ["cat", f"{directory}/web.cfg"], ["cat", f"{directory}/loaded.json"]):
+        assert instance.machine.run(*nobody, *command).returncode != 0

@@ -1,0 +1,107 @@
+"""The documents that others read: what is written down about them, and what is in them."""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+
+import msgspec
+import pytest
+from multibinder_haproxy import summary
+from multibinder_haproxy.errors import BinderAway, BindRefused, ConfigRefused, ReloadFailed, TemplateFailure
+from multibinder_haproxy.instance import Instance, ReloadReport
+from multibinder_haproxy.master import is_child, start_ticks_of
+from multibinder_haproxy.status import Status
+from multibinder_haproxy.summary import Summary
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "instance-summary.md"
+
+
+def documented(heading: str) -> set[str]:
+    """The names in the first column of the table below a heading."""
+    section = DOCUMENT.read_text().partition(f"\n## {heading}")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    return {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+
+
+@pytest.mark.parametrize(
+    ("heading", "kind"), [("The file, version 1", Summary), ("`multibinder-haproxy status --json`, format 1", Status)]
+)
+def test_every_field_is_documented_and_nothing_else(heading: str, kind: type[msgspec.Struct]) -> None:
+    assert documented(heading) == {*kind.__struct_fields__}
+
+
+def test_the_fields_of_the_last_reload_are_documented() -> None:
+    [row] = [line for line in DOCUMENT.read_text().splitlines() if line.startswith("| `last_reload`")]
+    assert {*re.findall(r"`(\w+)`", row)} - {"last_reload", "reload"} == {*ReloadReport.__struct_fields__} - {
+        "started_s"
+    }
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Instance:
+    instance = Instance(str(tmp_path), "web")
+    instance.create()
+    return instance
+
+
+@pytest.mark.parametrize(
+    ("failure", "phase"),
+    [
+        (TemplateFailure(""), "template"),
+        (BindRefused(""), "binds"),
+        (BinderAway(""), "binds"),
+        (ConfigRefused(""), "check"),
+        (ReloadFailed(""), "load"),
+        (TimeoutError(), "load"),
+        (OSError(), "load"),
+    ],
+)
+def test_a_failure_has_the_phase_in_which_it_came(instance: Instance, failure: Exception, phase: str) -> None:
+    summary.reload_refused(instance, failure)
+    found = summary.read(instance)
+    assert found is not None
+    assert (found.last_failure_phase, found.failures_total, found.reloads_total) == (phase, 1, 1)
+
+
+def test_no_count_is_lost_when_several_write_at_once(instance: Instance) -> None:
+    def refuse() -> None:
+        for _ in range(20):
+            summary.reload_refused(instance, ConfigRefused(""))
+
+    threads = [threading.Thread(target=refuse) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = summary.read(instance)
+    assert found is not None
+    assert found.reloads_total == found.failures_total == 80
+
+
+@pytest.mark.parametrize("content", [b"", b'{"version":1,"na', b'{"version":2,"name":"web","reloads_total":7}', b"[]"])
+def test_what_is_no_summary_of_this_version_is_replaced_by_one(instance: Instance, content: bytes) -> None:
+    Path(instance.directory, "summary.json").write_bytes(content)
+    assert summary.read(instance) is None
+    summary.stopping(instance)
+    found = summary.read(instance)
+    assert found is not None
+    assert (found.state, found.reloads_total) == ("stopping", 0)
+
+
+def test_an_instance_that_cannot_be_written_is_one_warning_and_no_exception(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    missing = Instance(str(tmp_path), "nowhere")
+    for _ in range(3):
+        summary.stopping(missing)
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert "nowhere/summary.json: cannot write: no such file or directory" in said
+
+
+def test_pid_1_has_a_start_and_is_no_child_of_ours() -> None:
+    assert start_ticks_of(2**31 - 1) == 0
+    assert not is_child(1, 2**31 - 1)
+    assert is_child(1, 0)
