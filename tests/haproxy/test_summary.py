@@ -156,6 +156,20 @@ def test_a_load_that_haproxy_gives_up_is_one_failure_and_names_the_worker_that_s
     assert get((host, 8000)) == "ok"
 
 
+def test_a_fallback_that_haproxy_gives_up_as_well_is_one_failure(haproxy: Haproxy, host: str) -> None:
+    page = haproxy.directory / "503.http"
+    page.write_text("HTTP/1.0 503 Service Unavailable\r\n\r\n")
+    haproxy.template.write_text(config(bind_tcp((host, 8000)), after=f"    errorfile 503 {page}"))
+    haproxy.start()
+    [worker] = haproxy.workers()
+    page.unlink()
+    haproxy.template.write_text("{{ nothing }}")
+    os.kill(haproxy.pid, signal.SIGUSR2)
+    found = wait_for(haproxy, lambda found: found["generation"] == 2 and found["workers"])
+    assert (found["state"], found["fallback"], counters(found)) == ("running", True, (1, 1, 1))
+    assert (found["last_failure_phase"], found["workers"]) == ("template", [worker])
+
+
 def test_a_start_with_the_last_good_configuration_is_a_failure_and_one_that_fails_is_too(
     web: Haproxy, host: str
 ) -> None:
