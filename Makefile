@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOCKS := requirements-build.lock requirements-dev.lock
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation
 
-.PHONY: demo test lint bench fuzz clean
+.PHONY: demo test lint bench fuzz lock clean
 
 demo: $(VENV)/ready
 	@tools/need haproxy:haproxy
@@ -25,18 +27,32 @@ bench: $(VENV)/ready
 
 # Coverage-guided where atheris can be installed, and without it elsewhere: tests/fuzz/decoder.py.
 fuzz: $(VENV)/ready
-	@$(BIN)/python -c 'import atheris' 2>/dev/null || \
-		$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,fuzz]' || \
+	@test -d $(VENV)/fuzz || $(BIN)/pip install --quiet --disable-pip-version-check --target $(VENV)/fuzz 'atheris>=3.0' || \
 		echo 'atheris cannot be installed here: going on without it'
-	@$(BIN)/python -m tests.fuzz.decoder --runs 1000000
+	@PYTHONPATH=$(VENV)/fuzz $(BIN)/python -m tests.fuzz.decoder --runs 1000000
 	@$(BIN)/python -m tests.fuzz.server --runs 100000
 
-$(VENV)/ready: pyproject.toml
+# The lock files say what is installed, to the byte. Nothing is built on the way but sdnotify, which is published as source
+# alone, by the setuptools of the first lock file. '--clear': what is no longer locked must not stay.
+$(VENV)/ready: pyproject.toml $(LOCKS)
 	@$(PYTHON) -c 'import sys; sys.exit("multibinder needs Python 3.11 or later, this is " + sys.version if sys.version_info < (3, 11) else 0)'
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || tools/need ensurepip:python3-venv
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(INSTALL) --require-hashes --only-binary :all: -r requirements-build.lock
+	@$(INSTALL) --require-hashes --only-binary :all: --no-binary sdnotify -r requirements-dev.lock
+	@$(INSTALL) --no-deps --editable .
 	@touch $@
+
+# Brings the lock files in line with pyproject.toml, for every Python from 3.11 on; versions that still fit stay, unless
+# UPGRADE=1. uv alone resolves for several Pythons at once; only who makes the lock needs it, so it is not locked itself.
+lock:
+	@directory=$$(mktemp -d) && trap 'rm -rf "$$directory"' EXIT && \
+		$(PYTHON) -m venv "$$directory" && \
+		"$$directory/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: uv==0.13.9 && \
+		set -- "$$directory/bin/uv" pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes \
+			$(if $(UPGRADE),--upgrade) --custom-compile-command 'make lock' && \
+		"$$@" --extra dev --output-file requirements-dev.lock pyproject.toml && \
+		echo setuptools | "$$@" --constraint requirements-dev.lock --output-file requirements-build.lock -
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
