@@ -20,6 +20,7 @@ lint: $(VENV)/ready
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/python -m tools.audit $(LOCKS)
 
 bench: $(VENV)/ready
 	@tools/need haproxy:haproxy
