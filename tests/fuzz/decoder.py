@@ -128,7 +128,7 @@ def main() -> None:
         return
     installed = importlib.util.find_spec("atheris") is not None
     if options.engine == "atheris" and not installed:
-        sys.exit("atheris is not installed: pip install --editable '.[fuzz]', or --engine own")
+        sys.exit("atheris is not installed: pip install atheris, or --engine own")
     by_coverage = 0
     if options.engine != "own" and installed:
         by_coverage = options.runs if options.engine == "atheris" else options.runs // 20

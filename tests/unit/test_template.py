@@ -8,14 +8,16 @@ from multibinder_haproxy.errors import TemplateFailure
 from multibinder_haproxy.template import Config, Renderer, read_variables
 
 
-def render(path: Path, text: str, environment: dict[str, str] | None = None, **variables: Any) -> Config:
+def render(
+    path: Path, text: str, environment: dict[str, str] | None = None, *, sandbox: bool = False, **variables: Any
+) -> Config:
     path.write_text(text)
-    return Renderer("web", variables, environment or {}).render([(str(path), path.stem)])
+    return Renderer("web", variables, environment or {}, sandbox=sandbox).render([(str(path), path.stem)])
 
 
-def failure(path: Path, text: str) -> str:
+def failure(path: Path, text: str, *, sandbox: bool = False, **variables: Any) -> str:
     with pytest.raises(TemplateFailure) as raised:
-        render(path, text)
+        render(path, text, sandbox=sandbox, **variables)
     return str(raised.value)
 
 
@@ -162,3 +164,68 @@ def test_variables_that_make_no_sense_are_refused(tmp_path: Path, name: str, con
     (tmp_path / name).write_text(content)
     with pytest.raises(TemplateFailure, match=message):
         read_variables([str(tmp_path / name)])
+
+
+def test_a_template_runs_any_python_and_in_the_sandbox_none(template: Path, tmp_path: Path) -> None:
+    proof = tmp_path / "proof"
+    escape = f"global\n{{{{ cycler.__init__.__globals__.os.mkdir('{proof}') }}}}\n"
+    said = failure(template, escape, sandbox=True)
+    assert said.startswith(f"{template}:2: the sandbox refuses this: access to attribute '__init__' of 'type' object")
+    assert "start without --sandbox" in said
+    assert not proof.exists()
+    render(template, escape)
+    assert proof.is_dir()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ bind_tcp.__self__ }}",
+        "{{ bind_tcp.__func__.__globals__ }}",
+        "{{ bind_tcp.__globals__['os'] }}",
+        "{{ env.__class__ }}",
+        "{{ env['__class__'].mro() }}",
+        "{{ (env | attr('__class__')).mro() }}",
+        "{{ '{0.__class__}'.format(env) }}",
+        "{{ ('{0.__class__}' | attr('format'))(env) }}",
+        "{% set f = '{0.__class__}'.format %}{{ f(env) }}",
+        "{{ self._TemplateReference__context.__class__ }}",
+        "{{ env.update(A='2') }}",
+        "{{ env.clear() }}",
+        "{{ hosts.append('mallory') }}",
+        "{{ range(1000000) | list }}",
+    ],
+)
+def test_the_sandbox_refuses_what_leads_to_python_or_changes_what_is_given(template: Path, text: str) -> None:
+    hosts = ["a"]
+    said = failure(template, f"\n{text}\n", sandbox=True, hosts=hosts)
+    assert said.startswith(f"{template}:2: ")
+    assert "sandbox" in said or "has no attribute" in said or "is undefined" in said
+    assert hosts == ["a"]
+
+
+def test_an_escape_in_an_included_file_is_refused_there(template: Path) -> None:
+    (template.parent / "part.j2").write_text("\n\n{{ ''.__class__.mro() }}\n")
+    said = failure(template, "{% include 'part.j2' %}", sandbox=True)
+    assert said.startswith(f"{template.parent}/part.j2:3: the sandbox refuses this: ")
+
+
+def test_the_sandbox_changes_nothing_for_a_template_that_only_writes_a_configuration(template: Path) -> None:
+    (template.parent / "macros.j2").write_text("{% macro line(what) %}server {{ what }}{% endmacro %}")
+    (template.parent / "part.j2").write_text("# {{ name }}\n")
+    text = (
+        "{% from 'macros.j2' import line %}{% include 'part.j2' %}"
+        "bind {{ bind_tcp('0.0.0.0', env.PORT, backlog=5) }}\n"
+        "{% set list = namespace(all='') %}{% for host in hosts | sort %}{% set list.all = list.all ~ host %}"
+        "{{ line(host.upper()) }} {{ '%s:%d' | format(host, loop.index) }} {{ '{}'.format(host) }}\n"
+        "{% endfor %}{{ list.all }}"
+    )
+    plain = render(template, text, {"PORT": "80"}, hosts=["b", "a"])
+    assert plain.files == {"web.cfg": "# web\nbind fd@{0.0.0.0:80}\nserver A a:1 a\nserver B b:2 b\nab"}
+    assert render(template, text, {"PORT": "80"}, sandbox=True, hosts=["b", "a"]) == plain
+
+
+def test_the_sandbox_is_for_erb_files_too(erb: Path) -> None:
+    text = "bind <%= bind_tcp('0.0.0.0', 80) %>"
+    assert render(erb, text, sandbox=True) == render(erb, text)

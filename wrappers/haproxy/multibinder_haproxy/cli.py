@@ -55,6 +55,13 @@ _vars = click.option(
     type=click.Path(exists=True, dir_okay=False),
     help="A .toml or .json file with variables for the templates; may be given several times.",
 )
+_sandbox = click.option(
+    "--sandbox",
+    is_flag=True,
+    help="Templates cannot run Python of their own (Jinja2's sandbox). Without it a template is a program: whoever can "
+    "change it, or a file that it includes, can do all that this user can. What HAProxy does with the result, and what "
+    "'env' holds, the sandbox does not limit.",
+)
 _socket = click.option(
     "--socket", envvar=SOCKET_VARIABLE, show_envvar=True, metavar="PATH", help="The binder's control socket."
 )
@@ -80,6 +87,7 @@ def multibinder_haproxy() -> None:
 @click.option("--wait", type=click.FloatRange(0), default=10.0, show_default=True, metavar="SECONDS",
               help="For a binder that is not there yet.")  # fmt: skip
 @click.option("--strict", is_flag=True, help="Never start with the last good configuration: fail instead.")
+@_sandbox
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- HAPROXY ARGS...")
 def run(
     name: str,
@@ -88,6 +96,7 @@ def run(
     variables: tuple[str, ...],
     wait: float,
     strict: bool,
+    sandbox: bool,
     command: tuple[str, ...],
 ) -> None:
     """Render the templates, get the sockets, and become HAProxy.
@@ -95,7 +104,8 @@ def run(
     Every -f FILE.j2 (also .mb, .erb, and directories) is rendered; all other arguments go to HAProxy as they are. No
     process of ours stays: HAProxy's own reload (SIGUSR2, its master CLI) runs the wrapper again.
 
-    If a template is broken, or HAProxy refuses the configuration, the last good one is used, and said so.
+    If a template is broken, or HAProxy refuses the configuration, the last good one is used, and said so. The options
+    are remembered: every reload uses them too.
 
     \b
     Example:
@@ -103,7 +113,7 @@ def run(
     """
     from multibinder_haproxy.start import run as start
 
-    start(_plan(Instance(runtime_dir, name), command, socket, variables, strict, wait))
+    start(_plan(Instance(runtime_dir, name), command, socket, variables, strict, wait, sandbox))
 
 
 @multibinder_haproxy.command("reload", epilog=EXIT_CODES)
@@ -139,8 +149,13 @@ def reload_command(name: str | None, every: bool, keep_going: bool, runtime_dir:
 @_runtime_dir
 @_socket
 @_vars
-def check(name_or_command: tuple[str, ...], runtime_dir: str, socket: str | None, variables: tuple[str, ...]) -> None:
+@_sandbox
+def check(
+    name_or_command: tuple[str, ...], runtime_dir: str, socket: str | None, variables: tuple[str, ...], sandbox: bool
+) -> None:
     """Say whether a reload (NAME) or a start (-- ARGS...) would succeed. Touches nothing.
+
+    A NAME is checked with the options that it was started with.
 
     \b
     Example:
@@ -152,9 +167,11 @@ def check(name_or_command: tuple[str, ...], runtime_dir: str, socket: str | None
     from multibinder_haproxy.errors import BinderAway
 
     if len(name_or_command) == 1:
+        if sandbox:
+            raise UsageError("--sandbox goes with '-- HAPROXY ARGS...': a NAME is checked as it was started")
         config = reload.check(Instance(runtime_dir, name_or_command[0]))
     else:
-        invocation = _plan(Instance(runtime_dir, "check"), name_or_command, socket, variables, strict=True, wait=0)
+        invocation = _plan(Instance(runtime_dir, "check"), name_or_command, socket, variables, True, 0, sandbox)
         config = invocation.render(os.environ)
         check_with_haproxy(invocation, config, os.environ)
         if invocation.binder:
@@ -173,8 +190,9 @@ def check(name_or_command: tuple[str, ...], runtime_dir: str, socket: str | None
 @multibinder_haproxy.command()
 @click.option("--name", default="NAME", help="What 'name' is in the template.")
 @_vars
+@_sandbox
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
-def render(file: str, name: str, variables: tuple[str, ...]) -> None:
+def render(file: str, name: str, variables: tuple[str, ...], sandbox: bool) -> None:
     """Print a template's text, with fd@{ADDRESS} where a descriptor will stand. Asks no binder.
 
     \b
@@ -183,7 +201,8 @@ def render(file: str, name: str, variables: tuple[str, ...]) -> None:
     """
     from multibinder_haproxy.template import Renderer, read_variables
 
-    config = Renderer(name, read_variables(variables), os.environ).render([(os.path.abspath(file), file)])
+    renderer = Renderer(name, read_variables(variables), os.environ, sandbox=sandbox)
+    config = renderer.render([(os.path.abspath(file), file)])
     click.echo(config.files[file], nl=False)
     for warning in config.warnings:
         _warn(warning)
@@ -269,6 +288,7 @@ def _plan(
     variables: tuple[str, ...],
     strict: bool,
     wait: float,
+    sandbox: bool,
 ) -> Invocation:
     from multibinder_haproxy.invocation import Invocation
 
@@ -281,6 +301,7 @@ def _plan(
         binder=os.path.abspath(socket) if socket else None,
         strict=strict,
         wait_s=wait,
+        sandbox=sandbox,
     )
 
 

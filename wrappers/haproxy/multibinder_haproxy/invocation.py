@@ -66,6 +66,7 @@ class Invocation(msgspec.Struct, frozen=True):
     wait_s: float
     cwd: str
     fds: dict[str, int] = {}
+    sandbox: bool = False
 
     @classmethod
     def plan(
@@ -79,6 +80,7 @@ class Invocation(msgspec.Struct, frozen=True):
         binder: str | None = None,
         strict: bool = False,
         wait_s: float = 10.0,
+        sandbox: bool = False,
     ) -> Invocation:
         """Read HAProxy's command line; UsageError says what is wrong with it."""
         haproxy, arguments = _executable(command[0]), parse(command[1:])
@@ -113,6 +115,7 @@ class Invocation(msgspec.Struct, frozen=True):
             strict,
             wait_s,
             os.getcwd(),
+            sandbox=sandbox,
         )
 
     @property
@@ -145,7 +148,8 @@ class Invocation(msgspec.Struct, frozen=True):
                 pairs += [(path, os.path.join(source.target, target)) for path, target in found]
             else:
                 pairs.append((source.path, source.target))
-        return Renderer(self.name, variables, without_haproxys_own(environment), recorder).render(pairs)
+        environment = without_haproxys_own(environment)
+        return Renderer(self.name, variables, environment, recorder, sandbox=self.sandbox).render(pairs)
 
     def _record_what_haproxy_reads(self, recorder: Recorder) -> None:
         """Files and directories of -f without a template in them: HAProxy gets their own paths."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jinja2
+import jinja2.sandbox
 import msgspec
 
 from multibinder import OPTION_NAMES, AddressError, ListenerSpec, Options, TcpAddress
@@ -111,12 +112,22 @@ def read_variables(paths: Sequence[str]) -> dict[str, Any]:
 
 
 class Renderer:
-    """Renders the files of one configuration; collects the slots that they ask for."""
+    """Renders the files of one configuration; collects the slots that they ask for.
+
+    A template can run any Python, with our rights. With ``sandbox`` it cannot, nor change what it is given.
+    """
 
     def __init__(
-        self, name: str, variables: Mapping[str, Any], environment: Mapping[str, str], recorder: Recorder | None = None
+        self,
+        name: str,
+        variables: Mapping[str, Any],
+        environment: Mapping[str, str],
+        recorder: Recorder | None = None,
+        *,
+        sandbox: bool = False,
     ) -> None:
         self._recorder = recorder or Recorder()
+        self._sandbox = sandbox
         self._slots: dict[str, Slot] = {}
         self._globals = {"bind_tcp": self._bind_tcp, "env": _Environment(environment), "name": name, **variables}
 
@@ -146,7 +157,8 @@ class Renderer:
             }
         else:
             delimiters = {}
-        jinja = jinja2.Environment(  # noqa: S701 (HAProxy's configuration is no HTML)
+        kind_of_environment = jinja2.sandbox.ImmutableSandboxedEnvironment if self._sandbox else jinja2.Environment
+        jinja = kind_of_environment(
             loader=_RecordingLoader(os.path.dirname(path), self._recorder),
             undefined=jinja2.StrictUndefined,
             keep_trailing_newline=True,
@@ -160,7 +172,18 @@ class Renderer:
         except UnicodeDecodeError as error:
             raise TemplateFailure(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
         except Exception as error:  # a template is a program: it can raise anything
-            raise TemplateFailure(f"{_where(path, error)}: {_sentence(error)}") from error
+            raise TemplateFailure(f"{_where(path, error)}: {self._sentence(error)}") from error
+
+    def _sentence(self, error: Exception) -> str:
+        # OverflowError is what the sandbox's range() raises.
+        if self._sandbox and isinstance(error, jinja2.exceptions.SecurityError | OverflowError):
+            return (
+                f"the sandbox refuses this: {error} Write it without, compute it in a --vars file, or, if whoever can "
+                "change this template may run any program as you, start without --sandbox"
+            )
+        if isinstance(error, jinja2.UndefinedError | jinja2.TemplateNotFound | AddressError):
+            return str(error.message if isinstance(error, jinja2.TemplateError) else error)
+        return f"{type(error).__name__}: {error}"
 
     def _bind_tcp(self, host: str, port: int | str, **options: Any) -> str:
         if unknown := sorted(options.keys() - set(OPTION_NAMES)):
@@ -256,12 +279,6 @@ def _where(path: str, error: Exception) -> str:
         if os.path.dirname(frame.filename) == directory:
             place = f"{frame.filename}:{frame.lineno}"
     return place
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, jinja2.UndefinedError | jinja2.TemplateNotFound | AddressError):
-        return str(error.message if isinstance(error, jinja2.TemplateError) else error)
-    return f"{type(error).__name__}: {error}"
 
 
 def _options(slot: Slot) -> str:
