@@ -117,6 +117,7 @@ def test_nothing_but_the_command_line_prints_or_exits(name: str) -> None:
     if room_of(name) == "multibinder.cli":
         assert name != "multibinder.cli.main" or list(speaks_or_exits(MODULES[name])), "the check sees nothing at all"
     else:
-        # The guard's os._exit() ends the child that it forked, when that cannot become the binder.
-        allowed = "os._exit" if name == "multibinder.binder.guard" else "nothing"
+        # Both end the child that they forked: when it cannot become the binder, and when it has looked.
+        forks = ("multibinder.binder.guard", "multibinder.binder.watch")
+        allowed = "os._exit" if name in forks else "nothing"
         assert [found for found in speaks_or_exits(MODULES[name]) if allowed not in found] == []
