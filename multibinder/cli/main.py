@@ -14,6 +14,7 @@ _COMMANDS = {
     "serve": "multibinder.cli.serve",
     "list": "multibinder.cli.listeners",
     "release": "multibinder.cli.listeners",
+    "doctor": "multibinder.cli.doctor",
     "upgrade": "multibinder.cli.upgrade",
     "policy": "multibinder.cli.policy",
     "systemd": "multibinder.cli.systemd",

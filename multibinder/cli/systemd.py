@@ -69,7 +69,7 @@ def install(prefix: str, dry_run: bool, force: bool) -> None:
       multibinder systemd install
     """
     root = Path(prefix).absolute()
-    commands = _installation()
+    commands = commands_directory()
     if not force and (obstacle := _obstacle(commands)):
         raise InstallError(
             f"{commands}: the service runs as the user multibinder, who cannot use this installation: {obstacle}; "
@@ -92,8 +92,14 @@ def install(prefix: str, dry_run: bool, force: bool) -> None:
         click.echo(_next_steps(root))
 
 
-def _installation() -> Path:
-    """The directory with this installation's commands."""
+def installed_units(root: Path) -> list[tuple[Path, str]]:
+    """Each file that ``install`` would write, and what is there now: ``absent``, ``unchanged``, ``outdated`` (an older
+    one of ours) or ``changed`` by somebody. Raises InstallError."""
+    return [(file.path, file.now) for file in _plan(root, commands_directory())]
+
+
+def commands_directory() -> Path:
+    """Where this installation's commands are. Raises InstallError."""
     beside_python = os.path.dirname(sys.executable)
     script = shutil.which(sys.argv[0]) if "/" not in sys.argv[0] else sys.argv[0]
     candidates = [os.path.dirname(os.path.abspath(script))] if script else []

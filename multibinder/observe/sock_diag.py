@@ -27,8 +27,10 @@ _REQUEST = struct.Struct("=BBBxI48x")
 _MESSAGE = struct.Struct("=BBBB4s16s16sIIIIIIII")
 _ATTRIBUTE = struct.Struct("=HH")
 _COUNT = struct.Struct("=I")
-#: struct tcp_info: tcpi_pmtu at 60, tcpi_rtt (in microseconds) at 68, tcpi_advmss at 84.
-_PATH = struct.Struct("=60xI4xI12xI")
+#: struct tcp_info: tcpi_options at 5, tcpi_pmtu at 60, tcpi_rtt (in microseconds) at 68, tcpi_advmss at 84.
+_PATH = struct.Struct("=5xB54xI4xI12xI")
+#: TCPI_OPT_TIMESTAMPS; on such connections tcpi_advmss is less than what was announced by their option's room.
+_TIMESTAMPS, _TIMESTAMPS_ROOM = 1, 12
 _BUFFER = 1 << 18
 
 
@@ -70,7 +72,8 @@ def paths(most: int) -> list[Path]:
     found: list[Path] = []
     for _, address, attributes in _dump(_ESTABLISHED, _INFO):
         if len(attributes.get(_INFO, b"")) >= _PATH.size:
-            mtu, round_trip, mss = _PATH.unpack_from(attributes[_INFO])
+            options, mtu, round_trip, mss = _PATH.unpack_from(attributes[_INFO])
+            mss += _TIMESTAMPS_ROOM if options & _TIMESTAMPS else 0
             found.append(Path(address, mtu, mss, round_trip))
             if len(found) >= most:
                 break

@@ -1,0 +1,82 @@
+"""Accept queues that are shorter than somebody wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from multibinder.observe.doctor.facts import Facts
+from multibinder.observe.doctor.finding import Finding
+
+#: net.core.somaxconn of a new network namespace since Linux 5.4 (SOMAXCONN in linux/socket.h).
+_DEFAULT = 4096
+
+
+def somaxconn(facts: Facts) -> Iterator[Finding]:
+    """In each network namespace: is it at least what its listeners ask for, or else the kernel's own default?"""
+    for namespace in facts.namespaces:
+        limit = namespace.sysctls.get("net.core.somaxconn")
+        if limit is None:
+            continue
+        wanted = {held.address: held.requested or _DEFAULT for held, _ in facts.held_in(namespace)}
+        if not wanted and ((facts.binder is not None and facts.binder.listeners) or namespace.pid is not None):
+            continue  # nothing of ours is in there
+        short = {address: backlog for address, backlog in wanted.items() if backlog > limit}
+        if (wanted and not short) or limit >= max(short.values(), default=_DEFAULT):
+            continue
+        most = max(short.values(), default=_DEFAULT)
+        yield Finding(
+            "somaxconn",
+            "warning",
+            f"net.core.somaxconn is {limit}, and a backlog of {most} is wanted",
+            f"{namespace.name}{': ' + listed(list(short)) if short else ''}",
+            f"The kernel cuts every accept queue there down to {limit} connections. Each network namespace has its own "
+            f"value, which begins at {_DEFAULT}: a container does not get the host's. A listener takes a new "
+            "one at its "
+            "next bind, when its server is restarted",
+            namespace.command(f"sysctl -w net.core.somaxconn={most}"),
+        )
+
+
+def effective(facts: Facts) -> Iterator[Finding]:
+    """Is each queue as long as was asked for, as far as net.core.somaxconn is not the reason?"""
+    for namespace in facts.namespaces:
+        most = namespace.sysctls.get("net.core.somaxconn")
+        for held, sock in facts.held_in(namespace):
+            wanted = held.requested
+            if wanted is None or sock.limit >= wanted or (most is not None and wanted > most):
+                continue
+            if sock.limit < held.backlog:
+                yield Finding(
+                    "backlog",
+                    "warning",
+                    f"the backlog is {sock.limit}, {held.backlog} was set",
+                    f"{held.address} ({namespace.name})",
+                    "A program that holds the socket has called listen() with a backlog of its own, which is "
+                    "everybody's. "
+                    "The binder sets it back within 15 s; the program will do it again",
+                    f"ss -ltnp 'sport = :{sock.address.port}'",
+                )
+            else:
+                yield Finding(
+                    "backlog",
+                    "warning",
+                    f"the backlog is {sock.limit}, {wanted} was asked for",
+                    f"{held.address} ({namespace.name})",
+                    "net.core.somaxconn was lower when the listener was last bound. It takes the present one "
+                    "at its next "
+                    "bind, when its server is restarted; clients wait meanwhile, and none is refused",
+                    restart(held.owners),
+                )
+
+
+def restart(owners: Sequence[str]) -> str:
+    """The line that makes the servers with these labels bind again."""
+    names = [owner.partition("@")[2] for owner in owners if owner.startswith("haproxy@")]
+    if names:
+        return "systemctl restart " + " ".join(f"multibinder-haproxy@{name}" for name in names)
+    return "restart its server"
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,51 @@
+"""What runs, against what is installed and what is on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from multibinder.observe.doctor.backlog import listed
+from multibinder.observe.doctor.facts import Facts
+from multibinder.observe.doctor.finding import Finding
+
+
+def version(facts: Facts) -> Iterator[Finding]:
+    if facts.binder is not None and facts.binder.version not in (facts.version, "unknown"):
+        yield Finding(
+            "version",
+            "warning",
+            f"the binder runs version {facts.binder.version}, and {facts.version} is installed",
+            f"the binder{f' (pid {facts.binder.pid})' if facts.binder.pid else ''}",
+            "What the installed version repairs is not repaired yet. An upgrade in place keeps every socket "
+            "and connection",
+            "multibinder upgrade",
+        )
+
+
+def units(facts: Facts) -> Iterator[Finding]:
+    install = "multibinder systemd install" + (f" --prefix {facts.prefix}" if facts.prefix != "/" else "")
+    outdated = [unit.path for unit in facts.units if unit.state == "outdated"]
+    if outdated:
+        yield Finding(
+            "unit",
+            "warning",
+            f"{len(outdated)} unit file{'s are' if len(outdated) > 1 else ' is'} older than the installed version",
+            ", ".join(outdated),
+            "They may name commands that are gone, or lack what the binder needs to keep its sockets",
+            install + (" && systemctl daemon-reload" if facts.prefix == "/" else ""),
+        )
+
+
+def instances(facts: Facts) -> Iterator[Finding]:
+    """Does each HAProxy run with what is on disk?"""
+    for instance in facts.instances:
+        if instance.changed:
+            yield Finding(
+                "haproxy-config",
+                "warning",
+                f"changed on disk since the last reload: {listed(instance.changed)}",
+                f"HAProxy instance {instance.name}",
+                "It runs with the old configuration. The next restart, tonight's or a crash's, takes the new "
+                "one unseen",
+                f"multibinder-haproxy check {instance.name} && multibinder-haproxy reload {instance.name}",
+            )

@@ -1,0 +1,169 @@
+"""Clients that the kernel dropped, and whose they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import median
+
+from multibinder.observe.doctor.facts import Facts, Held, Namespace
+from multibinder.observe.doctor.finding import Finding, Level
+from multibinder.observe.sock_diag import ListeningSocket
+
+#: A backlog below this is worth a word on what it is good for.
+_SMALL = 1024
+
+
+def overflow(facts: Facts) -> Iterator[Finding]:
+    """Which sockets have dropped clients, or have a full queue; and how many drops were of sockets that are gone."""
+    for namespace in facts.namespaces:
+        held = {sock.inode: listener for listener, sock in facts.held_in(namespace)}
+        for sock in namespace.sockets:
+            if sock.drops or is_full(sock):
+                yield _overflow(facts, namespace, sock, held.get(sock.inode))
+        others = namespace.counters.get("ListenDrops", 0) - sum(sock.drops for sock in namespace.sockets)
+        if others > 0 and (facts.binder is None or held):
+            yield Finding(
+                "overflow",
+                "note",
+                f"{others} more were dropped by sockets that are closed now",
+                namespace.name,
+                f"TcpExt counts {namespace.counters['ListenDrops']} ListenDrops there since its start, of which "
+                f"{namespace.counters.get('ListenOverflows', 0)} ListenOverflows; the sockets that are there "
+                "now have the rest",
+                namespace.command("nstat -az TcpExtListenDrops TcpExtListenOverflows"),
+            )
+
+
+def is_full(sock: ListeningSocket) -> bool:
+    """sk_acceptq_is_full() in include/net/sock.h: there is room for one more than the limit."""
+    return sock.queue > sock.limit
+
+
+def _overflow(facts: Facts, namespace: Namespace, sock: ListeningSocket, held: Held | None) -> Finding:
+    holders = facts.holders.of(sock.inode)
+    accepting = any(holder.role == "accepting" for holder in holders)
+    level: Level = "warning"
+    if held is None and facts.binder is not None:
+        level = "note"  # no listener of ours: it may be anything
+    elif is_full(sock):
+        level = "problem"
+    dropped = f"dropped {sock.drops} packets of clients since it was opened" if sock.drops else ""
+    full = f"its accept queue is full ({sock.queue} of {sock.limit})" if is_full(sock) else ""
+    if holders:
+        who = "Held by " + ", ".join(f"{holder} ({holder.role})" for holder in holders[:4]) + ". "
+    elif facts.holders.hidden:
+        who = "Who holds it may not be seen by this user. "
+    else:
+        who = "No process beside the binder has it open. " if held is not None else ""
+    why = (
+        f"{who}A client whose SYN or last ACK is dropped is not refused: it hangs, and tries again after 1, 3, 7 s. "
+        f"{burst_sentence(namespace, sock)}"
+    )
+    if not holders and held is not None and not facts.holders.hidden:
+        release = "multibinder release --all-owners"
+        remedy = f"start its server; or close the port: {release} '{sock.address}'"
+    elif is_full(sock) and not accepting:
+        pids = ",".join(str(holder.pid) for holder in holders)
+        remedy = f"see why its server does not accept: ps -o pid,stat,wchan:30,args -p {pids}" if pids else _watch(sock)
+    else:
+        remedy = (
+            f"give it a longer queue: bind it with backlog={max(4096, sock.limit * 4)}"
+            if sock.limit < 4096
+            else _watch(sock)
+        )
+    return Finding("overflow", level, "; ".join(filter(None, (full, dropped))), _where(namespace, sock), why, remedy)
+
+
+def _where(namespace: Namespace, sock: ListeningSocket) -> str:
+    return f"{sock.address} ({namespace.name})"
+
+
+def _watch(sock: ListeningSocket) -> str:
+    return f"watch ss -ltnmp 'sport = :{sock.address.port}'"
+
+
+def syn(facts: Facts) -> Iterator[Finding]:
+    """Handshakes that found the SYN queue full."""
+    for namespace in facts.namespaces:
+        if facts.binder is not None and not any(facts.held_in(namespace)):
+            continue
+        cookies = namespace.counters.get("TCPReqQFullDoCookies", 0)
+        dropped = namespace.counters.get("TCPReqQFullDrop", 0)
+        if cookies:
+            yield Finding(
+                "syn-cookies",
+                "warning",
+                f"{cookies} handshakes were answered with SYN cookies",
+                namespace.name,
+                "A listener had more half-open connections than its backlog: a flood, or a burst. Connections "
+                "made with "
+                "a cookie may lack window scaling and SACK, and are slower. The kernel's log names the port ('Possible "
+                "SYN flooding'). Since Linux 4.10 the listener's backlog alone is the limit",
+                "dmesg | grep -i 'syn flooding'",
+            )
+        if dropped:
+            most = namespace.sysctls.get("net.ipv4.tcp_max_syn_backlog", 0)
+            yield Finding(
+                "syn-drops",
+                "warning",
+                f"{dropped} SYNs were dropped because a SYN queue was full",
+                namespace.name,
+                f"Without SYN cookies a client waits a second and tries again. tcp_max_syn_backlog is {most}, "
+                "and counts "
+                "only while tcp_syncookies is 0",
+                namespace.command("sysctl -w net.ipv4.tcp_syncookies=1"),
+            )
+        if namespace.sysctls.get("net.ipv4.tcp_syncookies") == 0 and not dropped:
+            yield Finding(
+                "syn-cookies-off",
+                "warning",
+                "net.ipv4.tcp_syncookies is 0",
+                namespace.name,
+                "A flood of SYNs fills the queue of half-open connections, and then no real client comes in. "
+                "With 1, the "
+                "kernel answers with cookies when, and only when, that queue is full",
+                namespace.command("sysctl -w net.ipv4.tcp_syncookies=1"),
+            )
+
+
+def burst(facts: Facts) -> Iterator[Finding]:
+    """What a small backlog is good for, by the round trips of the clients that are connected."""
+    for namespace in facts.namespaces:
+        for held, sock in facts.held_in(namespace):
+            if sock.limit < _SMALL and not sock.drops and not is_full(sock):
+                yield Finding(
+                    "burst",
+                    "note",
+                    f"the backlog is {sock.limit}",
+                    f"{held.address} ({namespace.name})",
+                    burst_sentence(namespace, sock),
+                    f"bind it with backlog={_SMALL * 4}, or without one: then it is net.core.somaxconn",
+                )
+
+
+def burst_sentence(namespace: Namespace, sock: ListeningSocket) -> str:
+    """The queue holds connections for one round trip (half open), and for as long as the server does not accept."""
+    trips = [path.round_trip_us for path in namespace.paths if serves(sock, path.local) and path.round_trip_us]
+    rule = "A queue has to hold the connections of one round trip, or of the server's longest pause, not of a second"
+    if trips:
+        typical = median(trips) / 1e6
+        return (
+            f"{rule}: at the {typical * 1000:.3g} ms of its clients (the median of {len(trips)}), {sock.limit} "
+            "places are "
+            f"full at {sock.limit / typical:,.0f} new connections a second, or after a pause of 1 s at {sock.limit:,}"
+        )
+    return (
+        f"{rule}: {sock.limit} places are enough for {sock.limit * 20:,} new connections a second at 50 ms, or "
+        "for a pause "
+        f"of 1 s at {sock.limit:,} (its clients' round trip is not known: none is connected)"
+    )
+
+
+def serves(sock: ListeningSocket, local: object) -> bool:
+    """Whether a connection with this local address came in there."""
+    host, port = getattr(local, "host", ""), getattr(local, "port", 0)
+    if port != sock.address.port:
+        return False
+    if sock.address.host in ("0.0.0.0", "::"):
+        return True
+    return bool(host == sock.address.host)

@@ -1,0 +1,267 @@
+"""Reads the facts. What cannot be read is told, and what was read is checked all the same."""
+
+from __future__ import annotations
+
+import grp
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from multibinder.observe.descriptors import stat_fields
+from multibinder.observe.doctor.facts import Binder, Descriptors, Facts, Held, Instance, Keeper, Namespace, Place, Unit
+from multibinder.observe.doctor.finding import Unchecked
+from multibinder.observe.doctor.losses import is_full
+from multibinder.observe.doctor.namespaces import namespace_number, namespaces, read_namespace
+from multibinder.observe.doctor.sharing import shared_addresses
+from multibinder.observe.holders import Holders, Process, holders_of
+from multibinder.wire.client import Client
+from multibinder.wire.errors import MultibinderError, RequestError
+
+#: For each program that is asked something.
+_PATIENCE_S = 15.0
+_GUARD = b"multibinder.cli.guard"
+#: PID 1 keeps copies of sockets in its descriptor store, and never accepts on them.
+_SYSTEMD = 1
+
+
+def read_facts(
+    version: str, socket_path: str | None, units: Iterable[Unit] = (), prefix: str = "/", wrapper: str | None = None
+) -> Facts:
+    """All that there is. ``socket_path`` is the binder's, if it is known; ``wrapper`` the path of
+    ``multibinder-haproxy``."""
+    unchecked: list[Unchecked] = []
+    binder = _ask_binder(socket_path, unchecked)
+    pid = binder.pid if binder else None
+    spaces = _read_namespaces(binder, unchecked)
+    guard = _guard_of(pid)
+    holders, opened = _read_holders(spaces, binder, guard)
+    if holders.hidden:
+        users = ", ".join(map(str, holders.hidden_users))
+        unchecked.append(
+            Unchecked(
+                "who holds the listeners",
+                f"processes {f'of users {users} ' if users else ''}may not be looked into",
+                "run this as root" if os.geteuid() else "",
+            )
+        )
+    return Facts(
+        version=version,
+        namespaces=tuple(spaces),
+        holders=holders,
+        binder=binder,
+        control=read_control(socket_path) if socket_path else (),
+        keeper=read_keeper(pid, guard, unchecked) if binder else None,
+        descriptors=opened,
+        instances=tuple(read_instances(wrapper, unchecked)) if wrapper else (),
+        units=tuple(units),
+        prefix=prefix,
+        unchecked=tuple(unchecked),
+    )
+
+
+def _ask_binder(socket_path: str | None, unchecked: list[Unchecked]) -> Binder | None:
+    """What the binder tells. The only place that knows how it is asked."""
+    if socket_path is None:
+        unchecked.append(Unchecked("the binder", "its control socket is not known", "multibinder doctor --socket PATH"))
+        return None
+    try:
+        with Client(socket_path) as client:
+            hello = client.hello()
+            listeners = client.list()
+    except RequestError as error:
+        unchecked.append(Unchecked("the binder's listeners", str(error)))
+        return None
+    except MultibinderError as error:
+        unchecked.append(Unchecked("the binder", str(error)))
+        return None
+    held = tuple(
+        Held(each.address, each.cookie, tuple(each.owners), each.backlog, each.backlog_requested) for each in listeners
+    )
+    return Binder(hello.pid if _is_binder(hello.pid) else None, hello.version, held)
+
+
+def _is_binder(pid: int) -> bool:
+    """Its PID is its own view: in another PID namespace it is somebody else's here."""
+    return b"multibinder" in _command_line(pid)
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def _guard_of(binder: int | None) -> int | None:
+    if binder is None:
+        return None
+    try:
+        parent = int(stat_fields(binder)[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return parent if _GUARD in _command_line(parent) else None
+
+
+def _read_namespaces(binder: Binder | None, unchecked: list[Unchecked]) -> list[Namespace]:
+    """Ours, the binder's, and each that has one of its listeners."""
+    found: list[Namespace] = []
+    missing = {listener.cookie for listener in binder.listeners} if binder else set()
+
+    def read(pid: int | None) -> bool:
+        try:
+            namespace = read_namespace(pid)
+        except OSError as error:
+            where = "this network namespace" if pid is None else f"the network namespace of pid {pid}"
+            why = (error.strerror or str(error)).lower()
+            unchecked.append(Unchecked(where, why, "run this as root" if os.geteuid() else ""))
+            return False
+        if all(known.number != namespace.number for known in found):
+            found.append(namespace)
+            missing.difference_update(sock.cookie for sock in namespace.sockets)
+        return True
+
+    read(None)
+    if binder is not None and binder.pid is not None:
+        try:
+            ours, theirs = namespace_number(), namespace_number(binder.pid)
+        except OSError:
+            unchecked.append(Unchecked("the binder's network namespace", "it may not be seen", "run this as root"))
+        else:
+            if ours != theirs and not read(binder.pid):
+                return found
+    if missing:
+        # It may hold sockets that were made elsewhere: a socket unit's, or those of a container.
+        known = {namespace.number for namespace in found}
+        for number, pid in namespaces().items():
+            if missing and number not in known and not read(pid):
+                break
+    if missing:
+        unchecked.append(
+            Unchecked(f"{len(missing)} of the binder's listeners", "their network namespace was not found")
+        )
+    return found
+
+
+def _read_holders(
+    spaces: Sequence[Namespace], binder: Binder | None, guard: int | None
+) -> tuple[Holders, tuple[Descriptors, ...]]:
+    ours = {listener.cookie for listener in binder.listeners} if binder else set()
+    held = {sock.inode for space in spaces for sock in space.sockets if sock.cookie in ours}
+    noted = {sock.inode for space in spaces for sock in space.sockets if sock.drops or is_full(sock)}
+    noted |= {sock.inode for space in spaces for group in shared_addresses(space) for sock in group}
+    pid = binder.pid if binder else None
+    keepers = {each for each in (_SYSTEMD, pid, guard) if each is not None}
+    holders = holders_of(held | noted, keepers)
+    named = {pid: "the binder", guard: "the guard"} if binder else {}
+    processes = {holder.pid: holder for inode in held for holder in holders.of(inode)}
+    found = [read_descriptors(Process(each, "multibinder"), what) for each, what in named.items() if each is not None]
+    found += [
+        read_descriptors(Process(each.pid, each.name), "a holder of listeners") for _, each in sorted(processes.items())
+    ]
+    return holders, tuple(each for each in found if each is not None)
+
+
+def read_descriptors(process: Process, what: str) -> Descriptors | None:
+    """None if it is gone, or does not let us look, or has no limit."""
+    try:
+        with open(f"/proc/{process.pid}/limits") as file:
+            limit = re.search(r"^Max open files +(\d+) ", file.read(), re.MULTILINE)
+        opened = len(os.listdir(f"/proc/{process.pid}/fd"))
+    except OSError:
+        return None
+    return Descriptors(process, what, opened, int(limit[1])) if limit else None
+
+
+def read_control(path: str) -> tuple[Place, ...]:
+    """The socket's file and every directory above it; empty if it is not there."""
+    places = []
+    path = os.path.realpath(path)
+    while True:
+        try:
+            status = os.stat(path)
+        except OSError:
+            return ()
+        try:
+            group = grp.getgrgid(status.st_gid).gr_name
+        except KeyError:
+            group = str(status.st_gid)
+        places.append(Place(path, status.st_mode & 0o7777, status.st_uid, group))
+        if path == "/":
+            return tuple(places)
+        path = os.path.dirname(path)
+
+
+def read_keeper(binder: int | None, guard: int | None, unchecked: list[Unchecked]) -> Keeper:
+    if binder is None:
+        unchecked.append(Unchecked("who keeps the sockets", "the binder runs in another PID namespace"))
+        return Keeper("unknown")
+    if guard is not None:
+        return Keeper("guard")
+    unit = _unit_of(binder)
+    if not unit or not shutil.which("systemctl") or not os.path.isdir("/run/systemd/system"):
+        return Keeper("none")
+    properties = ("MainPID", "FileDescriptorStoreMax", "NFileDescriptorStore", "NeedDaemonReload")
+    try:
+        done = _run(["systemctl", "show", unit, *(f"--property={name}" for name in properties)])
+        said = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+    except (OSError, subprocess.TimeoutExpired) as error:
+        unchecked.append(Unchecked(f"the descriptor store of {unit}", f"systemctl show: {error}"))
+        return Keeper("unknown", unit)
+    if said.get("MainPID") != str(binder):
+        return Keeper("none")
+    limit, stored = said.get("FileDescriptorStoreMax", ""), said.get("NFileDescriptorStore", "")
+    return Keeper(
+        "systemd",
+        unit,
+        int(limit) if limit.isdigit() else None,
+        int(stored) if stored.isdigit() else None,
+        unit_changed=said.get("NeedDaemonReload") == "yes",
+    )
+
+
+def _unit_of(pid: int) -> str:
+    """The service that a process belongs to, by its control group; empty if none."""
+    try:
+        with open(f"/proc/{pid}/cgroup") as file:
+            parts = [part for line in file for part in line.strip().split("/")]
+    except OSError:
+        return ""
+    return next((part for part in reversed(parts) if part.endswith(".service")), "")
+
+
+class _Status(msgspec.Struct):
+    """What we need of ``multibinder-haproxy status --json``, which has more. ``changed`` is not in every version's."""
+
+    name: str
+    state: str = ""
+    changed: list[str] | None = None
+
+
+def read_instances(wrapper: str, unchecked: list[Unchecked]) -> list[Instance]:
+    """Those that run."""
+    what = "whether each HAProxy runs with what is on disk"
+    try:
+        # Its exit code is about their states.
+        done = _run([wrapper, "status", "--json"])
+        found = msgspec.json.decode(done.stdout, type=list[_Status])
+    except (OSError, subprocess.TimeoutExpired) as error:
+        unchecked.append(Unchecked(what, f"{wrapper} status: {error}"))
+        return []
+    except msgspec.DecodeError:
+        unchecked.append(Unchecked(what, done.stderr.strip() or f"{wrapper} status gave no JSON"))
+        return []
+    running = [status for status in found if status.state != "stopped"]
+    if any(status.changed is None for status in running):
+        unchecked.append(Unchecked(what, f"{wrapper} is of a version that does not tell"))
+    return [Instance(status.name, None if status.changed is None else tuple(status.changed)) for status in running]
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PATIENCE_S, check=False
+    )

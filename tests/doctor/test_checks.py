@@ -1,0 +1,281 @@
+"""Each check, from facts: what it finds, and what it leaves in peace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from multibinder import TcpAddress
+from multibinder.observe.doctor import backlog, control, installation, keeping, limits, losses, mss, sharing
+from multibinder.observe.doctor.checks import diagnose
+from multibinder.observe.doctor.facts import (
+    Binder,
+    Descriptors,
+    Facts,
+    Held,
+    Instance,
+    Keeper,
+    Namespace,
+    Place,
+    Unit,
+)
+from multibinder.observe.doctor.finding import Finding
+from multibinder.observe.holders import Holder, Holders, Process
+from multibinder.observe.sock_diag import ListeningSocket, Path
+
+ADDRESS = TcpAddress.of("192.0.2.1", 80)
+SYSCTLS = {"net.core.somaxconn": 4096, "net.ipv4.tcp_syncookies": 1, "net.ipv4.tcp_max_syn_backlog": 1024}
+HEALTHY = ListeningSocket(ADDRESS, inode=7, cookie=70, user=0, interface=0, queue=0, limit=4096, drops=0)
+LISTENER = Held(str(ADDRESS), cookie=70, owners=("haproxy@web",), backlog=4096, requested=None)
+WORKER = Holder(9, "haproxy", "accepting")
+
+
+def changed(value: Any, **fields: Any) -> Any:
+    return msgspec.structs.replace(value, **fields)
+
+
+def facts(sock: ListeningSocket = HEALTHY, held: Held = LISTENER, *others: ListeningSocket, **fields: Any) -> Facts:
+    """One listener in one namespace, and nothing wrong with anything but what the test says."""
+    namespace = {name: fields.pop(name) for name in ("sysctls", "counters", "paths", "pid") if name in fields}
+    space = {"sysctls": SYSCTLS, "counters": {}, "pid": None, **namespace}
+    return Facts(
+        version="1.0",
+        **{
+            "namespaces": (Namespace(number=1, sockets=(sock, *others), **space),),
+            "binder": Binder(1000, "1.0", (held,)),
+            "holders": Holders({7: (WORKER,)}, hidden=False),
+            "control": (Place("/run/mb/control.sock", 0o660, 0), Place("/run/mb", 0o755, 0), Place("/run", 0o755, 0)),
+            "keeper": Keeper("guard"),
+            **fields,
+        },
+    )
+
+
+def one(found: Any) -> Finding:
+    [finding] = found
+    assert isinstance(finding, Finding)
+    assert all(msgspec.structs.astuple(finding)), "every part of a finding says something"
+    assert "\n" not in finding.remedy
+    return finding
+
+
+def test_a_healthy_host_has_no_findings() -> None:
+    assert diagnose(facts()) == []
+
+
+def test_the_worst_comes_first() -> None:
+    sick = facts(
+        changed(HEALTHY, queue=9, limit=8, drops=3),
+        sysctls={**SYSCTLS, "net.core.somaxconn": 8},
+        counters={"ListenDrops": 9},
+    )
+    levels = [finding.level for finding in diagnose(sick)]
+    assert levels == ["problem", "warning", "note"]
+
+
+def test_somaxconn_is_compared_with_what_is_asked_for_or_else_with_the_kernels_default() -> None:
+    low = {**SYSCTLS, "net.core.somaxconn": 128}
+    assert list(backlog.somaxconn(facts(held=changed(LISTENER, requested=128), sysctls=low))) == []
+    assert "backlog of 129 " in one(backlog.somaxconn(facts(held=changed(LISTENER, requested=129), sysctls=low))).what
+    assert "backlog of 4096 " in one(backlog.somaxconn(facts(sysctls=low))).what
+
+
+def test_a_namespace_with_nothing_of_ours_may_have_any_somaxconn() -> None:
+    low = {**SYSCTLS, "net.core.somaxconn": 128}
+    assert list(backlog.somaxconn(facts(changed(HEALTHY, cookie=71), sysctls=low))) == []
+    assert one(backlog.somaxconn(facts(sysctls=low, binder=None))).where == "this network namespace"
+
+
+def test_a_sysctl_that_cannot_be_read_is_not_judged() -> None:
+    assert list(backlog.somaxconn(facts(sysctls={}))) == []
+
+
+def test_a_queue_that_another_program_cut_is_told_from_one_that_was_made_short() -> None:
+    asked = changed(LISTENER, requested=1000, backlog=1000)
+    cut = one(backlog.effective(facts(changed(HEALTHY, limit=100), asked)))
+    assert "called listen()" in cut.why
+    short = one(backlog.effective(facts(changed(HEALTHY, limit=100), changed(asked, backlog=100))))
+    assert short.remedy == "systemctl restart multibinder-haproxy@web"
+    assert list(backlog.effective(facts(changed(HEALTHY, limit=1000), asked))) == []
+
+
+def test_drops_are_named_with_their_holder_and_their_number() -> None:
+    finding = one(losses.overflow(facts(changed(HEALTHY, drops=42))))
+    assert (finding.level, finding.where) == ("warning", "192.0.2.1:80 (this network namespace)")
+    assert "42" in finding.what
+    assert "haproxy (pid 9) (accepting)" in finding.why
+
+
+def test_a_full_queue_that_nobody_accepts_from_is_a_problem_with_another_remedy() -> None:
+    nobody = one(losses.overflow(facts(changed(HEALTHY, queue=9, limit=8), holders=Holders({}, hidden=False))))
+    assert nobody.level == "problem"
+    assert "multibinder release --all-owners '192.0.2.1:80'" in nobody.remedy
+    asleep = Holders({7: (changed(WORKER, role="holding"),)}, hidden=False)
+    assert "-p 9" in one(losses.overflow(facts(changed(HEALTHY, queue=9, limit=8), holders=asleep))).remedy
+
+
+def test_a_listener_is_not_called_unheld_while_processes_are_hidden() -> None:
+    finding = one(losses.overflow(facts(changed(HEALTHY, drops=1), holders=Holders({}, hidden=True))))
+    assert "may not be seen" in finding.why
+    assert "release" not in finding.remedy
+
+
+def test_a_queue_at_its_limit_still_takes_one() -> None:
+    assert list(losses.overflow(facts(changed(HEALTHY, queue=8, limit=8)))) == []
+
+
+def test_drops_of_somebody_elses_socket_are_a_note_where_a_binder_runs() -> None:
+    stranger = changed(HEALTHY, inode=8, cookie=80, drops=5, address=TcpAddress.of("192.0.2.1", 22))
+    assert one(losses.overflow(facts(HEALTHY, LISTENER, stranger))).level == "note"
+    assert one(losses.overflow(facts(HEALTHY, LISTENER, stranger, binder=None))).level == "warning"
+
+
+def test_drops_that_no_socket_has_were_those_of_closed_ones() -> None:
+    counters = {"ListenDrops": 10, "ListenOverflows": 10}
+    found = list(losses.overflow(facts(changed(HEALTHY, drops=4), counters=counters)))
+    assert [finding.what.split()[0] for finding in found] == ["dropped", "6"]
+    assert len(list(losses.overflow(facts(changed(HEALTHY, drops=10), counters=counters)))) == 1
+
+
+@pytest.mark.parametrize(
+    ("counters", "sysctls", "check"),
+    [
+        ({"TCPReqQFullDoCookies": 3}, SYSCTLS, "syn-cookies"),
+        ({"TCPReqQFullDrop": 3}, SYSCTLS, "syn-drops"),
+        ({}, {**SYSCTLS, "net.ipv4.tcp_syncookies": 0}, "syn-cookies-off"),
+    ],
+)
+def test_handshakes_that_found_no_place_are_told(counters: dict[str, int], sysctls: dict[str, int], check: str) -> None:
+    assert one(losses.syn(facts(counters=counters, sysctls=sysctls))).check == check
+
+
+def test_a_remedy_for_another_namespace_is_typed_from_here() -> None:
+    off = {**SYSCTLS, "net.ipv4.tcp_syncookies": 0}
+    finding = one(losses.syn(facts(sysctls=off, pid=1000)))
+    assert finding.remedy == "nsenter -t 1000 -n sysctl -w net.ipv4.tcp_syncookies=1"
+
+
+def test_a_backlog_is_measured_in_round_trips_of_its_own_clients() -> None:
+    small = changed(HEALTHY, limit=100)
+    paths = [Path(ADDRESS, 1500, 1460, trip) for trip in (10_000, 50_000, 900_000)]
+    stranger = Path(TcpAddress.of("192.0.2.1", 81), 1500, 1460, 1)
+    finding = one(losses.burst(facts(small, paths=(*paths, stranger))))
+    assert (
+        "50 ms of its clients (the median of 3), 100 places are full at 2,000 new connections a second" in finding.why
+    )
+    assert list(losses.burst(facts())) == []
+
+
+def test_a_stranger_on_the_binders_address_is_a_problem() -> None:
+    stranger = changed(HEALTHY, inode=8, cookie=80)
+    holders = Holders({7: (WORKER,), 8: (Holder(20, "python3", "accepting"),)}, hidden=False)
+    finding = one(sharing.reuseport(facts(HEALTHY, LISTENER, stranger, holders=holders)))
+    assert (finding.level, "python3 (pid 20)" in finding.what, "haproxy" in finding.what) == ("problem", True, False)
+
+
+def test_sockets_on_different_interfaces_share_nothing() -> None:
+    stranger = changed(HEALTHY, inode=8, cookie=80, interface=3)
+    assert list(sharing.reuseport(facts(HEALTHY, LISTENER, stranger))) == []
+
+
+@pytest.mark.parametrize(
+    ("second", "hidden", "user", "found"),
+    [
+        ((Holder(20, "b", "accepting"),), False, 0, 1),
+        ((WORKER, Holder(20, "b", "accepting")), False, 0, 0),
+        ((), True, 0, 0),
+        ((), True, 1000, 1),
+    ],
+    ids=["apart", "a master has both", "hidden", "hidden, of another user"],
+)
+def test_without_a_binder_a_shared_port_is_one_of_two_programs(
+    second: tuple[Holder, ...], hidden: bool, user: int, found: int
+) -> None:
+    other = changed(HEALTHY, inode=8, cookie=80, user=user)
+    holders = Holders({7: (WORKER,), 8: second}, hidden=hidden)
+    seen = list(sharing.reuseport(facts(HEALTHY, LISTENER, other, holders=holders, binder=None)))
+    assert [finding.level for finding in seen] == ["warning"] * found
+
+
+@pytest.mark.parametrize(
+    ("host", "mtu", "announced", "found"),
+    [
+        ("192.0.2.1", 1500, 1460, 0),
+        ("192.0.2.1", 1499, 1460, 1),
+        ("2001:db8::1", 1500, 1440, 0),
+        ("2001:db8::1", 1500, 1460, 1),
+        ("::ffff:192.0.2.1", 1500, 1460, 0),
+        ("192.0.2.1", 0, 1460, 0),
+    ],
+)
+def test_an_announced_mss_must_fit_the_route(host: str, mtu: int, announced: int, found: int) -> None:
+    address = TcpAddress.of("0.0.0.0" if "." in host and ":" not in host else "::", 80)
+    sock, held = changed(HEALTHY, address=address), changed(LISTENER, address=str(address))
+    path = Path(TcpAddress.of(host, 80), mtu, announced, 1000)
+    assert len(list(mss.mss(facts(sock, held, paths=(path,))))) == found
+
+
+@pytest.mark.parametrize(("opened", "level"), [(79, None), (80, "warning"), (95, "problem")])
+def test_descriptors_are_told_before_they_run_out(opened: int, level: str | None) -> None:
+    found = list(limits.descriptors(facts(descriptors=(Descriptors(Process(9, "haproxy"), "x", opened, 100),))))
+    assert [finding.level for finding in found] == [level] * bool(level)
+
+
+@pytest.mark.parametrize(
+    ("socket_mode", "directory_mode", "owner", "level"),
+    [
+        (0o660, 0o755, 0, None),
+        (0o666, 0o755, 0, "problem"),
+        (0o666, 0o750, 0, None),
+        (0o660, 0o777, 0, "problem"),
+        (0o660, 0o1777, 0, "warning"),
+        (0o660, 0o755, 1000, "warning"),
+    ],
+)
+def test_the_control_socket_is_for_those_it_is_for(
+    socket_mode: int, directory_mode: int, owner: int, level: str | None
+) -> None:
+    places = (Place("/run/mb/s", socket_mode, 0), Place("/run/mb", directory_mode, owner), Place("/", 0o755, 0))
+    found = list(control.control_socket(facts(control=places)))
+    assert [finding.level for finding in found] == [level] * bool(level)
+
+
+def test_a_sticky_directory_further_up_lets_nobody_replace_anything() -> None:
+    places = (Place("/tmp/mb/s", 0o660, 0), Place("/tmp/mb", 0o700, 0), Place("/tmp", 0o1777, 0))
+    assert list(control.control_socket(facts(control=places))) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "level"),
+    [
+        (Keeper("guard"), None),
+        (Keeper("unknown"), None),
+        (Keeper("none"), "warning"),
+        (Keeper("systemd", "multibinder.service", 0, 0), "warning"),
+        (Keeper("systemd", "multibinder.service", 100, 89), None),
+        (Keeper("systemd", "multibinder.service", 100, 90), "warning"),
+        (Keeper("systemd", "multibinder.service", 100, 100), "problem"),
+        (Keeper("systemd", "multibinder.service", 100, 1, unit_changed=True), "warning"),
+    ],
+)
+def test_somebody_keeps_the_sockets_and_has_room(found: Keeper, level: str | None) -> None:
+    assert [finding.level for finding in keeping.keeper(facts(keeper=found))] == [level] * bool(level)
+
+
+def test_an_older_binder_is_upgraded_in_place() -> None:
+    assert one(installation.version(facts(binder=Binder(1000, "0.9", ())))).remedy == "multibinder upgrade"
+    assert list(installation.version(facts())) == []
+
+
+def test_older_units_are_found_and_those_changed_by_hand_are_not() -> None:
+    units = (Unit("/a", "unchanged"), Unit("/b", "outdated"), Unit("/c", "changed"), Unit("/d", "absent"))
+    assert one(installation.units(facts(units=units))).where == "/b"
+
+
+def test_instances_with_another_configuration_on_disk_are_found() -> None:
+    instances = (Instance("web", ("/etc/a", "/etc/b")), Instance("api", ()), Instance("old", None))
+    finding = one(installation.instances(facts(instances=instances)))
+    assert "/etc/a, /etc/b" in finding.what
+    assert finding.remedy == "multibinder-haproxy check web && multibinder-haproxy reload web"
