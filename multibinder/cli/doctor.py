@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -135,22 +136,28 @@ def _exit_code(findings: list[Finding], unchecked: list[Unchecked]) -> int:
 def _print(report: Report) -> None:
     """For people: in 80 columns, in a pipe, with and without colour; the line to type is never broken in two."""
     from rich.console import Console
-    from rich.padding import Padding
     from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=False)
+    console = Console(highlight=False, soft_wrap=True)
+
+    def paragraph(word: str, style: str, text: str) -> None:
+        first, *rest = textwrap.wrap(f"{word}  {text}", console.width, subsequent_indent="  ")
+        console.print(Text.assemble((word, style), first[len(word) :]))
+        for line in rest:
+            console.print(Text(line))
+
     # Colours that are as good on a light terminal as on a dark one; the word says it without them.
-    colours = {"problem": "bold red", "warning": "bold magenta", "note": "bold"}
+    styles = {"problem": "bold red", "warning": "bold magenta", "note": "bold"}
     for finding in report.findings:
-        console.print(Text.assemble((finding.level.upper(), colours[finding.level]), f"  {finding.what}"))
-        for label, text in (("where", finding.where), ("why", finding.why)):
-            console.print(Padding(Text(f"{label}: {text}"), (0, 0, 0, 2)))
-        console.print(Text.assemble("  do: ", (finding.remedy, "bold")), soft_wrap=True)
+        paragraph(finding.level.upper(), styles[finding.level], finding.what)
+        paragraph("  where:", "", finding.where)
+        paragraph("  why:", "", finding.why)
+        console.print(Text.assemble("  do:  ", (finding.remedy, "bold")))
         console.print()
     for each in report.unchecked:
-        console.print(Text.assemble(("NOT CHECKED", "bold"), f"  {each.what}: {each.why}"))
+        paragraph("NOT CHECKED", "bold", f"{each.what}: {each.why}")
         if each.remedy:
-            console.print(Text.assemble("  do: ", (each.remedy, "bold")), soft_wrap=True)
+            console.print(Text.assemble("  do:  ", (each.remedy, "bold")))
     if report.unchecked:
         console.print()
     console.print(Text(_summary(report)))

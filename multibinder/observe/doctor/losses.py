@@ -150,12 +150,13 @@ def burst_sentence(namespace: Namespace, sock: ListeningSocket) -> str:
         return (
             f"{rule}: at the {typical * 1000:.3g} ms of its clients (the median of {len(trips)}), {sock.limit} "
             "places are "
-            f"full at {sock.limit / typical:,.0f} new connections a second, or after a pause of 1 s at {sock.limit:,}"
+            f"full at {sock.limit / typical:,.0f} new connections a second, or at {sock.limit:,} while its "
+            "server pauses "
+            "for 1 s"
         )
     return (
-        f"{rule}: {sock.limit} places are enough for {sock.limit * 20:,} new connections a second at 50 ms, or "
-        "for a pause "
-        f"of 1 s at {sock.limit:,} (its clients' round trip is not known: none is connected)"
+        f"{rule}: {sock.limit} places are enough for {sock.limit * 20:,} new connections a second at 50 ms, or for "
+        f"{sock.limit:,} while its server pauses for 1 s (its clients' round trip is not known: none is connected)"
     )
 
 
