@@ -141,7 +141,7 @@ def _print(report: Report) -> None:
     console = Console(highlight=False, soft_wrap=True)
 
     def paragraph(word: str, style: str, text: str) -> None:
-        first, *rest = textwrap.wrap(f"{word}  {text}", console.width, subsequent_indent="  ")
+        first, *rest = textwrap.wrap(f"{word} {text}", console.width, subsequent_indent="  ")
         console.print(Text.assemble((word, style), first[len(word) :]))
         for line in rest:
             console.print(Text(line))
@@ -149,15 +149,15 @@ def _print(report: Report) -> None:
     # Colours that are as good on a light terminal as on a dark one; the word says it without them.
     styles = {"problem": "bold red", "warning": "bold magenta", "note": "bold"}
     for finding in report.findings:
-        paragraph(finding.level.upper(), styles[finding.level], finding.what)
+        paragraph(finding.level.upper(), styles[finding.level], f" {finding.what}")
         paragraph("  where:", "", finding.where)
         paragraph("  why:", "", finding.why)
-        console.print(Text.assemble("  do:  ", (finding.remedy, "bold")))
+        console.print(Text.assemble("  do: ", (finding.remedy, "bold")))
         console.print()
     for each in report.unchecked:
-        paragraph("NOT CHECKED", "bold", f"{each.what}: {each.why}")
+        paragraph("NOT CHECKED", "bold", f" {each.what}: {each.why}")
         if each.remedy:
-            console.print(Text.assemble("  do:  ", (each.remedy, "bold")))
+            console.print(Text.assemble("  do: ", (each.remedy, "bold")))
     if report.unchecked:
         console.print()
     console.print(Text(_summary(report)))

@@ -316,7 +316,7 @@ def test_people_read_it_in_80_columns_without_colour_in_a_pipe(start_binder: Sta
     assert "\x1b" not in done.stdout
     lines = done.stdout.splitlines()
     assert lines[0] == "PROBLEM  every user can connect to the control socket (mode 0666)"
-    assert max(len(line) for line in lines if not line.startswith("  do:  ")) <= 80
-    assert f"  do:  chmod o-rwx {os.path.realpath(binder.socket_path)}" in lines
+    assert max(len(line) for line in lines if not line.startswith("  do: ")) <= 80
+    assert f"  do: chmod o-rwx {os.path.realpath(binder.socket_path)}" in lines
     assert [line for line in lines if line != line.rstrip()] == []
     assert "1 problem, " in lines[-1]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from multibinder.observe.doctor.facts import Facts
+from multibinder.observe.doctor.facts import Facts, Held
 from multibinder.observe.doctor.finding import Finding
 
 #: net.core.somaxconn of a new network namespace since Linux 5.4 (SOMAXCONN in linux/socket.h).
@@ -41,6 +42,7 @@ def effective(facts: Facts) -> Iterator[Finding]:
     """Is each queue as long as was asked for, as far as net.core.somaxconn is not the reason?"""
     for namespace in facts.namespaces:
         most = namespace.sysctls.get("net.core.somaxconn")
+        short: dict[tuple[int, int], list[Held]] = defaultdict(list)
         for held, sock in facts.held_in(namespace):
             wanted = held.requested
             if wanted is None or sock.limit >= wanted or (most is not None and wanted > most):
@@ -52,21 +54,22 @@ def effective(facts: Facts) -> Iterator[Finding]:
                     f"the backlog is {sock.limit}, {held.backlog} was set",
                     f"{held.address} ({namespace.name})",
                     "A program that holds the socket has called listen() with a backlog of its own, which is "
-                    "everybody's. "
-                    "The binder sets it back within 15 s; the program will do it again",
+                    "everybody's. The binder sets it back within 15 s; the program will do it again",
                     f"ss -ltnp 'sport = :{sock.address.port}'",
                 )
             else:
-                yield Finding(
-                    "backlog",
-                    "warning",
-                    f"the backlog is {sock.limit}, {wanted} was asked for",
-                    f"{held.address} ({namespace.name})",
-                    "net.core.somaxconn was lower when the listener was last bound. It takes the present one "
-                    "at its next "
-                    "bind, when its server is restarted; clients wait meanwhile, and none is refused",
-                    restart(held.owners),
-                )
+                short[sock.limit, wanted].append(held)
+        for (limit, wanted), listeners in sorted(short.items()):
+            yield Finding(
+                "backlog",
+                "warning",
+                f"the backlog is {limit}, {wanted} was asked for",
+                f"{listed([held.address for held in listeners])} ({namespace.name})",
+                "net.core.somaxconn was lower when it was last bound. It takes the present one at its next "
+                "bind, when its "
+                "server is restarted; clients wait meanwhile, and none is refused",
+                restart(sorted({owner for held in listeners for owner in held.owners})),
+            )
 
 
 def restart(owners: Sequence[str]) -> str:

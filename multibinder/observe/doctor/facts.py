@@ -107,10 +107,10 @@ class Facts(msgspec.Struct, frozen=True):
     unchecked: tuple[Unchecked, ...] = ()
 
     def held_in(self, namespace: Namespace) -> Iterator[tuple[Held, ListeningSocket]]:
-        """The binder's listeners whose sockets are there."""
-        listeners = {held.cookie: held for held in self.binder.listeners} if self.binder else {}
-        for sock in namespace.sockets:
-            held = listeners.get(sock.cookie)
+        """The binder's listeners whose sockets are there, in the order of their creation."""
+        sockets = {sock.cookie: sock for sock in namespace.sockets}
+        for held in self.binder.listeners if self.binder else ():
+            sock = sockets.get(held.cookie)
             # Before Linux 5.8 a cookie is one network namespace's only.
-            if held is not None and held.address == str(sock.address):
+            if sock is not None and held.address == str(sock.address):
                 yield held, sock

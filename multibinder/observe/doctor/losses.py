@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from statistics import median
 
+from multibinder.observe.doctor.backlog import listed
 from multibinder.observe.doctor.facts import Facts, Held, Namespace
 from multibinder.observe.doctor.finding import Finding, Level
-from multibinder.observe.sock_diag import ListeningSocket
+from multibinder.observe.doctor.ways import Ways
+from multibinder.observe.sock_diag import ListeningSocket, Path
 
 #: A backlog below this is worth a word on what it is good for.
 _SMALL = 1024
@@ -17,9 +20,10 @@ def overflow(facts: Facts) -> Iterator[Finding]:
     """Which sockets have dropped clients, or have a full queue; and how many drops were of sockets that are gone."""
     for namespace in facts.namespaces:
         held = {sock.inode: listener for listener, sock in facts.held_in(namespace)}
+        ways = Ways(namespace.paths)
         for sock in namespace.sockets:
             if sock.drops or is_full(sock):
-                yield _overflow(facts, namespace, sock, held.get(sock.inode))
+                yield _overflow(facts, namespace, ways, sock, held.get(sock.inode))
         others = namespace.counters.get("ListenDrops", 0) - sum(sock.drops for sock in namespace.sockets)
         if others > 0 and (facts.binder is None or held):
             yield Finding(
@@ -39,7 +43,7 @@ def is_full(sock: ListeningSocket) -> bool:
     return sock.queue > sock.limit
 
 
-def _overflow(facts: Facts, namespace: Namespace, sock: ListeningSocket, held: Held | None) -> Finding:
+def _overflow(facts: Facts, namespace: Namespace, ways: Ways, sock: ListeningSocket, held: Held | None) -> Finding:
     holders = facts.holders.of(sock.inode)
     accepting = any(holder.role == "accepting" for holder in holders)
     level: Level = "warning"
@@ -57,7 +61,7 @@ def _overflow(facts: Facts, namespace: Namespace, sock: ListeningSocket, held: H
         who = "No process beside the binder has it open. " if held is not None else ""
     why = (
         f"{who}A client whose SYN or last ACK is dropped is not refused: it hangs, and tries again after 1, 3, 7 s. "
-        f"{burst_sentence(namespace, sock)}"
+        f"{burst_sentence(sock.limit, ways.of(sock))}"
     )
     if not holders and held is not None and not facts.holders.hidden:
         release = "multibinder release --all-owners"
@@ -129,42 +133,34 @@ def syn(facts: Facts) -> Iterator[Finding]:
 def burst(facts: Facts) -> Iterator[Finding]:
     """What a small backlog is good for, by the round trips of the clients that are connected."""
     for namespace in facts.namespaces:
+        ways = Ways(namespace.paths)
+        small: dict[int, list[tuple[str, list[Path]]]] = defaultdict(list)
         for held, sock in facts.held_in(namespace):
             if sock.limit < _SMALL and not sock.drops and not is_full(sock):
-                yield Finding(
-                    "burst",
-                    "note",
-                    f"the backlog is {sock.limit}",
-                    f"{held.address} ({namespace.name})",
-                    burst_sentence(namespace, sock),
-                    f"bind it with backlog={_SMALL * 4}, or without one: then it is net.core.somaxconn",
-                )
+                small[sock.limit].append((held.address, ways.of(sock)))
+        for limit, listeners in sorted(small.items()):
+            yield Finding(
+                "burst",
+                "note",
+                f"the backlog is {limit}",
+                f"{listed([address for address, _ in listeners])} ({namespace.name})",
+                burst_sentence(limit, [path for _, paths in listeners for path in paths]),
+                f"bind with backlog={_SMALL * 4}, or without one: then it is net.core.somaxconn",
+            )
 
 
-def burst_sentence(namespace: Namespace, sock: ListeningSocket) -> str:
+def burst_sentence(limit: int, paths: Sequence[Path]) -> str:
     """The queue holds connections for one round trip (half open), and for as long as the server does not accept."""
-    trips = [path.round_trip_us for path in namespace.paths if serves(sock, path.local) and path.round_trip_us]
+    trips = [path.round_trip_us for path in paths if path.round_trip_us]
     rule = "A queue has to hold the connections of one round trip, or of the server's longest pause, not of a second"
     if trips:
         typical = median(trips) / 1e6
         return (
-            f"{rule}: at the {typical * 1000:.3g} ms of its clients (the median of {len(trips)}), {sock.limit} "
-            "places are "
-            f"full at {sock.limit / typical:,.0f} new connections a second, or at {sock.limit:,} while its "
-            "server pauses "
-            "for 1 s"
+            f"{rule}: at the {typical * 1000:.3g} ms of its clients (the median of {len(trips)}), {limit} "
+            "places are full "
+            f"at {limit / typical:,.0f} new connections a second, or at {limit:,} while its server pauses for 1 s"
         )
     return (
-        f"{rule}: {sock.limit} places are enough for {sock.limit * 20:,} new connections a second at 50 ms, or for "
-        f"{sock.limit:,} while its server pauses for 1 s (its clients' round trip is not known: none is connected)"
+        f"{rule}: {limit} places are enough for {limit * 20:,} new connections a second at 50 ms, or for "
+        f"{limit:,} while its server pauses for 1 s (its clients' round trip is not known: none is connected)"
     )
-
-
-def serves(sock: ListeningSocket, local: object) -> bool:
-    """Whether a connection with this local address came in there."""
-    host, port = getattr(local, "host", ""), getattr(local, "port", 0)
-    if port != sock.address.port:
-        return False
-    if sock.address.host in ("0.0.0.0", "::"):
-        return True
-    return bool(host == sock.address.host)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from multibinder.observe.doctor.facts import Facts
 from multibinder.observe.doctor.finding import Finding
-from multibinder.observe.doctor.losses import serves
+from multibinder.observe.doctor.ways import Ways
 from multibinder.observe.sock_diag import Path
 
 
@@ -18,8 +18,9 @@ def _headers(path: Path) -> int:
 def mss(facts: Facts) -> Iterator[Finding]:
     """By the connections that are there. They know what a route has learnt; a way that nobody uses is not seen."""
     for namespace in facts.namespaces:
+        ways = Ways(namespace.paths)
         for held, sock in facts.held_in(namespace):
-            paths = [path for path in namespace.paths if serves(sock, path.local)]
+            paths = ways.of(sock)
             narrow = [path for path in paths if path.mss_announced + _headers(path) > path.mtu > 0]
             if not narrow:
                 continue
