@@ -119,7 +119,7 @@ def _no_binder(path: str, why: str) -> Finding:
         "problem",
         "the binder does not answer",
         path,
-        f"{why}. Servers that are running go on, but cannot get a socket: not at a restart, nor for a new port",
+        f"Servers that are running go on, but cannot get a socket, not at a restart nor for a new port ({why})",
         "systemctl start multibinder",
     )
 

@@ -15,7 +15,7 @@ from typing import IO
 import pytest
 
 from multibinder.observe.accept_queue import accept_queue, drops
-from multibinder.observe.descriptors import stat_fields
+from multibinder.observe.descriptors import is_program, stat_fields
 from multibinder.observe.holders import Holder, Holders, holders_of
 from tests.support import clean_environment, wait_until, without_privileges
 
@@ -158,7 +158,7 @@ def test_nobody_holds_nothing() -> None:
 def test_who_may_not_look_says_so_and_whose_processes_it_missed(listener: socket.socket) -> None:
     program = """
 import json, sys
-from multibinder.observe.descriptors import stat_fields
+from multibinder.observe.descriptors import is_program, stat_fields
 from multibinder.observe.holders import holders_of
 found = holders_of([int(sys.argv[1])])
 print(json.dumps([len(found.of(int(sys.argv[1]))), found.hidden, found.hidden_users]))
@@ -179,9 +179,20 @@ print(json.dumps([len(found.of(int(sys.argv[1]))), found.hidden, found.hidden_us
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="who sees everything is root")
-def test_threads_of_the_kernel_hide_nothing(listener: socket.socket) -> None:
+def test_root_misses_nobody(listener: socket.socket) -> None:
     # In a container, PID 1 may have capabilities that root in it has not.
     assert not holders_of([inode(listener)], {1}).hidden
+
+
+def test_the_dead_and_threads_of_the_kernel_hide_nothing() -> None:
+    assert is_program(os.getpid())
+    with subprocess.Popen(["true"]) as process:
+        wait_until(lambda: stat_fields(process.pid)[0] == "Z", "it has ended, and nobody has waited for it")
+        assert not is_program(process.pid)
+    assert not is_program(process.pid)
+    with open("/proc/2/comm") if os.path.exists("/proc/2") else contextlib.nullcontext() as comm:
+        if comm is not None and comm.read() == "kthreadd\n":  # else this is a container
+            assert not is_program(2)
 
 
 def test_a_listener_counts_the_clients_that_it_dropped_and_no_other_ones(host: str) -> None:
