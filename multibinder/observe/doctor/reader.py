@@ -108,13 +108,15 @@ def _guard_of(binder: int | None) -> int | None:
 
 
 def _read_namespaces(binder: Binder | None, unchecked: list[Unchecked]) -> list[Namespace]:
-    """Ours, the binder's, and each that has one of its listeners."""
+    """Ours, and each that has one of the binder's listeners."""
     found: list[Namespace] = []
-    missing = {listener.cookie for listener in binder.listeners} if binder else set()
+    missing = {(listener.cookie, listener.address) for listener in binder.listeners} if binder else set()
 
     def read(pid: int | None) -> bool:
         try:
             namespace = read_namespace(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            return True  # the process has just ended
         except OSError as error:
             where = "this network namespace" if pid is None else f"the network namespace of pid {pid}"
             why = (error.strerror or str(error)).lower()
@@ -122,11 +124,11 @@ def _read_namespaces(binder: Binder | None, unchecked: list[Unchecked]) -> list[
             return False
         if all(known.number != namespace.number for known in found):
             found.append(namespace)
-            missing.difference_update(sock.cookie for sock in namespace.sockets)
+            missing.difference_update((sock.cookie, str(sock.address)) for sock in namespace.sockets)
         return True
 
     read(None)
-    if binder is not None and binder.pid is not None:
+    if missing and binder is not None and binder.pid is not None:
         try:
             ours, theirs = namespace_number(), namespace_number(binder.pid)
         except OSError:
@@ -142,7 +144,10 @@ def _read_namespaces(binder: Binder | None, unchecked: list[Unchecked]) -> list[
                 break
     if missing:
         unchecked.append(
-            Unchecked(f"{len(missing)} of the binder's listeners", "their network namespace was not found")
+            Unchecked(
+                f"{len(missing)} of the binder's listeners",
+                "they were not found listening in any network namespace that can be seen",
+            )
         )
     return found
 
