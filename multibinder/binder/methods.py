@@ -181,7 +181,9 @@ class Methods:
         params = messages.decode_listener_params(request.params)
         specs = [messages.check_spec(index, element) for index, element in enumerate(params)]
         self._allow(caller, "bind", specs)
-        grants = self._store.bind(specs, [self._store.owner(element.owner, caller.uid) for element in params])
+        owners = [self._store.owner(element.owner, caller.uid) for element in params]
+        # unix(7) gives a process that our PID namespace does not have the PID 0.
+        grants = self._store.bind(specs, owners, foreign=not caller.pid)
         self.counters.handoffs += len(grants)
         for grant in grants:
             if grant.created or events.logger.isEnabledFor(logging.DEBUG):

@@ -31,7 +31,8 @@ class Header(msgspec.Struct, frozen=True):
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     """One listener. ``cookie`` is the socket's SO_COOKIE and ``inode`` its st_ino, both for life; ``claims`` counts
-    the handoffs of each owner (``str(Owner)``); ``chosen``: the kernel chose its port; ``released``: it is gone, and
+    the handoffs of each owner (``str(Owner)``); ``chosen``: the kernel chose its port; ``foreign``:
+    a process of another PID namespace got it; ``released``: it is gone, and
     must not be believed where it turns up again."""
 
     address: str
@@ -43,6 +44,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     handoffs: int = 0
     created: float = 0.0
     chosen: bool = False
+    foreign: bool = False
     released: bool = False
 
 

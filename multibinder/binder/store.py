@@ -65,7 +65,7 @@ class Listener(msgspec.Struct, eq=False):
 
     ``limit`` is what the kernel made of our last listen(); 0 before the first. ``safe``: whoever keeps our sockets has
     confirmed that it has this one. ``chosen``: the kernel chose the port. ``handed``: the last handoff, by
-    time.monotonic().
+    time.monotonic(). ``foreign``: somebody has it whom our PID namespace does not show.
     """
 
     socket: socket.socket
@@ -75,6 +75,7 @@ class Listener(msgspec.Struct, eq=False):
     claims: dict[Owner, Claim] = msgspec.field(default_factory=dict)
     safe: bool = False
     chosen: bool = False
+    foreign: bool = False
     handoffs: int = 0
     handed: float = msgspec.field(default_factory=time.monotonic)
     repairs: int = 0
@@ -142,8 +143,9 @@ class ListenerStore:
             return named
         return self._by_address.get(spec.address)
 
-    def bind(self, specs: Sequence[ListenerSpec], owners: Sequence[Owner]) -> list[Grant]:
-        """All of them, or none: raises BindError or RequestError, and then nothing has changed."""
+    def bind(self, specs: Sequence[ListenerSpec], owners: Sequence[Owner], *, foreign: bool = False) -> list[Grant]:
+        """All of them, or none: raises BindError or RequestError, and then nothing has changed. ``foreign``: for a
+        process of another PID namespace."""
         opened: list[Listener] = []
         try:
             found = self._find_or_open(specs, owners, opened)
@@ -161,8 +163,9 @@ class ListenerStore:
                 self._add(listener)
             else:
                 self._refresh(listener, spec.options)
-            if created or owner not in listener.claims or listener.options is not before:
+            if created or owner not in listener.claims or listener.options is not before or foreign > listener.foreign:
                 changed.append(listener)
+            listener.foreign |= foreign
             grants.append(self._grant(listener, created, owner))
         if changed:
             self._changed([record_of(listener) for listener in changed])
@@ -244,6 +247,7 @@ class ListenerStore:
             handoffs=record.handoffs,
             created=record.created,
             chosen=record.chosen,
+            foreign=record.foreign,
         )
         if not accept_queue(sock).listening:
             listener.limit = listener.limit or 1
@@ -256,13 +260,18 @@ class ListenerStore:
         return [record_of(listener) for listener in self._by_address.values()]
 
     def repair(self) -> None:
-        """Undo what other holders did: make every listener listen again, with its own backlog. One look costs some
-        microseconds for each."""
+        """Undo what other holders did: make every listener listen again, with its own backlog, or with more of it when
+        net.core.somaxconn was raised. One look costs some microseconds for each."""
+        allowed = _somaxconn()
         for listener in self._by_address.values():
             try:
                 queue = accept_queue(listener.socket)
                 if not queue.listening:
                     self._listen(listener)
+                elif queue.limit == listener.limit < min(listener.options.backlog or allowed, allowed):
+                    listen(listener.socket, listener.options.backlog)
+                    listener.limit = accept_queue(listener.socket).limit
+                    events.info("backlog-raised", address=listener.address, was=queue.limit, now=listener.limit)
                 elif queue.limit != listener.limit:
                     listen(listener.socket, listener.options.backlog)
                     listener.limit = accept_queue(listener.socket).limit
@@ -536,6 +545,7 @@ def record_of(listener: Listener) -> Record:
         handoffs=listener.handoffs,
         created=listener.created,
         chosen=listener.chosen,
+        foreign=listener.foreign,
     )
 
 
@@ -565,6 +575,14 @@ def _explain(address: Address, number: int, who_listens: WhoListens) -> str:
     if number in (errno.EMFILE, errno.ENFILE):
         return f"{reason}: raise LimitNOFILE= in the binder's unit, or lower --max-listeners"
     return reason
+
+
+def _somaxconn() -> int:
+    try:
+        with open("/proc/sys/net/core/somaxconn") as setting:
+            return int(setting.read())
+    except OSError:
+        return 0
 
 
 def _first_unprivileged_port() -> str:

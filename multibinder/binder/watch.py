@@ -160,8 +160,9 @@ class Watch:
         if held is None:
             return
         found = held.by_inode.get(inode_of(listener), ())
-        seen.holders = None if held.hidden and not found else found
-        if found or held.hidden:
+        hidden = held.hidden or listener.foreign
+        seen.holders = None if hidden and not found else found
+        if found or hidden:
             if seen.orphan_since is not None:
                 events.info("orphan-no-more", address=listener.address, holder=found[0] if found else "unknown")
             seen.orphan_since = None

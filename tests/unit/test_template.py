@@ -223,9 +223,11 @@ def test_the_sandbox_changes_nothing_for_a_template_that_only_writes_a_configura
     )
     plain = render(template, text, {"PORT": "80"}, hosts=["b", "a"])
     assert plain.files == {"web.cfg": "# web\nbind fd@{0.0.0.0:80}\nserver A a:1 a\nserver B b:2 b\nab"}
-    assert render(template, text, {"PORT": "80"}, sandbox=True, hosts=["b", "a"]) == plain
+    boxed = render(template, text, {"PORT": "80"}, sandbox=True, hosts=["b", "a"])
+    assert (boxed.files, boxed.slots, boxed.warnings) == (plain.files, plain.slots, plain.warnings)
 
 
 def test_the_sandbox_is_for_erb_files_too(erb: Path) -> None:
     text = "bind <%= bind_tcp('0.0.0.0', 80) %>"
-    assert render(erb, text, sandbox=True) == render(erb, text)
+    boxed, plain = render(erb, text, sandbox=True), render(erb, text)
+    assert (boxed.files, boxed.slots) == (plain.files, plain.slots)
