@@ -64,9 +64,11 @@ class Haproxy:
         name: str = "web",
         haproxy: str = HAPROXY,
         environment: Mapping[str, str] | None = None,
+        wrapper: Path = WRAPPER,
     ) -> None:
         require("haproxy", shutil.which(haproxy), f"there is no {haproxy}")
-        require("multibinder-haproxy", WRAPPER.exists(), f"there is no {WRAPPER}: install the project")
+        require("multibinder-haproxy", wrapper.exists(), f"there is no {wrapper}: install the project")
+        self.wrapper = wrapper
         self.directory = directory
         self.name = name
         self.haproxy = haproxy
@@ -88,7 +90,7 @@ class Haproxy:
     def start(
         self, *options: str, arguments: Sequence[str] | None = None, prefix: Sequence[str] = (), ready: bool = True
     ) -> Haproxy:
-        command = [*prefix, str(WRAPPER), "run", "--name", self.name, *options, "--", self.haproxy]
+        command = [*prefix, str(self.wrapper), "run", "--name", self.name, *options, "--", self.haproxy]
         if self.process is not None:
             self.process.wait(PATIENCE_S)
         with self.log_path.open("ab") as log:
@@ -113,7 +115,7 @@ class Haproxy:
     def command(self, *arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
         """Run ``multibinder-haproxy`` to its end."""
         return subprocess.run(
-            [str(WRAPPER), *arguments],
+            [str(self.wrapper), *arguments],
             env=self.environment,
             cwd=self.directory,
             stdin=subprocess.DEVNULL,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import textwrap
 import time
@@ -14,6 +15,7 @@ import click
 from multibinder import SOCKET_VARIABLE, MultibinderError, __version__
 from multibinder_haproxy.errors import NoSuchInstance, NotRunning, UsageError, WrapperError
 from multibinder_haproxy.instance import Instance, default_runtime_directory, known_instances
+from multibinder_haproxy.ownership import other_owner
 
 if TYPE_CHECKING:
     from multibinder_haproxy.instance import ReloadReport
@@ -138,6 +140,7 @@ def reload_command(name: str | None, every: bool, keep_going: bool, runtime_dir:
     if (name is None) != every:
         raise click.UsageError("give the NAME of an instance, or --all")
     if name is not None:
+        _leave_to_its_owner(runtime_dir, name, "reload", "--timeout", str(timeout), name)
         report = reload(Instance(runtime_dir, name), timeout)
         _print_report(name, report)
         sys.exit(0 if report.ok else 1)
@@ -169,6 +172,7 @@ def check(
     if len(name_or_command) == 1:
         if sandbox:
             raise UsageError("--sandbox goes with '-- HAPROXY ARGS...': a NAME is checked as it was started")
+        _leave_to_its_owner(runtime_dir, name_or_command[0], "check", name_or_command[0])
         config = reload.check(Instance(runtime_dir, name_or_command[0]))
     else:
         invocation = _plan(Instance(runtime_dir, "check"), name_or_command, socket, variables, True, 0, sandbox)
@@ -224,10 +228,8 @@ def status(name: str | None, runtime_dir: str, as_json: bool) -> None:
     """
     import msgspec
 
-    from multibinder_haproxy.status import status_of
-
     names = [name] if name else known_instances(runtime_dir)
-    statuses = [status_of(Instance(runtime_dir, each)) for each in names]
+    statuses = [_status_of(runtime_dir, each) for each in names]
     if as_json:
         encoded = msgspec.json.encode(statuses[0] if name else statuses)
         click.echo(msgspec.json.format(encoded))
@@ -253,6 +255,8 @@ def stop(name: str, runtime_dir: str, timeout: float, keep_listeners: bool) -> N
     """
     from multibinder_haproxy.reload import stop as stop_instance
 
+    keep = ["--keep-listeners"] if keep_listeners else []
+    _leave_to_its_owner(runtime_dir, name, "stop", "--timeout", str(timeout), *keep, name)
     closed = stop_instance(Instance(runtime_dir, name), timeout, keep_listeners)
     click.echo(f"{name}: stopped{', closed ' + ', '.join(closed) if closed else ''}")
 
@@ -317,14 +321,18 @@ def _wrapper() -> str:
 def _reload_all(runtime_dir: str, timeout: float, keep_going: bool) -> int:
     """One after the other, with progress; 1 if one failed, and those after it are not touched unless ``keep_going``."""
     from multibinder_haproxy.reload import reload
-    from multibinder_haproxy.status import status_of
 
-    running = [
-        name for name in known_instances(runtime_dir) if status_of(Instance(runtime_dir, name)).state != "stopped"
-    ]
+    running = [name for name in known_instances(runtime_dir) if _status_of(runtime_dir, name).state != "stopped"]
     failed: list[str] = []
     for number, name in enumerate(running, 1):
         click.echo(f"[{number}/{len(running)}] ", nl=False)
+        done = _as_its_owner(runtime_dir, name, "reload", "--timeout", str(timeout), name)
+        if done is not None:
+            _echo(done)
+            failed += [name] if done.returncode else []
+            if failed and not keep_going:
+                break
+            continue
         try:
             report = reload(Instance(runtime_dir, name), timeout)
         except (WrapperError, OSError) as error:
@@ -343,6 +351,70 @@ def _reload_all(runtime_dir: str, timeout: float, keep_going: bool) -> int:
     elif not running:
         click.echo(f"No instance runs in {runtime_dir}.", err=True)
     return 1 if failed else 0
+
+
+def _status_of(runtime_dir: str, name: str) -> Status:
+    import msgspec
+
+    from multibinder_haproxy.status import Status, status_of
+
+    done = _as_its_owner(runtime_dir, name, "status", "--json", name)
+    if done is None:
+        return status_of(Instance(runtime_dir, name))
+    try:
+        return msgspec.json.decode(done.stdout, type=Status)
+    except msgspec.DecodeError:
+        raise WrapperError(_printable(done.stderr).removeprefix("multibinder-haproxy: ").strip()) from None
+
+
+def _as_its_owner(runtime_dir: str, name: str, *arguments: str) -> subprocess.CompletedProcess[str] | None:
+    """For root, and an instance of another user: run a command of ours as that user. None for all other instances.
+
+    The instance's records say which program to execute and which templates, which are programs, to run: as root that
+    would make its user root. The session and the environment are new: no terminal to type into, nothing of root's.
+    """
+    owner = other_owner(Instance(runtime_dir, name).directory)
+    if owner is None:
+        return None
+    wrapper = _wrapper()
+    kept = {key: os.environ[key] for key in ("PATH", "LANG", "LC_ALL", "TMPDIR") if key in os.environ}
+    try:
+        return subprocess.run(  # noqa: S603
+            [wrapper, *arguments],
+            user=owner.uid,
+            group=owner.gid,
+            extra_groups=owner.groups,
+            env={**kept, "MULTIBINDER_HAPROXY_RUNTIME_DIR": os.path.abspath(runtime_dir)},
+            cwd="/",
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+    except OSError as error:
+        raise WrapperError(
+            f"{name} belongs to {owner}, and {wrapper} cannot be run as that user: {error.strerror}"
+        ) from error
+
+
+def _leave_to_its_owner(runtime_dir: str, name: str, *arguments: str) -> None:
+    """Exits, if the instance is another user's, with what the command said when it was run as that user."""
+    done = _as_its_owner(runtime_dir, name, *arguments)
+    if done is not None:
+        _echo(done)
+        sys.exit(done.returncode)
+
+
+def _echo(done: subprocess.CompletedProcess[str]) -> None:
+    click.echo(_printable(done.stdout), nl=False)
+    click.echo(_printable(done.stderr), nl=False, err=True)
+
+
+def _printable(text: str) -> str:
+    """Another user's words, without what root's terminal would obey."""
+    return "".join(each if each.isprintable() or each == "\n" else "?" for each in text)
 
 
 def _warn(text: str) -> None:

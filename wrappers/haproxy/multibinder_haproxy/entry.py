@@ -52,8 +52,11 @@ def _record(arguments: list[str]) -> str | None:
     for flag, value in zip(arguments, arguments[1:], strict=False):  # noqa: RUF007 (fast start)
         if flag in ("-f", "--"):
             try:
-                with open(os.path.join(os.path.dirname(value), "instance.json"), encoding="utf-8") as file:
-                    return file.read()
+                path = os.path.join(os.path.dirname(value), "instance.json")
+                with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), encoding="utf-8") as file:
+                    # It names programs to execute: a stranger's is not believed (see ownership.py).
+                    if os.fstat(file.fileno()).st_uid in (0, os.geteuid()):
+                        return file.read()
             except OSError:
                 continue
     return None

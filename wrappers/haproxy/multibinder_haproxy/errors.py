@@ -27,6 +27,10 @@ class BinderAway(BindRefused):
     """The binder does not answer."""
 
 
+class NotTrusted(WrapperError):
+    """A file or directory is another user's, or another user could replace it."""
+
+
 class NotRunning(WrapperError):
     """There is no master process to talk to."""
 

@@ -25,6 +25,7 @@ from typing import TypeVar
 
 import msgspec
 
+from multibinder_haproxy import ownership
 from multibinder_haproxy.errors import NoSuchInstance, WrapperError
 from multibinder_haproxy.invocation import Invocation, check_name
 from multibinder_haproxy.template import Config
@@ -95,15 +96,22 @@ class Instance:
         return cls(os.path.dirname(directory), os.path.basename(directory))
 
     def create(self) -> None:
+        """Make the directory, or take the one that is there. Raises NotTrusted, WrapperError."""
         try:
-            os.makedirs(os.path.dirname(self.directory), mode=0o755, exist_ok=True)
-            os.makedirs(self.directory, mode=_INSTANCE_MODE, exist_ok=True)
+            ownership.check_parent(self.directory)
+            _make_directories(os.path.dirname(self.directory))
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(self.directory, _INSTANCE_MODE)
+            ownership.check_directory(self.directory)
         except OSError as error:
             raise _explained(self.directory, error) from error
 
     def read_invocation(self) -> Invocation:
-        """Raises NoSuchInstance if there never was one, or it is not ours to read."""
+        """Raises NoSuchInstance if there never was one, or it is not ours to read; NotTrusted."""
         try:
+            if os.path.lexists(self.directory):
+                with contextlib.suppress(FileNotFoundError):
+                    ownership.check_directory(self.directory)
             invocation = self._read("instance.json", Invocation)
         except PermissionError:
             raise NoSuchInstance(f"{self.directory}: permission denied; run this as HAProxy's user") from None
@@ -176,8 +184,7 @@ class Instance:
     def _read(self, file_name: str, kind: type[T]) -> T | None:
         """None for a file that is missing, or cut short, or of another version: nothing depends on one for ever."""
         try:
-            with open(os.path.join(self.directory, file_name), "rb") as file:
-                return msgspec.json.decode(file.read(), type=kind)
+            return msgspec.json.decode(ownership.read(os.path.join(self.directory, file_name)), type=kind)
         except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
             return None
 
@@ -186,7 +193,9 @@ class Instance:
         draft = f"{path}.{os.getpid()}.new"
         try:
             os.makedirs(os.path.dirname(path), mode=_DIRECTORY_MODE, exist_ok=True)
-            with open(draft, "wb", opener=_private) as file:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(draft)
+            with open(draft, "xb", opener=_private) as file:
                 file.write(content)
             os.rename(draft, path)
         except OSError as error:
@@ -203,6 +212,14 @@ def known_instances(runtime_directory: str) -> list[str]:
             if os.path.exists(os.path.join(runtime_directory, name, "instance.json"))
         )
     return []
+
+
+def _make_directories(path: str) -> None:
+    """makedirs(3) would make those on the way with the umask alone: writable by everybody where that is 0."""
+    if not os.path.isdir(path):
+        _make_directories(os.path.dirname(path))
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o755)
 
 
 def _private(path: str, flags: int) -> int:

@@ -1,0 +1,138 @@
+"""Root and the instance of another user: root's commands work on it, and nothing of it ever runs as root."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.conftest import StartBinder
+from tests.haproxy.support import Haproxy, bind_tcp, config, get
+from tests.support import Binder, require, wait_until
+
+ROOT = Path(__file__).parents[2]
+USER = 65534
+AS_USER = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
+
+
+def wrapper_for_everybody(directory: Path) -> Path:
+    """The command as another user can execute it too: the interpreter that runs us may be in root's home."""
+    ours = Path(sys.executable).resolve()
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    said = ""
+    for python in (ours, Path("/usr/bin", version), Path("/usr/local/bin", version)):
+        wrapper = directory / "multibinder-haproxy"
+        paths = [sysconfig.get_path("purelib"), str(ROOT), str(ROOT / "wrappers/haproxy")]
+        wrapper.write_text(
+            f"#!{python}\nimport sys\nsys.path[:0] = {paths}\nfrom multibinder_haproxy.entry import main\nmain()\n"
+        )
+        wrapper.chmod(0o755)
+        # By way of a shell: setpriv itself executes with the rights that it gives up.
+        command = [*AS_USER, "sh", "-c", f"exec {wrapper} --version"]
+        tried = subprocess.run(command, capture_output=True, text=True, check=False)
+        if tried.returncode == 0:
+            return wrapper
+        said += tried.stderr
+    require("stranger", False, f"no {version} that another user can execute: {said}")
+    raise AssertionError
+
+
+@pytest.fixture
+def theirs(start_binder: StartBinder, run_dir: Path) -> Iterator[Haproxy]:
+    """An instance that another user made and runs, in a directory of that user's."""
+    require("root", os.geteuid() == 0, "acting as another user needs root")
+    require("setpriv", shutil.which("setpriv"), "acting as another user needs setpriv (util-linux)")
+    run_dir.chmod(0o755)
+    wrapper = wrapper_for_everybody(run_dir)
+    home = run_dir / "home"
+    home.mkdir(mode=0o755)
+    binder: Binder = start_binder("--mode", "0666")
+    with Haproxy(home, binder.socket_path, wrapper=wrapper) as haproxy:
+        os.chown(home, USER, USER)
+        yield haproxy
+
+
+def start(theirs: Haproxy, text: str) -> None:
+    theirs.template.write_text(text)
+    theirs.start(prefix=AS_USER)
+
+
+def test_roots_commands_work_on_another_users_instance(theirs: Haproxy, host: str) -> None:
+    start(theirs, config(bind_tcp((host, 8000))))
+    assert (theirs.runtime / "web").stat().st_uid == USER
+    status = theirs.status()
+    assert (status["state"], status["master"]) == ("running", theirs.pid)
+    assert "running" in theirs.command("status").stdout
+    assert theirs.command("check", "web").stdout == f"ok: 1 file(s), {host}:8000\n"
+    theirs.template.write_text(config(bind_tcp((host, 8000)), bind_tcp((host, 8001))))
+    assert f"added   {host}:8001" in theirs.must_reload()
+    assert get((host, 8001)) == "ok"
+    assert "[1/1] web: reloaded" in theirs.command("reload", "--all").stdout
+    stopped = theirs.command("stop", "web")
+    assert stopped.returncode == 0, stopped.stderr
+    assert theirs.command("status", "web").returncode == 3
+    for path in (theirs.runtime / "web").iterdir():
+        assert path.stat().st_uid == USER, path
+
+
+def test_a_failure_is_reported_with_its_exit_code_and_without_what_a_terminal_obeys(theirs: Haproxy, host: str) -> None:
+    start(theirs, config(bind_tcp((host, 8000))))
+    theirs.template.write_text("{{ nothing }}\n")
+    failed = theirs.reload()
+    assert failed.returncode == 1
+    assert f"{theirs.template}:1: 'nothing' is undefined" in failed.stderr
+    every = theirs.command("reload", "--all")
+    assert every.returncode == 1
+    assert "failed: web" in every.stderr
+    theirs.template.write_text("{{ 1 / 0 if env.nothing else bind_tcp('\033]0;title\007', 1) }}\n")
+    assert "\033" not in theirs.command("check", "web").stderr
+
+
+def test_their_template_runs_as_them_in_whichever_command_root_gives(theirs: Haproxy, host: str, run_dir: Path) -> None:
+    start(theirs, config(bind_tcp((host, 8000))))
+    proofs = run_dir / "proofs"
+    proofs.mkdir()
+    proofs.chmod(0o1777)
+    escape = f"# {{{{ cycler.__init__.__globals__.os.system('id -u > {proofs}/$$; env >> {proofs}/$$') and '' }}}}\n"
+    theirs.template.write_text(escape + config(bind_tcp((host, 8000))))
+    secret = {**theirs.environment, "SECRET": "of root"}
+    for command in (["status"], ["status", "web"], ["check", "web"], ["reload", "web"], ["reload", "--all"]):
+        done = subprocess.run([str(theirs.wrapper), *command], env=secret, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        found = [path.read_text() for path in proofs.iterdir()]
+        assert found, command
+        assert {text.splitlines()[0] for text in found} == {str(USER)}, command
+        assert "SECRET" not in "".join(found)
+        for path in proofs.iterdir():
+            path.unlink()
+
+
+def test_a_record_that_names_another_program_is_executed_as_them_and_not_as_root(
+    theirs: Haproxy, host: str, run_dir: Path
+) -> None:
+    start(theirs, config(bind_tcp((host, 8000))))
+    proof = theirs.directory / "proof"
+    program = theirs.directory / "evil"
+    program.write_text(f"#!/bin/sh\nid -u > {proof}\n")
+    program.chmod(0o755)
+    record = theirs.runtime / "web" / "instance.json"
+    record.write_bytes(msgspec.json.encode({**msgspec.json.decode(record.read_bytes()), "haproxy": str(program)}))
+    assert theirs.command("check", "web").returncode == 0
+    wait_until(proof.exists, "the program ran")
+    assert proof.read_text() == f"{USER}\n"
+
+
+def test_root_does_not_start_an_instance_where_another_user_could_replace_it(theirs: Haproxy, host: str) -> None:
+    theirs.template.write_text(config(bind_tcp((host, 8000))))
+    theirs.start(ready=False)
+    assert theirs.wait() == 1
+    assert f"{theirs.directory} belongs to " in theirs.log()
+    assert f"(uid {USER}), who could replace the configuration in it" in theirs.log()
+    assert not theirs.runtime.exists()

@@ -1,0 +1,262 @@
+"""An instance's files: private, written whole or not at all, and believed only where no stranger had a hand in."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from multibinder_haproxy import ownership
+from multibinder_haproxy.entry import _record
+from multibinder_haproxy.errors import NoSuchInstance, NotTrusted, WrapperError
+from multibinder_haproxy.instance import Instance, Loaded
+from multibinder_haproxy.invocation import Invocation
+from multibinder_haproxy.template import Config
+
+from tests.support import require
+
+STRANGER = 65534
+
+
+@pytest.fixture
+def runtime(run_dir: Path) -> Path:
+    return run_dir / "run"
+
+
+@pytest.fixture
+def instance(runtime: Path) -> Instance:
+    return Instance(str(runtime), "web")
+
+
+@pytest.fixture
+def no_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def give_away(path: Path) -> None:
+    require("root", os.geteuid() == 0, "giving a file to another user needs root")
+    os.chown(path, STRANGER, STRANGER, follow_symlinks=False)
+
+
+def invocation_of(instance: Instance) -> Invocation:
+    return Invocation("/usr/sbin/haproxy", instance.directory, "web", "w", [], [], [], None, False, 1.0, "/")
+
+
+def fill(instance: Instance) -> None:
+    instance.create()
+    config = Config({"web.cfg": "global\n", "conf.d/a.cfg": "# a\n"}, [])
+    instance.write_config(config.files, ["conf.d"])
+    instance.write_loaded(Loaded(1, 0.0, config, 1))
+    instance.write_last_good(config)
+    instance.write_invocation(invocation_of(instance))
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.lstat().st_mode)
+
+
+def test_files_and_directories_are_private_whatever_the_umask(run_dir: Path, no_umask: None) -> None:
+    instance = Instance(str(run_dir / "a" / "b"), "web")
+    fill(instance)
+    directory = Path(instance.directory)
+    assert [mode(path) for path in (run_dir / "a", run_dir / "a" / "b", directory)] == [0o755, 0o755, 0o700]
+    with instance.locked(1):
+        found = {str(path.relative_to(directory)): mode(path) for path in directory.rglob("*")}
+    assert found.pop("conf.d") == 0o700
+    assert found == dict.fromkeys(
+        ["web.cfg", "conf.d/a.cfg", "instance.json", "loaded.json", "last-good.json", "lock"], 0o600
+    )
+
+
+def test_a_reader_sees_a_whole_file_the_old_one_or_the_new(instance: Instance) -> None:
+    instance.create()
+    texts = {letter * 1_000_000 for letter in "ab"}
+    instance.write_config({"web.cfg": "a" * 1_000_000}, [])
+    wrong: list[int] = []
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            text = Path(instance.directory, "web.cfg").read_text()
+            if text not in texts:
+                wrong.append(len(text))
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for _ in range(50):
+        for text in texts:
+            instance.write_config({"web.cfg": text}, [])
+    done.set()
+    reader.join()
+    assert wrong == []
+    assert os.listdir(instance.directory) == ["web.cfg"]
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_what_lies_where_a_draft_is_written_is_neither_followed_nor_written_to(
+    instance: Instance, run_dir: Path, readable: bool
+) -> None:
+    instance.create()
+    victim = run_dir / "victim"
+    victim.write_text("precious")
+    draft = Path(instance.directory, f"web.cfg.{os.getpid()}.new")
+    if readable:
+        os.link(victim, draft)
+        victim.chmod(0o644)
+    else:
+        draft.symlink_to(victim)
+    instance.write_config({"web.cfg": "password"}, [])
+    assert victim.read_text() == "precious"
+    written = Path(instance.directory, "web.cfg")
+    assert (written.read_text(), mode(written)) == ("password", 0o600)
+    assert not written.is_symlink()
+
+
+def refused(act: Callable[[], object]) -> str:
+    with pytest.raises(NotTrusted) as raised:
+        act()
+    return str(raised.value)
+
+
+def assert_refused(instance: Instance, *said: str) -> None:
+    """Neither written to nor believed, in the same words; and nothing was written."""
+    before = sorted(Path(instance.directory).parent.rglob("*"))
+    for act in (instance.create, instance.read_invocation):
+        text = refused(act)
+        assert [each for each in said if each not in text] == [], text
+    assert sorted(Path(instance.directory).parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize("where", ["grandparent", "parent", "directory"])
+def test_a_directory_that_a_stranger_made_first_is_refused_with_the_owner(run_dir: Path, where: str) -> None:
+    instance = Instance(str(run_dir / "1000" / "multibinder-haproxy"), "web")
+    fill(instance)
+    directory = Path(instance.directory)
+    path = {"grandparent": directory.parents[1], "parent": directory.parent, "directory": directory}[where]
+    give_away(path)
+    assert_refused(instance, f"{path} belongs to ", f"(uid {STRANGER}), who could replace", "--runtime-dir")
+
+
+def test_in_a_strangers_directory_nothing_is_made(run_dir: Path) -> None:
+    (run_dir / "1000").mkdir()
+    give_away(run_dir / "1000")
+    instance = Instance(str(run_dir / "1000" / "multibinder-haproxy"), "web")
+    assert "belongs to" in refused(instance.create)
+    assert list((run_dir / "1000").iterdir()) == []
+
+
+@pytest.mark.parametrize("bits", [0o020, 0o002])
+def test_a_directory_that_others_may_write_to_is_refused(instance: Instance, runtime: Path, bits: int) -> None:
+    fill(instance)
+    for path in (runtime.parent, runtime, Path(instance.directory)):
+        before = mode(path)
+        path.chmod(before | bits)
+        assert_refused(instance, f"{path} can be written by others (mode 0", f"'chmod go-w {path}'")
+        path.chmod(before)
+    instance.create()
+
+
+def test_the_sticky_bit_will_do_for_the_parent_and_not_for_the_directory(instance: Instance, runtime: Path) -> None:
+    fill(instance)
+    runtime.chmod(0o1777)
+    instance.create()
+    assert instance.read_invocation().name == "web"
+    Path(instance.directory).chmod(0o1777)
+    assert_refused(instance, "can be written by others (mode 1777)")
+
+
+@pytest.mark.parametrize("which", ["parent", "directory"])
+def test_a_link_or_a_file_in_place_of_a_directory_is_refused(instance: Instance, runtime: Path, which: str) -> None:
+    fill(instance)
+    path = runtime if which == "parent" else Path(instance.directory)
+    elsewhere = path.rename(path.parent / "elsewhere")
+    path.symlink_to(elsewhere)
+    assert_refused(instance, f"{path} is a symbolic link", "remove it, or choose another --runtime-dir")
+    path.unlink()
+    path.write_text("")
+    with pytest.raises(WrapperError):
+        instance.create()
+
+
+def test_further_up_our_own_links_are_followed_and_a_strangers_are_not(run_dir: Path) -> None:
+    real = run_dir / "real"
+    fill(Instance(str(real / "run"), "web"))
+    link = run_dir / "link"
+    link.symlink_to("real")
+    instance = Instance(str(link / "run"), "web")
+    instance.create()
+    assert instance.read_invocation().name == "web"
+    give_away(link)
+    assert_refused(instance, f"{link} is a symbolic link that ", "made: it is not followed")
+
+
+def test_where_a_link_leads_is_looked_at_as_well(run_dir: Path) -> None:
+    (run_dir / "open" / "in").mkdir(parents=True)
+    (run_dir / "open").chmod(0o777)
+    (run_dir / "link").symlink_to(run_dir / "open" / "in")
+    assert f"{run_dir}/open can be written by others" in refused(Instance(str(run_dir / "link" / "run"), "web").create)
+
+
+READERS: dict[str, Callable[[Instance], object]] = {
+    "instance.json": Instance.read_invocation,
+    "loaded.json": Instance.read_loaded,
+    "last-good.json": Instance.read_last_good,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_record_that_is_a_strangers_or_a_link_or_no_file_is_not_believed(instance: Instance, name: str) -> None:
+    fill(instance)
+    path = Path(instance.directory, name)
+    real = path.rename(path.with_suffix(".real"))
+    path.symlink_to(real)
+    assert f"{path} is a symbolic link" in refused(lambda: READERS[name](instance))
+    path.unlink()
+    os.mkfifo(path)
+    assert f"{path} is not a file" in refused(lambda: READERS[name](instance))
+    path.unlink()
+    real.rename(path)
+    assert READERS[name](instance) is not None
+    give_away(path)
+    said = refused(lambda: READERS[name](instance))
+    assert said.startswith(f"{path} belongs to ")
+    assert f"(uid {STRANGER}), and not to us: it is not believed" in said
+
+
+def test_the_copy_that_serves_a_re_exec_without_its_environment_is_believed_on_the_same_terms(
+    instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MULTIBINDER_HAPROXY", raising=False)
+    fill(instance)
+    arguments = ["-Ws", "-f", f"{instance.directory}/web.cfg"]
+    record = Path(instance.directory, "instance.json")
+    assert _record(arguments) == record.read_text()
+    real = record.rename(record.with_suffix(".real"))
+    record.symlink_to(real)
+    assert _record(arguments) is None
+    record.unlink()
+    real.rename(record)
+    give_away(record)
+    assert _record(arguments) is None
+
+
+def test_an_instance_that_never_was_is_still_told_from_one_that_is_not_trusted(instance: Instance) -> None:
+    with pytest.raises(NoSuchInstance):
+        instance.read_invocation()
+
+
+def test_for_root_the_owner_of_an_instance_is_who_its_directory_belongs_to(instance: Instance, run_dir: Path) -> None:
+    fill(instance)
+    assert ownership.other_owner(instance.directory) is None
+    assert ownership.other_owner(str(run_dir / "nothing")) is None
+    give_away(Path(instance.directory))
+    assert ownership.other_owner(instance.directory) == ownership.Owner(STRANGER, STRANGER)
+    link = run_dir / "link"
+    link.symlink_to(instance.directory)
+    give_away(link)
+    assert ownership.other_owner(str(link)) is None
