@@ -214,7 +214,7 @@ def test_a_process_that_is_gone_has_no_descriptors() -> None:
 
 
 def test_unit_files_of_an_older_version_are_found_and_those_changed_by_hand_are_left_alone(tmp_path: Path) -> None:
-    assert multibinder("systemd", "install", "--prefix", tmp_path).returncode == 0
+    assert multibinder("systemd", "install", "--force", "--prefix", tmp_path).returncode == 0
     assert findings(doctor("--prefix", tmp_path), "unit") == []
     unit = tmp_path / "etc/systemd/system/multibinder.service"
     old = "[Service]\nExecStart=/somewhere/else\n"

@@ -156,7 +156,9 @@ class Connection:
             promised = sum(
                 reply["result"]["descriptors"]
                 for reply in replies
-                if isinstance(reply.get("result"), dict) and "descriptors" in reply["result"]
+                if isinstance(result := reply.get("result"), dict)
+                and "descriptors" in result
+                and "format" not in result
             )
             assert self._descriptors == promised, f"{self._descriptors} descriptors came, {promised} were announced"
             assert granted <= promised // 252
