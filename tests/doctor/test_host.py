@@ -223,7 +223,7 @@ def test_unit_files_of_an_older_version_are_found_and_those_changed_by_hand_are_
     [finding] = findings(doctor("--prefix", tmp_path, status=1), "unit")
     assert finding["where"] == str(unit)
     assert finding["remedy"] == f"multibinder systemd install --prefix {tmp_path}"
-    assert multibinder(*finding["remedy"].split()[1:]).returncode == 0
+    assert multibinder(*finding["remedy"].split()[1:], "--force").returncode == 0
     assert findings(doctor("--prefix", tmp_path), "unit") == []
     unit.write_text(unit.read_text() + "# mine\n")
     assert findings(doctor("--prefix", tmp_path), "unit") == []
