@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from multibinder import TcpAddress
-from multibinder.observe.doctor import backlog, control, installation, keeping, limits, losses, mss, sharing
+from multibinder.observe.doctor import backlog, control, installation, keeping, limits, losses, mss, orphans, sharing
 from multibinder.observe.doctor.checks import diagnose
 from multibinder.observe.doctor.facts import (
     Binder,
@@ -279,3 +279,17 @@ def test_instances_with_another_configuration_on_disk_are_found() -> None:
     finding = one(installation.instances(facts(instances=instances)))
     assert "/etc/a, /etc/b" in finding.what
     assert finding.remedy == "multibinder-haproxy check web && multibinder-haproxy reload web"
+
+
+def test_a_listener_that_nobody_has_open_is_an_orphan_and_worse_with_clients() -> None:
+    nobody = Holders({}, hidden=False)
+    quiet = one(orphans.orphans(facts(holders=nobody)))
+    assert (quiet.level, quiet.what) == ("warning", "no process but the binder has it open; no client waits yet")
+    busy = one(orphans.orphans(facts(changed(HEALTHY, queue=3), holders=nobody)))
+    assert (busy.level, busy.where) == ("problem", "192.0.2.1:80 (this network namespace), owners: haproxy@web")
+    assert busy.remedy.endswith("multibinder release --all-owners '192.0.2.1:80'")
+
+
+def test_nothing_is_called_an_orphan_that_has_a_holder_or_may_have_one() -> None:
+    assert [*orphans.orphans(facts())] == []
+    assert [*orphans.orphans(facts(holders=Holders({}, hidden=True)))] == []

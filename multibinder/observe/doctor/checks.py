@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from multibinder.observe.doctor import backlog, control, installation, keeping, limits, losses, mss, sharing
+from multibinder.observe.doctor import backlog, control, installation, keeping, limits, losses, mss, orphans, sharing
 from multibinder.observe.doctor.facts import Facts
 from multibinder.observe.doctor.finding import Finding
 
 CHECKS: tuple[Callable[[Facts], Iterable[Finding]], ...] = (
+    orphans.orphans,
     losses.overflow,
     sharing.reuseport,
     backlog.somaxconn,
