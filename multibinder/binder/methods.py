@@ -143,11 +143,23 @@ class Methods:
         listener = self._store.find(spec)
         if listener is None:
             return policy.decide_listener(caller, method, spec)
-        decision = policy.decide_listener(caller, method, _as_it_is(listener, spec))
-        if not decision.allowed and listener.chosen:
-            # Whoever may have port 0 may have any port that the kernel chose.
-            asked = msgspec.structs.replace(_as_it_is(listener, spec), address=listener.address.with_port(0))
-            other = policy.decide_listener(caller, method, asked)
+        decision = self._decide_about(policy, caller, method, listener, spec)
+        if decision.allowed and not spec.address.matches(listener.address):
+            # The name is another's. Once an earlier element of the request has released that one, the address counts.
+            return policy.decide_listener(caller, method, spec)
+        return decision
+
+    @staticmethod
+    def _decide_about(policy: Policy, caller: Caller, method: str, listener: Listener, asked: ListenerSpec) -> Decision:
+        v6only = listener.options.v6only
+        # One for IPv4 may be found by its name when the request says v6only.
+        options = asked.options if v6only is not None else msgspec.structs.replace(asked.options, v6only=None)
+        real = ListenerSpec(listener.address, options)
+        decision = policy.decide_listener(caller, method, real, v6only)
+        if not decision.allowed and listener.chosen and any(owner.uid == caller.uid for owner in listener.claims):
+            # Whoever may have port 0 may have the port that the kernel chose for them; not what it chose for others.
+            any_port = msgspec.structs.replace(real, address=listener.address.with_port(0))
+            other = policy.decide_listener(caller, method, any_port, v6only)
             return other if other.allowed else decision
         return decision
 
@@ -271,13 +283,6 @@ def _handoffs(request: Request, grants: Sequence[Grant], caution: str) -> Answer
 def _handoff(grant: Grant, caution: str) -> Handoff:
     warning = "; ".join(filter(None, [grant.warning, caution if not grant.listener.safe else ""])) or None
     return Handoff(str(grant.listener.address), grant.backlog, grant.created, warning)
-
-
-def _as_it_is(listener: Listener, asked: ListenerSpec) -> ListenerSpec:
-    options = asked.options
-    if listener.options.v6only is not None:
-        options = msgspec.structs.replace(options, v6only=listener.options.v6only)
-    return ListenerSpec(listener.address, options)
 
 
 def _must(decision: Decision, caller: Caller, method: str, spec: ListenerSpec | None = None) -> None:

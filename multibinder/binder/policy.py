@@ -17,6 +17,7 @@ from multibinder.wire.options import OPTION_NAMES
 METHODS = ("bind", "release", "list", "status", "upgrade")
 #: Those that are about listeners.
 ABOUT_LISTENERS = ("bind", "release", "list", "status")
+_WILDCARDS = ("0.0.0.0", "::")
 
 
 class Subject(Protocol):
@@ -46,6 +47,12 @@ class Network(msgspec.Struct, frozen=True):
             and (not self.prefix or (_number(address) ^ self.number) >> (self._bits - self.prefix) == 0)
         )
 
+    def touches(self, address: Address) -> bool:
+        """Whether it has any of what a listener there takes: one on 0.0.0.0 or :: takes every address (ip(7))."""
+        if address.host not in _WILDCARDS:
+            return self.has(address)
+        return self.first <= address.port <= self.last and self.version in (0, address.version)
+
     def covers(self, other: Network) -> bool:
         """Whether it has all that ``other`` has."""
         return (
@@ -68,6 +75,9 @@ class PathPrefix(msgspec.Struct, frozen=True):
 
     def has(self, address: Address) -> bool:
         return False  # no address of this version has a path
+
+    def touches(self, address: Address) -> bool:
+        return False
 
     def covers(self, other: Pattern) -> bool:
         below = self.path.endswith("/") and isinstance(other, PathPrefix) and other.path.startswith(self.path)
@@ -98,17 +108,27 @@ class Rule(msgspec.Struct, frozen=True):
             return "uid"
         if self.gids and not self.gids & subject.gids:
             return "gid"
-        if self.units and not any(fnmatch.fnmatchcase(subject.unit, unit) for unit in self.units):
+        if self.units and not self._has_unit(subject.unit):
             return "unit"
         if wanted is None:
             # Of a method about all listeners it is asked first whether there may be any that this rule shows.
-            partial = bool(self.addresses) and (method not in ABOUT_LISTENERS or not self.allow)
-            return "address" if partial else ""
-        if self.addresses and not any(pattern.has(wanted.address) for pattern in self.addresses):
+            if self.addresses and (method not in ABOUT_LISTENERS or not self.allow):
+                return "address"
+            return "options" if self.options is not None and not self.allow else ""
+        if self.addresses and not self._has_address(wanted.address):
             return "address"
         if self.options is not None and not self._has_options(wanted.options):
             return "options"
         return ""
+
+    def _has_unit(self, unit: str) -> bool:
+        # One that cannot be told is not one that is allowed anything, and may be the one that is denied it: a process
+        # that has ended has none, and its child has its connection.
+        return any(fnmatch.fnmatchcase(unit, each) for each in self.units) if unit else not self.allow
+
+    def _has_address(self, address: Address) -> bool:
+        # All that it takes must be allowed; a part that is forbidden suffices.
+        return any(each.has(address) if self.allow else each.touches(address) for each in self.addresses)
 
     def _has_options(self, given: frozenset[str]) -> bool:
         # All of them must be allowed; one that is forbidden suffices.
@@ -152,26 +172,29 @@ class Policy(msgspec.Struct, frozen=True):
             return Decision(True, f"allowed to {who}: no rule of {self.path} says otherwise", None, wanted)
         return Decision(False, f"no rule of {self.path} allows it", None, wanted)
 
-    def decide_listener(self, subject: Subject, method: str, spec: ListenerSpec) -> Decision:
-        """For every address that a listener has in fact: the first refusal, or the last permission."""
+    def decide_listener(
+        self, subject: Subject, method: str, spec: ListenerSpec, v6only: bool | None = None
+    ) -> Decision:
+        """For every address that a listener has in fact: the first refusal, or the last permission. ``v6only`` is what
+        one that exists has."""
         decision = Decision(True, "")
-        for wanted in taken(spec):
+        for wanted in taken(spec, v6only):
             decision = self.decide(subject, method, wanted)
             if not decision.allowed:
                 break
         return decision
 
 
-def taken(spec: ListenerSpec) -> Iterator[Wanted]:
-    """The addresses that a listener takes: ipv6(7). One on ``::`` has IPv4 as well unless it says v6only, and
-    ``::ffff:192.0.2.1`` is 192.0.2.1."""
+def taken(spec: ListenerSpec, v6only: bool | None = None) -> Iterator[Wanted]:
+    """The addresses that a listener takes: ipv6(7). One on ``::`` has IPv4 as well unless it says v6only, or has it
+    already; and ``::ffff:192.0.2.1`` is 192.0.2.1. The options are those that the request gives."""
     options = frozenset(name for name in OPTION_NAMES if getattr(spec.options, name) is not None)
     address = spec.address
     if address.host.startswith("::ffff:") and "." in address.host:
         yield Wanted(Address(address.host.removeprefix("::ffff:"), address.port), options)
         return
     yield Wanted(address, options)
-    if address.host == "::" and not spec.options.v6only:
+    if address.host == "::" and not (spec.options.v6only if v6only is None else v6only):
         yield Wanted(Address("0.0.0.0", address.port), options - {"v6only"})
 
 
@@ -205,11 +228,22 @@ def covers(earlier: Rule, later: Rule) -> bool:
             not earlier.addresses
             or (
                 bool(later.addresses)
-                and all(any(_pattern_covers(one, other) for one in earlier.addresses) for other in later.addresses)
+                and all(
+                    any(_pattern_covers(one, other) for one in earlier.addresses) for other in _all_of(later, earlier)
+                )
             )
         )
         and (earlier.options is None or (earlier.allow == later.allow and earlier.options == later.options))
     )
+
+
+def _all_of(rule: Rule, earlier: Rule) -> Iterator[Pattern]:
+    """Its addresses; of a rule that denies after one that allows, as if they were all that they touch."""
+    for each in rule.addresses:
+        if rule.allow or not earlier.allow or isinstance(each, PathPrefix):
+            yield each
+        else:
+            yield msgspec.structs.replace(each, number=0, prefix=0)
 
 
 def _pattern_covers(one: Pattern, other: Pattern) -> bool:
