@@ -60,12 +60,14 @@ class _FileText(msgspec.Struct, forbid_unknown_fields=True):
 def load(path: str) -> Policy:
     """Read and check a file. Raises PolicyError; also for a file that others than root and we could write."""
     try:
-        with open(path, "rb") as file:
+        # O_NONBLOCK: a FIFO must not keep the loop waiting for its writer.
+        with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
             status = os.fstat(file.fileno())
-            text = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise PolicyError(f"{path}: cannot read the policy: {(error.strerror or str(error)).lower()}") from error
-    if not stat.S_ISREG(status.st_mode) or len(text) > _MAX_BYTES:
+            text = file.read(_MAX_BYTES + 1) if stat.S_ISREG(status.st_mode) else None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise PolicyError(f"{path}: cannot read the policy: {reason}") from error
+    if text is None or len(text) > _MAX_BYTES:
         raise PolicyError(f"{path}: no policy: a regular file of at most 1 MiB is expected")
     if status.st_uid not in (0, os.geteuid()):
         raise PolicyError(f"{path}: belongs to uid {status.st_uid}, who could allow themselves anything; 'chown root'")
@@ -81,7 +83,11 @@ def parse(text: bytes, path: str) -> Policy:
         content = msgspec.toml.decode(text, type=_FileText)
     except msgspec.ValidationError as error:
         raise PolicyError(f"{path}: {_located(str(error))}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (
+        msgspec.DecodeError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: not UTF-8; a number of 5,000 digits
         raise PolicyError(f"{path}: not TOML: {error}") from None
     rules = tuple(_rule(number, rule, path) for number, rule in enumerate(content.rule, 1))
     return Policy(path, rules, os.geteuid())
@@ -99,17 +105,36 @@ def lint(policy: Policy) -> Iterator[str]:
             if covers(earlier, rule):
                 yield f"{rule}: never decides: {earlier} matches all that it would"
                 break
+        if not rule.allow and rule.options == frozenset():
+            yield f"{rule}: never matches: its list of options is empty, so it denies none"
         everybody = not (rule.uids or rule.gids or rule.units)
         if rule.allow and everybody and rule.methods & {"bind", "release", "upgrade"}:
             yield f"{rule}: allows everybody who can reach the control socket: it has no uid, gid or unit"
-        if not rule.allow and rule.methods & {"bind", "list", "upgrade"} and (everybody or 0 in rule.uids):
+        if not rule.allow and rule.units:
+            yield (
+                f"{rule}: denies by unit: it also denies all whose unit cannot be told (none, or the process has ended)"
+            )
+        is_for_root = everybody or (0 in rule.uids and not rule.gids and not rule.units)
+        if (
+            not rule.allow
+            and rule.methods & {"bind", "list", "upgrade"}
+            and is_for_root
+            and not _root_came_before(policy, rule)
+        ):
             at = "" if not rule.addresses else " there"
             yield f"{rule}: denies root too{at}; put a rule that allows uid 0 before it if that is not meant"
-        if rule.addresses and not rule.methods & set(ABOUT_LISTENERS):
+        # A denial of status is about all of it or nothing.
+        about = set(ABOUT_LISTENERS) if rule.allow else set(ABOUT_LISTENERS) - {"status"}
+        if rule.addresses and not rule.methods & about:
             yield f"{rule}: never matches: {', '.join(sorted(rule.methods))} is about no address"
         for pattern in rule.addresses:
             if isinstance(pattern, PathPrefix):
                 yield f"{rule}: unix@{pattern.path} matches nothing: this version binds TCP addresses only"
+
+
+def _root_came_before(policy: Policy, rule: Rule) -> bool:
+    for_root = msgspec.structs.replace(rule, uids=frozenset([0]))
+    return any(earlier.allow and covers(earlier, for_root) for earlier in policy.rules[: rule.number - 1])
 
 
 def parse_pattern(text: str) -> Pattern:
@@ -131,10 +156,12 @@ def parse_pattern(text: str) -> Pattern:
         return Network(version, 0, 0, first, last)
     host, slash, length = found["host"].strip("[]").partition("/")
     address = TcpAddress.of(host, 0)
+    if address.host.startswith("::ffff:") and "." in address.host:
+        raise AddressError(f"{text!r} would match nothing: it is IPv4, so write it as an IPv4 address or network")
     if version not in (0, address.version):
         raise AddressError(f"{text!r}: {host} is not an IPv{version} address")
     bits = 128 if address.version == 6 else 32
-    if slash and not (length.isdigit() and int(length) <= bits):
+    if slash and not (re.fullmatch("[0-9]{1,3}", length) and int(length) <= bits):
         raise AddressError(f"{text!r}: the prefix length is a number from 0 to {bits}")
     prefix = int(length) if slash else bits
     number = _number_of(address.host, address.version)
@@ -162,6 +189,8 @@ def _rule(number: int, text: _RuleText, path: str) -> Rule:
     for name, given in (("uid", text.uid), ("gid", text.gid), ("unit", text.unit), ("address", text.address)):
         if given is not None and not _list(given):
             raise PolicyError(f"{where}: {name} is an empty list, which nobody can match; leave it out for any")
+    if "" in _list(text.unit):
+        raise PolicyError(f"{where}: unit is an empty string, which is no unit's name; leave it out for any")
     if not wanted:
         raise PolicyError(f'{where}: no method; name some of {", ".join(METHODS)}, or "*"')
     if unknown := [method for method in wanted if method not in (*METHODS, "*")]:
@@ -210,6 +239,6 @@ def _located(complaint: str) -> str:
     found = re.match(r"`\$\.rule\[(\d+)\](?:\.(\w+))?", where)
     what = what.replace("Object contains unknown field", "there is no such key:") if what else complaint
     if found is None:
-        return what
+        return f"{what}; write [[rule]]" if where.startswith("`$.rule") else what
     key = f"{found[2]}: " if found[2] else ""
     return f"rule {int(found[1]) + 1}: {key}{what[:1].lower()}{what[1:]}"
