@@ -24,7 +24,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 class Caller:
     """The process that called connect(2), as it was then (SO_PEERCRED, unix(7)): nothing the client says is in it.
 
-    ``sock`` stays the caller's, and must be open while ``groups`` and ``unit`` are asked for the first time.
+    ``sock`` stays the caller's, and must be open while ``gids`` and ``unit`` are asked for the first time.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -59,7 +59,7 @@ class Caller:
         except OSError:
             return ""
         try:
-            with open(f"/proc/{self.pid}/cgroup") as file:
+            with open(f"/proc/{self.pid}/cgroup", errors="replace") as file:
                 unit = unit_of(file.read())
             if not certain and not self._is_plausible():
                 return ""
@@ -74,13 +74,14 @@ class Caller:
 
     @property
     def command(self) -> str:
-        """The name of whatever has its PID now: for a log line, and for nothing that matters."""
+        """The name of whatever has its PID now: for a log line, and for nothing that matters. It chose it itself, so
+        what a terminal could obey is not in it."""
         with contextlib.suppress(OSError), open(f"/proc/{self.pid}/comm", errors="replace") as file:
-            return printable(file.read().strip())
+            return printable(file.read().rstrip("\n")) or "?"
         return "?"
 
     def _is_plausible(self) -> bool:
-        with open(f"/proc/{self.pid}/stat") as file:
+        with open(f"/proc/{self.pid}/stat", errors="replace") as file:
             # The command's name, in parentheses, may have anything in it.
             started = int(file.read().rpartition(")")[2].split()[19]) / _TICKS
         return os.stat(f"/proc/{self.pid}").st_uid == self.uid and started < self._came
