@@ -341,6 +341,13 @@ class Daemon:
         """Try the new code; several who ask at the same time are told the same."""
         from multibinder.binder.upgrade import Rehearsal
 
+        try:
+            # The rehearsal does not know that a policy is in force whose file, the default one, is gone.
+            load_policy(self._settings, again=self._methods.policy)
+        except MultibinderError as error:
+            events.error("upgrade-refused", why=error, done=f"version {self._version} goes on")
+            tell(None, str(error))
+            return
         self._waiting.append(tell)
         if len(self._waiting) == 1:
             Rehearsal(self._loop, self._command, self._rehearsed)
