@@ -64,6 +64,8 @@ def policy_command() -> None:
 @click.option("--bind", "bind", metavar="ADDRESS", help="Would it get this one? As in 0.0.0.0:443, [::]:443.")
 @click.option("--release", "release", metavar="ADDRESS", help="Might it give this one up?")
 @click.option("--method", type=click.Choice(METHODS), help="Might it ask this at all?")
+@click.option("--binder", "own_uid", type=_User(), default="root", show_default=True, metavar="USER",
+              help="The user that the binder runs as.")  # fmt: skip
 @click.option("--option", "options", type=click.Choice(OPTION_NAMES), multiple=True,
               help="With --bind: an option that it gives; again for more.")  # fmt: skip
 def check_command(
@@ -74,6 +76,7 @@ def check_command(
     bind: str | None,
     release: str | None,
     method: str | None,
+    own_uid: int,
     options: tuple[str, ...],
 ) -> None:
     """Explain what a policy decides, rule by rule. Exit code 0: allowed, 1: denied.
@@ -84,7 +87,7 @@ def check_command(
     """
     if sum(given is not None for given in (bind, release, method)) != 1:
         raise click.UsageError("give one of --bind, --release and --method")
-    policy = load(path)
+    policy = msgspec.structs.replace(load(path), own_uid=own_uid)
     asker = _Asker(uid, frozenset(gids) if gids else _groups_of(uid), unit)
     name = method or ("bind" if bind else "release")
     where = bind or release
