@@ -224,6 +224,8 @@ def covers(earlier: Rule, later: Rule) -> bool:
         and (not earlier.uids or (bool(later.uids) and earlier.uids >= later.uids))
         and (not earlier.gids or (bool(later.gids) and earlier.gids >= later.gids))
         and (not earlier.units or _all_covered(earlier.units, later.units))
+        # A denial by unit is also for those whose unit cannot be told.
+        and not (earlier.allow and not later.allow and earlier.units)
         and (
             not earlier.addresses
             or (
@@ -253,4 +255,7 @@ def _pattern_covers(one: Pattern, other: Pattern) -> bool:
 
 
 def _all_covered(patterns: Sequence[str], names: Sequence[str]) -> bool:
-    return bool(names) and all(any(fnmatch.fnmatchcase(name, each) for each in patterns) for name in names)
+    def covered(name: str, by: str) -> bool:
+        return by in ("*", name) or (not set("*?[") & set(name) and fnmatch.fnmatchcase(name, by))
+
+    return bool(names) and all(any(covered(name, each) for each in patterns) for name in names)

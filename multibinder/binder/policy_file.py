@@ -83,11 +83,8 @@ def parse(text: bytes, path: str) -> Policy:
         content = msgspec.toml.decode(text, type=_FileText)
     except msgspec.ValidationError as error:
         raise PolicyError(f"{path}: {_located(str(error))}") from None
-    except (
-        msgspec.DecodeError,
-        ValueError,
-        RecursionError,
-    ) as error:  # ValueError: not UTF-8; a number of 5,000 digits
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        # A ValueError says that it is not UTF-8, or that a number has 5,000 digits.
         raise PolicyError(f"{path}: not TOML: {error}") from None
     rules = tuple(_rule(number, rule, path) for number, rule in enumerate(content.rule, 1))
     return Policy(path, rules, os.geteuid())
