@@ -234,8 +234,8 @@ def _located(complaint: str) -> str:
     """msgspec counts from 0 and says where at the end: ``Object contains unknown field `adress` - at `$.rule[1]```."""
     what, _, where = complaint.rpartition(" - at ")
     found = re.match(r"`\$\.rule\[(\d+)\](?:\.(\w+))?", where)
-    what = what.replace("Object contains unknown field", "there is no such key:") if what else complaint
+    what = (what or complaint).replace("Object contains unknown field", "there is no such key:")
     if found is None:
-        return f"{what}; write [[rule]]" if where.startswith("`$.rule") else what
+        return f"{what}; write [[rule]]"
     key = f"{found[2]}: " if found[2] else ""
     return f"rule {int(found[1]) + 1}: {key}{what[:1].lower()}{what[1:]}"
