@@ -19,6 +19,8 @@ from multibinder.wire.errors import ConfigurationError, MultibinderError
 PATH_BYTES = 107
 #: Clients that may wait for their accept().
 _BACKLOG = 1024
+#: asm-generic/socket.h; Python's socket module has no name for it.
+_SO_PASSRIGHTS = 83
 
 
 class ControlSocketError(MultibinderError):
@@ -56,6 +58,7 @@ class ControlSocket:
             inherited = self._lock = None
         if inherited is not None:
             self.socket = inherited
+            _take_no_descriptors(inherited)
             try:
                 self._check_directory()
             except MultibinderError as error:
@@ -74,6 +77,7 @@ class ControlSocket:
                 self._file = os.lstat(path)
                 if group_id >= 0:
                     _give(path, mode, group_id, group)
+                _take_no_descriptors(self.socket)
                 self.socket.listen(_BACKLOG)
             except OSError as error:
                 raise _explained(path, error) from error
@@ -139,6 +143,14 @@ class ControlSocket:
         self.close()
 
 
+def _take_no_descriptors(sock: socket.socket) -> None:
+    """Have the kernel refuse descriptors from clients, with EPERM. Those that came we would have to close, and a
+    close(2) of a file whose server is the client's own (FUSE) takes as long as the client likes. Connections have it
+    from the listening socket. Before Linux 6.16 there is no such option."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+
+
 def _bind(sock: socket.socket, path: str, mode: int) -> None:
     # bind(2) makes the file with 0777 less the umask.
     before = os.umask(0o777 & ~mode)
@@ -149,10 +161,16 @@ def _bind(sock: socket.socket, path: str, mode: int) -> None:
 
 
 def _give(path: str, mode: int, group_id: int, group: str | None) -> None:
-    """Until the group is right, its bits stay off."""
+    """Until the group is right, its bits stay off. Neither call follows a link that somebody puts there meanwhile."""
     try:
-        os.chown(path, -1, group_id)
-        os.chmod(path, mode)
+        descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                raise ControlSocketError(f"{path}: somebody has replaced the control socket; see who may write there")
+            os.chown(f"/proc/self/fd/{descriptor}", -1, group_id)
+            os.chmod(f"/proc/self/fd/{descriptor}", mode)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise ControlSocketError(
             f"{path}: cannot give the control socket to group {group}: {(error.strerror or str(error)).lower()}; "
@@ -165,12 +183,22 @@ def _lock(path: str) -> int:
     lock = f"{path}.lock"
     while True:
         try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            descriptor = _open_or_create(lock)
+        except FileNotFoundError as error:
+            if os.path.isdir(os.path.dirname(path) or "."):
+                continue  # it was there a moment ago
+            raise _explained(path, error) from error
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise ControlSocketError(f"{lock} is a link; see who made it, and remove it") from error
             raise _explained(path, error) from error
         try:
             if not safe_path.is_ours(descriptor):
-                raise ControlSocketError(f"{lock} is not ours; see who made it, and remove it")
+                status = os.fstat(descriptor)
+                raise ControlSocketError(
+                    f"{lock} is not ours: uid {status.st_uid} made it, mode {stat.S_IMODE(status.st_mode):04o}; "
+                    "remove it, or choose another --socket"
+                )
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(descriptor, lock):
                 os.truncate(descriptor, 0)
@@ -187,6 +215,15 @@ def _lock(path: str) -> int:
             os.close(descriptor)
             raise _explained(path, error) from error
         os.close(descriptor)  # its last owner unlinked the file between our open() and our flock()
+
+
+def _open_or_create(lock: str) -> int:
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        return os.open(lock, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        # Without O_CREAT, so that it is we who say whose it is, not the kernel (protected_regular, proc_sys_fs(5)).
+        return os.open(lock, flags)
 
 
 def _was_cleaned_up(path: str, lock: int) -> bool:

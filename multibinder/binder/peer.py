@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import os
 import socket
 import struct
 import termios
@@ -52,8 +54,9 @@ class Peer:
             arrived, descriptors = transport.receive(self.socket)
         except BlockingIOError:
             return
-        # No request of the protocol carries descriptors.
-        transport.close_all(descriptors)
+        # No request of the protocol carries descriptors; since Linux 6.16 they do not even arrive (control_socket.py).
+        for descriptor in descriptors:
+            _let_go(descriptor)
         if arrived:
             self.decoder.feed(arrived)
         else:
@@ -102,3 +105,15 @@ class Peer:
         undelivered = [grants for _, _, grants in self._unsent]
         self._unsent.clear()
         return undelivered
+
+
+def _let_go(descriptor: int) -> None:
+    """Close what may be the last copy of a stranger's socket: it may want close(2) to wait (SO_LINGER, socket(7))."""
+    try:
+        sock = socket.socket(fileno=descriptor)
+    except OSError:  # a file of another kind
+        os.close(descriptor)
+        return
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
+    sock.close()

@@ -30,7 +30,8 @@ def write_pidfile(path: str) -> None:
 def remove_pidfile(path: str) -> None:
     """At the end, if it is still ours."""
     with contextlib.suppress(OSError):
-        with open(path, encoding="ascii") as file:
-            if file.read().strip() != str(os.getpid()):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(descriptor, encoding="ascii", errors="replace") as file:
+            if file.read(32).strip() != str(os.getpid()):
                 return
         os.unlink(path)

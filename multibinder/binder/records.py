@@ -156,7 +156,8 @@ def _parse(text: bytes, where: str) -> Written:
 
 
 def _no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW)
+    # A FIFO that somebody planted there must not keep us waiting for its other end.
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _write(descriptor: int, text: bytes) -> None:

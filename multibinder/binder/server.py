@@ -13,8 +13,9 @@ from multibinder.binder.loop import READ, WRITE, Loop
 from multibinder.binder.methods import Answer, Methods, refuse
 from multibinder.binder.peer import Peer
 from multibinder.binder.store import ListenerStore
-from multibinder.binder.usage import User, Users
+from multibinder.binder.usage import Refusal, User, Users
 from multibinder.wire import messages
+from multibinder.wire.decoder import Decoder
 from multibinder.wire.errors import RemoteProtocolError
 
 #: What is done for one uid in one turn of the loop, before the others have theirs: requests of one client, seconds
@@ -74,14 +75,15 @@ class ControlServer:
         peer = Peer(sock, self._users)
         user = peer.user
         if refusal := self._no_room(user):
-            self._turn_away(peer, *refusal)
+            self._turn_away(peer, refusal)
         else:
             self._peers.add(peer)
             self._users.enter(peer)
             self._loop.watch(sock, partial(self._ready, peer))
             self._deadlines[peer] = began + self._limits.timeout_s
-            # Its request is often there already, and this saves it a turn of the loop.
-            self._serve(peer, READ)
+            if not self._has_had_its_turn(user):
+                # Its request is often there already, and this saves it a turn of the loop.
+                self._serve(peer, READ)
         self._note_time(user, began)
 
     def run(self) -> list[socket.socket]:
@@ -136,36 +138,53 @@ class ControlServer:
         if self._leave_at is None:
             self._loop.watch(self._listening, self._accept)
 
-    def _no_room(self, user: User) -> tuple[str, str] | None:
-        """Which limit one more client would break, and that in words; after quiet ones have made room."""
+    def _no_room(self, user: User) -> Refusal | None:
+        """Which limit one more client would break, after others have made room."""
         limits = self._limits
         if not user.privileged and len(user.peers) >= limits.clients_per_uid and not self._make_room(user, user):
             text = f"uid {user.uid} has {limits.clients_per_uid} clients, its limit (--max-clients-per-uid)"
-            return "clients_per_uid", text
+            return Refusal("clients_per_uid", text)
         if len(self._peers) >= limits.clients:
             greediest = self._users.greediest(privileged=user.privileged)
             if greediest is None or not self._make_room(user, greediest):
-                return "clients", f"this binder serves {limits.clients} at once (--max-clients)"
+                return Refusal("clients", f"this binder serves {limits.clients} at once (--max-clients)")
         return None
 
     def _make_room(self, newcomer: User, user: User) -> bool:
-        """Drop the client of ``user`` that has been quiet longest, if there is one that is in the middle of nothing;
-        for root's sake any other."""
-        quietest = next((peer for peer in self._idle if peer.user is user and peer.is_quiet()), None)
-        if quietest is None and newcomer.privileged and not user.privileged:
-            quietest = next(iter(user.peers))
-        if quietest is None:
+        """Drop a client of ``user``, if there is one that may go."""
+        victim = self._who_may_go(newcomer, user)
+        if victim is None:
             return False
-        events.complaint("evicted", quietest.caller, clients=len(self._peers))
+        events.complaint("evicted", victim.caller, clients=len(self._peers))
         self._methods.counters.evictions += 1
-        self._close(quietest)
+        if not victim.owes_nothing:
+            text = "too many clients: somebody with fewer needed this one's place; try again"
+            self._say_goodbye(victim, messages.LIMIT_REACHED, text, {"limit": "clients"})
+        self._close(victim)
         return True
 
-    def _turn_away(self, peer: Peer, limit: str, sentence: str) -> None:
-        events.complaint("turned-away", peer.caller, clients=len(self._peers), why=sentence)
-        self._methods.count(limit)
-        text = f"too many clients: {sentence}; try again"
-        self._say_goodbye(peer, messages.LIMIT_REACHED, text, {"limit": limit})
+    def _who_may_go(self, newcomer: User, user: User) -> Peer | None:
+        """Who has been quiet longest, and is in the middle of nothing. For who has few clients, beside a user that has
+        many, also one that is; for root's sake any, down to one that sits on descriptors: those stop to count."""
+        for peer in self._idle:
+            if peer.user is user and peer.is_quiet() and self._has_all(peer):
+                return peer
+        if 2 * len(newcomer.peers) < len(user.peers) and not user.privileged:
+            for peer in user.peers:
+                if not peer.awaits and self._has_all(peer):
+                    return peer
+        return next(iter(user.peers)) if newcomer.privileged and not user.privileged else None
+
+    @staticmethod
+    def _has_all(peer: Peer) -> bool:
+        """Whether no descriptor is on its way to it. While one is, we need our end to know."""
+        return peer.user.privileged or not peer.in_flight or peer.has_read_all()
+
+    def _turn_away(self, peer: Peer, refusal: Refusal) -> None:
+        events.complaint("turned-away", peer.caller, clients=len(self._peers), why=refusal.sentence)
+        self._methods.count(refusal.limit)
+        text = f"too many clients: {refusal.sentence}; try again"
+        self._say_goodbye(peer, messages.LIMIT_REACHED, text, {"limit": refusal.limit})
         peer.socket.close()
 
     def _has_had_its_turn(self, user: User) -> bool:
@@ -217,12 +236,15 @@ class ControlServer:
             events.debug("client-gone", pid=peer.caller.pid, why=error.strerror)
             self._drop(peer)
             return
-        if refusal := self._users.too_much_buffered(peer):
-            events.complaint("turned-away", peer.caller, why=refusal)
-            self._methods.count("buffered")
-            self._say_goodbye(peer, messages.LIMIT_REACHED, f"Not now: {refusal}", {"limit": "buffered"})
-            self._drop(peer)
-            return
+        if excess := self._users.too_much_buffered(peer):
+            victim, refusal = excess
+            events.complaint("turned-away", victim.caller, why=refusal.sentence)
+            self._methods.count(refusal.limit)
+            text = f"Not now: {refusal.sentence}; try again later"
+            self._say_goodbye(victim, messages.LIMIT_REACHED, text, {"limit": refusal.limit})
+            self._drop(victim)
+            if victim is peer:
+                return
         if peer.at_end and not peer.backed_up and peer not in self._unread and not peer.resting:
             self._drop(peer)
             return
@@ -237,13 +259,12 @@ class ControlServer:
             message = None if busy else peer.decoder.next_message()
             if message is None:
                 return turn > 0
-            if why := self._users.too_fast(peer.user):
-                reason = "rate_per_uid" if "per-uid" in why else "rate"
-                events.complaint("turned-away", peer.caller, why=why)
-                answer: Answer | None = self._methods.turn_down(message, reason, why)
+            if refusal := self._users.too_fast(peer.user):
+                events.complaint("turned-away", peer.caller, why=refusal.sentence)
                 self._rest(peer)
-            else:
-                answer = self._methods.answer(message, peer.caller, partial(self._answer_later, peer, len(message)))
+                peer.send(self._methods.turn_down(message, *refusal))
+                return True
+            answer = self._methods.answer(message, peer.caller, partial(self._answer_later, peer, len(message)))
             if answer is None:
                 peer.awaits = True
             else:
@@ -255,12 +276,12 @@ class ControlServer:
 
     def _give(self, peer: Peer, asked_bytes: int, answer: Answer) -> None:
         descriptors = sum(len(carried) for _, carried in answer.parts)
-        if descriptors and (why := self._users.too_many_in_flight(peer.user, descriptors)):
-            reason = "in_flight_per_uid" if "per-uid" in why else "in_flight"
-            events.complaint("turned-away", peer.caller, why=why)
-            self._methods.count(reason)
+        if descriptors and (refusal := self._users.too_many_in_flight(peer.user, descriptors)):
+            events.complaint("turned-away", peer.caller, why=refusal.sentence)
+            self._methods.count(refusal.limit)
             self._store.take_back(answer.grants)
-            answer = refuse(answer.id, messages.LIMIT_REACHED, f"Not now: {why}; try again later", {"limit": reason})
+            text = f"Not now: {refusal.sentence}; try again later"
+            answer = refuse(answer.id, messages.LIMIT_REACHED, text, {"limit": refusal.limit})
         self._users.charge(peer.user, asked_bytes, sum(len(text) for text, _ in answer.parts))
         peer.send(answer)
 
@@ -268,7 +289,7 @@ class ControlServer:
         """Hear no more of a client that asked too fast, for a moment."""
 
         def wake() -> None:
-            if peer in self._peers:
+            if peer in self._peers and peer not in self._lingering:
                 peer.resting = False
                 self._unread[peer] = None
 
@@ -277,7 +298,7 @@ class ControlServer:
 
     def _answer_later(self, peer: Peer, asked_bytes: int, answer: Answer) -> None:
         """The answer to a request that could not be answered at once."""
-        if peer not in self._peers:
+        if peer not in self._peers or peer in self._lingering:
             self._store.take_back(answer.grants)
             return
         peer.awaits = False
@@ -345,10 +366,12 @@ class ControlServer:
     def _drop(self, peer: Peer) -> None:
         """Be done with a peer. Descriptors on their way to it are our user's, and count, until it receives them or
         closes its end: so long it is a client."""
-        if not peer.in_flight or peer.user.privileged or peer.has_read_all():
+        if self._has_all(peer):
             self._close(peer)
             return
         self._forget(peer)
+        self._users.forget_buffered(peer)
+        peer.decoder = Decoder(0)
         with contextlib.suppress(OSError):
             peer.socket.shutdown(socket.SHUT_RDWR)
         if not self._lingering:

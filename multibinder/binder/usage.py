@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _BURST_S = 2.0
 #: Users without a client that are remembered for the requests they have spent.
 _REMEMBERED = 1024
+#: Unfinished requests of the largest size, in total and for one uid, that may be here; smaller ones are more.
+_LARGEST, _LARGEST_PER_UID = 100, 16
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -40,12 +42,19 @@ class Limits(msgspec.Struct, frozen=True):
 
     @property
     def buffered(self) -> int:
-        """Bytes of unfinished requests in total: a hundred of the largest."""
-        return 100 * self.request_bytes
+        """Bytes of unfinished requests in total."""
+        return _LARGEST * self.request_bytes
 
     @property
     def buffered_per_uid(self) -> int:
-        return 16 * self.request_bytes
+        return _LARGEST_PER_UID * self.request_bytes
+
+
+class Refusal(NamedTuple):
+    """Which limit (the name of a flag, more or less), and a sentence with the flag's."""
+
+    limit: str
+    sentence: str
 
 
 class Bucket(msgspec.Struct):
@@ -117,40 +126,44 @@ class Users:
         users = [user for user in self if user.peers and (privileged or not user.privileged)]
         return max(users, key=lambda user: (not user.privileged, len(user.peers)), default=None)
 
-    def too_fast(self, user: User) -> str | None:
-        """Which limit this user's next request would break, in words."""
+    def too_fast(self, user: User) -> Refusal | None:
+        """Which limit this user's next request would break."""
         total = self._bucket.has_some()
         if user.privileged:
             return None
         if not user.bucket.has_some():
-            return f"uid {user.uid} asks more than {self.limits.rate_per_uid} times a second (--max-rate-per-uid)"
+            sentence = f"uid {user.uid} asks more than {self.limits.rate_per_uid} times a second (--max-rate-per-uid)"
+            return Refusal("rate_per_uid", sentence)
         if not total:
-            return f"this binder is asked more than {self.limits.rate} times a second (--max-rate)"
+            return Refusal("rate", f"this binder is asked more than {self.limits.rate} times a second (--max-rate)")
         return None
 
     def charge(self, user: User, request: int, answer: int) -> None:
-        """For a request and an answer of so many bytes."""
+        """For a request and an answer of so many bytes. What was refused for its rate is not charged: it would be the
+        others who pay, and a user that does not stop would never be heard again."""
         cost = 1 + request // 512 + answer // 2048
         user.bucket.level -= cost
         self._bucket.level -= cost
 
-    def too_many_in_flight(self, user: User, descriptors: int) -> str | None:
+    def too_many_in_flight(self, user: User, descriptors: int) -> Refusal | None:
         """Which limit so many more would break. One answer alone breaks none, so that a large batch can be had."""
         limits = self.limits
         if not user.privileged and user.in_flight and user.in_flight + descriptors > limits.in_flight_per_uid:
             self._recount(user)
             if user.in_flight and user.in_flight + descriptors > limits.in_flight_per_uid:
-                return (
+                return Refusal(
+                    "in_flight_per_uid",
                     f"{user.in_flight} descriptors are on their way to clients of uid {user.uid} that do not read; "
-                    f"{limits.in_flight_per_uid} may be (--max-in-flight-per-uid)"
+                    f"{limits.in_flight_per_uid} may be (--max-in-flight-per-uid)",
                 )
         if self._in_flight and self._in_flight + descriptors > limits.in_flight:
             for other in self:
                 self._recount(other)
             if self._in_flight and self._in_flight + descriptors > limits.in_flight:
-                return (
+                return Refusal(
+                    "in_flight",
                     f"{self._in_flight} descriptors are on their way to clients that do not read; "
-                    f"{limits.in_flight} may be (--max-in-flight)"
+                    f"{limits.in_flight} may be (--max-in-flight)",
                 )
         return None
 
@@ -158,19 +171,34 @@ class Users:
         user.in_flight += descriptors
         self._in_flight += descriptors
 
-    def too_much_buffered(self, peer: Peer) -> str | None:
-        """Note how much of an unfinished request of this peer is here; which limit that breaks."""
-        user, held = peer.user, peer.decoder.held
+    def too_much_buffered(self, peer: Peer) -> tuple[Peer, Refusal] | None:
+        """Note how much of an unfinished request of this peer is here; which limit that breaks, and who has to go for
+        it. In total that is who has most: a small request is not refused because of others' large ones."""
+        user, held, limits = peer.user, peer.decoder.held, self.limits
         more = held - peer.buffered
         if more:
             peer.buffered = held
             user.buffered += more
             self._buffered += more
-        if more > 0 and not user.privileged and user.buffered > self.limits.buffered_per_uid:
-            return f"unfinished requests of uid {user.uid} have {user.buffered} bytes"
-        if more > 0 and self._buffered > self.limits.buffered:
-            return f"unfinished requests have {self._buffered} bytes"
+        if more > 0 and not user.privileged and user.buffered > limits.buffered_per_uid:
+            sentence = f"unfinished requests of uid {user.uid} have more than {limits.buffered_per_uid} bytes"
+            return peer, Refusal("buffered_per_uid", f"{sentence}, {_LARGEST_PER_UID} of the largest (--max-request)")
+        if more > 0 and self._buffered > limits.buffered:
+            hoarder = max(
+                (user for user in self if user.buffered), key=lambda user: (not user.privileged, user.buffered)
+            )
+            sentence = f"unfinished requests have more than {limits.buffered} bytes"
+            return (
+                max(hoarder.peers, key=lambda peer: peer.buffered),
+                Refusal("buffered", f"{sentence}, {_LARGEST} of the largest (--max-request)"),
+            )
         return None
+
+    def forget_buffered(self, peer: Peer) -> None:
+        """What it had sent of a request is gone."""
+        peer.user.buffered -= peer.buffered
+        self._buffered -= peer.buffered
+        peer.buffered = 0
 
     def enter(self, peer: Peer) -> None:
         peer.user.peers[peer] = None
@@ -178,9 +206,7 @@ class Users:
     def leave(self, peer: Peer) -> None:
         user = peer.user
         user.peers.pop(peer, None)
-        user.buffered -= peer.buffered
-        self._buffered -= peer.buffered
-        peer.buffered = 0
+        self.forget_buffered(peer)
         self.sent(user, -peer.in_flight)
         peer.in_flight = 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import io
 import json
@@ -12,6 +13,7 @@ import sys
 
 from multibinder import ConfigurationError
 from multibinder.binder import events
+from multibinder.binder.safe_path import open_log
 
 #: sd-daemon(3): a line that starts with <N> has syslog priority N.
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
@@ -38,17 +40,22 @@ def _file_handler(path: str) -> logging.Handler:
 
     class File(WatchedFileHandler):
         def _open(self) -> io.TextIOWrapper:
-            return open(self.baseFilename, "a", encoding="utf-8", opener=_private)
+            return open(self.baseFilename, "a", encoding="utf-8", errors="backslashreplace", opener=open_log)
+
+        def emit(self, record: logging.LogRecord) -> None:
+            try:
+                super().emit(record)
+            except OSError as error:
+                # It cannot be opened again after it was moved away. The next line tries it anew.
+                self.stream = None
+                with contextlib.suppress(OSError):
+                    sys.stderr.write(f"{self.format(record)} log_file_lost={_quoted(str(error.strerror))}\n")
+                    sys.stderr.flush()
 
     try:
         return File(path, encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(f"--log-file {path}: {(error.strerror or str(error)).lower()}") from error
-
-
-def _private(path: str, flags: int) -> int:
-    """No link is followed: as root, we would write wherever somebody lets it point."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o640)
 
 
 class _KeyValue(logging.Formatter):
@@ -66,7 +73,7 @@ class _KeyValue(logging.Formatter):
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         head = {"time": _time(record), "level": record.levelname.lower(), "event": record.getMessage()}
-        return json.dumps({**head, **_fields(record)}, default=str, ensure_ascii=False)
+        return _json({**head, **_fields(record)})
 
 
 class _Prioritized(logging.Formatter):
@@ -88,8 +95,14 @@ def _time(record: logging.LogRecord) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def _json(value: object) -> str:
+    """With nothing in it that a terminal obeys, or a reader takes for the end of a line: clients choose their names."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if text.isprintable() else json.dumps(value, default=str)
+
+
 def _quoted(value: str) -> str:
-    return value if _BARE.fullmatch(value) else json.dumps(value, ensure_ascii=False)
+    return value if _BARE.fullmatch(value) and value.isprintable() else _json(value)
 
 
 def _stderr_is_the_journal() -> bool:
