@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import Binder, own_host, require
+from tests.support import Binder, Stranger, own_host, require
 
 StartBinder = Callable[..., Binder]
+Meet = Callable[[int], Stranger]
 
 
 @pytest.fixture
@@ -38,6 +39,14 @@ def start_binder(run_dir: Path) -> Iterator[StartBinder]:
             return binder.wait_until_ready()
 
         yield start
+
+
+@pytest.fixture
+def meet(run_dir: Path) -> Iterator[Meet]:
+    """Makes a process of the user with this uid, who can reach ``run_dir``."""
+    run_dir.chmod(0o711)
+    with contextlib.ExitStack() as running:
+        yield lambda uid: running.enter_context(Stranger(uid))
 
 
 @pytest.fixture

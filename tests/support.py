@@ -267,15 +267,25 @@ class Binder:
 
 
 class RawClient:
-    """A connection to a control socket, byte by byte and message by message. Owns the descriptors that it receives."""
+    """A connection to a control socket, byte by byte and message by message. Owns the descriptors that it receives.
 
-    def __init__(self, path: str | os.PathLike[str], *, timeout_s: float = PATIENCE_S) -> None:
+    ``connected`` is one that somebody else made, and is this object's from now on.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        timeout_s: float = PATIENCE_S,
+        connected: socket.socket | None = None,
+    ) -> None:
         self.descriptors: list[int] = []
         self._arrived = b""
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket = connected or socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self.socket.settimeout(timeout_s)
-            self.socket.connect(os.fspath(path))
+            if connected is None:
+                self.socket.connect(os.fspath(path))
         except BaseException:
             self.socket.close()
             raise
@@ -328,6 +338,66 @@ class RawClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+_STRANGER = """
+import array, os, socket
+parent = socket.socket(fileno=0)
+while path := parent.recv(4096):
+    client = socket.socket(socket.AF_UNIX)
+    try:
+        client.connect(path)
+    except OSError as error:
+        parent.send(os.strerror(error.errno).encode())
+    else:
+        parent.sendmsg([b"connected"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [client.fileno()]))])
+    client.close()
+"""
+
+
+class Stranger:
+    """A process of another user, which connects for us: the kernel has noted who did (SO_PEERCRED), whoever uses the
+    connection afterwards. A context manager; only root can have one. Closes all its connections in the end."""
+
+    def __init__(self, uid: int) -> None:
+        require("root", os.geteuid() == 0, "only root can become another user")
+        setpriv = shutil.which("setpriv")
+        require("setpriv", setpriv, "becoming another user needs setpriv (util-linux)")
+        self.uid = uid
+        # The one that runs us may be in a directory of root's.
+        python = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable
+        self._clients = contextlib.ExitStack()
+        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [str(setpriv), f"--reuid={uid}", f"--regid={uid}", "--clear-groups", python, "-SIc", _STRANGER],
+                stdin=theirs,
+                env={},
+                cwd="/",
+            )
+
+    def connect(self, path: str | os.PathLike[str]) -> RawClient:
+        self._ours.send(os.fsencode(path))
+        said, rights, _, _ = socket.recv_fds(self._ours, 4096, 1)
+        assert rights, f"uid {self.uid} cannot connect: {said.decode()}"
+        return self._clients.enter_context(RawClient(path, connected=socket.socket(fileno=rights[0])))
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Another command as this user."""
+        prefix = ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups"]
+        return subprocess.run([*prefix, *command], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+
+    def __enter__(self) -> Stranger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._clients.close()
+        self._ours.close()  # it reads the end, and ends
+        try:
+            self._process.wait(PATIENCE_S)
+        finally:
+            self._process.kill()
+            self._process.wait()
 
 
 def ask(path: str | os.PathLike[str], message: bytes) -> Json:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
+import logging
 import os
 import re
 import socket
+import struct
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,8 +18,22 @@ from pathlib import Path
 import pytest
 
 from multibinder import Client, RequestError
+from multibinder.binder import events
+from multibinder.binder.caller import Caller
+from multibinder.binder.peer import Peer
+from multibinder.binder.usage import Limits, Users
 from tests.conftest import StartBinder
-from tests.support import Binder, RawClient, can_connect, later, request, wait_until, without_privileges
+from tests.support import (
+    Binder,
+    RawClient,
+    can_connect,
+    clean_environment,
+    later,
+    request,
+    require,
+    wait_until,
+    without_privileges,
+)
 
 HELLO = request("hello")
 #: What a good client may have to wait: far more than it takes, far less than any timeout.
@@ -82,8 +101,8 @@ def test_a_thousand_clients_that_are_gone_before_their_answers_leave_nothing(bin
             client.send(request("bind", {"address": host, "port": port}))
     binder.resume()
     with RawClient(binder.socket_path) as other:
+        wait_until(lambda: len(binder.descriptors()) == len(before) + 1, "they are gone", log=binder.log)
         assert other.ask(request("list"))["result"] == []
-        assert len(binder.descriptors()) == len(before) + 1
 
 
 def test_half_a_request_and_then_the_end_is_nothing(binder: Binder, host: str) -> None:
@@ -260,18 +279,89 @@ def test_a_client_between_two_requests_may_take_longer_than_that(start_binder: S
         assert patient.ask(HELLO)["result"]["pid"] == binder.pid
 
 
-def test_descriptors_that_a_client_sends_are_closed_at_once(binder: Binder) -> None:
+def send_with_descriptors(client: RawClient, message: bytes, rights: list[int]) -> bool:
+    """False where the kernel refuses to carry them to the binder (SO_PASSRIGHTS, since Linux 6.16)."""
+    try:
+        client.send(message, rights)
+    except PermissionError:
+        client.send(message)
+        return False
+    return True
+
+
+@pytest.mark.parametrize("credentials", [False, True], ids=["", "with credentials"])
+def test_descriptors_that_a_client_sends_are_closed_at_once(binder: Binder, credentials: bool) -> None:
     with RawClient(binder.socket_path) as client, open(os.devnull) as null:
+        if credentials:
+            # Then each message has the sender's, both ways, in ancillary data of another kind (unix(7)).
+            client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         client.ask(HELLO)
         before = binder.descriptors()
         for _ in range(20):
-            client.send(HELLO, [null.fileno()] * 50)
+            send_with_descriptors(client, HELLO, [null.fileno()] * 50)
             assert client.reply()["result"]["pid"] == binder.pid
         assert binder.descriptors() == before
-        client.send(HELLO[:5], [null.fileno()] * 50)
+        send_with_descriptors(client, HELLO[:5], [null.fileno()] * 50)
         client.send(HELLO[5:])
         client.reply()
         assert binder.descriptors() == before
+
+
+def test_credentials_that_a_client_sends_beside_descriptors_change_nothing(binder: Binder) -> None:
+    credentials = struct.pack("=iII", os.getpid(), os.geteuid(), os.getegid())
+    with RawClient(binder.socket_path) as client, open(os.devnull) as null:
+        client.ask(HELLO)
+        before = binder.descriptors()
+        for rights in ([], [null.fileno()] * 50):
+            ancillary: list[tuple[int, int, object]] = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, credentials)]
+            if rights:
+                ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", rights)))
+            try:
+                client.socket.sendmsg([HELLO], ancillary)  # type: ignore[arg-type]
+            except PermissionError:
+                assert rights
+                continue
+            assert client.reply()["result"]["pid"] == binder.pid
+        assert binder.descriptors() == before
+        client.ask(HELLO)
+
+
+def test_our_client_gets_its_listener_also_where_credentials_come_with_it(binder: Binder, host: str) -> None:
+    with Client(binder.socket_path) as client:
+        client._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        with client.bind([(host, 8000)])[0] as listener:
+            assert listener.getsockname() == (host, 8000)
+
+
+def test_descriptors_do_not_reach_the_binder_where_the_kernel_can_refuse_them(binder: Binder) -> None:
+    near, far = socket.socketpair()
+    with near, far, RawClient(binder.socket_path) as client, open(os.devnull) as null:
+        try:
+            near.getsockopt(socket.SOL_SOCKET, 83)  # SO_PASSRIGHTS, asm-generic/socket.h
+        except OSError:
+            require("passrights", False, "this kernel has no SO_PASSRIGHTS (Linux 6.16)")
+        with pytest.raises(PermissionError):
+            client.send(HELLO, [null.fileno()])
+        assert client.ask(HELLO)["result"]["pid"] == binder.pid
+
+
+def test_closing_a_strangers_socket_does_not_wait_for_who_it_is_connected_to(host: str) -> None:
+    near, far = socket.socketpair()
+    with near, far, socket.create_server((host, 0)) as server:
+        peer = Peer(near, Users(Limits()))
+        with socket.create_connection(server.getsockname()) as lingering:
+            accepted, _ = server.accept()
+            with accepted:
+                lingering.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    while lingering.send(b"x" * 65536):
+                        pass
+                lingering.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+                socket.send_fds(far, [HELLO], [lingering.fileno()])
+                # The last copy is on its way; close(2) in this process would wait for an hour.
+                os.dup2(far.fileno(), lingering.fileno())
+                peer.receive()
+                assert peer.decoder.next_message() == HELLO.strip()
 
 
 def test_more_descriptors_than_the_binder_may_open_cost_nobody_else_anything(
@@ -279,10 +369,173 @@ def test_more_descriptors_than_the_binder_may_open_cost_nobody_else_anything(
 ) -> None:
     binder = start_binder("--max-clients", "8", nofile=(100, 100))
     with RawClient(binder.socket_path) as client, open(os.devnull) as null:
-        client.send(HELLO, [null.fileno()] * 250)
-        assert "error" in client.reply()
-        assert client.at_end()
+        if send_with_descriptors(client, HELLO, [null.fileno()] * 250):
+            assert "error" in client.reply()
+            assert client.at_end()
     assert_a_good_client_is_served(binder, host)
+
+
+#: Each is a state to be left in: nothing said, half a request, a whole one, several, an answer that is not read,
+#: descriptors that are not read, a refusal, nonsense.
+STATES = {
+    "silent": b"",
+    "half a request": HELLO[:9],
+    "a request": HELLO,
+    "one and a half": HELLO + HELLO[:9],
+    "many requests": HELLO * 500,
+    "a bind": request("bind", {"address": "127.0.0.1", "port": 0}),
+    "a refused bind": request("bind", {"address": "192.0.2.1", "port": 1}),
+    "nonsense": b"nonsense",
+    "a large half": b'{"x":"' + b"y" * 100_000,
+}
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["closed", "half-closed"])
+@pytest.mark.parametrize("state", STATES)
+def test_a_client_may_go_in_every_state(binder: Binder, state: str, half: bool) -> None:
+    before = binder.descriptors()
+    for _ in range(20):
+        with RawClient(binder.socket_path) as client:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                client.send(STATES[state])
+            if half:
+                client.socket.shutdown(socket.SHUT_WR)
+                while client.receive()[0]:
+                    pass
+    with Client(binder.socket_path) as good:
+        for status in good.list():
+            good.release([(str(status.address).rpartition(":")[0], int(str(status.address).rpartition(":")[2]))])
+        wait_until(lambda: len(binder.descriptors()) == len(before) + 1, "nothing is left", log=binder.log)
+
+
+def test_a_request_may_come_a_byte_at_a_time(binder: Binder, host: str) -> None:
+    text = request("bind", {"address": host, "port": 8000})
+    with RawClient(binder.socket_path) as slow, RawClient(binder.socket_path) as other:
+        slow.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)
+        for byte in text:
+            slow.send(bytes([byte]))
+            other.ask(HELLO)  # the binder has read it by the time it answers the second of these
+            other.ask(HELLO)
+        assert slow.reply()["result"]["descriptors"] == 1
+        assert len(slow.descriptors) == 1
+
+
+def test_thousands_of_connections_leave_nothing(binder: Binder, host: str) -> None:
+    before = binder.descriptors()
+    resident = resident_kb(binder.pid)
+    for number in range(2000):
+        with RawClient(binder.socket_path) as client:
+            if number % 3 == 0:
+                client.send(HELLO)
+    assert_a_good_client_is_served(binder, host)
+    wait_until(lambda: len(binder.descriptors()) == len(before), "all are closed", log=binder.log)
+    assert resident_kb(binder.pid) - resident < 4096
+
+
+@pytest.mark.usefixtures("many_descriptors")
+def test_a_thousand_large_half_sent_requests_do_not_fill_the_memory(start_binder: StartBinder, host: str) -> None:
+    binder = start_binder("--max-clients", "1100")
+    half = b'{"x":"' + b"y" * 500_000
+    before = resident_kb(binder.pid)
+    with contextlib.ExitStack() as many:
+        for _ in range(1000):
+            client = many.enter_context(RawClient(binder.socket_path))
+            client.socket.setblocking(False)
+            # What the binder does not read waits in the kernel, and is the client's.
+            with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+                sent = client.socket.send(half)
+                while sent < len(half):
+                    sent += client.socket.send(half[sent:])
+            assert resident_kb(binder.pid) - before < 128 * 1024  # a hundred of the largest are 50 MiB
+        assert_a_good_client_is_served(binder, host)
+
+
+_RACE = """
+import socket, sys
+from multibinder import Client, RequestError
+from multibinder.binder import events
+from multibinder.binder.caller import Caller
+from multibinder.binder.peer import Peer
+from multibinder.binder.usage import Limits, Users
+path, host, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
+bound = refused = 0
+with Client(path) as client:
+    for _ in range(rounds):
+        try:
+            [listener] = client.bind([(host, 8000)], owner=sys.argv[4])
+        except RequestError:
+            refused += 1
+        else:
+            # The other one may have released it since, but only if our claim is gone: it has another label.
+            assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN), "a socket that does not listen"
+            assert listener.getsockname() == (host, 8000)
+            listener.close()
+            bound += 1
+        [outcome] = client.release([(host, 8000)], owner=sys.argv[4])
+        assert outcome.outcome in ("closed", "kept"), outcome
+print(bound, refused)
+"""
+
+
+def test_release_and_bind_at_the_same_time_never_give_a_dead_socket(binder: Binder, host: str) -> None:
+    before = binder.descriptors()
+    rounds = 2000
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _RACE, str(binder.socket_path), host, str(rounds), label],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=clean_environment(),
+        )
+        for label in ("one", "two")
+    ]
+    try:
+        for racer in racers:
+            said, _ = racer.communicate(timeout=120)
+            assert racer.returncode == 0, said
+            bound, refused = map(int, said.split())
+            assert bound + refused == rounds
+            assert bound
+    finally:
+        for racer in racers:
+            racer.kill()
+            racer.wait()
+    with Client(binder.socket_path) as client:
+        assert client.list() == []
+    wait_until(lambda: len(binder.descriptors()) == len(before), "nothing is left", log=binder.log)
+    assert not can_connect((host, 8000))
+
+
+def test_what_a_client_can_cause_at_will_does_not_fill_the_log(binder: Binder) -> None:
+    for _ in range(100):
+        with RawClient(binder.socket_path) as client:
+            client.send(b"nonsense")
+            while client.receive()[0]:
+                pass
+    with RawClient(binder.socket_path) as other:
+        other.ask(HELLO)
+    assert binder.log_path.read_text().count("event=protocol-error") == 20
+
+
+def test_a_line_says_how_many_were_left_out_before(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(events, "_complaints", {})
+    monkeypatch.setattr(events, "_PER_S", 0.5)
+    near, far = socket.socketpair()
+    with near, far, caplog.at_level(logging.WARNING, logger="multibinder"):
+        client = Caller(near)
+        for _ in range(25):
+            events.complaint("rude", client)
+        assert len(caplog.records) == 20
+
+        def told() -> bool:
+            events.complaint("rude", client)
+            return len(caplog.records) > 20
+
+        wait_until(told, "the next line comes when the time is over")
+    assert caplog.records[-1].fields["left_out"] >= 5  # type: ignore[attr-defined]
 
 
 def test_a_binder_without_a_free_descriptor_pauses_and_serves_on(start_binder: StartBinder) -> None:
