@@ -13,7 +13,7 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready
 	@tools/need haproxy:haproxy setpriv:util-linux unshare:util-linux prlimit:util-linux \
-		systemd-nspawn:systemd-container
+		systemd-nspawn:systemd-container strace:strace
 	@$(BIN)/pytest $(PYTEST)
 
 lint: $(VENV)/ready
@@ -24,7 +24,7 @@ lint: $(VENV)/ready
 
 bench: $(VENV)/ready
 	@tools/need haproxy:haproxy
-	@for each in handoff memory rendering restart; do echo "== benchmarks/$$each.py"; $(BIN)/python -m benchmarks.$$each || exit 1; done
+	@for each in handoff hostile memory rendering restart; do echo "== benchmarks/$$each.py"; $(BIN)/python -m benchmarks.$$each || exit 1; done
 
 # Coverage-guided where atheris can be installed, and without it elsewhere: tests/fuzz/decoder.py.
 fuzz: $(VENV)/ready

@@ -371,7 +371,7 @@ class Stranger:
         with theirs:
             self._process = subprocess.Popen(
                 [str(setpriv), f"--reuid={uid}", f"--regid={uid}", "--clear-groups", python, "-SIc", _STRANGER],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 env={},
                 cwd="/",
             )
