@@ -1,0 +1,230 @@
+"""What a good client waits for an answer, alone and beside hostile ones, in one run.
+
+The good client says hello and binds (a descriptor comes back, and is closed), one connection for all. Beside it 1,000
+clients that have sent half a request each, then also one that floods the binder with requests on eight connections, or
+with new connections: as another user where we are root, and as the good client's own user. All limits are the defaults,
+but for the clients in total, and that half a request may take as long as the run does.
+
+    python benchmarks/hostile.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import resource
+import select
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import multibinder
+
+#: The aim: the 99th percentile of each while it happens.
+AIM_S = 0.005
+_STALLED = 1_000
+_HOST = "127.0.0.1"
+_HALF = b'{"jsonrpc":"2.0","method":"bind","id":1,"params":[{"add'
+_BINDS = b'{"jsonrpc":"2.0","method":"bind","id":1,"params":[{"address":"127.0.0.1","port":0,"name":"flood"}]}\n'
+_HELLO = b'{"jsonrpc":"2.0","method":"hello","id":1}\n'
+#: Users that no system gives to anybody in particular: the stalled ones, four of them, and the flooding one.
+_STALLED_UIDS = (64001, 64002, 64003, 64004)
+_FLOODING_UID = 64005
+
+
+class _Latency(NamedTuple):
+    """In seconds."""
+
+    p50: float
+    p99: float
+    longest: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=4, help="for each figure (default: %(default)s)")
+    parser.add_argument("--flooding", type=int, default=8, help="connections that flood (default: %(default)s)")
+    arguments = parser.parse_args()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+    with tempfile.TemporaryDirectory(prefix="multibinder-bench-") as directory:
+        os.chmod(directory, 0o711)
+        path = os.path.join(directory, "control.sock")
+        with _binder(path), multibinder.Client(path, timeout=60) as client:
+            measure = _Measure(client, arguments.seconds)
+            measure.row("alone")
+            with contextlib.ExitStack() as stalled:
+                for uid in _STALLED_UIDS:
+                    stalled.enter_context(_process(uid, lambda ready: _stall(path, _STALLED // 4, ready)))
+                measure.row(f"beside {_STALLED:,} stalled")
+                attacks: dict[str, Callable[[Callable[[], None]], None]] = {
+                    "requests": lambda ready: _flood_with_requests(path, arguments.flooding, ready),
+                    "binds": lambda ready: _flood_with_requests(path, arguments.flooding, ready, _BINDS),
+                    "connections": lambda ready: _flood_with_connections(path, ready),
+                }
+                for uid, whose in ((_FLOODING_UID, "another user's"), (None, "its own user's")):
+                    for name, attack in attacks.items():
+                        if uid is None or os.geteuid() == 0:
+                            with _process(uid, attack):
+                                measure.row(f"and a flood of {name}, {whose}")
+                measure.row("beside the stalled again")
+                if client.status().clients < _STALLED:
+                    sys.exit("not all stalled clients were there to the end: these figures mean nothing")
+
+
+class _Measure:
+    """Prints a row for each situation; the first one is what the others are compared with."""
+
+    def __init__(self, client: multibinder.Client, seconds: float) -> None:
+        self._client = client
+        self._seconds = seconds
+        self._alone: tuple[_Latency, _Latency] | None = None
+        [listener] = client.bind([(_HOST, 0)])
+        self._address = (_HOST, listener.getsockname()[1])
+        listener.close()
+        hello, bind = "hello p50     p99     max", "bind p50     p99     max"
+        print(f"{'milliseconds':<46}{hello:>26}{bind:>27}   p99 ratios")
+
+    def _bind(self) -> None:
+        self._client.bind([self._address])[0].close()
+
+    def row(self, what: str) -> None:
+        hello = _latency(self._client.hello, self._seconds / 2)
+        bind = _latency(self._bind, self._seconds / 2)
+        self._alone = self._alone or (hello, bind)
+        ratios = [now.p99 / alone.p99 for now, alone in zip((hello, bind), self._alone, strict=True)]
+        figures = "".join(
+            f"{value * 1000:>{width}.2f}" for value, width in zip(hello + bind, (10, 8, 8, 11, 8, 8), strict=True)
+        )
+        verdict = "" if max(hello.p99, bind.p99) <= AIM_S else f"  missed the aim of {AIM_S * 1000:g} ms"
+        print(f"{what:<46}{figures}{ratios[0]:>8.1f}{ratios[1]:>8.1f}{verdict}", flush=True)
+
+
+def _latency(ask: Callable[[], object], seconds: float) -> _Latency:
+    """Of one request after the other, with a pause between them: a flood leaves traces in each, not in a few."""
+    ask()
+    taken = []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        began = time.perf_counter()
+        ask()
+        taken.append(time.perf_counter() - began)
+        time.sleep(0.001)
+    taken.sort()
+    return _Latency(statistics.median(taken), taken[int(len(taken) * 0.99)], taken[-1])
+
+
+def _stall(path: str, count: int, ready: Callable[[], None]) -> None:
+    clients = [_connected(path) for _ in range(count)]
+    for client in clients:
+        client.sendall(_HALF)
+    ready()
+    signal.pause()
+
+
+def _flood_with_requests(path: str, count: int, ready: Callable[[], None], request: bytes = _HELLO) -> None:
+    """As fast as they are taken; what is answered is read, so that it does not end."""
+    clients = {client.fileno(): client for client in (_connected(path) for _ in range(count))}
+    poll = select.poll()
+    for client in clients.values():
+        client.setblocking(False)
+        poll.register(client, select.POLLIN | select.POLLOUT)
+    ready()
+    unsent = dict.fromkeys(clients, b"")
+    while True:
+        for number, _ in poll.poll():
+            client = clients[number]
+            with contextlib.suppress(BlockingIOError):
+                unsent[number] = unsent[number] or request * 100
+                unsent[number] = unsent[number][client.send(unsent[number]) :]
+            with contextlib.suppress(BlockingIOError):
+                _, descriptors, _, _ = socket.recv_fds(client, 1 << 20, 253)
+                for descriptor in descriptors:
+                    os.close(descriptor)
+
+
+def _flood_with_connections(path: str, ready: Callable[[], None]) -> None:
+    """Each says hello, and is left open until there are too many."""
+    clients: list[socket.socket] = []
+    ready()
+    while True:
+        with contextlib.suppress(OSError):
+            clients.append(_connected(path))
+            clients[-1].sendall(_HELLO * 20)
+        if len(clients) > 400:
+            clients.pop(0).close()
+
+
+def _connected(path: str) -> socket.socket:
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(path)
+    return client
+
+
+def _answers(path: str) -> bool:
+    with contextlib.suppress(OSError), _connected(path):
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def _process(uid: int | None, work: Callable[[Callable[[], None]], None]) -> Iterator[None]:
+    """A process of that user, if we may make one; from when it is ready to the end of the block."""
+    reading, writing = os.pipe()
+    parent = os.getpid()
+    pid = os.fork()
+    if not pid:
+        try:
+            if uid is not None and os.geteuid() == 0:
+                os.setgroups([])
+                os.setresgid(uid, uid, uid)
+                os.setresuid(uid, uid, uid)
+            if os.getppid() == parent:
+                work(lambda: os.close(writing))
+        except BaseException as error:
+            print(f"benchmarks/hostile.py: {error!r}", file=sys.stderr)
+        finally:
+            os._exit(1)
+    os.close(writing)
+    try:
+        os.read(reading, 1)
+        yield
+        if os.waitpid(pid, os.WNOHANG) != (0, 0):
+            sys.exit("a hostile client ended before its time: these figures mean nothing")
+    finally:
+        os.close(reading)
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+@contextlib.contextmanager
+def _binder(path: str) -> Iterator[None]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "multibinder", "serve", "--quiet", "--socket", path, "--mode", "0666",
+         "--max-clients", "2048", "--request-timeout", "3600"],
+        cwd=os.path.dirname(path),  # not the project's directory, which would win over PYTHONPATH
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 10
+        while not _answers(path):
+            if process.poll() is not None or time.monotonic() > deadline:
+                sys.exit("the binder did not start")
+            time.sleep(0.01)
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(10)
+
+
+if __name__ == "__main__":
+    main()
