@@ -132,6 +132,7 @@ class Daemon:
             for peer in came.peers:
                 self._server.welcome(peer)
             peers = self._server.run()
+            self._watch.stop()
             self._loop.close()
             # What arrives from here on waits for our next self, which has handlers, to unblock it.
             signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)

@@ -18,9 +18,11 @@ from multibinder.observe.accept_queue import accept_queue, drops
 from multibinder.observe.holders import Holder, holders_of
 from multibinder.wire.messages import HolderStatus, ListenerHealth, OwnerStatus
 
-#: From one look to the next. A listener without a holder is an orphan at the next look after its last handoff is this
-#: old, so within half a minute.
+#: From one look to the next.
 LOOK_EVERY_S = 15.0
+#: A listener is an orphan when no look has found a holder for so long: a server that restarts has none for a moment.
+#: Nor is it one for so long after a handoff: what is on its way is nobody's yet. With the above: within half a minute.
+GRACE_S = 10.0
 #: A queue that is not empty is watched this closely: if nobody accepts in all of this time, it does not move.
 _SAMPLE_EVERY_S, _SAMPLES = 0.05, 20
 #: A repair is shown for so long.
@@ -38,14 +40,20 @@ class OrphanTtl(msgspec.Struct, frozen=True):
 
 
 class _Seen(msgspec.Struct):
-    """What is known of one listener. Times are those of time.time()."""
+    """What is known of one listener. ``dropped`` at ``dropped_at`` is what drops per second are reckoned from.
+    ``alone_since``: the first look that found no holder, and none has since; ``orphan``: that is long enough ago.
 
-    holders: Sequence[Holder] | None = None
-    orphan_since: float | None = None
-    stalled_since: float | None = None
-    dropped: int = 0
-    dropped_at: float = 0.0
+    ``since`` are times of time.time(), to be told; ``at`` those of time.monotonic(), to be reckoned with.
+    """
+
+    dropped: int
+    dropped_at: float
     drops_per_s: float = 0.0
+    holders: Sequence[Holder] | None = None
+    alone_since: float | None = None
+    alone_at: float = 0.0
+    orphan: bool = False
+    stalled_since: float | None = None
 
 
 class _Held(msgspec.Struct, frozen=True):
@@ -68,7 +76,10 @@ class Watch:
         self._seen: dict[Listener, _Seen] = {}
         self._waiting: list[Callable[[], None]] = []
         self._child = 0
+        self._reading = -1
+        self._began = 0.0
         self._said = b""
+        self._looks_again = False
         self.looked_at: float | None = None  # time.time()
 
     def look_now_and_then(self) -> None:
@@ -83,12 +94,13 @@ class Watch:
         """
         if not len(self._store):
             self._seen.clear()
-            seen()
+            self._loop.call_later(0, seen)
             return
         self._waiting.append(seen)
         if self._child:
             return
         inodes = [inode_of(listener) for listener in self._store.listeners()]
+        self._began = time.monotonic()
         reading, writing = os.pipe2(os.O_CLOEXEC)
         except_ = {os.getpid(), *self._keepers}
         try:
@@ -97,33 +109,47 @@ class Watch:
             os.close(reading)
             os.close(writing)
             events.warning("cannot-look", why=error.strerror)
-            self._finish(None)
+            self._loop.call_later(0, lambda: self._finish(None))
             return
         if not self._child:
             _look_and_die(inodes, except_, writing)
         os.close(writing)
+        self._reading = reading
         self._said = b""
-        self._loop.watch(reading, lambda: self._listen(reading))
+        self._loop.watch(reading, self._listen)
+
+    def stop(self) -> None:
+        """Leave no child behind, whatever it is about. Nobody is told."""
+        if self._child:
+            os.kill(self._child, signal.SIGKILL)
+            self._reap()
 
     def health(self, listeners: Sequence[Listener]) -> list[ListenerHealth]:
         """As of the last look; queues and drops as of now."""
         now = time.time()
-        return [self._health(listener, self._seen.get(listener) or _Seen(), now) for listener in listeners]
+        return [self._health(listener, self._seen.get(listener) or _Seen(0, 0.0), now) for listener in listeners]
 
-    def _listen(self, reading: int) -> None:
-        chunk = os.read(reading, _CHUNK)
+    def _listen(self) -> None:
+        chunk = os.read(self._reading, _CHUNK)
         self._said += chunk
         if chunk:
             return
-        self._loop.unwatch(reading)
-        os.close(reading)
-        os.waitpid(self._child, 0)
-        self._child = 0
+        self._loop.unwatch(self._reading)
+        self._reap()
         held = None
-        with contextlib.suppress(msgspec.DecodeError):
+        try:
             held = msgspec.json.decode(self._said, type=_Held)
+        except msgspec.DecodeError:
+            events.warning("cannot-look", why="whoever was to look into /proc ended too early, or took too long")
         self._said = b""
         self._finish(held)
+
+    def _reap(self) -> None:
+        os.close(self._reading)
+        # Whoever started us may have us ignore SIGCHLD: then the kernel has reaped it.
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self._child, 0)
+        self._child = 0
 
     def _finish(self, held: _Held | None) -> None:
         if held is not None:
@@ -131,12 +157,11 @@ class Watch:
         listeners = self._store.listeners()
         for gone in self._seen.keys() - set(listeners):
             del self._seen[gone]
-        now = time.time()
         suspects = []
         for listener in listeners:
-            seen = self._seen.setdefault(listener, _Seen(dropped_at=now))
-            self._note_drops(listener, seen, now)
-            self._note_holders(listener, seen, held, now)
+            seen = self._look_at_drops(listener)
+            if held is not None:
+                self._note_holders(listener, seen, held)
             length = accept_queue(listener.socket).length
             if not length:
                 seen.stalled_since = None
@@ -144,30 +169,41 @@ class Watch:
                 suspects.append((listener, length))
         if suspects:
             self._loop.call_later(_SAMPLE_EVERY_S, lambda: self._sample(suspects, _SAMPLES))
-        for listener in listeners:
-            self._close_orphan(listener, now)
+        if held is not None:
+            # Only now: nobody has it, as this very look has found.
+            for listener in listeners:
+                self._close_orphan(listener)
         waiting, self._waiting = self._waiting, []
         for tell in waiting:
             tell()
 
-    def _note_drops(self, listener: Listener, seen: _Seen, now: float) -> None:
-        dropped = drops(listener.socket)
-        if now - seen.dropped_at >= 1:
-            seen.drops_per_s = max(0, dropped - seen.dropped) / (now - seen.dropped_at)
+    def _look_at_drops(self, listener: Listener) -> _Seen:
+        now, dropped = time.monotonic(), drops(listener.socket)
+        seen = self._seen.get(listener)
+        if seen is None:
+            # What it dropped before we saw it, in another life of ours, it did not drop just now.
+            seen = self._seen[listener] = _Seen(dropped, now)
+        elif now - seen.dropped_at >= 1:
+            seen.drops_per_s = (dropped - seen.dropped) % 2**32 / (now - seen.dropped_at)
             seen.dropped, seen.dropped_at = dropped, now
+        return seen
 
-    def _note_holders(self, listener: Listener, seen: _Seen, held: _Held | None, now: float) -> None:
-        if held is None:
-            return
+    def _note_holders(self, listener: Listener, seen: _Seen, held: _Held) -> None:
         found = held.by_inode.get(inode_of(listener), ())
         hidden = held.hidden or listener.foreign
         seen.holders = None if hidden and not found else found
-        if found or hidden:
-            if seen.orphan_since is not None:
-                events.info("orphan-no-more", address=listener.address, holder=found[0] if found else "unknown")
-            seen.orphan_since = None
-        elif seen.orphan_since is None and time.monotonic() - listener.handed > LOOK_EVERY_S / 2:
-            seen.orphan_since = now
+        if found or hidden or listener.handed > self._began - GRACE_S:
+            if seen.orphan:
+                why = found[0] if found else "some processes cannot be seen" if hidden else "it was asked for"
+                events.info("orphan-no-more", address=listener.address, why=why)
+            seen.alone_since, seen.orphan = None, False
+        elif seen.alone_since is None:
+            seen.alone_since, seen.alone_at = time.time(), self._began
+            self._look_again(seen.alone_at + GRACE_S)
+        elif not seen.orphan and self._began < seen.alone_at + GRACE_S:
+            self._look_again(seen.alone_at + GRACE_S)
+        elif not seen.orphan:
+            seen.orphan = True
             events.warning(
                 "orphan",
                 address=listener.address,
@@ -175,6 +211,18 @@ class Watch:
                 waiting=accept_queue(listener.socket).length,
                 why="no process has it open: its clients wait for nobody",
             )
+
+    def _look_again(self, at: float) -> None:
+        """When one that has no holder now will be an orphan, unless it has found one by then."""
+        if self._looks_again:
+            return
+
+        def look() -> None:
+            self._looks_again = False
+            self.look(lambda: None)
+
+        self._looks_again = True
+        self._loop.call_later(max(0.0, at - time.monotonic()), look)
 
     def _sample(self, suspects: Sequence[tuple[Listener, int]], left: int) -> None:
         """A queue that somebody accepts from is shorter now and then, however many come."""
@@ -194,19 +242,20 @@ class Watch:
         now = time.time()
         for listener, length in still:
             seen = self._seen[listener]
-            if seen.stalled_since is None:
+            if seen.stalled_since is None and not seen.orphan:
                 seen.stalled_since = now - _SAMPLE_EVERY_S * _SAMPLES
                 events.warning("stalled", address=listener.address, waiting=length, why="nobody accepts from its queue")
 
-    def _close_orphan(self, listener: Listener, now: float) -> None:
-        since = self._seen[listener].orphan_since
-        ttl = self.ttl_of(listener)
-        if since is None or ttl is None or now - since < ttl:
+    def _close_orphan(self, listener: Listener) -> None:
+        seen, ttl = self._seen[listener], self.ttl_of(listener)
+        if not seen.orphan or ttl is None or self._began - seen.alone_at < ttl:
             return
         waiting = accept_queue(listener.socket).length
         del self._seen[listener]
         self._store.close_orphan(listener)
-        events.warning("orphan-closed", address=listener.address, after_s=int(now - since), reset=waiting)
+        events.warning(
+            "orphan-closed", address=listener.address, after_s=int(self._began - seen.alone_at), reset=waiting
+        )
 
     def ttl_of(self, listener: Listener) -> float | None:
         """The most particular one: of its address, of an owner, of all."""
@@ -230,7 +279,7 @@ class Watch:
             address=str(listener.address),
             name=listener.options.name,
             owners=[OwnerStatus(owner.label, owner.uid) for owner in listener.claims],
-            state="orphan" if seen.orphan_since is not None
+            state="orphan" if seen.orphan
             else "stalled" if seen.stalled_since is not None and queue.length
             else "repaired" if repaired else "serving",
             queue=queue.length,
@@ -244,7 +293,7 @@ class Watch:
             cookie=cookie_of(listener.socket),
             inode=inode_of(listener),
             holders=None if holders is None else [HolderStatus(each.pid, each.name, each.role) for each in holders],
-            orphan_since=seen.orphan_since,
+            orphan_since=seen.alone_since if seen.orphan else None,
             orphan_ttl_s=self.ttl_of(listener),
             stalled_since=seen.stalled_since,
             repairs=listener.repairs,
@@ -258,11 +307,14 @@ def inode_of(listener: Listener) -> int:
 
 
 def _look_and_die(inodes: Sequence[int], except_: Collection[int], writing: int) -> None:
-    """In the child, which shares every descriptor with us: it reads /proc, writes to the pipe, and is gone."""
+    """In the child: it reads /proc, writes to the pipe, and is gone."""
     try:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_DFL)
+        # If we are killed meanwhile, our copies must not keep ports open, nor the lock that the next binder needs.
+        os.closerange(3, writing)
+        os.closerange(max(3, writing + 1), 1 + max(map(int, os.listdir("/proc/self/fd"))))
         signal.alarm(int(LOOK_EVERY_S) or 1)
         found = holders_of(inodes, {*except_, os.getpid()})
         text = memoryview(msgspec.json.encode(_Held(found.by_inode, found.hidden)))
