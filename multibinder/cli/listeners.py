@@ -98,12 +98,13 @@ def _print_table(listeners: list[ListenerStatus]) -> None:
             ", ".join(label or "-" for label in listener.owners),
             str(listener.backlog),
             str(listener.handoffs),
-            _age(time.time() - listener.created),
+            age(time.time() - listener.created),
         )
     Console().print(table)
 
 
-def _age(seconds: float) -> str:
+def age(seconds: float) -> str:
+    """In one unit, rounded down: ``59s``, ``3h``."""
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= size:
             return f"{int(seconds // size)}{unit}"

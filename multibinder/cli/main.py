@@ -12,6 +12,7 @@ from multibinder import MultibinderError, __version__
 #: Each command's module, imported only when it runs: the daemon must not pay for what the others import.
 _COMMANDS = {
     "serve": "multibinder.cli.serve",
+    "status": "multibinder.cli.status",
     "list": "multibinder.cli.listeners",
     "release": "multibinder.cli.listeners",
     "doctor": "multibinder.cli.doctor",

@@ -1,0 +1,148 @@
+"""``multibinder status --watch``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+
+import click
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.text import Text
+
+from multibinder import BinderTimeout, BinderUnavailable, Client, RemoteProtocolError
+from multibinder.cli.health import Report, report_of
+from multibinder.cli.status import COLOURS, lines_of, wants_colour
+from multibinder.cli.table import Line, clock, remarks, summary, table
+
+#: So many answers are remembered of each queue.
+_HISTORY = 16
+
+
+class Watching:
+    """What ``--watch`` has seen so far. It draws itself into any terminal, the worst listeners first."""
+
+    def __init__(self, socket_path: str | None) -> None:
+        self._socket_path = socket_path
+        self._client: Client | None = None
+        self._report: Report | None = None
+        self._asked_at = 0.0
+        self._rates: dict[int, float] = {}
+        self._histories: dict[int, deque[int]] = {}
+        self._away_since: float | None = None
+        self._why = ""
+
+    @property
+    def report(self) -> Report | None:
+        """The last one, while the binder answers."""
+        return None if self._away_since else self._report
+
+    @property
+    def away(self) -> str:
+        """Since when the binder does not answer, and why; empty while it does."""
+        return f"No answer since {clock(self._away_since)}: {self._why}" if self._away_since else ""
+
+    def look(self) -> None:
+        """Ask the binder. One that goes away may come back; but one that was never there is an error."""
+        try:
+            if self._client is None:
+                self._client = Client(self._socket_path)
+            asked_at = time.monotonic()
+            report = report_of(self._client)
+        except (BinderUnavailable, BinderTimeout, RemoteProtocolError) as error:
+            self.close()
+            if self._report is None:
+                raise
+            self._away_since = self._away_since or time.time()
+            self._why = str(error)
+            return
+        self._away_since = None
+        self._note(report, asked_at)
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def _note(self, report: Report, asked_at: float) -> None:
+        if self._report is not None:
+            before = {row.cookie: row.drops for row in self._report.listeners}
+            passed_s = asked_at - self._asked_at
+            self._rates = {
+                row.cookie: (row.drops - before[row.cookie]) % 2**32 / passed_s
+                for row in report.listeners
+                if row.cookie in before
+            }
+        self._histories = {
+            row.cookie: self._histories.get(row.cookie) or deque(maxlen=_HISTORY) for row in report.listeners
+        }
+        for row in report.listeners:
+            self._histories[row.cookie].append(row.queue)
+        self._report, self._asked_at = report, asked_at
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        assert self._report is not None  # noqa: S101 (the first look gave one, or raised)
+        height = options.height or console.size.height
+        utf8 = options.encoding.lower().startswith("utf")
+        head, blocks = table(self._report, options.max_width, self._rates, self._histories, ascii_only=not utf8)
+        top = [Text(f"{clock(self._report.at)}  {summary(self._report)}", overflow="ellipsis", no_wrap=True)]
+        if self._away_since:
+            top.append(Text(self.away, style="bold red", overflow="ellipsis", no_wrap=True))
+        else:
+            top += [Text(each, style="magenta", overflow="ellipsis", no_wrap=True) for each in remarks(self._report)]
+        top = [*top[: max(1, height - 4)], Text(head.text, style="bold", overflow="crop", no_wrap=True)]
+        room = height - len(top)
+        if sum(map(len, blocks)) > room:
+            shown, used = 0, 1  # a line says how many are left out
+            while shown < len(blocks) and used + len(blocks[shown]) <= room:
+                used += len(blocks[shown])
+                shown += 1
+            left_out = f"{len(blocks) - shown:,} more not shown, none in a worse state: 'multibinder status' has all"
+        else:
+            shown, left_out = len(blocks), ""
+        yield from top
+        for line in [line for block in blocks[:shown] for line in block]:
+            yield _text(line)
+        if left_out:
+            yield Text(left_out, style="italic", overflow="ellipsis", no_wrap=True)
+
+
+def _text(line: Line) -> Text:
+    text = Text(line.text, overflow="crop", no_wrap=True)
+    if line.state in COLOURS:
+        text.stylize(f"bold {COLOURS[line.state]}", 0, len(line.state))
+    return text
+
+
+def watch_status(socket_path: str | None, interval_s: float) -> None:
+    """Until SIGINT or SIGTERM, which leave the terminal as it was. In a pipe, one table after the other."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    watching = Watching(socket_path)
+    try:
+        watching.look()
+        if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+            console = Console(no_color=not wants_colour(), highlight=False)
+            with Live(watching, console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
+                _again_and_again(watching, interval_s, live.refresh)
+        else:
+            _again_and_again(watching, interval_s, lambda: _print(watching))
+    except KeyboardInterrupt:
+        pass
+    finally:
+        watching.close()
+
+
+def _again_and_again(watching: Watching, interval_s: float, show: Callable[[], None]) -> None:
+    while True:
+        show()
+        time.sleep(interval_s)
+        watching.look()
+
+
+def _print(watching: Watching) -> None:
+    lines = lines_of(report, 80, colour=False) if (report := watching.report) else [watching.away]
+    click.echo("\n".join([*lines, ""]))
