@@ -16,6 +16,7 @@ _COMMANDS = {
     "list": "multibinder.cli.listeners",
     "release": "multibinder.cli.listeners",
     "doctor": "multibinder.cli.doctor",
+    "exporter": "multibinder.cli.exporter",
     "upgrade": "multibinder.cli.upgrade",
     "policy": "multibinder.cli.policy",
     "systemd": "multibinder.cli.systemd",

@@ -1,0 +1,1 @@
+"""Prometheus metrics. Nothing here is registered anywhere by itself; docs/metrics.md describes each one."""
