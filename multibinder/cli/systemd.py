@@ -22,6 +22,7 @@ _PLACES = {
     "multibinder.service": "etc/systemd/system",
     "multibinder.socket": "etc/systemd/system",
     "multibinder-haproxy@.service": "etc/systemd/system",
+    "multibinder-exporter.service": "etc/systemd/system",
     "sysusers.d/multibinder.conf": "etc/sysusers.d",
 }
 _COMMANDS = ("multibinder", "multibinder-haproxy")
@@ -223,5 +224,7 @@ def _next_steps(root: Path) -> str:
   systemctl enable --now multibinder.socket multibinder.service
 and for each HAProxy, with its template in /etc/haproxy/NAME.cfg.j2:
   systemctl enable --now multibinder-haproxy@NAME
+Prometheus metrics, if you want them (the unit says what it may do, and what a policy takes from it):
+  systemctl enable --now multibinder-exporter
 An installation that was upgraded: systemctl reload multibinder   (in place; nothing restarts)
 A unit that was replaced: systemctl daemon-reload && systemctl restart multibinder   (the listeners stay)"""

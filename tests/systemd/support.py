@@ -12,6 +12,7 @@ from tests.support import own_host
 from tests.systemd.machine import Machine
 
 BINDER = "multibinder.service"
+EXPORTER = "multibinder-exporter.service"
 CONTROL = "multibinder.socket"
 SOCKET_PATH = "/run/multibinder/control.sock"
 PORT, EXTRA_PORT = 80, 8080

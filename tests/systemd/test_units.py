@@ -7,13 +7,13 @@ import re
 import pytest
 
 from tests.systemd.machine import COMMANDS, HOME, Machine
-from tests.systemd.support import BINDER, example
+from tests.systemd.support import BINDER, EXPORTER, example
 
-UNITS = ("multibinder.service", "multibinder.socket", "multibinder-haproxy@.service")
+UNITS = ("multibinder.service", "multibinder.socket", "multibinder-exporter.service", "multibinder-haproxy@web.service")
 
 
 def test_systemd_finds_nothing_to_say_about_the_units(machine: Machine) -> None:
-    done = machine.run("systemd-analyze", "verify", *UNITS[:2], "multibinder-haproxy@web.service")
+    done = machine.run("systemd-analyze", "verify", *UNITS)
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
 
 
@@ -36,9 +36,10 @@ def test_systemd_finds_nothing_to_say_about_the_example_drop_ins(machine: Machin
         machine.must("rm", "-r", directory)
 
 
-def test_the_binder_is_exposed_no_more_than_2_0(machine: Machine) -> None:
-    done = machine.run("systemd-analyze", "security", "--no-pager", "--threshold=20", BINDER)
-    level = re.search(r"Overall exposure level for multibinder.service: ([0-9.]+)", done.stdout)
+@pytest.mark.parametrize("unit", [BINDER, EXPORTER])
+def test_a_unit_of_ours_is_exposed_no_more_than_2_0(machine: Machine, unit: str) -> None:
+    done = machine.run("systemd-analyze", "security", "--no-pager", "--threshold=20", unit)
+    level = re.search(rf"Overall exposure level for {unit}: ([0-9.]+)", done.stdout)
     assert level is not None, done.stdout + done.stderr
     assert float(level[1]) <= 2.0, done.stdout
     assert done.returncode == 0
@@ -61,7 +62,7 @@ def test_install_names_the_commands_of_this_installation_and_a_second_time_chang
     before = machine.must("sh", "-c", "ls -li /etc/systemd/system/multibinder*")
     output = machine.must("multibinder", "systemd", "install")
     assert all(line.endswith(": unchanged") for line in output.splitlines())
-    assert len(output.splitlines()) == 4
+    assert len(output.splitlines()) == 5
     assert machine.must("sh", "-c", "ls -li /etc/systemd/system/multibinder*") == before
 
 
