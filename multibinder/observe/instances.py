@@ -120,7 +120,8 @@ def _instance(directory: str, name: str, visible: bool) -> Instance | None:
         name,
         summary,
         up=up,
-        workers=sum(_is_child(pid, parent) for pid in summary.workers),
+        # After a start nobody has seen them yet: none named is not none there.
+        workers=sum(_is_child(pid, parent) for pid in summary.workers) if summary.workers or not up else None,
         old_workers=sum(_is_child(pid, parent) for pid in summary.old_workers),
         changed=has_changed(summary),
     )

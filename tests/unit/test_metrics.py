@@ -118,6 +118,15 @@ def test_the_exposition_follows_the_conventions() -> None:
     assert list(lint(text)) == []
 
 
+NOT_CUMULATIVE = """# HELP multibinder_h Text.
+# TYPE multibinder_h histogram
+multibinder_h_bucket{le="1"} 2
+multibinder_h_bucket{le="+Inf"} 1
+multibinder_h_sum 1
+multibinder_h_count 1
+"""
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -128,18 +137,21 @@ def test_the_exposition_follows_the_conventions() -> None:
         "# HELP other_x Text.\n# TYPE other_x gauge\n",
         "# TYPE multibinder_x gauge\n",
         '# HELP multibinder_x Text.\n# TYPE multibinder_x gauge\nmultibinder_x{instance="y"} 1\n',
-        "# HELP multibinder_h H.\n# TYPE multibinder_h histogram\nmultibinder_h_sum 1\nmultibinder_h_count 2\n"
-        'multibinder_h_bucket{le="1"} 2\nmultibinder_h_bucket{le="+Inf"} 1\n',
+        NOT_CUMULATIVE,
     ],
 )
 def test_a_break_of_the_conventions_would_be_noticed(wrong: str) -> None:
     assert list(lint(wrong))
 
 
+def openmetrics_of(registry: CollectorRegistry) -> list[Metric]:
+    text = generate_openmetrics(registry).decode()  # type: ignore[no-untyped-call, unused-ignore]
+    return list(parse_openmetrics(text))  # type: ignore[no-untyped-call, unused-ignore]
+
+
 def test_both_formats_carry_any_text_in_a_label() -> None:
     registry = registry_of(*everything())
-    for families in (families_of(generate_latest(registry).decode()),
-                     list(parse_openmetrics(generate_openmetrics(registry).decode()))):  # fmt: skip
+    for families in (families_of(generate_latest(registry).decode()), openmetrics_of(registry)):
         labels = {value for family in families for sample in family.samples for value in sample.labels.values()}
         assert NASTY in labels
 
@@ -223,6 +235,12 @@ def test_workers_count_while_they_are_children_of_the_master(tmp_path: Path) -> 
     write_summary(tmp_path, "web", plain_summary(master=master, workers=[os.getpid(), 1], old_workers=[2**22 + 1]))
     [instance] = instances(str(tmp_path))
     assert (instance.workers, instance.old_workers) == (1, 0)
+
+
+def test_after_a_start_nobody_has_seen_the_workers_yet(tmp_path: Path) -> None:
+    write_summary(tmp_path, "down", plain_summary(master=None))
+    write_summary(tmp_path, "up", plain_summary())
+    assert [instance.workers for instance in instances(str(tmp_path))] == [0, None]
 
 
 def test_where_no_runtime_directory_is_there_are_no_instances(tmp_path: Path) -> None:
