@@ -25,7 +25,7 @@ SCRAPERS = {"job", "instance"}
 
 
 def rules() -> dict[str, dict[str, str]]:
-    """Every alert with its keys. The file has one key and value a line, so that this can read it; promtool checks it."""
+    """Every alert with its keys. One key and value a line, so that this can read it; promtool checks the rest."""
     found: dict[str, dict[str, str]] = {}
     for line in RULES.read_text().splitlines():
         if match := re.fullmatch(r"      - alert: (\w+)", line):
@@ -114,7 +114,7 @@ def test_the_dashboard_can_be_imported() -> None:
     panels = board["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     assert board["templating"]["list"][0]["type"] == "datasource"
-    places = set()
+    places: set[tuple[int, int]] = set()
     for panel in panels:
         place = panel["gridPos"]
         assert place["x"] + place["w"] <= 24
