@@ -89,8 +89,8 @@ def main() -> None:
                 print(f"{count:>10,}{name:>10}{took * 1e3:>9,.1f} ms{spent * 1e3:>9,.1f} ms{own * 1e3:>9,.1f} ms"
                       f"{size:>12,.0f} B{of_series}", flush=True)  # fmt: skip
         share = spent / _EVERY_S
-        print(f"with {counts[-1]:,} listeners and a scrape every {_EVERY_S:g} s, the binder spends {share:.1%} of a core "
-              f"on them: {_verdict(share <= BINDER_AIM, f'{BINDER_AIM:.0%}')}")  # fmt: skip
+        print(f"with {counts[-1]:,} listeners and a scrape every {_EVERY_S:g} s, the binder spends {share:.1%} of a "
+              f"core on them: {_verdict(share <= BINDER_AIM, f'{BINDER_AIM:.0%}')}")  # fmt: skip
         print(f"a scrape takes {took:.2f} s: {_verdict(took <= SCRAPE_AIM_S, f'{SCRAPE_AIM_S:g} s')}")
         print(f"the exporter's resident memory at its highest: {_status_field(exporter.pid, 'VmHWM'):,} KiB")
         for listener in held:

@@ -103,7 +103,7 @@ def test_a_refusal_is_logged_with_who_it_was_and_counted(governed: Binder, stran
     with Client(governed.socket_path) as root:
         status = root.status()
     assert status.counters.refusals == {"policy": 1}
-    assert (status.listeners, status.counters.handoffs) == (0, 0)
+    assert (status.listeners, status.counters.handoffs) == ([], 0)
 
 
 def test_a_supplementary_group_is_enough(policy: PolicyFile, governed: Binder, host: str) -> None:
@@ -461,7 +461,7 @@ def test_policy_check_explains_and_its_exit_code_is_the_decision(policy: PolicyF
         (["--bind", "127.0.0.1:1"], 2, "--uid"),
         (["--uid", "not-here", "--method", "bind"], 2, "there is no user 'not-here' on this host"),
         (["--uid", "0", "--bind", "localhost:1"], 2, "is a name: give a numeric address"),
-        (["--uid", "0", "--bind", "127.0.0.1:1", "--option", "v6only"], 2, "v6only has a meaning for IPv6 addresses only"),
+        (["--uid", "0", "--bind", "127.0.0.1:1", "--option", "v6only"], 2, "v6only has a meaning for IPv6"),
         (["--uid", "0", "--method", "bind", "--policy", "/does/not/exist"], 1, "cannot read the policy: no such file"),
     ],
 )  # fmt: skip
@@ -481,8 +481,10 @@ def test_policy_lint_says_what_is_wrong_and_what_is_probably_not_meant(policy: P
     policy.write('allow = "bind"', everything(UID).replace('"*"', '"bind"'))
     assert lint() == (
         1,
-        f"{policy.path}: rule 1: allows everybody who can reach the control socket: it has no uid, gid or unit\n"
-        f"{policy.path}: rule 2: never decides: rule 1 matches all that it would\n",
+        (
+            f"{policy.path}: rule 1: allows everybody who can reach the control socket: it has no uid, gid or unit\n"
+            f"{policy.path}: rule 2: never decides: rule 1 matches all that it would\n"
+        ),
         "",
     )
     policy.write("allow = []")
