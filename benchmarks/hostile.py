@@ -3,7 +3,8 @@
 The good client says hello and binds (a descriptor comes back, and is closed), one connection for all. Beside it 1,000
 clients that have sent half a request each, then also one that floods the binder with requests on eight connections, or
 with new connections: as another user where we are root, and as the good client's own user. All limits are the defaults,
-but for the clients in total, and that half a request may take as long as the run does.
+but for the clients in total, and that half a request may take as long as the run does. The hostile processes have the
+lowest priority: they keep the binder as busy as it lets them, and the figures are the wait for it, not for a core.
 
     python benchmarks/hostile.py
 """
@@ -62,8 +63,8 @@ def main() -> None:
             measure = _Measure(client, arguments.seconds)
             measure.row("alone")
             with contextlib.ExitStack() as stalled:
-                for uid in _STALLED_UIDS:
-                    stalled.enter_context(_process(uid, lambda ready: _stall(path, _STALLED // 4, ready)))
+                for stalled_uid in _STALLED_UIDS:
+                    stalled.enter_context(_process(stalled_uid, lambda ready: _stall(path, _STALLED // 4, ready)))
                 measure.row(f"beside {_STALLED:,} stalled")
                 attacks: dict[str, Callable[[Callable[[], None]], None]] = {
                     "requests": lambda ready: _flood_with_requests(path, arguments.flooding, ready),
@@ -187,6 +188,7 @@ def _process(uid: int | None, work: Callable[[Callable[[], None]], None]) -> Ite
                 os.setgroups([])
                 os.setresgid(uid, uid, uid)
                 os.setresuid(uid, uid, uid)
+            os.nice(19)
             if os.getppid() == parent:
                 work(lambda: os.close(writing))
         except BaseException as error:

@@ -18,10 +18,10 @@ from multibinder.wire import messages
 from multibinder.wire.decoder import Decoder
 from multibinder.wire.errors import RemoteProtocolError
 
-#: What is done for one uid in one turn of the loop, before the others have theirs: requests of one client, seconds
-#: for all its clients, connections taken (whose uid is not known before), deadlines that have passed.
-_REQUESTS_PER_TURN = 16
-_TURN_S = 0.001
+#: What is done in one turn of the loop: for one uid, and of that for each of its clients, so that they take turns too;
+#: connections taken (whose uid is not known before), deadlines that have passed.
+_TURN_S = 0.0005
+_CLIENT_TURN_S = 0.0001
 _ACCEPTED_PER_TURN = 16
 _DROPPED_PER_TURN = 16
 #: accept(2) fails with these while the system is short of something; the connection stays in the queue.
@@ -50,8 +50,9 @@ class ControlServer:
         # the order of time, because a peer enters at the end.
         self._deadlines: dict[Peer, float] = {}
         self._idle: dict[Peer, None] = {}
-        # Peers with whole requests that had their turn before all were answered.
-        self._unread: dict[Peer, None] = {}
+        # Peers whose turn comes, and what for: 0 for whole requests that are not answered yet, READ or WRITE where
+        # others of their user were first. In the order in which they came.
+        self._queue: dict[Peer, int] = {}
         # Peers that are done with, but for descriptors that they may not have received.
         self._lingering: set[Peer] = set()
         self._stopping = False
@@ -98,18 +99,18 @@ class ControlServer:
                 self._close(peer)
 
     def _finish_turn(self) -> float | None:
-        for peer in list(self._unread):
-            if not self._has_had_its_turn(peer.user):
+        for peer, mask in list(self._queue.items()):
+            if peer in self._queue and not self._has_had_its_turn(peer.user):
                 began = time.monotonic()
-                del self._unread[peer]
-                self._serve(peer, 0)
+                self._unqueue(peer)
+                self._serve(peer, mask)
                 self._note_time(peer.user, began)
         self._enforce_deadlines()
         if self._leave_at is not None and (
             len(self._idle) + len(self._lingering) == len(self._peers) or self._leave_at <= time.monotonic()
         ):
             self._loop.stop()
-        if self._unread:
+        if self._queue:
             return 0
         first = next(iter(self._deadlines.values()), None)
         due = [at for at in (first, self._leave_at) if at is not None]
@@ -120,7 +121,10 @@ class ControlServer:
         return peer.socket
 
     def _accept(self) -> None:
+        end = time.monotonic() + _TURN_S
         for _ in range(_ACCEPTED_PER_TURN):
+            if time.monotonic() > end:
+                return
             try:
                 sock, _ = self._listening.accept()
             except BlockingIOError:
@@ -198,8 +202,10 @@ class ControlServer:
             user.turn, user.spent_s = self._loop.turn, spent_s
 
     def _ready(self, peer: Peer) -> None:
-        # What is left undone here is ready in the next turn still.
-        if peer not in self._peers or self._has_had_its_turn(peer.user):
+        if peer not in self._peers or peer in self._queue:
+            return
+        if peer.user.queued or self._has_had_its_turn(peer.user):
+            self._enqueue(peer, peer.watched or 0)
             return
         began = time.monotonic()
         self._serve(peer, peer.watched or 0)
@@ -209,7 +215,7 @@ class ControlServer:
         try:
             if mask == WRITE:
                 peer.flush()
-            if mask == READ and peer not in self._unread:
+            if mask == READ:
                 peer.receive()
             progress = self._answer_some(peer)
         except RemoteProtocolError as error:
@@ -245,20 +251,22 @@ class ControlServer:
             self._drop(victim)
             if victim is peer:
                 return
-        if peer.at_end and not peer.backed_up and peer not in self._unread and not peer.resting:
+        if peer.at_end and not peer.backed_up and peer not in self._queue and not peer.resting:
             self._drop(peer)
             return
         self._keep_track(peer, progress)
 
     def _answer_some(self, peer: Peer) -> bool:
         """Answer what has arrived, one turn's worth. Whether there was anything to answer."""
-        end = time.monotonic() + _TURN_S
-        for turn in range(_REQUESTS_PER_TURN):
+        end = time.monotonic() + _CLIENT_TURN_S
+        progress = False
+        while True:
             # A client that does not take its answers gets no further ones: its requests wait in its own buffer.
             busy = peer.backed_up or peer.awaits or peer.resting
             message = None if busy else peer.decoder.next_message()
             if message is None:
-                return turn > 0
+                return progress
+            progress = True
             if refusal := self._users.too_fast(peer.user):
                 events.complaint("turned-away", peer.caller, why=refusal.sentence)
                 self._rest(peer)
@@ -271,8 +279,17 @@ class ControlServer:
                 self._give(peer, len(message), answer)
             if time.monotonic() > end:
                 break
-        self._unread[peer] = None
+        self._enqueue(peer, 0)
         return True
+
+    def _enqueue(self, peer: Peer, mask: int) -> None:
+        if peer not in self._queue:
+            self._queue[peer] = mask
+            peer.user.queued += 1
+
+    def _unqueue(self, peer: Peer) -> None:
+        if self._queue.pop(peer, None) is not None:
+            peer.user.queued -= 1
 
     def _give(self, peer: Peer, asked_bytes: int, answer: Answer) -> None:
         descriptors = sum(len(carried) for _, carried in answer.parts)
@@ -291,7 +308,7 @@ class ControlServer:
         def wake() -> None:
             if peer in self._peers and peer not in self._lingering:
                 peer.resting = False
-                self._unread[peer] = None
+                self._enqueue(peer, 0)
 
         peer.resting = True
         self._loop.call_later(_REST_S, wake)
@@ -389,7 +406,7 @@ class ControlServer:
         self._watch(peer, None)
         self._deadlines.pop(peer, None)
         self._idle.pop(peer, None)
-        self._unread.pop(peer, None)
+        self._unqueue(peer)
 
     def _close(self, peer: Peer) -> None:
         self._forget(peer)

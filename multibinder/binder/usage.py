@@ -79,7 +79,7 @@ class Bucket(msgspec.Struct):
 
 
 class User(msgspec.Struct, eq=False, dict=True):
-    """One uid. ``spent_s`` of the loop's time in its turn number ``turn``."""
+    """One uid. ``spent_s`` of the loop's time in its turn number ``turn``; ``queued`` clients wait for theirs."""
 
     uid: int
     privileged: bool
@@ -87,6 +87,7 @@ class User(msgspec.Struct, eq=False, dict=True):
     peers: dict[Peer, None] = msgspec.field(default_factory=dict)
     buffered: int = 0
     in_flight: int = 0
+    queued: int = 0
     turn: int = -1
     spent_s: float = 0.0
 
