@@ -1,4 +1,4 @@
-"""What ``multibinder status`` knows: the binder's answer, and the holders that are seen with the command's own rights."""
+"""What ``multibinder status`` knows: the binder's answer, and the holders that the command itself sees."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ def ask(client: Client) -> BinderStatus:
     except RequestError as error:
         if error.code != METHOD_NOT_FOUND:
             raise
+        client.close()  # it may also serve one connection at a time
         raise MultibinderError(_too_old(client.socket_path)) from error
 
 
@@ -124,7 +125,7 @@ def _parent(pid: int) -> int:
 
 
 def _too_old(socket_path: str) -> str:
-    with Client(socket_path) as client:
+    with Client(socket_path) as client:  # another one: the Ruby program may serve a connection for one request
         hello = client.hello()
     if not hello.protocol:
         return (
