@@ -24,7 +24,7 @@ lint: $(VENV)/ready
 
 bench: $(VENV)/ready
 	@tools/need haproxy:haproxy
-	@for each in handoff hostile memory rendering restart; do echo "== benchmarks/$$each.py"; $(BIN)/python -m benchmarks.$$each || exit 1; done
+	@for each in exporter handoff holders hostile memory rendering restart status; do echo "== benchmarks/$$each.py"; $(BIN)/python -m benchmarks.$$each || exit 1; done
 
 # Coverage-guided where atheris can be installed, and without it elsewhere: tests/fuzz/decoder.py.
 fuzz: $(VENV)/ready

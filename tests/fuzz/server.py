@@ -94,6 +94,11 @@ class Connection:
                 poll.register(self.socket, select.POLLIN | select.POLLOUT)
                 poll.poll(1000)
                 self.read()
+            except PermissionError:
+                if not ancillary:
+                    raise
+                ancillary = ()  # since Linux 6.16 the binder need not take descriptors at all (SO_PASSRIGHTS)
+                continue
             except OSError as error:
                 if error.errno in _UNSENT:
                     return

@@ -31,7 +31,7 @@ _STRING = r'"((?:[^"\\]|\\.)*)"'
 POLICY = """
 [[rule]]
 unit = "other.service"
-deny = "upgrade"
+allow = "upgrade"
 
 [[rule]]
 gid = "tty"
@@ -213,6 +213,7 @@ def test_a_whole_life_opens_what_is_documented_and_nothing_else(
     with Client(binder.socket_path, timeout=60) as client, socket.create_server((host, 8001)):
         client.bind([(host, 8000)])[0].close()
         client.list()
+        client.status()
         with pytest.raises(BindError, match="in use, by"):
             client.bind([(host, 8001)])
         with pytest.raises(NotAllowed):

@@ -64,7 +64,7 @@ def test_files_and_directories_are_private_whatever_the_umask(run_dir: Path, no_
     instance = Instance(str(run_dir / "a" / "b"), "web")
     fill(instance)
     directory = Path(instance.directory)
-    assert [mode(path) for path in (run_dir / "a", run_dir / "a" / "b", directory)] == [0o755, 0o755, 0o700]
+    assert [mode(path) for path in (run_dir / "a", run_dir / "a" / "b", directory)] == [0o755, 0o755, 0o711]
     with instance.locked(1):
         found = {str(path.relative_to(directory)): mode(path) for path in directory.rglob("*")}
     assert found.pop("conf.d") == 0o700
