@@ -56,4 +56,4 @@ lock:
 		echo setuptools | "$$@" --constraint requirements-dev.lock --output-file requirements-build.lock -
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .hypothesis .mypy_cache .ruff_cache .pytest_cache

@@ -100,9 +100,10 @@ class Daemon:
             self._users = users = Users(self._limits)
             self._started = time.time()
             self._methods = Methods(self._store, self._version, self._upgrade)
-            self._methods.policy = self._first_policy()
             self._server = ControlServer(self._loop, control.socket, self._store, self._methods, users)
             self._header = self._next_life(came.header)
+            self._methods.policy = self._first_policy(had_one=self._header.policy and len(self._store) > 0)
+            self._header = msgspec.structs.replace(self._header, policy=self._methods.policy is not None)
             self._take_up(came)
             keepers = () if self._keeper is None else (os.getppid(),)
             self._watch = Watch(self._loop, self._store, settings.orphan_ttl, keepers)
@@ -313,11 +314,11 @@ class Daemon:
             else:
                 events.warning("signal-ignored", signal=name, why="this version has no use for it")
 
-    def _first_policy(self) -> Policy | None:
+    def _first_policy(self, *, had_one: bool) -> Policy | None:
         """Raises PolicyError where nothing depends on us yet. A binder that has listeners comes up whatever the file
         says: a policy that cannot be read allows root and our own user, and nobody else."""
         try:
-            return load_policy(self._settings)
+            return load_policy(self._settings, again=had_one)
         except MultibinderError as error:
             if not len(self._store):
                 raise
@@ -326,11 +327,14 @@ class Daemon:
 
     def _reload_policy(self) -> None:
         try:
-            policy = load_policy(self._settings, again=self._methods.policy)
+            policy = load_policy(self._settings, again=self._methods.policy is not None)
         except MultibinderError as error:
             events.error("policy-broken", why=error, done="the policy of before stays")
             return
         self._methods.policy = policy
+        if self._header.policy != (policy is not None):
+            self._header = msgspec.structs.replace(self._header, policy=policy is not None)
+            self._renew_journal([self._journal_name])
         if policy is None:
             events.info(
                 "policy-reloaded", rules=0, why=f"there is no {DEFAULT_POLICY}: the control socket's mode decides"
@@ -344,7 +348,7 @@ class Daemon:
 
         try:
             # The rehearsal does not know that a policy is in force whose file, the default one, is gone.
-            load_policy(self._settings, again=self._methods.policy)
+            load_policy(self._settings, again=self._methods.policy is not None)
         except MultibinderError as error:
             events.error("upgrade-refused", why=error, done=f"version {self._version} goes on")
             tell(None, str(error))
@@ -385,12 +389,12 @@ def _watch_signals(signalled: socket.socket) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
-def load_policy(settings: Settings, *, again: Policy | None = None) -> Policy | None:
-    """None where there is none. Raises PolicyError; also when the file of the policy ``again`` is gone: whoever moved
-    it away did not say that everybody may do everything."""
+def load_policy(settings: Settings, *, again: bool = False) -> Policy | None:
+    """None where there is none. Raises PolicyError; also when there was a policy before (``again``) and its file is
+    gone: whoever moved it away did not say that everybody may do everything; a rule can say so."""
     path = settings.policy
     if path is None:
-        if again is None and not os.path.lexists(DEFAULT_POLICY):
+        if not again and not os.path.lexists(DEFAULT_POLICY):
             return None
         path = DEFAULT_POLICY
     from multibinder.binder.policy_file import load

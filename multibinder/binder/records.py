@@ -21,12 +21,13 @@ FORMAT = 1
 
 
 class Header(msgspec.Struct, frozen=True):
-    """``starts`` and ``upgrades`` of the binder since boot, this one included."""
+    """``starts`` and ``upgrades`` of the binder since boot, this one included; ``policy``: one was in force."""
 
     multibinder: int
     boot: str
     starts: int = 1
     upgrades: int = 0
+    policy: bool = False
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
