@@ -60,13 +60,14 @@ def table(
         if wide:
             blocks.append([Line(_beside(first, detail, more), row.state)])
             continue
-        lines = [Line(first, row.state)]
+        lines, name = [Line(first, row.state)], ""
         if len(first) > width:
-            lines = [Line(_BETWEEN.join([cell[0].ljust(widths[0]), cell[1]]), row.state)]
+            lines = [Line(_BETWEEN.join([cell[0].ljust(widths[0]), row.address]), row.state)]
             lines.append(Line(_join(("", "", *cell[2:]), widths)))
-        text = _BETWEEN.join(filter(None, [detail[0], f"{detail[1]}: {detail[2]}"]))
+            name = f"({row.name})" if row.name else ""
+        text = _BETWEEN.join(filter(None, [detail[0], name, f"{detail[1]}: {detail[2]}"]))
         folded = [text] if len(indent) + len(text) <= width else textwrap.wrap(
-            text, max(20, width - len(indent)), break_long_words=False, break_on_hyphens=False
+            text, max(20, width - len(indent)), break_on_hyphens=False
         )  # fmt: skip
         lines += [Line(indent + line) for line in folded]
         blocks.append(lines)

@@ -265,7 +265,7 @@ def test_an_orphans_clients_are_reset_if_it_has_a_time_to_live(
 def test_nothing_is_closed_while_holders_cannot_be_seen_and_root_sees_the_orphan_itself(
     run_dir: Path, hasty: Callable[..., Binder], serve: Callable[..., Server]
 ) -> None:
-    run_dir.chmod(0o777)
+    os.chown(run_dir, 65534, 65534)
     os.umask(0)  # the test has a process of its own, and the binder's user must reach its notification socket
     prefix = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"]
     binder = hasty(OrphanTtl("", 0.0), mode=0o666, prefix=prefix)
@@ -455,7 +455,7 @@ def test_who_asks_about_no_listeners_is_heard_again(binder: Binder) -> None:
 
 def test_in_a_pipe_it_is_plain_and_80_columns_wide(binder: Binder, host: str) -> None:
     require_ipv6()
-    names = [None, "front", "a-rather-long-name-of-a-listener-that-somebody-thought-of-at-length"]
+    names = [None, "front", "a-rather-long-name-of-a-listener-that-somebody-had"]
     with Client(binder.socket_path) as client:
         for number, name in enumerate(names):
             address = TcpAddress.of("::1" if name else host, 0)
