@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCKS := requirements-build.lock requirements-dev.lock
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation
 
-.PHONY: demo test lint bench fuzz lock clean
+.PHONY: demo test lint bench fuzz screenshots lock clean
 
 demo: $(VENV)/ready
 	@tools/need haproxy:haproxy
@@ -25,6 +25,11 @@ lint: $(VENV)/ready
 bench: $(VENV)/ready
 	@tools/need haproxy:haproxy
 	@for each in exporter handoff holders hostile memory rendering restart status; do echo "== benchmarks/$$each.py"; $(BIN)/python -m benchmarks.$$each || exit 1; done
+
+# Of real runs, as root: docs/images/*.svg.
+screenshots: $(VENV)/ready
+	@tools/need haproxy:haproxy unshare:util-linux ip:iproute2
+	@$(BIN)/python -m tools.screenshots
 
 # Coverage-guided where atheris can be installed, and without it elsewhere: tests/fuzz/decoder.py.
 fuzz: $(VENV)/ready
