@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import pty
+import re
 import select
 import signal
 import socket
@@ -22,6 +23,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.text import Text
 
@@ -35,6 +37,8 @@ _SOCKET = "/run/multibinder/control.sock"
 _WIDTH, _HEIGHT = 100, 24
 #: The binder has looked twice by then (every 15 s, and 10 s without a holder make an orphan).
 _PATIENCE_S = 60
+#: Rich's own would have the reader's browser load a font from elsewhere.
+_FORMAT = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 _TEMPLATE = """global
     maxconn 2000
 defaults
@@ -137,7 +141,7 @@ def _export(name: str, text: str) -> None:
     with open(os.devnull, "w") as nowhere:
         console = Console(record=True, width=_WIDTH, file=nowhere, force_terminal=True, highlight=False)
         console.print(shown, soft_wrap=False)
-        console.save_svg(str(_IMAGES / f"{name}.svg"), title="multibinder")
+        console.save_svg(str(_IMAGES / f"{name}.svg"), title="multibinder", code_format=_FORMAT)
     print(f"docs/images/{name}.svg")
     print(shown.plain)
 
