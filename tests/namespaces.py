@@ -9,6 +9,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import pytest
+
 from tests.support import PATIENCE_S, require
 
 _INSIDE = "MULTIBINDER_TEST_INSIDE"
@@ -30,7 +32,7 @@ def alone(test: Callable[..., None]) -> Callable[..., None]:
         possible = subprocess.run([*unshare, "true"], capture_output=True, text=True, check=False)
         require("namespaces", possible.returncode == 0, f"no namespaces can be made here: {possible.stderr}")
         name = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]
-        pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", name]
+        pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", name]
         done = subprocess.run(
             [*unshare, "sh", "-c", 'ip link set lo up && "$@"', "sh", *pytest_],
             env={**os.environ, _INSIDE: "1"},
@@ -40,5 +42,7 @@ def alone(test: Callable[..., None]) -> Callable[..., None]:
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
+        if "1 skipped" in done.stdout:
+            pytest.skip(done.stdout.strip().splitlines()[-2])
 
     return run

@@ -187,7 +187,6 @@ class Guard:
                 self._upstream.notify(message.decode(errors="replace"))
                 if fields.get("READY") == "1":
                     self._pause_s = _FIRST_PAUSE_S  # what dies after this was not dead at once
-                    self._pause_s = _FIRST_PAUSE_S
                     self._become_ready()
             # A barrier's descriptor is closed when everything before it has been done: now.
             transport.close_all(descriptors)

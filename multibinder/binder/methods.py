@@ -257,14 +257,17 @@ class Methods:
         owners = [self._store.owner(element.owner, caller.uid) for element in params]
         outcomes = [self._store.release(spec, owner) for spec, owner in zip(specs, owners, strict=True)]
         for outcome, element in zip(outcomes, params, strict=True):
-            events.info(
-                "released",
-                address=outcome.address,
-                owner=element.owner or "-",
-                outcome=outcome.outcome,
-                pid=caller.pid,
-                uid=caller.uid,
-            )
+            if outcome.outcome != "absent":
+                events.info(
+                    "released",
+                    address=outcome.address,
+                    owner=element.owner or "-",
+                    outcome=outcome.outcome,
+                    pid=caller.pid,
+                    uid=caller.uid,
+                )
+        if absent := [outcome.address for outcome in outcomes if outcome.outcome == "absent"]:
+            events.debug("released-absent", count=len(absent), first=absent[0], pid=caller.pid, uid=caller.uid)
         return _reply(request, outcomes)
 
 

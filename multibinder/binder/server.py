@@ -227,7 +227,7 @@ class ControlServer:
         except OSError as error:
             if error.errno == errno.ETOOMANYREFS:
                 # unix(7): what is sent and not yet received counts against our RLIMIT_NOFILE, whoever does not receive.
-                events.error("cannot-hand-over", pid=peer.caller.pid, uid=peer.caller.uid, error=error.strerror)
+                events.complaint("cannot-hand-over", peer.caller, error=error.strerror)
                 self._methods.count("in_flight")
                 self._take_back(peer)
                 self._say_goodbye(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -11,7 +12,7 @@ from typing import TypeVar
 import click
 import msgspec
 
-from multibinder import SOCKET_VARIABLE
+from multibinder import SOCKET_VARIABLE, AddressError, TcpAddress
 from multibinder.binder import daemon
 from multibinder.binder.usage import Limits
 from multibinder.binder.watch import OrphanTtl
@@ -45,6 +46,8 @@ class _OrphanTtl(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         if isinstance(value, OrphanTtl):
             return value
         of, _, time = str(value).rpartition("=")
+        with contextlib.suppress(AddressError):
+            of = str(TcpAddress.parse(of))  # as the binder writes it
         if time == "off":
             return OrphanTtl(of, None)
         found = re.fullmatch(r"([0-9]+)(s|m|h|d)", time)
