@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 import time
 from collections import Counter
@@ -91,9 +92,14 @@ def remarks(report: Report) -> list[str]:
         users = ", ".join(map(str, report.hidden_users))
         whose = f" (of uid {users})" if users else ""
         which = f"of {count(unknown, 'listener')} no holder is seen, and it may have one: " if unknown else ""
+        remedy = (
+            "Run this command as root to see them all."
+            if os.geteuid()
+            else "This is a container's root: ask the host's."
+        )
         found.append(
             f"Holders may be hidden: {which}neither the binder nor this user may look into every process{whose}. "
-            "Run this command as root to see them all."
+            f"{remedy}"
         )
     loose = [row for row in report.listeners if not row.kept]
     if loose and report.binder["keeper"] is None:
