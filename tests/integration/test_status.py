@@ -328,13 +328,13 @@ def test_an_orphan_that_is_asked_for_is_not_closed_in_the_hands_of_who_asked(
 def test_a_server_that_restarts_within_the_grace_leaves_no_orphan(
     hasty: Callable[..., Binder], serve: Callable[..., Server]
 ) -> None:
-    binder = hasty(OrphanTtl("", 0.0), grace_s=6)
+    binder = hasty(OrphanTtl("", 0.0), grace_s=3)
     server = serve(binder, spec("127.0.0.1"))
-    look_for(binder, 6.5)  # so that it is not the handoff that makes the difference
+    look_for(binder, 3.3)  # so that it is not the handoff that makes the difference
     server.kill()
     wait_until(lambda: health(binder)[8000].holders == [], "a look finds nobody", log=binder.log)
     serve(binder, spec("127.0.0.1"))
-    look_for(binder, 7)
+    look_for(binder, 3.5)
     assert health(binder)[8000].holders
     assert "orphan" not in binder.log()
 
