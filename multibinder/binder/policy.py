@@ -53,10 +53,11 @@ class Network(msgspec.Struct, frozen=True):
             return self.has(address)
         return self.first <= address.port <= self.last and self.version in (0, address.version)
 
-    def covers(self, other: Network) -> bool:
+    def covers(self, other: Pattern) -> bool:
         """Whether it has all that ``other`` has."""
         return (
-            self.first <= other.first
+            isinstance(other, Network)
+            and self.first <= other.first
             and other.last <= self.last
             and self.version in (0, other.version)
             and self.prefix <= other.prefix
@@ -230,9 +231,7 @@ def covers(earlier: Rule, later: Rule) -> bool:
             not earlier.addresses
             or (
                 bool(later.addresses)
-                and all(
-                    any(_pattern_covers(one, other) for one in earlier.addresses) for other in _all_of(later, earlier)
-                )
+                and all(any(one.covers(other) for one in earlier.addresses) for other in _all_of(later, earlier))
             )
         )
         and (earlier.options is None or (earlier.allow == later.allow and earlier.options == later.options))
@@ -246,12 +245,6 @@ def _all_of(rule: Rule, earlier: Rule) -> Iterator[Pattern]:
             yield each
         else:
             yield msgspec.structs.replace(each, number=0, prefix=0)
-
-
-def _pattern_covers(one: Pattern, other: Pattern) -> bool:
-    if isinstance(one, Network):
-        return isinstance(other, Network) and one.covers(other)
-    return one.covers(other)
 
 
 def _all_covered(patterns: Sequence[str], names: Sequence[str]) -> bool:

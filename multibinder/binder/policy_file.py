@@ -21,8 +21,17 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from multibinder.binder.policy import ABOUT_LISTENERS, METHODS, Network, PathPrefix, Pattern, Policy, Rule, covers
-from multibinder.binder.policy import number_of as _number_of
+from multibinder.binder.policy import (
+    ABOUT_LISTENERS,
+    METHODS,
+    Network,
+    PathPrefix,
+    Pattern,
+    Policy,
+    Rule,
+    covers,
+    number_of,
+)
 from multibinder.wire.address import TcpAddress
 from multibinder.wire.errors import AddressError, MultibinderError
 from multibinder.wire.options import OPTION_NAMES
@@ -161,7 +170,7 @@ def parse_pattern(text: str) -> Pattern:
     if slash and not (re.fullmatch("[0-9]{1,3}", length) and int(length) <= bits):
         raise AddressError(f"{text!r}: the prefix length is a number from 0 to {bits}")
     prefix = int(length) if slash else bits
-    number = _number_of(address.host, address.version)
+    number = number_of(address.host, address.version)
     if number & ((1 << (bits - prefix)) - 1):
         raise AddressError(f"{text!r}: {host} has bits beyond /{prefix}: give the network's own address, or one host")
     return Network(address.version, number, prefix, first, last)

@@ -24,7 +24,7 @@ def check_directory(directory: str) -> list[str]:
     no such directory; returns doubts (a group that may write)."""
     doubts = []
     for path, status in _from_the_root(os.path.join(os.getcwd(), directory)):
-        if status.st_uid not in (0, os.geteuid()) and not _is_nobody_here(status.st_uid):
+        if not _is_trusted(status.st_uid):
             raise UnsafePathError(
                 f"{path} belongs to uid {status.st_uid}, who could replace the files that we make in {directory}; "
                 "choose a directory of root or of this user, as /run/multibinder"
@@ -56,7 +56,7 @@ def open_log(path: str, flags: int) -> int:
     status = os.fstat(descriptor)
     if stat.S_ISCHR(status.st_mode):
         return descriptor
-    if stat.S_ISREG(status.st_mode) and (status.st_uid in (0, os.geteuid()) or _is_nobody_here(status.st_uid)):
+    if stat.S_ISREG(status.st_mode) and _is_trusted(status.st_uid):
         return descriptor
     os.close(descriptor)
     whose = f"it belongs to uid {status.st_uid}" if stat.S_ISREG(status.st_mode) else "it is no regular file"
@@ -66,11 +66,7 @@ def open_log(path: str, flags: int) -> int:
 def is_ours(descriptor: int) -> bool:
     """Whether an open file is a regular one that only root or we can have made and may write."""
     status = os.fstat(descriptor)
-    return (
-        stat.S_ISREG(status.st_mode)
-        and (status.st_uid in (0, os.geteuid()) or _is_nobody_here(status.st_uid))
-        and not status.st_mode & 0o022
-    )
+    return stat.S_ISREG(status.st_mode) and _is_trusted(status.st_uid) and not status.st_mode & 0o022
 
 
 def _from_the_root(directory: str) -> Iterator[tuple[str, os.stat_result]]:
@@ -94,6 +90,10 @@ def _from_the_root(directory: str) -> Iterator[tuple[str, os.stat_result]]:
             target = os.readlink(path)
             rest += target.split("/")[::-1]
             path = "/" if target.startswith("/") else os.path.dirname(path)
+
+
+def _is_trusted(uid: int) -> bool:
+    return uid in (0, os.geteuid()) or _is_nobody_here(uid)
 
 
 def _is_nobody_here(uid: int) -> bool:

@@ -13,7 +13,7 @@ import msgspec
 
 from multibinder.binder import events
 from multibinder.binder.loop import Loop
-from multibinder.binder.store import Listener, ListenerStore, cookie_of, labels_of
+from multibinder.binder.store import Listener, ListenerStore, cookie_of, inode_of, labels_of
 from multibinder.observe.accept_queue import accept_queue, drops
 from multibinder.observe.holders import Holder, holders_of
 from multibinder.wire.messages import HolderStatus, ListenerHealth, OwnerStatus
@@ -300,10 +300,6 @@ class Watch:
             repaired_at=listener.repaired_at or None,
             kept=listener.safe,
         )  # fmt: skip
-
-
-def inode_of(listener: Listener) -> int:
-    return os.fstat(listener.socket.fileno()).st_ino
 
 
 def _look_and_die(inodes: Sequence[int], except_: Collection[int], writing: int) -> None:
