@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 
-from multibinder.observe.descriptors import scan
+from multibinder.kernel.descriptors import scan
 from multibinder.observe.holders import holders_of
 from multibinder.observe.sock_diag import listening_sockets
 

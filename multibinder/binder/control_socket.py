@@ -11,8 +11,9 @@ import socket
 import stat
 from types import TracebackType
 
-from multibinder.binder import events, safe_path
+from multibinder.binder import events
 from multibinder.binder.inherit import CONTROL, LOCK
+from multibinder.kernel import files
 from multibinder.wire.errors import ConfigurationError, MultibinderError
 
 #: sizeof(sun_path), less the NUL that unix(7) asks for.
@@ -87,8 +88,10 @@ class ControlSocket:
 
     def _check_directory(self) -> None:
         try:
-            for doubt in safe_path.check_directory(os.path.dirname(self.path) or "."):
+            for doubt in files.check_directory(os.path.dirname(self.path) or "."):
                 events.warning("directory-doubtful", why=doubt)
+        except files.UnsafePathError as error:
+            raise ControlSocketError(str(error)) from error
         except OSError as error:
             raise _explained(self.path, error) from error
 
@@ -193,7 +196,7 @@ def _lock(path: str) -> int:
                 raise ControlSocketError(f"{lock} is a link; see who made it, and remove it") from error
             raise _explained(path, error) from error
         try:
-            if not safe_path.is_ours(descriptor):
+            if not files.is_ours(descriptor):
                 status = os.fstat(descriptor)
                 raise ControlSocketError(
                     f"{lock} is not ours: uid {status.st_uid} made it, mode {stat.S_IMODE(status.st_mode):04o}; "

@@ -15,15 +15,15 @@ import sdnotify
 
 from multibinder.binder import events, inherit, ready, records
 from multibinder.binder.control_socket import ControlSocket
+from multibinder.binder.health_monitor import LOOK_EVERY_S, OrphanTtl, Watch
 from multibinder.binder.keeper import Keeper, keeper_for
 from multibinder.binder.loop import Loop
 from multibinder.binder.methods import Methods, Outcome
 from multibinder.binder.pidfile import remove_pidfile, write_pidfile
 from multibinder.binder.policy import Policy
+from multibinder.binder.quotas import Limits, Users
 from multibinder.binder.server import ControlServer
 from multibinder.binder.store import Listener, ListenerStore, WhoListens, cookie_of, kept_name, name_of
-from multibinder.binder.usage import Limits, Users
-from multibinder.binder.watch import LOOK_EVERY_S, OrphanTtl, Watch
 from multibinder.wire.address import Address
 from multibinder.wire.errors import BindError, MultibinderError
 from multibinder.wire.messages import BinderStatus

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from multibinder.binder.caller import Caller
 from multibinder.binder.loop import READ
 from multibinder.binder.methods import Answer
+from multibinder.binder.quotas import User, Users
 from multibinder.binder.store import Grant
-from multibinder.binder.usage import User, Users
 from multibinder.wire import transport
 from multibinder.wire.decoder import Decoder
 

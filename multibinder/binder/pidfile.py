@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from multibinder.binder import safe_path
+from multibinder.kernel import files
 from multibinder.wire.errors import MultibinderError
 
 
@@ -18,7 +18,7 @@ def write_pidfile(path: str) -> None:
     says then is outdated, also if that number is alive, because it belongs to a stranger by now."""
     draft = f"{path}.{os.getpid()}.new"
     try:
-        with open(safe_path.create(draft, 0o644), "w", encoding="ascii") as file:
+        with open(files.create(draft, 0o644), "w", encoding="ascii") as file:
             file.write(f"{os.getpid()}\n")
         os.rename(draft, path)
     except OSError as error:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from multibinder.binder import events, safe_path
+from multibinder.binder import events
+from multibinder.kernel import files
 
 FORMAT = 1
 
@@ -116,7 +117,7 @@ def read_file(path: str) -> Written:
     """The same from a file; empty if there is none, or it is of another boot: no socket survives that."""
     try:
         with open(path, "rb", opener=_no_link) as file:
-            if not safe_path.is_ours(file.fileno()):
+            if not files.is_ours(file.fileno()):
                 events.warning("state-file-unreadable", path=path, why="somebody else made it, or may write it")
                 return Written()
             return _parse(file.read(), path)
@@ -169,7 +170,7 @@ def _write(descriptor: int, text: bytes) -> None:
 
 def _replace(path: str, text: bytes) -> int:
     draft = f"{path}.new"
-    descriptor = safe_path.create(draft)
+    descriptor = files.create(draft)
     try:
         _write(descriptor, text)
         os.rename(draft, path)

@@ -16,7 +16,7 @@ from pathlib import Path
 from multibinder.binder import events
 from multibinder.binder.records import Record
 from multibinder.binder.store import cookie_of
-from multibinder.observe.descriptors import scan
+from multibinder.kernel.descriptors import scan
 from multibinder.wire.address import address_of
 
 #: The number is the same on every architecture (asm-generic/unistd.h); CPython has no name for it.

@@ -12,8 +12,8 @@ from multibinder.binder import events
 from multibinder.binder.loop import READ, WRITE, Loop
 from multibinder.binder.methods import Answer, Methods, refuse
 from multibinder.binder.peer import Peer
+from multibinder.binder.quotas import Refusal, User, Users
 from multibinder.binder.store import ListenerStore
-from multibinder.binder.usage import Refusal, User, Users
 from multibinder.wire import messages
 from multibinder.wire.decoder import Decoder
 from multibinder.wire.errors import RemoteProtocolError

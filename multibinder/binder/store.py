@@ -14,8 +14,8 @@ import msgspec
 
 from multibinder.binder import events
 from multibinder.binder.owner import Labels, Owner
+from multibinder.binder.quotas import is_privileged
 from multibinder.binder.records import Record
-from multibinder.binder.usage import is_privileged
 from multibinder.observe.accept_queue import accept_queue
 from multibinder.wire.address import Address, address_of
 from multibinder.wire.errors import BindError, RequestError, errname

@@ -1,56 +1,8 @@
-"""The binder's process: ``python -m multibinder.cli.binder SETTINGS``. ``multibinder serve`` becomes this.
+"""The name of ``binder_main`` up to version 0.1.0: a running binder of that version executes it to upgrade itself."""
 
-It lives for months with everything that was ever imported, so it does not import click.
-"""
+from multibinder.cli.binder_main import main, rehearse
 
-from __future__ import annotations
-
-import logging
-import sys
-
-import msgspec
-
-from multibinder import MultibinderError, __version__
-from multibinder.binder import daemon
-from multibinder.cli.logs import log_to
-from multibinder.observe.holders import who_listens_on
-
-
-class Invocation(msgspec.Struct, frozen=True):
-    """What ``multibinder serve`` was told, checked. Travels as one JSON argument."""
-
-    settings: daemon.Settings
-    log_format: str = "text"
-    log_level: int = logging.INFO
-    log_file: str | None = None
-
-
-def command(settings: str) -> list[str]:
-    """What to execute to become the binder, as it is installed now."""
-    # -P: as root, never import from whatever directory we were started in.
-    return [sys.executable, "-P", "-m", "multibinder.cli.binder", settings]
-
-
-def rehearse() -> None:
-    """Whether this version could take over: everything is imported by now, the settings and the policy make sense."""
-    invocation = msgspec.json.decode(sys.argv[1], type=Invocation)
-    try:
-        daemon.load_policy(invocation.settings)
-    except MultibinderError as error:
-        sys.exit(str(error))
-    sys.stdout.write(f"{__version__}\n")
-
-
-def main() -> None:
-    invocation = msgspec.json.decode(sys.argv[1], type=Invocation)
-    try:
-        log_to(invocation.log_file, invocation.log_format, invocation.log_level)
-        daemon.serve(
-            invocation.settings, __version__, lambda address: str(who_listens_on(address)), command(sys.argv[1])
-        )
-    except MultibinderError as error:
-        sys.exit(f"multibinder: {error}")
-
+__all__ = ["main", "rehearse"]
 
 if __name__ == "__main__":
     main()

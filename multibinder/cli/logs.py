@@ -13,7 +13,7 @@ import sys
 
 from multibinder import ConfigurationError
 from multibinder.binder import events
-from multibinder.binder.safe_path import open_log
+from multibinder.kernel.files import open_log
 
 #: sd-daemon(3): a line that starts with <N> has syslog priority N.
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}

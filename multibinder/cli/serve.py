@@ -14,11 +14,11 @@ import msgspec
 
 from multibinder import SOCKET_VARIABLE, AddressError, TcpAddress
 from multibinder.binder import daemon
-from multibinder.binder.usage import Limits
-from multibinder.binder.watch import OrphanTtl
-from multibinder.cli.binder import Invocation, command
+from multibinder.binder.health_monitor import OrphanTtl
+from multibinder.binder.quotas import Limits
+from multibinder.cli.binder_main import Invocation, command
 from multibinder.cli.detach import detach as go_to_the_background
-from multibinder.cli.guard import command as guard_command
+from multibinder.cli.guard_main import command as guard_command
 
 _DEFAULTS = Limits()
 _F = TypeVar("_F", bound=Callable[..., object])

@@ -10,8 +10,8 @@ import click
 import msgspec
 
 from multibinder import SOCKET_VARIABLE, Client, MultibinderError
-from multibinder.cli.health import Report, Row, report_of
-from multibinder.cli.table import Line, addresses, count, rate_text, remarks, summary, table
+from multibinder.cli.status_report import Report, Row, report_of
+from multibinder.cli.status_text import Line, addresses, count, rate_text, remarks, summary, table
 
 #: A queue that is as full as this is worth a warning.
 _NEARLY_FULL = 0.8
@@ -50,7 +50,7 @@ def status_command(socket_path: str | None, as_json: bool, check: bool, watch: b
     if check:
         _check(socket_path)
     if watch:
-        from multibinder.cli.watching import watch_status
+        from multibinder.cli.status_live import watch_status
 
         watch_status(socket_path, interval)
         return

@@ -29,7 +29,7 @@ _COMMANDS = ("multibinder", "multibinder-haproxy")
 #: Somebody without any right, as the service's user is, which need not exist yet: nobody's number everywhere.
 _NOBODY = 65534
 #: What the service executes.
-_TRIAL = "import multibinder.cli.binder"
+_TRIAL = "import multibinder.cli.binder_main"
 _SEAL = re.compile(r"\A# Written by 'multibinder systemd install'; changed by hand if not sha256 ([0-9a-f]{64})\n")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from multibinder.observe.descriptors import Opened
+from multibinder.kernel.descriptors import Opened
 
 #: A line of /proc/PID/fdinfo/EPOLL (fs/eventpoll.c, ep_show_fdinfo()): what is watched for, and the file's inode.
 _WATCHED = re.compile(rb"^tfd: *\d+ events: *([0-9a-f]+) .*? ino:([0-9a-f]+) ", re.MULTILINE)

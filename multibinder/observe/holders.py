@@ -11,8 +11,8 @@ from typing import Literal
 
 import msgspec
 
+from multibinder.kernel.descriptors import scan, stat_fields
 from multibinder.observe.accepting import accepts_on
-from multibinder.observe.descriptors import scan, stat_fields
 from multibinder.wire.address import Address
 
 _TCP_LISTEN = "0A"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from multibinder.observe.descriptors import stat_fields
+from multibinder.kernel.descriptors import stat_fields
 
 _SUMMARY = "summary.json"
 _VERSION = 1

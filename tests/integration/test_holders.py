@@ -14,8 +14,8 @@ from typing import IO
 
 import pytest
 
+from multibinder.kernel.descriptors import is_program, stat_fields
 from multibinder.observe.accept_queue import accept_queue, drops
-from multibinder.observe.descriptors import is_program, stat_fields
 from multibinder.observe.holders import Holder, Holders, holders_of
 from tests.support import clean_environment, wait_until, without_privileges
 
@@ -158,7 +158,7 @@ def test_nobody_holds_nothing() -> None:
 def test_who_may_not_look_says_so_and_whose_processes_it_missed(listener: socket.socket) -> None:
     program = """
 import json, sys
-from multibinder.observe.descriptors import is_program, stat_fields
+from multibinder.kernel.descriptors import is_program, stat_fields
 from multibinder.observe.holders import holders_of
 found = holders_of([int(sys.argv[1])])
 print(json.dumps([len(found.of(int(sys.argv[1]))), found.hidden, found.hidden_users]))

@@ -21,7 +21,7 @@ from multibinder import Client, RequestError
 from multibinder.binder import events
 from multibinder.binder.caller import Caller
 from multibinder.binder.peer import Peer
-from multibinder.binder.usage import Limits, Users
+from multibinder.binder.quotas import Limits, Users
 from tests.conftest import StartBinder
 from tests.support import (
     Binder,
@@ -467,7 +467,7 @@ from multibinder import Client, RequestError
 from multibinder.binder import events
 from multibinder.binder.caller import Caller
 from multibinder.binder.peer import Peer
-from multibinder.binder.usage import Limits, Users
+from multibinder.binder.quotas import Limits, Users
 path, host, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
 bound = refused = 0
 with Client(path) as client:

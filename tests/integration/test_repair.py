@@ -16,12 +16,12 @@ from multibinder import Client, ListenerSpec, Options, TcpAddress
 from multibinder.binder.daemon import Settings
 from multibinder.binder.owner import Owner
 from multibinder.binder.store import ListenerStore
-from multibinder.cli.binder import Invocation
+from multibinder.cli.binder_main import Invocation
 from multibinder.observe.accept_queue import accept_queue
 from tests.support import Binder, can_connect, wait_until
 
 #: A binder that looks after its listeners more often than every 15 s.
-_HASTY = "import multibinder.cli.binder as b; b.daemon._REPAIR_EVERY_S = 0.1; b.main()"
+_HASTY = "import multibinder.cli.binder_main as b; b.daemon._REPAIR_EVERY_S = 0.1; b.main()"
 
 
 NOBODY = Owner("", os.geteuid())

@@ -160,7 +160,7 @@ def test_a_binder_that_dropped_its_slow_clients_sleeps(start_binder: StartBinder
 def test_the_daemon_imports_nothing_that_it_has_no_use_for() -> None:
     unwanted = ["click", "rich", "jinja2", "daemon", "multibinder_haproxy", "asyncio", "argparse", "subprocess"]
     script = (
-        "import sys, json, multibinder.cli.binder; "
+        "import sys, json, multibinder.cli.binder_main; "
         f"print(json.dumps([name for name in {unwanted!r} if name in sys.modules]))"
     )
     done = subprocess.run(

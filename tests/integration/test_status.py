@@ -24,8 +24,8 @@ import pytest
 
 from multibinder import Client, ListenerHealth, ListenerSpec, Options, TcpAddress
 from multibinder.binder.daemon import Settings
-from multibinder.binder.watch import OrphanTtl
-from multibinder.cli.binder import Invocation
+from multibinder.binder.health_monitor import OrphanTtl
+from multibinder.cli.binder_main import Invocation
 from multibinder.observe.accept_queue import drops
 from tests.conftest import StartBinder
 from tests.namespaces import alone
@@ -48,7 +48,7 @@ from tests.support import (
 
 #: A binder that looks more often than every 15 s.
 _HASTY = """
-import multibinder.cli.binder as b, multibinder.binder.watch as w
+import multibinder.cli.binder_main as b, multibinder.binder.health_monitor as w
 b.daemon.LOOK_EVERY_S = w.LOOK_EVERY_S = {look_s}
 w.GRACE_S = {grace_s}
 b.daemon._REPAIR_EVERY_S = 0.1

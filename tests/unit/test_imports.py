@@ -15,13 +15,14 @@ ROOT = Path(__file__).parents[2]
 #: A room of the house, and the rooms it may look into (DESIGN.md, "The house"). Everything may look into itself.
 ARROWS = {
     "multibinder": ["multibinder.wire"],
-    "multibinder.wire": [],
-    "multibinder.observe": ["multibinder.wire"],
-    "multibinder.binder": ["multibinder.wire", "multibinder.observe"],
-    "multibinder.launch": ["multibinder.wire"],
+    "multibinder.kernel": [],
+    "multibinder.wire": ["multibinder.kernel"],
+    "multibinder.observe": ["multibinder.wire", "multibinder.kernel"],
+    "multibinder.binder": ["multibinder.observe", "multibinder.wire", "multibinder.kernel"],
+    "multibinder.launch": ["multibinder.wire", "multibinder.kernel"],
     "multibinder.cli": ["multibinder"],
     "multibinder.__main__": ["multibinder.cli"],
-    "multibinder_haproxy": [],
+    "multibinder_haproxy": ["multibinder.launch", "multibinder.wire", "multibinder.kernel"],
 }
 
 
@@ -66,8 +67,8 @@ def imports(name: str, path: Path) -> Iterator[tuple[int, str]]:
 def is_allowed(name: str, target: str) -> bool:
     room = room_of(name)
     if room == "multibinder_haproxy" and is_in(target, "multibinder"):
-        # The wrapper is a customer like any other.
-        return target == "multibinder" or target.removeprefix("multibinder.") in multibinder.__all__
+        public = target == "multibinder" or target.removeprefix("multibinder.") in multibinder.__all__
+        return public or any(is_in(target, allowed) for allowed in ARROWS[room])
     if room == "multibinder":
         return is_in(target, "multibinder.wire")
     return is_in(target, room) or any(is_in(target, allowed) for allowed in ARROWS[room])
@@ -93,8 +94,10 @@ def test_imports_point_the_right_way(name: str) -> None:
         ("multibinder.binder.store", "multibinder.__version__"),
         ("multibinder.launch.run", "multibinder.binder"),
         ("multibinder", "multibinder.binder.store"),
-        ("multibinder_haproxy.instance", "multibinder.wire.client"),
-        ("multibinder_haproxy.instance", "multibinder.wire"),
+        ("multibinder.kernel.files", "multibinder.wire.errors"),
+        ("multibinder.wire.client", "multibinder.observe.holders"),
+        ("multibinder_haproxy.instance", "multibinder.binder.events"),
+        ("multibinder_haproxy.instance", "multibinder.observe.holders"),
         ("multibinder.cli.main", "multibinder_haproxy"),
     ],
 )
@@ -118,6 +121,6 @@ def test_nothing_but_the_command_line_prints_or_exits(name: str) -> None:
         assert name != "multibinder.cli.main" or list(speaks_or_exits(MODULES[name])), "the check sees nothing at all"
     else:
         # Both end the child that they forked: when it cannot become the binder, and when it has looked.
-        forks = ("multibinder.binder.guard", "multibinder.binder.watch")
+        forks = ("multibinder.binder.guard", "multibinder.binder.health_monitor")
         allowed = "os._exit" if name in forks else "nothing"
         assert [found for found in speaks_or_exits(MODULES[name]) if allowed not in found] == []

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from multibinder.observe.descriptors import stat_fields
+from multibinder.kernel.descriptors import stat_fields
 from multibinder.observe.doctor.facts import Binder, Descriptors, Facts, Held, Instance, Keeper, Namespace, Place, Unit
 from multibinder.observe.doctor.finding import Unchecked
 from multibinder.observe.doctor.losses import is_full
@@ -23,6 +23,7 @@ from multibinder.wire.errors import MultibinderError, RequestError
 
 #: For each program that is asked something.
 _PATIENCE_S = 15.0
+#: Of this version and of those before it, whose module had the shorter name.
 _GUARD = b"multibinder.cli.guard"
 #: PID 1 keeps copies of sockets in its descriptor store, and never accepts on them.
 _SYSTEMD = 1

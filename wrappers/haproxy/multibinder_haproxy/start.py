@@ -19,8 +19,8 @@ from multibinder_haproxy.entry import exec_haproxy
 from multibinder_haproxy.errors import BinderAway, BindRefused, ConfigRefused, TemplateFailure, WrapperError
 from multibinder_haproxy.instance import Instance, Loaded
 from multibinder_haproxy.invocation import VARIABLE, Invocation
+from multibinder_haproxy.log import say, set_status
 from multibinder_haproxy.master import Master
-from multibinder_haproxy.report import say, set_status
 from multibinder_haproxy.template import Config
 
 #: execve(2): one string of the environment has at most 32 pages (MAX_ARG_STRLEN).

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from multibinder import BinderStatus, Client, HolderStatus, ListenerHealth, MultibinderError, RequestError
-from multibinder.observe.descriptors import stat_fields
+from multibinder.kernel.descriptors import stat_fields
 from multibinder.observe.holders import Holder, holders_of
 from multibinder.wire.messages import METHOD_NOT_FOUND
 

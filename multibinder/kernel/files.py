@@ -8,13 +8,11 @@ import os
 import stat
 from collections.abc import Iterator
 
-from multibinder.wire.errors import MultibinderError
-
 #: What the kernel follows, path_resolution(7).
 _LINKS = 40
 
 
-class UnsafePathError(MultibinderError):
+class UnsafePathError(Exception):
     """Somebody else could replace what we make there; the message says who, and what to do."""
 
 

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from multibinder.cli.health import STATES, Report, Row
 from multibinder.cli.listeners import age
+from multibinder.cli.status_report import STATES, Report, Row
 
 _HEADINGS = ("STATE", "ADDRESS", "QUEUE", "DROPS", "DROPS/S", "HANDOFFS", "AGE")
 _TO_THE_RIGHT = {"QUEUE", "DROPS", "DROPS/S", "HANDOFFS", "AGE"}

@@ -15,9 +15,9 @@ from rich.live import Live
 from rich.text import Text
 
 from multibinder import BinderTimeout, BinderUnavailable, Client, RemoteProtocolError
-from multibinder.cli.health import Report, report_of
 from multibinder.cli.status import COLOURS, lines_of, wants_colour
-from multibinder.cli.table import Line, clock, remarks, summary, table
+from multibinder.cli.status_report import Report, report_of
+from multibinder.cli.status_text import Line, clock, remarks, summary, table
 
 #: So many answers are remembered of each queue.
 _HISTORY = 16

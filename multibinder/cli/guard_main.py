@@ -1,0 +1,36 @@
+"""The guard's process: ``multibinder serve --guard`` becomes ``python -m multibinder.cli.guard_main SETTINGS``."""
+
+from __future__ import annotations
+
+import sys
+
+import msgspec
+
+from multibinder import MultibinderError
+from multibinder.binder.guard import Guard
+from multibinder.cli import binder_main
+from multibinder.cli.logs import log_to
+
+
+def command(settings: str) -> list[str]:
+    return [sys.executable, "-P", "-m", "multibinder.cli.guard_main", settings]
+
+
+def main() -> None:
+    settings, *rehearse = sys.argv[1:]
+    invocation = msgspec.json.decode(settings, type=binder_main.Invocation)
+    if rehearse:
+        return
+    try:
+        log_to(invocation.log_file, invocation.log_format, invocation.log_level)
+    except MultibinderError as error:
+        sys.exit(f"multibinder: {error}")
+    pidfile = invocation.settings.pidfile
+    guarded = msgspec.structs.replace(invocation, settings=msgspec.structs.replace(invocation.settings, pidfile=None))
+    binder_command = binder_main.command(msgspec.json.encode(guarded).decode())
+    status = Guard(binder_command, command(settings), pidfile).run()
+    sys.exit(128 - status if status < 0 else status)  # as a shell says it: killed by a signal
+
+
+if __name__ == "__main__":
+    main()
