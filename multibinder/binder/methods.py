@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 import msgspec
 
 from multibinder.binder import events
+from multibinder.binder.answer import Answer, Reply, refuse
 from multibinder.binder.caller import Caller
+from multibinder.binder.counters import RequestCounters
 from multibinder.binder.policy import Decision, Policy
 from multibinder.binder.store import Grant, Listener, ListenerStore, kept_name
 from multibinder.wire import messages
-from multibinder.wire.errors import BindError, NotAllowed, RequestError
+from multibinder.wire.errors import NotAllowed, RequestError
 from multibinder.wire.messages import (
     BinderStatus,
     BindResult,
-    Counters,
     Handoff,
     Hello,
     InvalidParamsError,
@@ -30,20 +29,6 @@ from multibinder.wire.messages import (
 )
 from multibinder.wire.transport import MAX_DESCRIPTORS
 
-
-class Answer(msgspec.Struct, frozen=True):
-    """Messages to send in this order, each with the descriptors it carries (the store's, not to be closed).
-
-    ``grants`` is what to take back if the client is gone before it has all of it; ``id`` is the request's.
-    """
-
-    parts: Sequence[tuple[bytes, Sequence[int]]]
-    grants: Sequence[Grant] = ()
-    id: messages.Id = None
-
-
-#: Takes an answer that is ready only later.
-Later = Callable[[Answer], None]
 #: Takes the version of the new code, or None and why it cannot be used.
 Outcome = Callable[[str | None, str], None]
 #: Looks at the listeners, and then says how to make a status of those that the asker may see.
@@ -67,9 +52,10 @@ class Methods:
         self.policy: Policy | None = None
         self.keep: Keep | None = None
         self.look: Look = lambda tell: None
-        self.counters = Counters(request_buckets=[0] * (len(messages.REQUEST_BOUNDS_S) + 1))
+        self.request_counters = RequestCounters()
+        self.counters = self.request_counters.totals
         self._upgrade_to = upgrade
-        self._methods: dict[str, Callable[[Request, Caller, Later], Answer | None]] = {
+        self._methods: dict[str, Callable[[Request, Caller, Reply], Answer | None]] = {
             "hello": self._hello,
             "bind": self._bind,
             "check": self._check,
@@ -80,7 +66,7 @@ class Methods:
         }
         self._version = version
 
-    def answer(self, text: bytes, caller: Caller, later: Later) -> Answer | None:
+    def answer(self, text: bytes, caller: Caller, later: Reply) -> Answer | None:
         """The answer to one message; None if it is given to ``later``. Whatever is wrong with it is an answer too."""
         try:
             request = messages.decode_request(text)
@@ -90,52 +76,29 @@ class Methods:
             return self._invalid(None, messages.PARSE_ERROR, f"not JSON: {error}")
         method = self._methods.get(request.method)
         if method is None:
-            _increment(self.counters.requests, "other")
+            self.request_counters.count_request("other")
             known = ", ".join(self._methods)
             text_ = f"Method not found: {request.method[:64]!r}; this binder knows {known}"
             return self._invalid(request.id, messages.METHOD_NOT_FOUND, text_)
-        _increment(self.counters.requests, request.method)
+        self.request_counters.count_request(request.method)
         began = time.perf_counter()
         try:
             return method(request, caller, later)
         except InvalidParamsError as error:
             return self._invalid(request.id, messages.INVALID_PARAMS, f"Invalid params: {error}")
         except RequestError as error:
-            self._count(error)
+            self.request_counters.count_error(error)
             events.complaint("refused", caller, method=request.method, why=error)
             return refuse(request.id, error.code, str(error), dict(error.data) or None)
         except Exception as error:  # a bug of ours; the other clients and every listener must outlive it
-            self.count("internal")
+            self.request_counters.count_refusal("internal")
             events.error("internal-error", method=request.method, pid=caller.pid, error=repr(error))
             return refuse(request.id, messages.INTERNAL_ERROR, f"Internal error: {error!r}; please report it")
         finally:
-            spent_s = time.perf_counter() - began
-            self.counters.request_buckets[bisect_left(messages.REQUEST_BOUNDS_S, spent_s)] += 1
-            self.counters.request_seconds += spent_s
-
-    def turn_down(self, text: bytes, reason: str, sentence: str) -> Answer:
-        """The answer to a message that is not listened to, because a limit is reached."""
-        self.count(reason)
-        request_id = None
-        with contextlib.suppress(msgspec.DecodeError):
-            request_id = messages.decode_request(text).id
-        return refuse(request_id, messages.LIMIT_REACHED, f"Not now: {sentence}; try again later", {"limit": reason})
-
-    def count(self, reason: str) -> None:
-        """One refusal."""
-        _increment(self.counters.refusals, reason)
-
-    def _count(self, error: RequestError) -> None:
-        match error.code:
-            case messages.NOT_ALLOWED:
-                self.count("policy" if isinstance(error, NotAllowed) else "owner")
-            case messages.LIMIT_REACHED:
-                self.count(str(error.data.get("limit")))
-            case _:
-                self.count("bind" if isinstance(error, BindError) else "other")
+            self.request_counters.observe_request(time.perf_counter() - began)
 
     def _invalid(self, request_id: messages.Id, code: int, sentence: str) -> Answer:
-        self.count("invalid")
+        self.request_counters.count_refusal("invalid")
         return refuse(request_id, code, sentence)
 
     def _decide(self, policy: Policy, caller: Caller, method: str, spec: ListenerSpec) -> Decision:
@@ -172,11 +135,11 @@ class Methods:
         for spec in specs:
             _must(self._decide(policy, caller, method, spec), caller, method, spec)
 
-    def _hello(self, request: Request, caller: Caller, later: Later) -> Answer:
+    def _hello(self, request: Request, caller: Caller, later: Reply) -> Answer:
         hello = Hello("multibinder", self._version, messages.PROTOCOL, os.getpid(), list(self._methods))
         return _reply(request, hello)
 
-    def _upgrade(self, request: Request, caller: Caller, later: Later) -> None:
+    def _upgrade(self, request: Request, caller: Caller, later: Reply) -> None:
         self._allow(caller, "upgrade")
 
         def tell(version: str | None, why: str) -> None:
@@ -189,14 +152,14 @@ class Methods:
 
         self._upgrade_to(tell)
 
-    def _bind(self, request: Request, caller: Caller, later: Later) -> Answer | None:
+    def _bind(self, request: Request, caller: Caller, later: Reply) -> Answer | None:
         params = messages.decode_listener_params(request.params)
         specs = [messages.check_spec(index, element) for index, element in enumerate(params)]
         self._allow(caller, "bind", specs)
         owners = [self._store.owner(element.owner, caller.uid) for element in params]
         # unix(7) gives a process that our PID namespace does not have the PID 0.
         grants = self._store.bind(specs, owners, foreign=not caller.pid)
-        self.counters.handoffs += len(grants)
+        self.request_counters.count_handoffs(len(grants))
         for grant in grants:
             if grant.created or events.logger.isEnabledFor(logging.DEBUG):
                 self._log_grant(grant, caller)
@@ -225,14 +188,14 @@ class Methods:
         if grant.warning:
             events.warning("backlog-capped", address=grant.listener.address, why=grant.warning)
 
-    def _check(self, request: Request, caller: Caller, later: Later) -> Answer:
+    def _check(self, request: Request, caller: Caller, later: Reply) -> Answer:
         params = messages.decode_listener_params(request.params)
         specs = [messages.check_spec(index, element) for index, element in enumerate(params)]
         self._allow(caller, "bind", specs)
         self._store.check(specs, [self._store.owner(element.owner, caller.uid) for element in params])
         return _reply(request, True)
 
-    def _list(self, request: Request, caller: Caller, later: Later) -> Answer:
+    def _list(self, request: Request, caller: Caller, later: Reply) -> Answer:
         self._allow(caller, "list")
         return _reply(request, self._store.statuses(self._visible(caller, "list")))
 
@@ -246,11 +209,11 @@ class Methods:
             if self._decide(policy, caller, method, ListenerSpec(listener.address)).allowed
         ]
 
-    def _status(self, request: Request, caller: Caller, later: Later) -> None:
+    def _status(self, request: Request, caller: Caller, later: Reply) -> None:
         self._allow(caller, "status")
         self.look(lambda status: later(_reply(request, status(self._visible(caller, "status")))))
 
-    def _release(self, request: Request, caller: Caller, later: Later) -> Answer:
+    def _release(self, request: Request, caller: Caller, later: Reply) -> Answer:
         params = messages.decode_listener_params(request.params)
         specs = [messages.check_spec(index, element) for index, element in enumerate(params)]
         self._allow(caller, "release", specs)
@@ -301,14 +264,6 @@ def _must(decision: Decision, caller: Caller, method: str, spec: ListenerSpec | 
         messages.NOT_ALLOWED,
         {"rule": decision.rule.number if decision.rule else None},
     )
-
-
-def _increment(counts: dict[str, int], key: str) -> None:
-    counts[key] = counts.get(key, 0) + 1
-
-
-def refuse(request_id: messages.Id, code: int, message: str, data: dict[str, object] | None = None) -> Answer:
-    return Answer([(messages.encode_error(request_id, code, message, data), ())])
 
 
 def _reply(request: Request, result: object) -> Answer:

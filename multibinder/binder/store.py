@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from multibinder.binder import events
-from multibinder.binder.owner import Labels, Owner
-from multibinder.binder.quotas import is_privileged
+from multibinder.binder.owner import Labels, Owner, is_privileged
 from multibinder.binder.records import Record
 from multibinder.observe.accept_queue import accept_queue
 from multibinder.wire.address import Address, address_of
