@@ -58,11 +58,12 @@ class Clients:
         self._by_user.setdefault(peer.user, {})[peer] = None
         self._quotas.note_clients(peer.user, 1)
 
-    def note_activity(self, peer: Peer, *, idle: bool) -> None:
-        """Note that the peer was served, and whether it is idle now."""
-        self._idle.pop(peer, None)
+    def note_served(self, peer: Peer, *, answered: bool, idle: bool) -> None:
+        """Note that the peer was served. If it is idle still, because it asked nothing, it keeps its place."""
+        if answered or not idle:
+            self._idle.pop(peer, None)
         if idle:
-            self._idle[peer] = None
+            self._idle.setdefault(peer)
 
     def linger(self, peer: Peer) -> None:
         self._idle.pop(peer, None)

@@ -264,11 +264,11 @@ class ControlServer:
             self._deadlines.clear(peer)
         if peer.awaits_answer or peer.throttled:
             # It waits for us, without a deadline; what it sends meanwhile waits in its own buffer.
-            self._clients.note_activity(peer, idle=False)
+            self._clients.note_served(peer, answered=progress, idle=False)
             self._deadlines.clear(peer)
             self._watch(peer, None)
             return
-        self._clients.note_activity(peer, idle=peer.idle)
+        self._clients.note_served(peer, answered=progress, idle=peer.idle)
         if not peer.idle:
             self._deadlines.start(peer, time.monotonic())
         if peer.idle and self._drain_deadline is not None:
