@@ -6,7 +6,7 @@
 The binder keeps the port open while your program restarts; clients wait in the kernel's accept queue.
 """
 
-from multibinder.wire.address import Address, TcpAddress
+from multibinder.wire.addresses import Address, TcpAddress
 from multibinder.wire.client import SOCKET_VARIABLE, Client, bind, bind_many
 from multibinder.wire.errors import (
     AddressError,

@@ -24,7 +24,7 @@ from multibinder.binder.policy import Policy
 from multibinder.binder.quotas import Limits, Users
 from multibinder.binder.server import ControlServer
 from multibinder.binder.store import Listener, ListenerStore, WhoListens, cookie_of, kept_name, name_of
-from multibinder.wire.address import Address
+from multibinder.wire.addresses import Address
 from multibinder.wire.errors import BindError, MultibinderError
 from multibinder.wire.messages import BinderStatus
 

@@ -14,7 +14,7 @@ import msgspec
 from multibinder.binder import events
 from multibinder.binder.loop import Loop
 from multibinder.binder.store import Listener, ListenerStore, cookie_of, inode_of, labels_of
-from multibinder.observe.accept_queue import accept_queue, drops
+from multibinder.kernel.accept_queue import accept_queue, drops
 from multibinder.observe.holders import Holder, holders_of
 from multibinder.wire.messages import HolderStatus, ListenerHealth, OwnerStatus
 

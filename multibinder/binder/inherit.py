@@ -16,7 +16,7 @@ import msgspec
 
 from multibinder.binder import events, records
 from multibinder.binder.records import Header, Records
-from multibinder.wire.address import address_of
+from multibinder.wire.kinds import address_of
 
 _FIRST = 3
 _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")

@@ -158,7 +158,7 @@ class Methods:
         decision = policy.decide_listener(caller, method, real, v6only)
         if not decision.allowed and listener.chosen and any(owner.uid == caller.uid for owner in listener.claims):
             # Whoever may have port 0 may have the port that the kernel chose for them; not what it chose for others.
-            any_port = msgspec.structs.replace(real, address=listener.address.with_port(0))
+            any_port = msgspec.structs.replace(real, address=listener.address.any_port())
             other = policy.decide_listener(caller, method, any_port, v6only)
             return other if other.allowed else decision
         return decision
@@ -293,8 +293,8 @@ def _must(decision: Decision, caller: Caller, method: str, spec: ListenerSpec | 
         return
     what = method if spec is None else f"{method} {spec.address}"
     also = ""
-    if spec is not None and spec.address.host == "::" and decision.wanted and decision.wanted.address.version == 4:
-        also = f" (which takes {decision.wanted.address} as well unless v6only is set)"
+    if decision.request is not None and decision.request.implied:
+        also = f" (which takes {decision.request.address} as well unless v6only is set)"
     who = f"uid {caller.uid}" + (f", unit {caller.unit}" if caller.unit else "")
     raise NotAllowed(
         f"Not allowed to {what}{also}: {decision.why} ({who}); see 'multibinder policy check'",

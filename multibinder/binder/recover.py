@@ -17,7 +17,7 @@ from multibinder.binder import events
 from multibinder.binder.records import Record
 from multibinder.binder.store import cookie_of
 from multibinder.kernel.descriptors import scan
-from multibinder.wire.address import address_of
+from multibinder.wire.kinds import address_of
 
 #: The number is the same on every architecture (asm-generic/unistd.h); CPython has no name for it.
 _PIDFD_GETFD = 438

@@ -16,10 +16,11 @@ from multibinder.binder import events
 from multibinder.binder.owner import Labels, Owner
 from multibinder.binder.quotas import is_privileged
 from multibinder.binder.records import Record
-from multibinder.observe.accept_queue import accept_queue
-from multibinder.wire.address import Address, address_of
+from multibinder.kernel.accept_queue import accept_queue
+from multibinder.wire import kinds
+from multibinder.wire.addresses import Address
 from multibinder.wire.errors import BindError, RequestError, errname
-from multibinder.wire.listener import listen, open_listener
+from multibinder.wire.kinds import address_of
 from multibinder.wire.messages import (
     COULD_NOT_BIND,
     LIMIT_REACHED,
@@ -269,11 +270,11 @@ class ListenerStore:
                 if not queue.listening:
                     self._listen(listener)
                 elif queue.limit == listener.limit < min(listener.options.backlog or allowed, allowed):
-                    listen(listener.socket, listener.options.backlog)
+                    kinds.of_address(listener.address).make_ready(listener.socket, listener.options.backlog)
                     listener.limit = accept_queue(listener.socket).limit
                     events.info("backlog-raised", address=listener.address, was=queue.limit, now=listener.limit)
                 elif queue.limit != listener.limit:
-                    listen(listener.socket, listener.options.backlog)
+                    kinds.of_address(listener.address).make_ready(listener.socket, listener.options.backlog)
                     listener.limit = accept_queue(listener.socket).limit
                     self._note_repair(listener)
                     events.warning("backlog-restored", address=listener.address, was=queue.limit, now=listener.limit)
@@ -357,14 +358,14 @@ class ListenerStore:
             return self._by_address[spec.address], False
 
     def _open(self, spec: ListenerSpec) -> Listener:
-        sock = open_listener(spec)
+        sock = kinds.of_address(spec.address).open(spec.address, spec.options)
         bound = address_of(sock)
-        assert bound is not None  # noqa: S101 (open_listener makes nothing else)
+        assert bound is not None  # noqa: S101 (open makes nothing else)
         v6only = None
         if sock.family == socket.AF_INET6:
             v6only = bool(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
         options = msgspec.structs.replace(spec.options, v6only=v6only) if v6only is not None else spec.options
-        return Listener(sock, bound, options, chosen=not spec.address.port)
+        return Listener(sock, bound, options, chosen=spec.address != bound)
 
     def _add(self, listener: Listener) -> None:
         self._by_address[listener.address] = listener
@@ -420,7 +421,7 @@ class ListenerStore:
         try:
             if repaired:
                 _bind_again(listener)
-            listen(listener.socket, listener.options.backlog)
+            kinds.of_address(listener.address).make_ready(listener.socket, listener.options.backlog)
         except OSError as error:
             raise self._refusal(listener.address, error) from error
         listener.limit = accept_queue(listener.socket).limit
@@ -436,7 +437,7 @@ class ListenerStore:
         """Apply what can change to the live socket, and undo what another holder did to it."""
         wanted = options.backlog if options.backlog is not None else listener.options.backlog
         # Each time: a holder may have called listen(), and net.core.somaxconn may have changed.
-        listen(listener.socket, wanted)
+        kinds.of_address(listener.address).make_ready(listener.socket, wanted)
         listener.limit = accept_queue(listener.socket).limit
         if options.name or wanted != listener.options.backlog:
             name = listener.options.name or options.name
@@ -560,23 +561,11 @@ def cookie_of(sock: socket.socket) -> int:
 
 
 def _explain(address: Address, number: int, who_listens: WhoListens) -> str:
-    """The kernel's word for a refusal, its cause where it can be found, and the remedy."""
+    """Return the kernel's word for a refusal, its cause if that can be found, and the remedy."""
     reason = os.strerror(number).lower()
-    if number == errno.EADDRINUSE:
-        who = who_listens(address)
-        whom = f", by {who}; stop it" if who else "; find who has it ('ss -ltnp', as root)"
-        return f"{reason}{whom} or choose another port"
-    if number == errno.EACCES:
-        first = _first_unprivileged_port()
-        return (
-            f"{reason}: a port below {first} needs CAP_NET_BIND_SERVICE in the binder "
-            "(AmbientCapabilities= in its unit), or a lower net.ipv4.ip_unprivileged_port_start"
-        )
-    if number == errno.EADDRNOTAVAIL:
-        return (
-            f"{reason}: no interface of this host has {address.host}; for an address that moves between hosts "
-            "set net.ipv4.ip_nonlocal_bind=1"
-        )
+    holders = who_listens(address) if number == errno.EADDRINUSE else ""
+    if (remedy := kinds.of_address(address).explain_refusal(address, number, holders)) is not None:
+        return reason + remedy
     if number in (errno.EMFILE, errno.ENFILE):
         return f"{reason}: raise LimitNOFILE= in the binder's unit, or lower --max-listeners"
     return reason
@@ -588,11 +577,3 @@ def _somaxconn() -> int:
             return int(setting.read())
     except OSError:
         return 0
-
-
-def _first_unprivileged_port() -> str:
-    try:
-        with open("/proc/sys/net/ipv4/ip_unprivileged_port_start") as setting:
-            return setting.read().strip()
-    except OSError:
-        return "1024"

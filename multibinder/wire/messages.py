@@ -15,7 +15,8 @@ from typing import Any
 
 import msgspec
 
-from multibinder.wire.address import Address, TcpAddress
+from multibinder.wire import kinds
+from multibinder.wire.addresses import Address, TcpAddress
 from multibinder.wire.errors import AddressError
 from multibinder.wire.excerpt import excerpt
 from multibinder.wire.options import OPTION_NAMES, Options, check_label
@@ -38,42 +39,55 @@ Id = str | int | float | None
 
 
 class ListenerSpec(msgspec.Struct, frozen=True):
-    """A listener that somebody wants: an address and the options it should have."""
+    """What a client asks for: an address and the options of the listener there."""
 
     address: Address
     options: Options = Options()
 
     def __post_init__(self) -> None:
-        if self.options.v6only is not None and self.address.version == 4:
-            raise AddressError(f"{self.address}: v6only has a meaning for IPv6 addresses only")
+        kinds.of_address(self.address).check(self.address, self.options)
 
     def __str__(self) -> str:
         return f"{self.address} ({self.options.name})" if self.options.name else str(self.address)
 
 
 class ListenerParams(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """One element of ``params``, as it stands on the wire. ``owner`` is empty for a client that has no label."""
+    """One element of ``params``, as it stands on the wire. ``owner`` is empty for a client that has no label.
+
+    ``port`` belongs to the address of a TCP listener, which needs it; ``spec`` reads the two together.
+    """
 
     address: str
-    port: int
+    port: int | msgspec.UnsetType = msgspec.UNSET
     owner: str = ""
     backlog: int | None = None
     v6only: bool | None = None
     name: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.port is msgspec.UNSET:
+            raise ValueError("Object missing required field `port`")  # msgspec's own words; it adds which element
+
     @classmethod
     def of(cls, spec: ListenerSpec, owner: str) -> ListenerParams:
+        """Return the element that asks for ``spec``."""
         options = spec.options
-        return cls(spec.address.host, spec.address.port, owner, options.backlog, options.v6only, options.name)
+        address, port = spec.address.wire_fields()
+        return cls(address, port, owner, options.backlog, options.v6only, options.name)
 
     def spec(self) -> ListenerSpec:
-        """The checked value; AddressError says what is wrong."""
+        """Return the checked value. Raises AddressError."""
         if self.owner:
             check_label("owner", self.owner)
-        address = TcpAddress.of(self.address, self.port)
+        address = self._address()
         if self.backlog is None and self.v6only is None and self.name is None:
             return ListenerSpec(address)
         return ListenerSpec(address, Options(self.backlog, self.v6only, self.name))
+
+    def _address(self) -> Address:
+        """Return the address that the element names. Every kind that can be asked for is recognized here."""
+        assert self.port is not msgspec.UNSET  # noqa: S101 (__post_init__ lets nothing else through)
+        return TcpAddress.of(self.address, self.port)
 
 
 class Request(msgspec.Struct):

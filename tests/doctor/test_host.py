@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from multibinder import Client, ListenerSpec, Options, TcpAddress
-from multibinder.observe.accept_queue import drops
+from multibinder.kernel.accept_queue import drops
 from multibinder.observe.doctor.finding import Unchecked
 from multibinder.observe.doctor.namespaces import read_namespace
 from multibinder.observe.doctor.reader import read_descriptors, read_instances

@@ -22,7 +22,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
 from multibinder import Client, ListenerSpec, Options, TcpAddress
-from multibinder.observe.accept_queue import accept_queue, drops
+from multibinder.kernel.accept_queue import accept_queue, drops
 from tests.conftest import StartBinder
 from tests.haproxy.support import Haproxy, bind_tcp, config
 from tests.metrics import Samples, families_of, lint, samples_of

@@ -14,8 +14,8 @@ from typing import IO
 
 import pytest
 
+from multibinder.kernel.accept_queue import accept_queue, drops
 from multibinder.kernel.descriptors import is_program, stat_fields
-from multibinder.observe.accept_queue import accept_queue, drops
 from multibinder.observe.holders import Holder, Holders, holders_of
 from tests.support import clean_environment, wait_until, without_privileges
 

@@ -26,7 +26,7 @@ from multibinder import Client, ListenerHealth, ListenerSpec, Options, TcpAddres
 from multibinder.binder.daemon import Settings
 from multibinder.binder.health_monitor import OrphanTtl
 from multibinder.cli.binder_main import Invocation
-from multibinder.observe.accept_queue import drops
+from multibinder.kernel.accept_queue import drops
 from tests.conftest import StartBinder
 from tests.namespaces import alone
 from tests.support import (

@@ -1,4 +1,4 @@
-"""What one listening socket tells of itself: its accept queue, and the clients that it dropped."""
+"""Read the accept queue and the drop counter of a TCP socket from the socket itself."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import socket
 import struct
 from typing import NamedTuple
 
-from multibinder.wire.listener import TCP_LISTEN
-
+#: enum in include/net/tcp_states.h.
+TCP_LISTEN = 10
 #: struct tcp_info (linux/tcp.h): eight bytes, four u32, then tcpi_unacked and tcpi_sacked, which for a listening
 #: socket are the length and the limit of its accept queue (tcp_get_info() in net/ipv4/tcp.c).
 _TCP_INFO = struct.Struct("=B7x16xII")
@@ -18,9 +18,9 @@ _MEMINFO = struct.Struct("=32xI")
 
 
 class AcceptQueue(NamedTuple):
-    """``length`` connections wait now, ``limit`` may; neither means anything unless ``listening``.
+    """``length`` connections wait now, ``limit`` may wait; neither has a meaning unless ``listening``.
 
-    The kernel takes one more than ``limit`` (sk_acceptq_is_full() in include/net/sock.h).
+    The kernel accepts one more than ``limit`` (sk_acceptq_is_full() in include/net/sock.h).
     """
 
     listening: bool
@@ -29,15 +29,15 @@ class AcceptQueue(NamedTuple):
 
 
 def accept_queue(sock: socket.socket) -> AcceptQueue:
-    """One system call. Raises OSError for a socket that is not TCP."""
+    """Read the accept queue with one system call. Raises OSError for a socket that is not TCP."""
     state, length, limit = _TCP_INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
     return AcceptQueue(state == TCP_LISTEN, length, limit)
 
 
 def drops(sock: socket.socket) -> int:
-    """How many packets (a SYN, or the ACK that ends a handshake) this very socket has dropped since it was made.
+    """Return how many packets (a SYN, or the ACK that ends a handshake) this socket has dropped since it was created.
 
-    A client tries again, so one client may count more than once. 32 bits, as the kernel counts: it wraps around. One
+    A client retries, so one client may count more than once. The kernel's counter has 32 bits and wraps around. One
     system call.
     """
     [count] = _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
