@@ -23,19 +23,9 @@ from multibinder.wire.errors import (
     RequestError,
 )
 from multibinder.wire.listener import SharedListener
-from multibinder.wire.messages import (
-    BinderStatus,
-    Counters,
-    Hello,
-    HolderStatus,
-    ListenerHealth,
-    ListenerSpec,
-    ListenerStatus,
-    OwnerStatus,
-    Released,
-    Upgrade,
-)
+from multibinder.wire.messages import Hello, ListenerSpec, Released, Upgrade
 from multibinder.wire.options import OPTION_NAMES, Options
+from multibinder.wire.status import BinderStatus, Counters, HolderStatus, ListenerHealth, ListenerStatus, OwnerStatus
 
 __version__ = "0.1.0"
 

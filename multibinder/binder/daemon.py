@@ -26,7 +26,7 @@ from multibinder.binder.server import ControlServer
 from multibinder.binder.store import Listener, ListenerStore, WhoListens, cookie_of, kept_name, name_of
 from multibinder.wire.addresses import Address
 from multibinder.wire.errors import BindError, MultibinderError
-from multibinder.wire.messages import BinderStatus
+from multibinder.wire.status import BinderStatus
 
 #: Descriptors that are neither a listener nor a client: log, selector, signals, notifications, lock, slack.
 _RESERVED_DESCRIPTORS = 64

@@ -16,7 +16,7 @@ from multibinder.binder.loop import Loop
 from multibinder.binder.store import Listener, ListenerStore, cookie_of, inode_of, labels_of
 from multibinder.kernel.accept_queue import accept_queue, drops
 from multibinder.observe.holders import Holder, holders_of
-from multibinder.wire.messages import HolderStatus, ListenerHealth, OwnerStatus
+from multibinder.wire.status import HolderStatus, ListenerHealth, OwnerStatus
 
 #: From one look to the next.
 LOOK_EVERY_S = 15.0

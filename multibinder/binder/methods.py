@@ -17,17 +17,8 @@ from multibinder.binder.policy import Decision, Policy
 from multibinder.binder.store import Grant, Listener, ListenerStore, kept_name
 from multibinder.wire import messages
 from multibinder.wire.errors import BindError, NotAllowed, RequestError
-from multibinder.wire.messages import (
-    BinderStatus,
-    BindResult,
-    Counters,
-    Handoff,
-    Hello,
-    InvalidParamsError,
-    ListenerSpec,
-    Request,
-    Upgrade,
-)
+from multibinder.wire.messages import BindResult, Handoff, Hello, InvalidParamsError, ListenerSpec, Request, Upgrade
+from multibinder.wire.status import REQUEST_BOUNDS_S, BinderStatus, Counters
 from multibinder.wire.transport import MAX_DESCRIPTORS
 
 
@@ -67,7 +58,7 @@ class Methods:
         self.policy: Policy | None = None
         self.keep: Keep | None = None
         self.look: Look = lambda tell: None
-        self.counters = Counters(request_buckets=[0] * (len(messages.REQUEST_BOUNDS_S) + 1))
+        self.counters = Counters(request_buckets=[0] * (len(REQUEST_BOUNDS_S) + 1))
         self._upgrade_to = upgrade
         self._methods: dict[str, Callable[[Request, Caller, Later], Answer | None]] = {
             "hello": self._hello,
@@ -110,7 +101,7 @@ class Methods:
             return refuse(request.id, messages.INTERNAL_ERROR, f"Internal error: {error!r}; please report it")
         finally:
             spent_s = time.perf_counter() - began
-            self.counters.request_buckets[bisect_left(messages.REQUEST_BOUNDS_S, spent_s)] += 1
+            self.counters.request_buckets[bisect_left(REQUEST_BOUNDS_S, spent_s)] += 1
             self.counters.request_seconds += spent_s
 
     def turn_down(self, text: bytes, reason: str, sentence: str) -> Answer:

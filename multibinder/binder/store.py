@@ -21,15 +21,9 @@ from multibinder.wire import kinds
 from multibinder.wire.addresses import Address
 from multibinder.wire.errors import BindError, RequestError, errname
 from multibinder.wire.kinds import address_of
-from multibinder.wire.messages import (
-    COULD_NOT_BIND,
-    LIMIT_REACHED,
-    NOT_ALLOWED,
-    ListenerSpec,
-    ListenerStatus,
-    Released,
-)
+from multibinder.wire.messages import COULD_NOT_BIND, LIMIT_REACHED, NOT_ALLOWED, ListenerSpec, Released
 from multibinder.wire.options import Options
+from multibinder.wire.status import ListenerStatus
 
 #: What a listener is called on its way to our next self while nobody else has it.
 _NOT_KEPT = "unkept"

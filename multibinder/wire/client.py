@@ -31,19 +31,9 @@ from multibinder.wire.errors import (
     errname,
 )
 from multibinder.wire.listener import SharedListener, close_all, verify_all_received
-from multibinder.wire.messages import (
-    BinderStatus,
-    BindResult,
-    Handoff,
-    Hello,
-    ListenerParams,
-    ListenerSpec,
-    ListenerStatus,
-    Released,
-    Reply,
-    Upgrade,
-)
+from multibinder.wire.messages import BindResult, Handoff, Hello, ListenerParams, ListenerSpec, Released, Reply, Upgrade
 from multibinder.wire.options import Options
+from multibinder.wire.status import BinderStatus, ListenerStatus
 from multibinder.wire.transport import MAX_DESCRIPTORS
 
 #: Where the control socket is, for every client and for ``multibinder serve``.
