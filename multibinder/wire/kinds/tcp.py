@@ -11,7 +11,8 @@ from typing import ClassVar
 
 import msgspec
 
-from multibinder.kernel import accept_queue
+from multibinder.kernel.accept_queue import TCP_LISTEN, accept_queue
+from multibinder.kernel.socket_options import drops_of
 from multibinder.wire.addresses import Address, TcpAddress
 from multibinder.wire.errors import AddressError
 from multibinder.wire.kinds.kind import Kind, Queue
@@ -95,11 +96,11 @@ class Tcp(Kind):
         return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
     def queue(self, sock: socket.socket) -> Queue:
-        return Queue(*accept_queue.accept_queue(sock))
+        return Queue(*accept_queue(sock))
 
     def drops(self, sock: socket.socket) -> int:
         """A packet is a SYN, or the ACK that ends a handshake. A client retries, so it may count more than once."""
-        return accept_queue.drops(sock)
+        return drops_of(sock)
 
     def largest_queue(self) -> int:
         try:
@@ -156,7 +157,7 @@ def _listening(lines: Iterator[str]) -> Iterator[tuple[TcpAddress, int]]:
     """Yield address and inode of each LISTEN socket of a table."""
     for line in lines:
         columns = line.split()
-        if int(columns[3], 16) != accept_queue.TCP_LISTEN:
+        if int(columns[3], 16) != TCP_LISTEN:
             # Listeners come first (tcp_seq_start() in net/ipv4/tcp_ipv4.c). A busy host has 100,000 others.
             return
         host, _, port = columns[1].partition(":")
