@@ -12,7 +12,7 @@ Level = Literal["problem", "warning", "note"]
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One result. ``check`` is the name of the check, ``where`` names what it is about, ``remedy`` is one line to type."""
+    """A result. ``check`` is the name of the check, ``where`` says what it is about, ``remedy`` is one line to type."""
 
     check: str
     level: Level

@@ -1,4 +1,4 @@
-"""PathIndex to clients that are narrower than the segments we invite them to send."""
+"""Report routes to clients that do not carry the segments that the clients are told to send."""
 
 from __future__ import annotations
 
