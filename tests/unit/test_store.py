@@ -502,3 +502,36 @@ def test_the_list_shows_each_listener_as_the_kernel_has_it(store: ListenerStore)
     assert (second.address, second.owners, second.backlog_requested) == (str(other.listener.address), [""], None)
     assert first.cookie == int.from_bytes(grant.listener.socket.getsockopt(socket.SOL_SOCKET, 57, 8), "little")
     assert first.cookie != second.cookie
+
+
+def test_more_listeners_than_the_limit_can_be_restored_and_leave_no_room_for_another() -> None:
+    store = new_store(1)
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    for sock in sockets:
+        store.restore(sock, None)
+    assert len(store) == 2
+    with pytest.raises(RequestError, match="holds its limit of 1 listeners"):
+        bind_one(store)
+    store.close()
+
+
+def test_who_has_an_address_is_searched_for_once_in_a_while_for_users_without_privileges(taken: str) -> None:
+    searched: list[str] = []
+
+    def who_listens(address: TcpAddress) -> str:
+        searched.append(str(address))
+        return "nginx (pid 812)"
+
+    store = new_store(who_listens=who_listens)
+    one = spec(free_address())
+    every = spec(f"0.0.0.0:{one.address.sockaddr[1]}")
+    stranger = Owner("", os.geteuid() + 1)
+    with pytest.raises(BindError, match="by nginx"):
+        store.bind([spec(taken)], [stranger])
+    with pytest.raises(BindError, match="find who has it"):
+        store.bind([spec(taken)], [stranger])
+    with pytest.raises(BindError, match="find who has it"):
+        store.bind([one, every], [stranger, stranger])  # the second one fails when it listens
+    assert searched == [taken]
+    with pytest.raises(BindError, match="by nginx"):
+        bind_one(store, spec(taken))
