@@ -30,9 +30,9 @@ from multibinder.binder.server import ControlServer
 from multibinder.binder.store import ListenerStore
 from multibinder.kernel.listen_fds import pass_listen_fds
 from multibinder.kernel.socket_options import cookie_of
-from multibinder.wire.address import Address
+from multibinder.wire.addresses import Address
 from multibinder.wire.errors import BindError, MultibinderError
-from multibinder.wire.messages import BinderStatus
+from multibinder.wire.status import BinderStatus
 
 #: Descriptors that are neither a listener nor a client: log, selector, signals, notifications, lock, slack.
 _RESERVED_DESCRIPTORS = 64

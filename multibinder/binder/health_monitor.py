@@ -18,7 +18,7 @@ from multibinder.binder.store import ListenerStore
 from multibinder.kernel.accept_queue import accept_queue
 from multibinder.kernel.socket_options import cookie_of, drops_of, inode_of
 from multibinder.observe.holders import Holder, holders_of
-from multibinder.wire.messages import HolderStatus, ListenerHealth, OwnerStatus
+from multibinder.wire.status import HolderStatus, ListenerHealth, OwnerStatus
 
 #: From one look to the next.
 LOOK_EVERY_S = 15.0
