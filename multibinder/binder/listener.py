@@ -36,7 +36,7 @@ class Claim(msgspec.Struct):
 class Listener(msgspec.Struct, eq=False):
     """A socket that the binder holds, and what the socket does not know of itself. The store alone opens and closes it.
 
-    ``queue_limit``                 the limit that the kernel last gave the queue at our request; 0 before the first one.
+    ``queue_limit``                 the limit that the kernel last gave the queue at our request; 0 before the first.
     ``kept``                        the keeper has confirmed that it has a copy of the socket.
     ``kernel_chose_port``           the first request was for port 0.
     ``held_outside_pid_namespace``  a process that our PID namespace does not show has received it.
