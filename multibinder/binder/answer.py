@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from multibinder.binder.store import Grant
+from multibinder.binder.listener import Grant
 from multibinder.wire import messages
 
 
 class Answer(msgspec.Struct, frozen=True):
     """Messages to send in this order, each with the descriptors that it carries.
 
-    The descriptors belong to the store and are not closed after sending. ``grants`` are taken back if the client is
-    gone before it has received all messages. ``id`` is the request's.
+    The descriptors belong to the store and are not closed after sending. ``grants`` are taken back if the client goes
+    away before it has received all messages. ``id`` is the request's.
     """
 
     parts: Sequence[tuple[bytes, Sequence[int]]]

@@ -13,10 +13,10 @@ from multibinder.binder.answer import Answer, refuse
 from multibinder.binder.clients import Clients
 from multibinder.binder.counters import RequestCounters
 from multibinder.binder.deadlines import Deadlines
+from multibinder.binder.listener import Grant
 from multibinder.binder.loop import Loop
 from multibinder.binder.peer import Peer
 from multibinder.binder.quotas import Refusal
-from multibinder.binder.store import Grant
 from multibinder.binder.turns import Turns
 from multibinder.wire import messages
 from multibinder.wire.errors import RemoteProtocolError

@@ -12,11 +12,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import msgspec
 
 from multibinder.binder import events
+from multibinder.binder.listener import Listener
 from multibinder.binder.loop import Loop
-from multibinder.binder.store import Listener, ListenerStore, cookie_of, inode_of, labels_of
-from multibinder.observe.accept_queue import accept_queue, drops
+from multibinder.binder.store import ListenerStore
+from multibinder.kernel.accept_queue import accept_queue
+from multibinder.kernel.socket_options import cookie_of, drops_of, inode_of
 from multibinder.observe.holders import Holder, holders_of
-from multibinder.wire.messages import HolderStatus, ListenerHealth, OwnerStatus
+from multibinder.wire.status import HolderStatus, ListenerHealth, OwnerStatus
 
 #: From one look to the next.
 LOOK_EVERY_S = 15.0
@@ -99,7 +101,7 @@ class Watch:
         self._waiting.append(seen)
         if self._child:
             return
-        inodes = [inode_of(listener) for listener in self._store.listeners()]
+        inodes = [inode_of(listener.socket) for listener in self._store.listeners()]
         self._began = time.monotonic()
         reading, writing = os.pipe2(os.O_CLOEXEC)
         except_ = {os.getpid(), *self._keepers}
@@ -178,7 +180,7 @@ class Watch:
             tell()
 
     def _look_at_drops(self, listener: Listener) -> _Seen:
-        now, dropped = time.monotonic(), drops(listener.socket)
+        now, dropped = time.monotonic(), drops_of(listener.socket)
         seen = self._seen.get(listener)
         if seen is None:
             # What it dropped before we saw it, in another life of ours, it did not drop just now.
@@ -189,10 +191,10 @@ class Watch:
         return seen
 
     def _note_holders(self, listener: Listener, seen: _Seen, held: _Held) -> None:
-        found = held.by_inode.get(inode_of(listener), ())
-        hidden = held.hidden or listener.foreign
+        found = held.by_inode.get(inode_of(listener.socket), ())
+        hidden = held.hidden or listener.held_outside_pid_namespace
         seen.holders = None if hidden and not found else found
-        if found or hidden or listener.handed > self._began - GRACE_S:
+        if found or hidden or listener.last_handoff_at > self._began - GRACE_S:
             if seen.orphan:
                 why = found[0] if found else "some processes cannot be seen" if hidden else "it was asked for"
                 events.info("orphan-no-more", address=listener.address, why=why)
@@ -207,7 +209,7 @@ class Watch:
             events.warning(
                 "orphan",
                 address=listener.address,
-                owners=",".join(label or "-" for label in labels_of(listener)),
+                owners=",".join(label or "-" for label in listener.labels),
                 waiting=accept_queue(listener.socket).length,
                 why="no process has it open: its clients wait for nobody",
             )
@@ -259,7 +261,7 @@ class Watch:
 
     def ttl_of(self, listener: Listener) -> float | None:
         """The most particular one: of its address, of an owner, of all."""
-        address, labels = str(listener.address), labels_of(listener)
+        address, labels = str(listener.address), listener.labels
         found = [
             (rank, ttl.seconds)
             for ttl in self._ttl
@@ -286,19 +288,19 @@ class Watch:
             limit=queue.limit,
             backlog_requested=listener.options.backlog,
             v6only=listener.options.v6only,
-            drops=drops(listener.socket),
+            drops=drops_of(listener.socket),
             drops_per_s=seen.drops_per_s,
             handoffs=listener.handoffs,
             created=listener.created,
             cookie=cookie_of(listener.socket),
-            inode=inode_of(listener),
+            inode=inode_of(listener.socket),
             holders=None if holders is None else [HolderStatus(each.pid, each.name, each.role) for each in holders],
             orphan_since=seen.alone_since if seen.orphan else None,
             orphan_ttl_s=self.ttl_of(listener),
             stalled_since=seen.stalled_since,
             repairs=listener.repairs,
             repaired_at=listener.repaired_at or None,
-            kept=listener.safe,
+            kept=listener.kept,
         )  # fmt: skip
 
 

@@ -8,7 +8,6 @@ descriptor store), and in a file, which is all there is when the binder's whole 
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -33,9 +32,8 @@ class Header(msgspec.Struct, frozen=True):
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     """One listener. ``cookie`` is the socket's SO_COOKIE and ``inode`` its st_ino, both for life; ``claims`` counts
-    the handoffs of each owner (``str(Owner)``); ``chosen``: the kernel chose its port; ``foreign``:
-    a process of another PID namespace got it; ``released``: it is gone, and
-    must not be believed where it turns up again."""
+    the handoffs of each owner (``str(Owner)``); ``held_outside_pid_namespace``: a process that our PID namespace does
+    not show has received it; ``released``: it is gone, and must not be believed where it turns up again."""
 
     address: str
     cookie: int
@@ -45,8 +43,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     backlog: int | None = None
     handoffs: int = 0
     created: float = 0.0
-    chosen: bool = False
-    foreign: bool = False
+    kernel_chose_port: bool = msgspec.field(default=False, name="chosen")
+    held_outside_pid_namespace: bool = msgspec.field(default=False, name="foreign")
     released: bool = False
 
 
@@ -66,22 +64,22 @@ class Journal:
         self.memfd = os.memfd_create("multibinder-records", os.MFD_CLOEXEC)
         text = b"".join(_encode(line) + b"\n" for line in (header or Header(FORMAT, boot_id()), *records))
         self.size = len(text)
-        _write(self.memfd, text)
+        files.write_all(self.memfd, text)
         self._path = path
         self._file = -1
         if path is not None:
             try:
-                self._file = _replace(path, text)
+                self._file = files.replace_and_keep_open(path, text)
             except OSError as error:
                 self._give_up(error)
 
     def append(self, records: Iterable[Record]) -> None:
         text = b"".join(_encode(record) + b"\n" for record in records)
         self.size += len(text)
-        _write(self.memfd, text)
+        files.write_all(self.memfd, text)
         if self._file >= 0:
             try:
-                _write(self._file, text)
+                files.write_all(self._file, text)
             except OSError as error:
                 self._give_up(error)
 
@@ -160,23 +158,3 @@ def _parse(text: bytes, where: str) -> Written:
 def _no_link(path: str, flags: int) -> int:
     # A FIFO that somebody planted there must not keep us waiting for its other end.
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
-
-
-def _write(descriptor: int, text: bytes) -> None:
-    rest = memoryview(text)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
-
-
-def _replace(path: str, text: bytes) -> int:
-    draft = f"{path}.new"
-    descriptor = files.create(draft)
-    try:
-        _write(descriptor, text)
-        os.rename(draft, path)
-    except OSError:
-        os.close(descriptor)
-        with contextlib.suppress(OSError):
-            os.unlink(draft)
-        raise
-    return descriptor

@@ -18,10 +18,10 @@ from multibinder.binder.clients import Clients
 from multibinder.binder.counters import RequestCounters
 from multibinder.binder.deadlines import Deadlines
 from multibinder.binder.disconnects import Disconnects
+from multibinder.binder.listener import Grant
 from multibinder.binder.loop import READ, WRITE, Loop
 from multibinder.binder.peer import Peer
 from multibinder.binder.quotas import Quotas, Refusal
-from multibinder.binder.store import Grant
 from multibinder.binder.turns import Turns
 from multibinder.wire import messages
 from multibinder.wire.errors import RemoteProtocolError
