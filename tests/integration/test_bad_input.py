@@ -23,6 +23,7 @@ from tests.support import (
     require,
     require_ipv6,
     unprivileged_port,
+    wait_until,
     without_privileges,
 )
 
@@ -36,8 +37,12 @@ def survivor(binder: Binder) -> Iterator[Binder]:
         assert client.list() == []
         assert client.hello().pid == binder.pid
     with RawClient(binder.socket_path) as other:
-        other.ask(request("hello"))  # the binder has dropped the connections before by now
-        assert len(binder.descriptors()) == len(before) + 1
+        other.ask(request("hello"))
+        wait_until(
+            lambda: len(binder.descriptors()) == len(before) + 1,
+            "the binder has closed the connections of before, and nothing else is open",
+            log=binder.log,
+        )
 
 
 @pytest.fixture
