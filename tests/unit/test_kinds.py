@@ -31,7 +31,8 @@ def test_every_kind_is_found_by_its_addresses_and_its_sockets(sock: socket.socke
     assert kinds.of_socket(sock) is TCP
     assert kinds.address_of(sock) == LOCAL.with_port(sock.getsockname()[1])
     assert len({kind.name for kind in kinds.KINDS}) == len(kinds.KINDS)
-    assert {family.kind for family in Address.__subclasses__()} == {kind.name for kind in kinds.KINDS}
+    families = [family for family in Address.__subclasses__() if family.__module__.startswith("multibinder.")]
+    assert {family.kind for family in families} == {kind.name for kind in kinds.KINDS}
 
 
 @pytest.mark.parametrize(
