@@ -9,10 +9,12 @@ from collections.abc import Iterator
 import pytest
 
 from multibinder import BindError, ListenerSpec, Options, RequestError, TcpAddress
+from multibinder.binder.listener import Grant
 from multibinder.binder.owner import Owner
-from multibinder.binder.store import Grant, ListenerStore
+from multibinder.binder.store import ListenerStore
 from multibinder.kernel.accept_queue import accept_queue
 from multibinder.wire.addresses import Address
+from tests.stores import new_store
 from tests.support import (
     can_connect,
     descriptors_unchanged,
@@ -22,13 +24,9 @@ from tests.support import (
 )
 
 
-def nobody(_: Address) -> str:
-    return ""
-
-
 @pytest.fixture
 def store() -> Iterator[ListenerStore]:
-    store = ListenerStore(100, nobody)
+    store = new_store()
     yield store
     store.close()
 
@@ -225,7 +223,7 @@ def test_an_address_that_collides_only_when_it_listens_binds_nothing_and_leaks_n
 
 
 def test_an_address_in_use_is_refused_with_the_name_of_who_has_it(taken: str) -> None:
-    store = ListenerStore(100, lambda address: f"nginx (pid 812) at {address}")
+    store = new_store(who_listens=lambda address: f"nginx (pid 812) at {address}")
     with pytest.raises(BindError) as refusal:
         bind_one(store, spec(taken))
     assert str(refusal.value) == (
@@ -460,7 +458,7 @@ def test_taking_back_what_was_released_meanwhile_changes_nothing(store: Listener
 
 
 def test_a_listener_past_the_limit_is_refused_and_the_others_stay() -> None:
-    store = ListenerStore(2, nobody)
+    store = new_store(2)
     first = bind_one(store)
     with descriptors_unchanged(), pytest.raises(RequestError, match=r"holds its limit of 2 listeners.*--max-listeners"):
         bind(store, spec(), spec())
@@ -506,3 +504,36 @@ def test_the_list_shows_each_listener_as_the_kernel_has_it(store: ListenerStore)
     assert (second.address, second.owners, second.backlog_requested) == (str(other.listener.address), [""], None)
     assert first.cookie == int.from_bytes(grant.listener.socket.getsockopt(socket.SOL_SOCKET, 57, 8), "little")
     assert first.cookie != second.cookie
+
+
+def test_more_listeners_than_the_limit_can_be_restored_and_leave_no_room_for_another() -> None:
+    store = new_store(1)
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    for sock in sockets:
+        store.restore(sock, None)
+    assert len(store) == 2
+    with pytest.raises(RequestError, match="holds its limit of 1 listeners"):
+        bind_one(store)
+    store.close()
+
+
+def test_who_has_an_address_is_searched_for_once_in_a_while_for_users_without_privileges(taken: str) -> None:
+    searched: list[str] = []
+
+    def who_listens(address: Address) -> str:
+        searched.append(str(address))
+        return "nginx (pid 812)"
+
+    store = new_store(who_listens=who_listens)
+    one = spec(free_address())
+    every = spec(f"0.0.0.0:{one.address.sockaddr[1]}")
+    stranger = Owner("", os.geteuid() + 1)
+    with pytest.raises(BindError, match="by nginx"):
+        store.bind([spec(taken)], [stranger])
+    with pytest.raises(BindError, match="find who has it"):
+        store.bind([spec(taken)], [stranger])
+    with pytest.raises(BindError, match="find who has it"):
+        store.bind([one, every], [stranger, stranger])  # the second one fails when it listens
+    assert searched == [taken]
+    with pytest.raises(BindError, match="by nginx"):
+        bind_one(store, spec(taken))
