@@ -180,5 +180,4 @@ def test_nobody_else_asks_what_kind_a_socket_is() -> None:
     package = Path(multibinder.__file__).parent
     own = (package / "wire" / "kinds", package / "wire" / "addresses", package / "kernel")
     others = [path for path in package.rglob("*.py") if not any(path.is_relative_to(each) for each in own)]
-    others.remove(package / "binder" / "store.py")  # TODO: converted with the store's split
     assert [found for path in others for found in asks_what_it_is(path)] == []
