@@ -21,7 +21,9 @@ class ErrorEntry(msgspec.Struct, frozen=True):
     fragment: str = ""
 
     def matches(self, text: str) -> bool:
-        """Return whether ``text`` has the constant parts of one of the messages, in their order."""
+        """Return whether ``text`` has the fragment, or the constant parts of one of the messages in their order."""
+        if self.fragment and self.fragment in text:
+            return True
         return any(has_in_order(text, message) for message in self.messages)
 
 

@@ -170,7 +170,7 @@ HAPROXY = Section(
             remedy="rename the configuration to `.j2`, and write its binds with `bind_tcp`",
         ),
         entry(
-            "… is not set: HAProxy binds by itself, and A RESTART WILL REFUSE CONNECTIONS",
+            "MULTIBINDER_SOCK is not set: HAProxy binds by itself, and A RESTART WILL REFUSE CONNECTIONS",
             cause="a warning: nothing says where the binder is",
             remedy="set MULTIBINDER_SOCK",
             fragment="HAProxy binds by itself",

@@ -9,9 +9,10 @@ CLIENT = Section(
     "From the library (`import multibinder`), and from every command that talks to the binder.",
     (
         entry(
-            "… is not set: set it to the path of the binder's control socket",
-            cause="nothing says where the binder is: MULTIBINDER_SOCK is not in the environment",
+            "MULTIBINDER_SOCK is not set: set it to the path of the binder's control socket",
+            cause="nothing says where the binder is",
             remedy="`export MULTIBINDER_SOCK=…`, or `--socket`, or `socket_path=`",
+            fragment="is not set: set it to the path of the binder's control socket",
         ),
         entry(
             "cannot reach the binder at …: there is no such socket",
@@ -64,9 +65,10 @@ CLIENT = Section(
             remedy='write `("127.0.0.1", 8000)`',
         ),
         entry(
-            "… is not set: binding in this process, so a restart will refuse connections",
+            "MULTIBINDER_SOCK is not set: binding in this process, so a restart will refuse connections",
             cause="a warning of `fallback=True` where there is no binder",
             remedy="none on a laptop; in production set MULTIBINDER_SOCK",
+            fragment="is not set: binding in this process",
         ),
     ),
 )
