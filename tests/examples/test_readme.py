@@ -94,8 +94,9 @@ def test_the_tutorial_does_what_it_says(said_by_the_tutorial: str, host: str) ->
         "refused, with exit code 1",
         "web: reloaded in ",
         f"added   {host}:8081",
-        "no process but the binder has it open",
         f"{host}:8000: closed",
         f"web: stopped, closed {host}:8080, {host}:8081",
     ):
         assert expected in said, said
+    # The second where not every process can be seen.
+    assert "no process but the binder has it open" in said or "NOT CHECKED" in said, said
