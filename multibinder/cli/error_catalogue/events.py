@@ -70,7 +70,7 @@ EVENTS = Section(
         entry(
             "timed-out",
             cause="a client sent half of a request, or did not read its answer, for `--request-timeout`",
-            remedy="mend the client, or a longer timeout for a slow host",
+            remedy="repair the client, or a longer timeout for a slow host",
         ),
         entry(
             "protocol-error",
@@ -103,7 +103,7 @@ EVENTS = Section(
             cause="the policy file was changed and cannot be used. At SIGHUP the previous policy holds; at a start "
             "only root "
             "and the binder's user may ask for anything",
-            remedy="`multibinder policy lint FILE`, mend it, SIGHUP",
+            remedy="`multibinder policy lint FILE`, correct it, SIGHUP",
         ),
         entry(
             "directory-unsafe",
@@ -175,13 +175,13 @@ EVENTS = Section(
             "upgrade-refused",
             "upgrade-failed",
             cause="the newly installed code cannot start, or could not be executed; the running version goes on",
-            remedy="mend the installation, `multibinder upgrade`",
+            remedy="repair the installation, `multibinder upgrade`",
         ),
         entry(
             "guard-upgrade-refused",
             "guard-upgrade-failed",
             cause="the same, of the guard",
-            remedy="mend the installation, SIGUSR2",
+            remedy="repair the installation, SIGUSR2",
         ),
         entry(
             "binder-died",

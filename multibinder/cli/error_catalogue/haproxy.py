@@ -34,7 +34,7 @@ HAPROXY = Section(
             "the variables must be an object at the top",
             "is the wrapper's own; rename it",
             cause="a `--vars` file that cannot be read, is no TOML or JSON, or has a name that templates have already",
-            remedy="mend the file",
+            remedy="repair the file",
         ),
         entry(
             "…: cannot read it: …",
@@ -161,7 +161,7 @@ HAPROXY = Section(
         entry(
             "NOT the current configuration: HAProxy runs with the last good one",
             cause="the templates are broken, or HAProxy refuses what they say; the reason stands before it",
-            remedy="mend them, then `multibinder-haproxy reload NAME`",
+            remedy="correct them, then `multibinder-haproxy reload NAME`",
         ),
         entry(
             "multibinder holds none of its sockets",

@@ -134,14 +134,14 @@ BIND = Section(
         entry(
             "… descriptors are on their way to clients …",
             cause="clients asked for listeners and do not read the answers",
-            remedy="mend or end the client; `event=turned-away` in the log has its pid. Or raise the flag that is "
+            remedy="repair or stop the client; `event=turned-away` in the log has its pid. Or raise the flag that is "
             "named",
         ),
         entry(
             "unfinished requests of uid … have more than … bytes",
             "unfinished requests have more than … bytes",
             cause="clients send long requests and do not finish them",
-            remedy="mend or end the client; `event=turned-away` in the log has its pid",
+            remedy="repair or stop the client; `event=turned-away` in the log has its pid",
         ),
         entry(
             "uid … has … clients, its limit",
@@ -243,7 +243,7 @@ START = Section(
         entry(
             "Could not upgrade: …",
             cause="the newly installed code cannot start; the running binder goes on, and nothing was lost",
-            remedy="mend the installation (the reason follows) and upgrade again",
+            remedy="repair the installation (the reason follows) and upgrade again",
         ),
     ),
 )
@@ -269,7 +269,7 @@ POLICY = Section(
         entry(
             "not TOML: …",
             cause="a syntax error, at the line that is named",
-            remedy="mend it; texts need quotation marks",
+            remedy="correct it; texts need quotation marks",
         ),
         entry(
             "give either allow or deny",
