@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import click
-import multibinder_haproxy.errors
 from multibinder_haproxy.cli import multibinder_haproxy as haproxy_command
 
-import multibinder.wire.errors
 from multibinder.cli.error_catalogue import EVENTS, SECTIONS, ErrorEntry, Section
 from multibinder.cli.main import multibinder as multibinder_command
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 _GENERATED = "<!-- Made by 'make docs' from the code; do not edit. -->"
 
 
@@ -30,19 +29,18 @@ def errors_page() -> str:
     ]
     for section in SECTIONS:
         lines += ["", *_section(section)]
-    lines += [
-        "",
-        "## Exceptions",
-        "",
-        "Of the library, importable from `multibinder`; `MultibinderError` is the root of all of them.",
-        "",
-        *_classes(multibinder.wire.errors),
-        "",
-        "Of the wrapper, each of which ends a command with its exit code.",
-        "",
-        *_classes(multibinder_haproxy.errors),
-    ]
+    lines += ["", "## Exceptions", "", "Those of the library can be imported from `multibinder`.", ""]
+    lines += ["| exception | of | meaning |", "|---|---|---|"]
+    for path in error_modules():
+        of = path.parent.name.replace("wire", "the library").replace("launch", "the launcher")
+        for name, meaning in _classes(path):
+            lines.append(f"| `{name}` | {of} | {meaning} |")
     return "\n".join(lines) + "\n"
+
+
+def error_modules() -> list[Path]:
+    """Return the modules that have nothing but exceptions."""
+    return [*sorted(ROOT.glob("multibinder/*/errors.py")), *sorted(ROOT.glob("wrappers/*/*/errors.py"))]
 
 
 def commands_page() -> str:
@@ -77,12 +75,11 @@ def _row(entry: ErrorEntry) -> str:
     return f"| {'<br>'.join(f'`{message}`' for message in entry.messages)} | {entry.cause} | {entry.remedy} |"
 
 
-def _classes(module: ModuleType) -> Iterator[str]:
-    yield "| exception | meaning |"
-    yield "|---|---|"
-    for name, value in vars(module).items():
-        if inspect.isclass(value) and value.__module__ == module.__name__:
-            yield f"| `{name}` | {(inspect.getdoc(value) or '').splitlines()[0]} |"
+def _classes(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the name and the first sentence of the docstring of each class."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef):
+            yield node.name, (ast.get_docstring(node) or "").splitlines()[0].replace("``", "`")
 
 
 def _command(path: str, command: click.Command, parent: click.Context | None) -> Iterator[str]:

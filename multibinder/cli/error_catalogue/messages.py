@@ -132,7 +132,7 @@ BIND = Section(
             remedy="ask less often: several binds fit into one request. Or raise the flag that the message names",
         ),
         entry(
-            "… descriptors are on their way to clients …",
+            "… descriptors are … to clients … do not read",
             cause="clients asked for listeners and do not read the answers",
             remedy="repair or stop the client; `event=turned-away` in the log has its pid. Or raise the flag that is "
             "named",
@@ -378,7 +378,7 @@ PROTOCOL = Section(
         ),
         entry(
             "the descriptor for … is of no use",
-            "the descriptor for … is no TCP socket",
+            "the descriptor for … is no … socket",
             "asked for …, but the socket that came …",
             cause="the descriptor that came is not the listener that was asked for",
             remedy="restart the binder; is the program there really a binder?",
