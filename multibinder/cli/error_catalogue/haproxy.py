@@ -85,7 +85,7 @@ HAPROXY = Section(
             "too long for a Unix socket",
             "no such program; install HAProxy",
             "--sandbox goes with '-- HAPROXY ARGS...'",
-            "cannot find the installed 'multibinder-haproxy' command",
+            "cannot find the installed '…' command",
             cause="the command line of `run` or `check`",
             remedy="as the message says",
         ),
@@ -101,7 +101,7 @@ HAPROXY = Section(
         ),
         entry(
             "there is no instance …",
-            "…: permission denied; run this as HAProxy's user",
+            "…: permission denied; run this as …'s user",
             cause="no instance of that name was started, or it is another user's, or in another `--runtime-dir`",
             remedy="`multibinder-haproxy status` lists all; run as root or as HAProxy's user",
         ),

@@ -55,7 +55,7 @@ CLIENT = Section(
             remedy="`ulimit -n`, or `LimitNOFILE=` in its unit",
         ),
         entry(
-            "the program at … is another multibinder (the Ruby one) and tells nothing of its listeners",
+            "the program at … the Ruby … its listeners",
             cause="the Ruby program knows no method but bind",
             remedy="`ss -ltnp` as root; [move from the Ruby program](how-to/from-ruby.md)",
         ),
@@ -331,7 +331,7 @@ COMMANDS = Section(
         ),
         entry(
             "there is no such directory",
-            "cannot read what is there",
+            "…: cannot read …: …",
             "…: cannot write: …",
             cause="`--prefix` or `--textfile` names something that is missing, or not writable by this user",
             remedy="as the reason says; `systemd install` needs root",
