@@ -55,7 +55,7 @@ CLIENT = Section(
             remedy="`ulimit -n`, or `LimitNOFILE=` in its unit",
         ),
         entry(
-            "the program at … the Ruby … its listeners",
+            "the program at …the Ruby … its listeners",
             cause="the Ruby program knows no method but bind",
             remedy="`ss -ltnp` as root; [move from the Ruby program](how-to/from-ruby.md)",
         ),
