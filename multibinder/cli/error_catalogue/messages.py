@@ -314,8 +314,8 @@ COMMANDS = Section(
     (
         entry(
             "the service runs as the user multibinder, who cannot use this installation",
-            cause="the installation is below `/root`, or was made under umask 077; nothing was written",
-            remedy="`python3 -m venv /opt/multibinder`, and install there",
+            cause="the installation, or its Python, is below `/root`, or was made under umask 077; nothing was written",
+            remedy="`umask 022; /usr/bin/python3 -m venv /opt/multibinder`, and install there",
         ),
         entry(
             "changed by hand, so nothing was written",
