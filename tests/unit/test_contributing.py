@@ -82,6 +82,32 @@ def applied(tree: Path, section: str) -> None:
         apply(tree, example)
 
 
+def test_the_kind_is_found_by_its_addresses_and_its_sockets(tree: Path) -> None:
+    applied(tree, "Add a kind of socket")
+    code = (
+        "import errno, multibinder\n"
+        "from multibinder import Options\n"
+        "from multibinder.wire import kinds\n"
+        "from multibinder.wire.addresses import Address\n"
+        "address = Address.parse('mptcp@127.0.0.1:0')\n"
+        "kind = kinds.of_address(address)\n"
+        "print(kind.name, address)\n"
+        "try:\n"
+        "    with kind.open(address, Options()) as sock:\n"
+        "        kind.make_ready(sock, 5)\n"
+        "        print(kinds.of_socket(sock).name, kind.queue(sock).limit, str(kinds.address_of(sock))[:16])\n"
+        "except OSError as error:\n"
+        "    print('not here', errno.errorcode[error.errno])\n"  # a kernel without MPTCP
+        "with kinds.of_address(address.tcp).open(address.tcp, Options()) as sock:\n"
+        "    print(kinds.of_socket(sock).name)\n"
+    )
+    looked_up, opened, plain = run(tree, "-c", code).splitlines()
+    assert looked_up == "mptcp mptcp@127.0.0.1:0"
+    assert opened in ("mptcp 5 mptcp@127.0.0.1:", "not here EPROTONOSUPPORT", "not here ENOPROTOOPT")
+    assert plain == "tcp"
+    run(tree, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/unit/test_kinds.py", "tests/unit/test_address.py")
+
+
 def test_the_check_is_found_by_the_doctor(tree: Path) -> None:
     applied(tree, "Add a check to the doctor")
     code = (
