@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCKS := requirements-build.lock requirements-dev.lock
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation
 
-.PHONY: demo test lint bench fuzz screenshots lock clean
+.PHONY: demo test lint docs bench fuzz screenshots lock clean
 
 demo: $(VENV)/ready
 	@tools/need haproxy:haproxy
@@ -21,6 +21,10 @@ lint: $(VENV)/ready
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m tools.audit $(LOCKS)
+
+# The pages that are made from the code: docs/errors.md and docs/reference/commands.md.
+docs: $(VENV)/ready
+	@$(BIN)/python -m tools.reference
 
 bench: $(VENV)/ready
 	@tools/need haproxy:haproxy
