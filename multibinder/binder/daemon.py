@@ -25,7 +25,7 @@ from multibinder.binder.methods import Methods, OnRehearsed
 from multibinder.binder.pidfile import remove_pidfile, write_pidfile
 from multibinder.binder.policy import Policy
 from multibinder.binder.policy_in_force import PolicyInForce
-from multibinder.binder.quotas import Limits, Users
+from multibinder.binder.quotas import Limits, Quotas
 from multibinder.binder.server import ControlServer
 from multibinder.binder.store import ListenerStore
 from multibinder.kernel.listen_fds import pass_listen_fds
@@ -103,7 +103,7 @@ class Daemon:
                 self._adopt(sock, came.records.get(cookie_of(sock)))
             self._recover_all()
             self._loop = Loop()
-            self._users = users = Users(self._limits)
+            self._quotas = Quotas(self._limits)
             self._started = time.time()
             self._header = self._next_life(came.header)
             first_policy = self._first_policy(had_one=self._header.policy and len(self._store) > 0)
@@ -120,7 +120,14 @@ class Daemon:
                 upgrader=self,
                 keeper=self._keeper,
             )
-            self._server = ControlServer(self._loop, control.socket, self._store, methods, self._counters, users)
+            self._server = ControlServer(
+                self._loop,
+                control.socket,
+                quotas=self._quotas,
+                counters=self._counters,
+                answer=methods.answer,
+                take_back=self._store.take_back,
+            )
             keepers = () if self._keeper is None else (os.getppid(),)
             self._watch = Watch(self._loop, self._store, settings.orphan_ttl, keepers)
             if self._keeper is not None:
@@ -146,7 +153,7 @@ class Daemon:
                 self._notifier.socket.setblocking(False)  # who watches us may be slower than we are
             ready.tell_and_let_go()
             for peer in came.peers:
-                self._server.welcome(peer)
+                self._server.accept(peer)
             peers = self._server.run()
             self._watch.stop()
             self._loop.close()
@@ -283,10 +290,10 @@ class Daemon:
             starts=self._header.starts,
             upgrades=self._header.upgrades,
             policy=policy.path if policy else None,
-            clients=self._users.clients,
+            clients=self._quotas.clients,
             descriptors=len(os.listdir("/proc/self/fd")) - 1,
             descriptors_limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-            descriptors_in_flight=self._users.in_flight,
+            descriptors_in_flight=self._quotas.in_flight,
             listeners_limit=self._limits.listeners,
             keeper=None if keeper is None else keeper.who,
             kept=0 if keeper is None else keeper.kept,
@@ -383,7 +390,7 @@ class Daemon:
             tell(version, why)
         if version is not None:
             self._leaving = True
-            self._server.leave()
+            self._server.drain()
 
 
 def serve(settings: Settings, version: str, who_listens: WhoListens, command: Sequence[str]) -> None:
