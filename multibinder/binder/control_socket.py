@@ -133,7 +133,7 @@ class ControlSocket:
         """The kind and descriptor of each that is ours to keep beyond a crash; a socket unit's is systemd's."""
         return [] if self._lock is None else [(CONTROL, self.socket.fileno()), (LOCK, self._lock)]
 
-    def leave(self) -> list[tuple[str, int]]:
+    def detach(self) -> list[tuple[str, int]]:
         """Give the socket and the lock to the caller: their kinds and descriptors."""
         kept = [(CONTROL, self.socket.detach())]
         if self._lock is not None:
