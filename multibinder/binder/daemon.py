@@ -18,7 +18,7 @@ import msgspec
 
 from multibinder.binder import events, inherit
 from multibinder.binder.bind_refusal import BindRefusals, WhoListens
-from multibinder.binder.control_socket import ControlSocket
+from multibinder.binder.control_socket import ControlSocket, open_control_socket
 from multibinder.binder.counters import RequestCounters
 from multibinder.binder.durable_state import DurableState
 from multibinder.binder.health_monitor import HealthMonitor
@@ -88,7 +88,7 @@ def _run_one_life(
     supervisor = Supervisor()
     limits = _fit_descriptors(settings.limits)
     inherited = inherit.receive(os.environ)
-    with ControlSocket(
+    with open_control_socket(
         settings.socket_path, settings.mode, settings.group, inherited.control, inherited.lock
     ) as control:
         if settings.pidfile is not None:
@@ -202,10 +202,10 @@ class Daemon:
         """
         if self._keeper is not None:
             # A client that connects while we are dead waits in the queue of the kept control socket.
-            self._keeper.keep(self._control.kept(), lambda confirmed: None)
+            self._keeper.keep(self._control.for_keeper(), lambda confirmed: None)
         signals = SignalQueue(_SIGNALS)
         self._loop.watch(signals.fileno(), lambda: self._obey(signals.read()))
-        self._control.warn_who_may_connect(self._policy.current is not None)
+        self._control.warn_who_may_connect(has_policy=self._policy.current is not None)
         self._store.repair()
         self._loop.call_every(self._timings.repair_every_s, self._store.repair)
         self._loop.call_every(self._timings.look_every_s, self._monitor.look)
