@@ -16,7 +16,7 @@ from multibinder.binder.inherit import RECORDS, Inheritance
 from multibinder.binder.keeper import Keeper
 from multibinder.binder.listener import Listener, name_of_cookie
 from multibinder.binder.recover import recover_from_holders
-from multibinder.wire.address import Address
+from multibinder.wire.addresses import Address
 
 #: A journal grows with each bind and release. One with this many bytes more than its listeners need is replaced.
 _SPARE_BYTES = 1024 * 1024

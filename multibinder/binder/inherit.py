@@ -15,7 +15,7 @@ import msgspec
 from multibinder.binder import events, records
 from multibinder.binder.records import Header, Record
 from multibinder.kernel.listen_fds import take_listen_fds
-from multibinder.wire.address import address_of
+from multibinder.wire import kinds
 
 #: Names of descriptors that are not listeners. A journal's name is RECORDS and a number that grows.
 CONTROL, LOCK, PEER, RECORDS = "control", "lock", "peer", "records"
@@ -114,7 +114,7 @@ class _Sorter:
                 self._control = sock
             else:
                 _close(sock.detach(), name, "a second control socket")
-        elif address_of(sock) is not None:
+        elif kinds.of_socket(sock) is not None:
             self._listeners.append((name, sock))
         else:
             _close(sock.detach(), name, f"a socket of a kind that this version does not know ({sock.family!r})")

@@ -10,14 +10,13 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterable
-from pathlib import Path
 
 from multibinder.binder import events
 from multibinder.binder.records import Record
 from multibinder.kernel.descriptors import scan
 from multibinder.kernel.pidfd import duplicate_socket
 from multibinder.kernel.socket_options import cookie_of
-from multibinder.wire.address import address_of
+from multibinder.wire import kinds
 
 
 def recover_from_holders(records: Iterable[Record]) -> list[tuple[Record, socket.socket]]:
@@ -43,13 +42,13 @@ def recover_from_holders(records: Iterable[Record]) -> list[tuple[Record, socket
             continue
         except OSError:
             continue  # the holder has closed it, or ended
-        if cookie_of(sock) == record.cookie and address_of(sock) is not None:
+        if cookie_of(sock) == record.cookie and kinds.of_socket(sock) is not None:
             recovered.append((record, sock))
             del missing[inode]
         else:
             sock.close()
     # If /proc shows no holder of a socket that exists, the binder may not look into its holder.
-    for inode in (refused | _tcp_inodes()) & missing.keys():
+    for inode in (refused | _existing_inodes()) & missing.keys():
         events.error(
             "cannot-recover",
             address=missing[inode].address,
@@ -59,11 +58,10 @@ def recover_from_holders(records: Iterable[Record]) -> list[tuple[Record, socket
     return recovered
 
 
-def _tcp_inodes() -> set[int]:
-    """Return the inode of each TCP socket in this network namespace (proc_pid_net(5))."""
+def _existing_inodes() -> set[int]:
+    """Return the inodes of all sockets in this network namespace that clients can reach."""
     found: set[int] = set()
-    for table in ("tcp", "tcp6"):
+    for kind in kinds.KINDS:
         with contextlib.suppress(OSError):
-            lines = Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]
-            found.update(int(line.split()[9]) for line in lines)
+            found |= kind.ready_inodes()
     return found

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import msgspec
@@ -13,10 +10,8 @@ import msgspec
 from multibinder.kernel.descriptors import scan
 from multibinder.kernel.process import children_of, name_of, stat_or_none, uid_of
 from multibinder.observe.accepting import accepts_on
-from multibinder.wire.address import Address
-
-_TCP_LISTEN = "0A"
-_WILDCARDS = ("0.0.0.0", "::")
+from multibinder.wire import kinds
+from multibinder.wire.addresses import Address
 
 Role = Literal["accepting", "draining", "holding"]
 
@@ -96,12 +91,12 @@ def holders_of(inodes: Collection[int], except_: Collection[int] = ()) -> Holder
 
 
 def who_listens_on(address: Address) -> Listening:
-    """The processes with a LISTEN socket that collides with ``address``, in this network namespace.
+    """Return the processes with a socket that collides with ``address``, in this network namespace.
 
-    Reads /proc/net/tcp and tcp6 (proc_net_tcp in the kernel's documentation), then every process's descriptors that
-    this user may see: some 10 ms on a host with 300 processes, so ask only after a refusal.
+    Reads the kernel's list of sockets, then every process's descriptors that this user may see: some 10 ms on a host
+    with 300 processes. Ask only after a refusal.
     """
-    inodes = set(_colliding_inodes(address))
+    inodes = kinds.of_address(address).colliding_inodes(address)
     if not inodes:
         return Listening((), hidden=False)
     seen = scan(inodes)
@@ -143,34 +138,3 @@ def _with_draining(holders: list[Holder], workers: Mapping[int, list[Process]]) 
 
 def _users(pids: Collection[int]) -> set[int]:
     return {uid for pid in pids if (uid := uid_of(pid)) is not None}
-
-
-def _colliding_inodes(address: Address) -> Iterator[int]:
-    for table, parse in (("/proc/net/tcp", _ipv4), ("/proc/net/tcp6", _ipv6)):
-        # (A kernel without IPv6 has no tcp6.)
-        with contextlib.suppress(FileNotFoundError), open(table) as lines:
-            next(lines)
-            for line in lines:
-                columns = line.split()
-                if columns[3] != _TCP_LISTEN:
-                    # Listeners come first (tcp_seq_start() in net/ipv4/tcp_ipv4.c). A busy host has 100,000 others.
-                    break
-                host, _, port = columns[1].partition(":")
-                if int(port, 16) != address.port:
-                    continue
-                bound = parse(host)
-                if bound == address.host or bound in _WILDCARDS or address.host in _WILDCARDS:
-                    yield int(columns[9])
-
-
-def _ipv4(column: str) -> str:
-    return socket.inet_ntop(socket.AF_INET, _network_order(column))
-
-
-def _ipv6(column: str) -> str:
-    return socket.inet_ntop(socket.AF_INET6, _network_order(column))
-
-
-def _network_order(column: str) -> bytes:
-    # The kernel prints an address as native 32-bit integers.
-    return b"".join(int(column[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(column), 8))

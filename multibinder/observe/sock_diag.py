@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from multibinder.wire.address import TcpAddress
+from multibinder.wire.addresses import TcpAddress
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20

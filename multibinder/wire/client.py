@@ -15,8 +15,8 @@ from typing import TypeVar
 
 import msgspec
 
-from multibinder.wire import messages, transport
-from multibinder.wire.address import TcpAddress
+from multibinder.wire import kinds, messages, transport
+from multibinder.wire.addresses import Address, TcpAddress
 from multibinder.wire.decoder import Decoder
 from multibinder.wire.errors import (
     BindError,
@@ -30,20 +30,10 @@ from multibinder.wire.errors import (
     RequestError,
     errname,
 )
-from multibinder.wire.listener import SharedListener, adopt_all, close_all, listen, open_listener
-from multibinder.wire.messages import (
-    BinderStatus,
-    BindResult,
-    Handoff,
-    Hello,
-    ListenerParams,
-    ListenerSpec,
-    ListenerStatus,
-    Released,
-    Reply,
-    Upgrade,
-)
+from multibinder.wire.listener import SharedListener, close_all, verify_all_received
+from multibinder.wire.messages import BindResult, Handoff, Hello, ListenerParams, ListenerSpec, Released, Reply, Upgrade
 from multibinder.wire.options import Options
+from multibinder.wire.status import BinderStatus, ListenerStatus
 from multibinder.wire.transport import MAX_DESCRIPTORS
 
 #: Where the control socket is, for every client and for ``multibinder serve``.
@@ -53,7 +43,8 @@ DEFAULT_TIMEOUT_S = 10.0
 #: The binder is trusted, but a bug there must not fill our memory: 10,000 listeners in a list have about 3 MB.
 _REPLY_LIMIT = 64 * 1024 * 1024
 
-Wanted = ListenerSpec | TcpAddress | tuple[str, int]
+#: What a client may ask for: ``(host, port)`` of a TCP listener, an address, or an address with options.
+BindTarget = ListenerSpec | Address | tuple[str, int]
 # Inside Client the name list means the method.
 _Statuses = list[ListenerStatus]
 _Releases = list[Released]
@@ -118,7 +109,7 @@ class Client:
             return Hello(name="unknown", capabilities=["bind"])
         return _result(reply, Hello)
 
-    def bind(self, wanted: Iterable[Wanted], *, owner: str = "", inheritable: bool = False) -> list[SharedListener]:
+    def bind(self, wanted: Iterable[BindTarget], *, owner: str = "", inheritable: bool = False) -> list[SharedListener]:
         """Get LISTEN sockets, all or none, in the order asked for, in one round trip. They are the caller's.
 
         ``wanted`` has ``("127.0.0.1", 8000)`` tuples, addresses, or ``ListenerSpec(address, Options(…))``. ``owner``
@@ -130,7 +121,7 @@ class Client:
         """
         return self._bind([_spec(item) for item in wanted], owner, inheritable, stacklevel=3)
 
-    def check(self, wanted: Iterable[Wanted], *, owner: str = "") -> None:
+    def check(self, wanted: Iterable[BindTarget], *, owner: str = "") -> None:
         """Ask whether ``bind`` would be granted now. Creates nothing; raises what ``bind`` would raise."""
         params = [ListenerParams.of(_spec(item), owner) for item in wanted]
         if params:
@@ -144,7 +135,7 @@ class Client:
         """The binder itself, what happened since it started, and how its listeners fare."""
         return _result(self._ask("status", []), BinderStatus)
 
-    def release(self, wanted: Iterable[Wanted], *, owner: str = "") -> _Releases:
+    def release(self, wanted: Iterable[BindTarget], *, owner: str = "") -> _Releases:
         """Give up the claim of ``owner``. A listener without any claim left is shut down for every holder.
 
         The outcome of each: ``closed``, ``kept`` (somebody else's claim remains: see ``owners``), ``absent``.
@@ -169,7 +160,7 @@ class Client:
                 deadline = time.monotonic() + self.timeout
                 reply = self._ask("bind", [ListenerParams.of(spec, owner) for spec in rest], deadline)
                 descriptors, handoffs = self._collect(reply, rest, deadline)
-                sockets += adopt_all(descriptors, [spec.address for spec in rest[: len(descriptors)]])
+                sockets += verify_all_received(descriptors, [spec.address for spec in rest[: len(descriptors)]])
                 for handoff in handoffs:
                     if handoff.warning:
                         warnings.warn(f"{handoff.address}: {handoff.warning}", RuntimeWarning, stacklevel=stacklevel)
@@ -299,7 +290,7 @@ def bind(
 
 
 def bind_many(
-    wanted: Iterable[Wanted],
+    wanted: Iterable[BindTarget],
     *,
     owner: str = "",
     inheritable: bool = False,
@@ -338,8 +329,9 @@ def _bind_here(specs: Sequence[ListenerSpec], inheritable: bool) -> list[socket.
         sockets: list[socket.socket] = []
         for spec in specs:
             try:
-                sock = undo.enter_context(open_listener(spec))
-                listen(sock, spec.options.backlog)
+                kind = kinds.of_address(spec.address)
+                sock = undo.enter_context(kind.open(spec.address, spec.options))
+                kind.make_ready(sock, spec.options.backlog)
             except OSError as error:
                 number = error.errno or 0
                 raise BindError(
@@ -353,11 +345,11 @@ def _bind_here(specs: Sequence[ListenerSpec], inheritable: bool) -> list[socket.
     return sockets
 
 
-def _spec(item: Wanted) -> ListenerSpec:
+def _spec(item: BindTarget) -> ListenerSpec:
     match item:
         case ListenerSpec():
             return item
-        case TcpAddress():
+        case Address():
             return ListenerSpec(item)
         case (str() as host, int() as port):
             return ListenerSpec(TcpAddress.of(host, port))

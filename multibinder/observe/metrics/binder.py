@@ -9,7 +9,7 @@ from prometheus_client.core import Metric
 from prometheus_client.utils import floatToGoString
 
 from multibinder.observe.metrics.family import Counter, Described, Gauge, Histogram, Info
-from multibinder.wire.messages import REQUEST_BOUNDS_S, BinderStatus, Counters, ListenerHealth
+from multibinder.wire.status import REQUEST_BOUNDS_S, BinderStatus, Counters, ListenerHealth
 
 #: Counted from the start, so that the first one is an increase: what is new in a scrape is none for rate().
 METHODS = ("hello", "bind", "check", "list", "release", "status", "upgrade", "other")

@@ -16,7 +16,7 @@ from multibinder.observe.metrics import instances as of_instances
 from multibinder.observe.metrics.family import Counter, Described, Gauge, Info
 from multibinder.wire.client import Client
 from multibinder.wire.errors import MultibinderError, NotAllowed
-from multibinder.wire.messages import BinderStatus
+from multibinder.wire.status import BinderStatus
 
 SOURCES = ("binder", "instances")
 
