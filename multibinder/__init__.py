@@ -7,7 +7,8 @@ The binder keeps the port open while your program restarts; clients wait in the 
 """
 
 from multibinder.wire.addresses import Address, TcpAddress
-from multibinder.wire.client import SOCKET_VARIABLE, Client, bind, bind_many
+from multibinder.wire.client import Client, bind, bind_many
+from multibinder.wire.connection import SOCKET_VARIABLE
 from multibinder.wire.errors import (
     AddressError,
     BindError,

@@ -1,4 +1,4 @@
-"""Which processes hold a listening socket, and what they do with it, from /proc."""
+"""Find the processes that hold a listener, and what they do with it, in /proc."""
 
 from __future__ import annotations
 
@@ -25,21 +25,24 @@ class Process(msgspec.Struct, frozen=True):
 
 
 class Holder(Process, frozen=True):
-    """A process that has a listener open.
+    """A process that has a listener open, and its role:
 
-    ``accepting``  it waits for clients there: an epoll instance of it watches the socket, or a thread sleeps in accept.
-    ``draining``   an HAProxy worker, older than the one of the same master that accepts: it finishes the clients that
-                   it has, and takes none here any more. It is listed also where it has closed the socket already.
-    ``holding``    neither is seen: HAProxy's master; a server that is busy, or that waits in a way that cannot be seen
-                   (poll, select, io_uring), or whose details may not be read.
+    ``accepting``  It waits for clients: one of its epoll instances watches the socket, or a thread sleeps in accept.
+    ``draining``   An HAProxy worker that is older than the accepting one of the same master. It finishes its
+                   connections and accepts no more. It is listed even if it has closed the socket already.
+    ``holding``    Neither is visible: HAProxy's master; a server that is busy, that waits in an invisible way (poll,
+                   select, io_uring), or whose details may not be read.
     """
 
     role: Role
 
 
 class Holders(msgspec.Struct, frozen=True):
-    """The answer of ``holders_of``. ``hidden``: there are processes that may not be looked into, and any of them may be
-    a holder too; they run as ``hidden_users`` (user ids), which is empty where the host does not even list them."""
+    """The result of ``holders_of``.
+
+    ``hidden``: some processes may not be looked into, and each of them may be a holder as well. They run as
+    ``hidden_users`` (user ids), which is empty if the host does not even list them.
+    """
 
     by_inode: Mapping[int, tuple[Holder, ...]]
     hidden: bool
@@ -50,7 +53,7 @@ class Holders(msgspec.Struct, frozen=True):
 
 
 class Listening(msgspec.Struct, frozen=True):
-    """Who listens where a bind was refused. ``hidden``: some process could not be looked into, for want of rights."""
+    """The processes that have an address. ``hidden``: some process could not be looked into, for want of rights."""
 
     processes: tuple[Process, ...]
     hidden: bool
@@ -63,10 +66,10 @@ class Listening(msgspec.Struct, frozen=True):
 
 
 def holders_of(inodes: Collection[int], except_: Collection[int] = ()) -> Holders:
-    """Who has these sockets open, beside the processes ``except_``: the binder itself, and whoever keeps copies for it.
+    """Return which processes have these sockets open, except those in ``except_``: the binder and its keeper.
 
-    One pass over /proc for all of them: see ``scan`` for what it costs and which rights it needs. What is read is a
-    moment's: who is between two accepts, or between fork and exec, is shown as that.
+    One pass over /proc finds all of them; ``scan`` says what that costs and which rights it needs. The result is a
+    snapshot: a process between two accepts is ``holding``, and one between fork and exec is listed.
     """
     if not inodes:
         return Holders({}, hidden=False)
@@ -76,7 +79,7 @@ def holders_of(inodes: Collection[int], except_: Collection[int] = ()) -> Holder
     for process in seen.opened:
         accepting = accepts_on(process)
         name = name_of(process.pid)
-        # One object for all its listeners: with 10,000 of them that is a fifth of the time.
+        # One object for all listeners of a process: with 10,000 of them this takes a fifth of the time.
         waiting, holding = Holder(process.pid, name, "accepting"), Holder(process.pid, name, "holding")
         if _is_haproxy(waiting):
             haproxies.append(process.pid)
@@ -109,7 +112,7 @@ def _is_haproxy(process: Process) -> bool:
 
 
 def _workers(masters: Collection[int]) -> dict[int, list[Process]]:
-    """By the PID of each of these that has any: its children that are HAProxy too, the oldest first."""
+    """Return, for each of these processes that has any, its children that are HAProxy too, the oldest first."""
     found = {}
     for master in masters:
         born: list[tuple[int, Process]] = []

@@ -1,12 +1,12 @@
-"""The messages of the control socket: JSON-RPC 2.0, in the dialect of github/multibinder 0.0.5 and beyond it.
+"""The messages of the control socket: JSON-RPC 2.0, compatible with github/multibinder 0.0.5, and extended.
 
-A request's ``params`` is a list, one object for each listener it is about::
+The ``params`` of a request are a list with one object for each listener::
 
     {"jsonrpc":"2.0","id":"1","method":"bind","params":[{"address":"127.0.0.1","port":8000,"backlog":1000}]}
     {"jsonrpc":"2.0","id":"1","result":{"descriptors":1,"listeners":[{"address":"127.0.0.1:8000",…}]}}
 
-The descriptors travel beside the reply, in the order of ``listeners``. Those past the first 252 follow in messages
-of their own, which carry nothing else: ``{"jsonrpc":"2.0","method":"descriptors","params":{"from":252}}``.
+The descriptors travel beside the reply, in the order of ``listeners``. Those past the first 252 follow in further
+messages, which carry nothing else: ``{"jsonrpc":"2.0","method":"descriptors","params":{"from":252}}``.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from multibinder.wire.errors import AddressError
 from multibinder.wire.excerpt import excerpt
 from multibinder.wire.options import OPTION_NAMES, Options, check_label
 
-#: The version of what this module describes; a change that an old peer would misread raises it.
+#: The version of the protocol that this module describes. A change that an old peer would misread raises it.
 PROTOCOL = 1
 
-# JSON-RPC 2.0, section 5.1. What lies above -32000 is the application's; 10000 is the Ruby program's.
+# JSON-RPC 2.0, section 5.1. Codes above -32000 belong to the application; 10000 is the Ruby program's.
 PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
 METHOD_NOT_FOUND = -32601
@@ -91,6 +91,8 @@ class ListenerParams(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
 
 
 class Request(msgspec.Struct):
+    """A request as the binder reads it; ``params`` is read by its method."""
+
     method: str
     id: Id
     params: msgspec.Raw = msgspec.Raw(b"[]")
@@ -98,13 +100,15 @@ class Request(msgspec.Struct):
 
 
 class ErrorObject(msgspec.Struct, omit_defaults=True):
+    """The error of a reply (JSON-RPC 2.0, section 5.1)."""
+
     code: int
     message: str
     data: dict[str, Any] | None = None
 
 
 class Reply(msgspec.Struct):
-    """A reply as a client reads it. Ruby's server answers an unknown method without ``id``."""
+    """A reply as a client reads it. The Ruby program answers an unknown method without ``id``."""
 
     id: Id = None
     result: msgspec.Raw = msgspec.Raw(b"null")
@@ -113,10 +117,10 @@ class Reply(msgspec.Struct):
 
 
 class Handoff(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the binder says of a listener that it hands over.
+    """A listener that the binder hands over.
 
-    ``address`` is the one it is bound to (never port 0); ``backlog`` the effective limit of its accept queue, in
-    connections; ``created`` whether this request made it; ``warning`` what the caller should know.
+    ``address`` is the one that it is bound to (never port 0); ``backlog`` the effective limit of its accept queue, in
+    connections; ``created`` whether this request created it; ``warning`` a sentence for the caller.
     """
 
     address: str
@@ -126,12 +130,14 @@ class Handoff(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class BindResult(msgspec.Struct, frozen=True):
+    """The result of ``bind``: the listeners, and how many descriptors come with the reply and its continuations."""
+
     listeners: list[Handoff]
     descriptors: int
 
 
 class Released(msgspec.Struct, frozen=True):
-    """What became of one address in a ``release``: ``closed``, ``kept`` (by ``owners``) or ``absent``."""
+    """The outcome of ``release`` for one address: ``closed``, ``kept`` (by ``owners``) or ``absent``."""
 
     address: str
     outcome: str
@@ -139,14 +145,14 @@ class Released(msgspec.Struct, frozen=True):
 
 
 class Upgrade(msgspec.Struct, frozen=True):
-    """The versions of an upgrade that is about to happen; its client stays connected through it."""
+    """The versions before and after an upgrade that is about to happen. The client stays connected through it."""
 
     before: str
     after: str
 
 
 class Hello(msgspec.Struct, frozen=True):
-    """Who answers. ``capabilities`` names the methods; ``protocol`` is a number that only grows."""
+    """The binder that answers. ``capabilities`` names its methods; ``protocol`` is a number that only grows."""
 
     name: str = "multibinder"
     version: str = "unknown"
@@ -156,7 +162,7 @@ class Hello(msgspec.Struct, frozen=True):
 
 
 class InvalidParamsError(Exception):
-    """``params`` is JSON, but not what the method takes. The message is for the client."""
+    """``params`` is JSON, but not what the method accepts. The message is for the client."""
 
 
 _request = msgspec.json.Decoder(Request)
@@ -165,7 +171,7 @@ _any = msgspec.json.Decoder()
 
 
 def decode_request(text: bytes) -> Request:
-    """Raises msgspec.ValidationError for JSON that is no request, msgspec.DecodeError for what is not JSON."""
+    """Read a request. Raises msgspec.ValidationError for JSON that is no request, msgspec.DecodeError for no JSON."""
     try:
         return _request.decode(text)
     except RecursionError:
@@ -175,7 +181,7 @@ def decode_request(text: bytes) -> Request:
 
 
 def decode_listener_params(raw: msgspec.Raw) -> list[ListenerParams]:
-    """``params`` of bind, check and release; InvalidParamsError names the element and the field."""
+    """Read the ``params`` of bind, check and release. Raises InvalidParamsError with the element and the field."""
     try:
         params = _listener_params.decode(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -186,7 +192,7 @@ def decode_listener_params(raw: msgspec.Raw) -> list[ListenerParams]:
 
 
 def check_spec(index: int, params: ListenerParams) -> ListenerSpec:
-    """The checked value of one element; InvalidParamsError names it."""
+    """Return the checked value of one element. Raises InvalidParamsError, which names the element."""
     try:
         return params.spec()
     except AddressError as error:
@@ -194,7 +200,7 @@ def check_spec(index: int, params: ListenerParams) -> ListenerSpec:
 
 
 def encode(message: object) -> bytes:
-    """One message, with the newline that ends it."""
+    """Return one message with the newline that ends it."""
     return msgspec.json.encode(message) + b"\n"
 
 
@@ -211,12 +217,12 @@ def encode_error(id: Id, code: int, message: str, data: dict[str, Any] | None = 
 
 
 def encode_continuation(first: int) -> bytes:
-    """Announces the descriptors of the reply before it, from number ``first`` on."""
+    """Return the message that carries the descriptors of the reply before it, from number ``first`` on."""
     return encode({"jsonrpc": "2.0", "method": "descriptors", "params": {"from": first}})
 
 
 def _explain(complaint: str) -> str:
-    """msgspec names the path; an operator also wants to know what would be right."""
+    """Add to msgspec's complaint, which names the path, the fields that are allowed."""
     where = excerpt(complaint).replace("`$", "`params")
     if "unknown field" in complaint:
         return f"{where}; a listener takes address, port, owner, {', '.join(OPTION_NAMES)}"

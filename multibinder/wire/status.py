@@ -12,7 +12,7 @@ class ListenerStatus(msgspec.Struct, frozen=True):
     """One listener as ``list`` shows it.
 
     ``backlog`` is the effective limit, ``backlog_requested`` what was asked for (None: the kernel's limit);
-    ``created`` is in seconds since the epoch; ``cookie`` is the socket's SO_COOKIE, its identity for life.
+    ``created`` is in seconds since the epoch; ``cookie`` is SO_COOKIE, which identifies the socket for its whole life.
     """
 
     address: str
@@ -27,12 +27,12 @@ class ListenerStatus(msgspec.Struct, frozen=True):
 
 
 class Counters(msgspec.Struct):
-    """What happened since this process started to serve.
+    """The counters of a binder since its process started to serve.
 
-    ``requests`` by method, those of no known method as ``other``; ``refusals`` by reason: ``policy``, ``owner``,
-    ``bind``, ``invalid``, ``internal``, ``timeout``, or the limit that was reached; ``handoffs``: descriptors given;
-    ``connections`` accepted; ``evictions``: quiet connections that had to make room. ``request_buckets``: how many
-    requests took up to each of REQUEST_BOUNDS_S, and at last how many took longer; ``request_seconds`` all together.
+    ``requests`` by method, unknown methods as ``other``; ``refusals`` by reason: ``policy``, ``owner``, ``bind``,
+    ``invalid``, ``internal``, ``timeout``, or the limit that was reached; ``handoffs``: descriptors given to clients;
+    ``connections`` accepted; ``evictions``: idle connections that were closed to make room. ``request_buckets``: how
+    many requests took up to each of REQUEST_BOUNDS_S, and last how many took longer; ``request_seconds``: the sum.
     """
 
     requests: dict[str, int] = {}
@@ -53,6 +53,8 @@ class HolderStatus(msgspec.Struct, frozen=True):
 
 
 class OwnerStatus(msgspec.Struct, frozen=True):
+    """An owner of a listener: its label, which may be empty, and its user id."""
+
     label: str
     uid: int
 
@@ -60,12 +62,13 @@ class OwnerStatus(msgspec.Struct, frozen=True):
 class ListenerHealth(msgspec.Struct, frozen=True):
     """One listener as ``status`` shows it. Times are in seconds since the epoch.
 
-    ``state``: ``serving``; ``orphan``: no process but the binder has it; ``stalled``: clients wait and nobody accepts;
+    ``state`` is ``serving``; ``orphan``: it has no holder; ``stalled``: clients wait and no process accepts them;
     ``repaired``: a holder had shut it down, or changed its backlog, within the last hour. ``queue`` connections wait
-    now, ``limit`` may. ``drops``: packets that this very socket has dropped since it was made, each a client that has
-    to try again (SO_MEMINFO); ``drops_per_s`` over the last look's interval. ``holders`` beside the binder and whoever
-    keeps copies for it, as of its last look; None if some process may not be looked into and none was found.
-    ``orphan_ttl_s``: an orphan is closed after so long; None: never. ``kept``: it would survive a crash of the binder.
+    now, ``limit`` may wait. ``drops`` counts the packets that the socket has dropped since it was created, each of a
+    client that has to try again (SO_MEMINFO); ``drops_per_s`` is the rate between the last two looks. ``holders`` are
+    those of the last look, without the keeper; None if some process may not be looked into and no holder was found.
+    ``orphan_ttl_s`` is the age at which an orphan is closed; None: never. ``kept``: it would survive a crash of the
+    binder.
     """
 
     address: str
@@ -92,13 +95,13 @@ class ListenerHealth(msgspec.Struct, frozen=True):
 
 
 class BinderStatus(msgspec.Struct, frozen=True):
-    """The binder itself, and its listeners. Times are in seconds since the epoch.
+    """The binder and its listeners as ``status`` shows them. Times are in seconds since the epoch.
 
-    ``started``: this process, or its last upgrade; ``starts`` and ``upgrades`` of this binder since boot; ``policy``:
-    the file that decides, None for none; ``descriptors`` open, and how many may be; ``descriptors_in_flight`` were
-    sent, and are not known to be received; ``keeper``: who keeps the sockets through a crash (``systemd``, ``guard``,
-    None), and how many it has of how many it takes. ``looked_at``: when holders were last looked for. ``version`` of
-    this structure: fields may be added, a change of what is here raises it.
+    ``format`` is the version of this structure: fields may be added, a change of an existing field raises it.
+    ``started`` is the start of this process or its last upgrade; ``starts`` and ``upgrades`` count since boot.
+    ``policy`` is the policy file, None for none. ``descriptors`` are open, ``descriptors_limit`` may be;
+    ``descriptors_in_flight`` were sent to clients that have not confirmed them. ``keeper`` is ``systemd``, ``guard`` or
+    None; it has ``kept`` sockets and room for ``kept_limit``. ``looked_at`` is when holders were last looked for.
     """
 
     format: int

@@ -1,4 +1,4 @@
-"""Define what every address can do, whatever its family."""
+"""The base of all addresses."""
 
 from __future__ import annotations
 

@@ -90,6 +90,11 @@ class TcpAddress(Address, frozen=True):
         """Whether the host is an IPv4 address in IPv6 notation: ``::ffff:192.0.2.1`` (ipv6(7))."""
         return self.host.startswith(_MAPPED) and "." in self.host
 
+    @property
+    def header_bytes(self) -> int:
+        """The length of the IP and TCP headers without options (RFC 6691) of packets to and from this address."""
+        return 40 if self.unmapped().version == 4 else 60
+
     def with_port(self, port: int) -> TcpAddress:
         return TcpAddress(self.host, port)
 

@@ -1,4 +1,4 @@
-"""Define what a kind of socket must answer."""
+"""The interface of a kind."""
 
 from __future__ import annotations
 
