@@ -31,7 +31,7 @@ from multibinder.binder.pidfile import remove_pidfile, write_pidfile
 from multibinder.binder.policy import Policy
 from multibinder.binder.policy_in_force import PolicyInForce
 from multibinder.binder.policy_source import load_first_policy, load_policy, reload_policy
-from multibinder.binder.quotas import Limits, Users
+from multibinder.binder.quotas import Limits, Quotas
 from multibinder.binder.ready import report_ready
 from multibinder.binder.records import Record
 from multibinder.binder.server import ControlServer
@@ -170,7 +170,7 @@ class Daemon:
         self._is_stopping = False
         self._is_upgrading = False
         counters = RequestCounters()
-        users = Users(limits)
+        quotas = Quotas(limits)
         # The keeper is our parent, and has copies of all listeners.
         scan = HolderScan(loop, find_holders, () if keeper is None else (os.getppid(),), timings.look_timeout_s)
         self._monitor = HealthMonitor(loop, store, scan, settings.orphan_ttl, grace_s=timings.grace_s)
@@ -183,12 +183,19 @@ class Daemon:
             policy=self._policy,
             counters=counters,
             status_source=BinderStatusSource(
-                version, self._monitor, self._durable, keeper, users, self._policy, counters
+                version, self._monitor, self._durable, keeper, quotas, self._policy, counters
             ),
             upgrader=self._upgrader,
             keeper=keeper,
         )
-        self._server = ControlServer(loop, control.socket, store, methods, counters, users)
+        self._server = ControlServer(
+            loop,
+            control.socket,
+            quotas=quotas,
+            counters=counters,
+            answer=methods.answer,
+            take_back=store.take_back,
+        )
 
     @property
     def is_upgrading(self) -> bool:
@@ -220,7 +227,7 @@ class Daemon:
         self._supervisor.report_ready(self._settings.socket_path)
         report_ready()
         for client in clients:
-            self._server.welcome(client)
+            self._server.accept(client)
         remaining = self._server.run()
         self._monitor.stop()
         self._loop.close()
@@ -272,7 +279,7 @@ class Daemon:
 
     def _begin_upgrade(self) -> None:
         self._is_upgrading = True
-        self._server.leave()
+        self._server.drain()
 
 
 def _fit_descriptors(limits: Limits) -> Limits:

@@ -13,7 +13,7 @@ from multibinder.binder.health_monitor import HealthMonitor
 from multibinder.binder.keeper import Keeper
 from multibinder.binder.listener import Listener
 from multibinder.binder.policy_in_force import PolicyInForce
-from multibinder.binder.quotas import Users
+from multibinder.binder.quotas import Quotas
 from multibinder.wire.status import BinderStatus
 
 
@@ -26,7 +26,7 @@ class BinderStatusSource:
         monitor: HealthMonitor,
         durable: DurableState,
         keeper: Keeper | None,
-        users: Users,
+        quotas: Quotas,
         policy: PolicyInForce,
         counters: RequestCounters,
     ) -> None:
@@ -34,7 +34,7 @@ class BinderStatusSource:
         self._monitor = monitor
         self._durable = durable
         self._keeper = keeper
-        self._users = users
+        self._quotas = quotas
         self._policy = policy
         self._counters = counters
         self._started = time.time()
@@ -53,11 +53,11 @@ class BinderStatusSource:
             starts=self._durable.starts,
             upgrades=self._durable.upgrades,
             policy=policy.path if policy else None,
-            clients=self._users.clients,
+            clients=self._quotas.clients,
             descriptors=len(os.listdir("/proc/self/fd")) - 1,
             descriptors_limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-            descriptors_in_flight=self._users.in_flight,
-            listeners_limit=self._users.limits.listeners,
+            descriptors_in_flight=self._quotas.in_flight,
+            listeners_limit=self._quotas.limits.listeners,
             keeper=None if keeper is None else keeper.who,
             kept=0 if keeper is None else keeper.kept,
             kept_limit=0 if keeper is None else keeper.limit,
