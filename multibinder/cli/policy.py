@@ -10,9 +10,9 @@ import click
 import msgspec
 
 from multibinder import Address, AddressError, ListenerSpec, Options
-from multibinder.binder.daemon import DEFAULT_POLICY
 from multibinder.binder.policy import METHODS, AccessRequest, access_requests, explain
 from multibinder.binder.policy_file import lint, load
+from multibinder.binder.settings import DEFAULT_POLICY
 from multibinder.wire.options import OPTION_NAMES
 
 

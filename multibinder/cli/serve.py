@@ -13,9 +13,9 @@ import click
 import msgspec
 
 from multibinder import SOCKET_VARIABLE, Address, AddressError
-from multibinder.binder import daemon
-from multibinder.binder.health_monitor import OrphanTtl
+from multibinder.binder.orphan_ttl import OrphanTtl
 from multibinder.binder.quotas import Limits
+from multibinder.binder.settings import DEFAULT_POLICY, Settings
 from multibinder.cli.binder_main import Invocation, command
 from multibinder.cli.detach import detach as go_to_the_background
 from multibinder.cli.guard_main import command as guard_command
@@ -72,7 +72,7 @@ def _limit(flag: str, field: str, text: str, least: int = 1) -> Callable[[_F], _
     help="Who may connect: the control socket's file mode.",
 )  # fmt: skip
 @click.option("--group", metavar="NAME", help="The control socket's group.")
-@click.option("--policy", metavar="FILE", show_default=f"{daemon.DEFAULT_POLICY}, if it is there",
+@click.option("--policy", metavar="FILE", show_default=f"{DEFAULT_POLICY}, if it is there",
               help="Who may ask for what (see 'multibinder policy').")  # fmt: skip
 @_limit("--max-listeners", "listeners", "Listeners held at once.")
 @_limit("--max-listeners-per-uid", "listeners_per_uid", "Listeners that one uid may have a claim to.")
@@ -122,7 +122,7 @@ def serve_command(
     Example:
       multibinder serve --socket /run/multibinder/control.sock --group haproxy
     """
-    settings = daemon.Settings(
+    settings = Settings(
         socket_path=os.path.abspath(socket_path) if detach else socket_path,
         mode=mode if mode is not None else 0o660 if group else 0o600,
         group=group,
