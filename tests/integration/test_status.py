@@ -489,7 +489,7 @@ def test_colour_is_for_terminals_and_can_be_refused(binder: Binder, host: str) -
     [
         (b'{"jsonrpc":"2.0","id":"1","result":{"name":"multibinder","version":"0.0.9","protocol":1}}',
          "(version 0.0.9) and does not know 'status'; bring it up to date"),
-        (b'{"error":{"code":-32601,"message":"Method not found"}}', "is another multibinder (the Ruby one)"),
+        (b'{"error":{"code":-32601,"message":"Method not found"}}', "is the Ruby multibinder"),
     ],
     ids=["older", "ruby"],
 )  # fmt: skip
