@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from multibinder.binder import inherit
 from multibinder.binder.ready import DETACHED, READY
+from multibinder.kernel.listen_fds import pass_listen_fds, take_listen_fds
 
 
 def detach() -> None:
@@ -17,7 +17,7 @@ def detach() -> None:
     """
     from daemon import DaemonContext  # python-daemon; the process is replaced by the binder's right after
 
-    given = inherit.numbered(os.environ)
+    given = take_listen_fds(os.environ)
     reading, writing = os.pipe()
     if os.fork():
         os.close(writing)
@@ -31,7 +31,7 @@ def detach() -> None:
         # python-daemon's /dev/null is close-on-exec if open(2) returned one of these numbers.
         os.set_inheritable(number, True)
     os.environ[DETACHED] = "1"
-    inherit.bequeath(given, os.environ)
+    pass_listen_fds(given, os.environ)
 
 
 def _exit_when_ready(reading: int) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 
 import click
 from prometheus_client.exposition import generate_latest
@@ -13,6 +11,7 @@ from multibinder import MultibinderError, TcpAddress, __version__
 from multibinder.cli.exporter_server import MetricsServer
 from multibinder.cli.options import AddressType, socket_option
 from multibinder.cli.wording import reason_of
+from multibinder.kernel.files import replace
 from multibinder.observe.metrics.scrape import Scrape
 
 #: Less than Prometheus's default for a scrape (scrape_timeout: 10s), so that it still receives 'multibinder_up 0'.
@@ -86,16 +85,7 @@ def _log(sentence: str) -> None:
 
 def _write(path: str, text: bytes) -> None:
     """Replace the file atomically. Its mode is 0644, because node_exporter runs as another user."""
-    temporary = None
     try:
-        # Not *.prom: node_exporter must not read what a killed run left behind.
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=os.path.dirname(path) or ".")
-        with open(descriptor, "wb") as stream:
-            stream.write(text)
-            os.fchmod(stream.fileno(), 0o644)
-        os.rename(temporary, path)
+        replace(path, text, 0o644)
     except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
         raise ExporterError(f"{path}: cannot write: {reason_of(error)}") from error
