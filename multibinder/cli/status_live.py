@@ -105,7 +105,7 @@ class LiveStatus:
             while shown < len(blocks) and used + len(blocks[shown]) <= room:
                 used += len(blocks[shown])
                 shown += 1
-            left_out = f"{len(blocks) - shown:,} more, none in a worse state: 'multibinder status' shows all"
+            left_out = f"{len(blocks) - shown:,} more not shown, none in a worse state: 'multibinder status' shows all"
         else:
             shown, left_out = len(blocks), ""
         yield from top
