@@ -9,10 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import Binder, Stranger, own_host, require
+from tests.support import Binder, Stranger, installation, own_host, require, same_tree
 
 StartBinder = Callable[..., Binder]
 Meet = Callable[[int], Stranger]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the directory of the run; end the run if this process and the installed commands have different code."""
+    if installation.is_in_a_run():
+        return  # a process of pytest-xdist, or of tests.support.namespaces
+    if difference := same_tree.difference():
+        raise pytest.UsageError(difference)
+    of_the_run = contextlib.ExitStack()
+    config.add_cleanup(of_the_run.close)
+    of_the_run.enter_context(installation.directory_of_the_run())
 
 
 @pytest.fixture

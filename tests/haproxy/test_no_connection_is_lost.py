@@ -10,10 +10,10 @@ import signal
 import threading
 from pathlib import Path
 
-from benchmarks.load import Load
 from tests.haproxy.conftest import MakeHaproxy
 from tests.haproxy.support import HAPROXY, Haproxy, bind_tcp, config, get
 from tests.support import Binder, descriptors, require, wait_until
+from tests.support.load import Load
 
 
 def test_fifty_reloads_at_2000_connections_a_second_with_binds_added_and_dropped_lose_none(
