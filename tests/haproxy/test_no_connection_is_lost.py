@@ -139,7 +139,7 @@ def test_a_hundred_reloads_leave_no_descriptor_behind(haproxy: Haproxy, binder: 
 
     def counts() -> tuple[int, int, int]:
         worker = wait_until(lambda: len(haproxy.workers()) == 1 and haproxy.workers()[0], "one worker is left")
-        wait_until(lambda: not haproxy.status()["old_workers"], "the old worker has ended")
+        wait_until(lambda: not haproxy.old_workers(), "the old worker has ended")
         return len(binder.descriptors()), len(descriptors(haproxy.pid)), len(descriptors(worker))
 
     before = counts()

@@ -15,8 +15,6 @@ from tests.support.requirements import require
 from tests.support.waiting import PATIENCE_S
 
 _INSIDE = "MULTIBINDER_TEST_INSIDE"
-#: The group of pytest-xdist whose tests never run beside each other: they look at the whole machine.
-GROUP = "machine"
 
 
 def alone(test: Callable[..., None]) -> Callable[..., None]:
@@ -34,8 +32,7 @@ def alone(test: Callable[..., None]) -> Callable[..., None]:
         unshare = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
         possible = subprocess.run([*unshare, "true"], capture_output=True, text=True, check=False)
         require("namespaces", possible.returncode == 0, f"no namespaces can be made here: {possible.stderr}")
-        # pytest-xdist adds the group of a test to its name.
-        name = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0].removesuffix(f"@{GROUP}")
+        name = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]
         pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", name]
         done = subprocess.run(
             [*unshare, "sh", "-c", 'ip link set lo up && "$@"', "sh", *pytest_],
