@@ -37,8 +37,8 @@ try:
     from rich.table import Table
     from rich.text import Text
 
-    from benchmarks.load import Load, LoadError, Phase, Result
     from multibinder import __version__
+    from tests.support.load import Load, LoadError, Phase, Result
 except ImportError as error:
     sys.exit(f"demo: {error}; 'make demo' installs what is needed in .venv, and runs this")
 except KeyboardInterrupt:
