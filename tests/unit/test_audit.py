@@ -71,7 +71,7 @@ def test_what_is_pinned_with_hashes_is_fine(tmp_path: Path, project: Project) ->
             f"click==8.1.0 ; python_version < '3.13' {HASH}\n",
             "click is in no lock file, but pyproject.toml needs it with Python 3.13",
         ),
-        (f"click==8.0.0 {HASH}\n", "a.lock:1: click is locked to 8.0.0, and pyproject.toml needs click>=8.1"),
+        (f"click==8.0.0 {HASH}\n", "a.lock:1: click is locked to 8.0.0, but pyproject.toml needs click>=8.1"),
         (f"click==8.1.0 {HASH}\nclick==8.2.0 {HASH}\n", "pinned twice: 8.1.0 in "),
         (f"click==8.1.0 {HASH}\nleft-pad==1.0 {HASH}\n", "a.lock:2: nothing needs left-pad any more"),
     ],
