@@ -19,6 +19,7 @@ from pathlib import Path
 
 import multibinder
 from benchmarks import rig
+from multibinder.kernel.process import children_of
 
 _COUNTS = (1, 1_000, 10_000)
 
@@ -35,16 +36,18 @@ def main() -> None:
             with multibinder.Client(socket_path, timeout=rig.PATIENCE_S) as client:
                 for listener in rig.bind(client, count):
                     listener.close()
-            before = rig.status_field(_child_of(guard.pid), "VmRSS")
+            [binder] = children_of(guard.pid)
+            before = rig.status_field(binder, "VmRSS")
             away = [_kill_and_wait(guard, socket_path, count) for _ in range(arguments.kills)]
-            after, guards = (rig.status_field(pid, "VmRSS") for pid in (_child_of(guard.pid), guard.pid))
+            [binder] = children_of(guard.pid)
+            after, guards = (rig.status_field(pid, "VmRSS") for pid in (binder, guard.pid))
         times = f"{statistics.median(away) * 1e3:>11,.0f} ms{max(away) * 1e3:>9,.0f} ms"
         print(f"{count:>10,}{times}{before:>12,} KiB{after:>10,} KiB{guards:>10,} KiB", flush=True)
 
 
 def _kill_and_wait(guard: subprocess.Popen[bytes], socket_path: Path, count: int) -> float:
     """Kill the binder, and return the seconds until it answers again. Exits unless every listener is restored."""
-    killed = _child_of(guard.pid)
+    [killed] = children_of(guard.pid)
     began = time.monotonic()
     os.kill(killed, signal.SIGKILL)
     rig.await_answer(socket_path, guard, not_from=killed)
@@ -54,11 +57,6 @@ def _kill_and_wait(guard: subprocess.Popen[bytes], socket_path: Path, count: int
     if present != count:
         sys.exit(f"{present} of {count} listeners came back")
     return away
-
-
-def _child_of(pid: int) -> int:
-    """Return the only child of a process (proc_pid_task_children(5)): the guard's is the binder."""
-    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
 
 if __name__ == "__main__":
