@@ -382,9 +382,9 @@ def verdict(planned: Sequence[Event], ours: Result, plain: Result) -> str:
     """Return the summary of a run in which multibinder lost no connection."""
     away = sum(plain.phase(event.name).failed for event in planned if event.away)
     return (
-        f"With multibinder, none of {ours.total.tried:,} connections was refused or timed out, and {ours.total.reset:,} "
-        f"were cut in the killed process. Without it, {away:,} were lost while HAProxy was away, and "
-        f"{plain.total.failed - away:,} at its own reloads and at all other times."
+        f"With multibinder, none of {ours.total.tried:,} connections was refused or timed out, and "
+        f"{ours.total.reset:,} were cut in the killed process. Without it, {away:,} were lost while HAProxy was away, "
+        f"and {plain.total.failed - away:,} at its own reloads and at all other times."
     )
 
 

@@ -85,6 +85,16 @@ def doctor_command(socket_path: str | None, as_json: bool, prefix: str) -> None:
     """
     if socket_path is None and _is_socket(_DEFAULT_SOCKET):
         socket_path = _DEFAULT_SOCKET
+    report, code = _examine(socket_path, prefix)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(report)))
+    else:
+        _print(report)
+    sys.exit(code)
+
+
+def _examine(socket_path: str | None, prefix: str) -> tuple[Report, int]:
+    """Return the report of this host, and the exit code."""
     unchecked: list[Unchecked] = []
     units: list[Unit] = []
     wrapper = None
@@ -97,16 +107,16 @@ def doctor_command(socket_path: str | None, as_json: bool, prefix: str) -> None:
     findings = diagnose(facts)
     unchecked = [*facts.unchecked, *unchecked]
     if socket_path is not None and facts.binder is None:
-        why = next((each.why for each in unchecked if each.what.startswith("the binder")), "")
+        # The checks that need the binder are no findings by themselves: one problem says why it does not answer.
+        why = next((each.why for each in unchecked if _is_about_the_binder(each)), "")
         findings.insert(0, _no_binder(socket_path, why))
-        unchecked = [each for each in unchecked if not each.what.startswith("the binder")]
+        unchecked = [each for each in unchecked if not _is_about_the_binder(each)]
     code = _exit_code(findings, unchecked)
-    report = Report(_FORMAT, __version__, _WORDS[code], facts.binder is not None, findings, unchecked)
-    if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(report)))
-    else:
-        _print(report)
-    sys.exit(code)
+    return Report(_FORMAT, __version__, _WORDS[code], facts.binder is not None, findings, unchecked), code
+
+
+def _is_about_the_binder(unchecked: Unchecked) -> bool:
+    return unchecked.what.startswith("the binder")
 
 
 def _is_socket(path: str) -> bool:
@@ -122,7 +132,7 @@ def _no_binder(path: str, why: str) -> Finding:
         "problem",
         "the binder does not answer",
         path,
-        f"Servers that are running go on, but cannot get a socket, not at a restart nor for a new port ({why})",
+        f"Running servers go on, but no server can get a socket, neither at a restart nor for a new port ({why})",
         "systemctl start multibinder",
     )
 
