@@ -203,7 +203,7 @@ class Guard:
                     self._failed = True
                     self._obey(signal.SIGTERM)
                     return
-        ready.tell_and_let_go()
+        ready.report_ready()
 
     def _obey(self, number: int) -> None:
         if number == signal.SIGUSR2:

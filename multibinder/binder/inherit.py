@@ -32,6 +32,11 @@ class Inheritance(msgspec.Struct):
     header: Header | None = None
     record_names: list[str] = []
 
+    @property
+    def kept_names(self) -> list[str]:
+        """Return the names under which a keeper may have what came: journals and listeners."""
+        return [*self.record_names, *(name for name, _ in self.listeners)]
+
 
 def receive(environment: MutableMapping[str, str]) -> Inheritance:
     """Take what is there for this process, told apart; what cannot be identified is closed."""

@@ -26,13 +26,17 @@ Confirmed = Callable[[bool], None]
 
 
 class Keeper:
-    """Sends without ever blocking; ``close`` it before the loop is given up."""
+    """The binder's side of a descriptor store. It never blocks; ``close`` it before the loop is closed.
 
-    def __init__(self, loop: Loop, address: str, limit: int, who: str) -> None:
+    ``limit`` is how many descriptors the keeper takes; ``who`` is ``systemd`` or ``guard``. ``kept_names`` are those of
+    the descriptors that it has already, because they came from it.
+    """
+
+    def __init__(self, loop: Loop, address: str, limit: int, who: str, kept_names: Iterable[str] = ()) -> None:
         self._loop = loop
         self.limit = limit
         self.who = who
-        self._names: set[str] = set()
+        self._names = set(kept_names)
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._silent = False
         self._watching = False
@@ -42,12 +46,8 @@ class Keeper:
 
     @property
     def kept(self) -> int:
-        """How many descriptors it has."""
+        """Return how many descriptors the keeper has."""
         return len(self._names)
-
-    def has(self, names: Iterable[str]) -> None:
-        """These are there already: they came from the store."""
-        self._names.update(names)
 
     def keep(self, descriptors: Sequence[tuple[str, int]], confirmed: Confirmed) -> None:
         """Store (name, descriptor) each; the descriptors stay the caller's. ``confirmed`` is called from the loop."""
@@ -127,13 +127,13 @@ class Keeper:
             self._loop.unwatch(self._socket)
 
 
-def keeper_for(environment: Mapping[str, str], loop: Loop) -> Keeper | None:
-    """The keeper that the environment names; None where there is none."""
+def keeper_for(environment: Mapping[str, str], loop: Loop, kept_names: Iterable[str] = ()) -> Keeper | None:
+    """Return the keeper that $NOTIFY_SOCKET and $FDSTORE name; None if there is none, or it cannot be reached."""
     address, limit = environment.get("NOTIFY_SOCKET", ""), environment.get("FDSTORE", "")
     if not address or not limit.isdigit() or int(limit) == 0:
         return None
     try:
-        return Keeper(loop, address, int(limit), "guard" if GUARDED in environment else "systemd")
+        return Keeper(loop, address, int(limit), "guard" if GUARDED in environment else "systemd", kept_names)
     except OSError as error:
         events.error("store-unreachable", socket=address, why=error.strerror)
         return None

@@ -49,6 +49,15 @@ class Loop:
         """Call ``react`` once."""
         heapq.heappush(self._alarms, (time.monotonic() + seconds, next(self._alarm_numbers), react))
 
+    def call_every(self, seconds: float, react: Callable[[], None]) -> None:
+        """Call ``react`` again and again, for the first time after ``seconds``."""
+
+        def again() -> None:
+            self.call_later(seconds, again)
+            react()
+
+        self.call_later(seconds, again)
+
     def stop(self) -> None:
         """``run`` returns at the end of this turn."""
         self._stopping = True

@@ -12,14 +12,17 @@ import msgspec
 
 from multibinder import MultibinderError, __version__
 from multibinder.binder import daemon
+from multibinder.binder.holder_scan import FindHolders
+from multibinder.binder.policy_source import load_policy
+from multibinder.binder.settings import Settings, Timings
 from multibinder.cli.logs import log_to
-from multibinder.observe.holders import who_listens_on
+from multibinder.observe.holders import holders_of, who_listens_on
 
 
 class Invocation(msgspec.Struct, frozen=True):
     """The checked options of ``multibinder serve``, passed on as one JSON argument."""
 
-    settings: daemon.Settings
+    settings: Settings
     log_format: str = "text"
     log_level: int = logging.INFO
     log_file: str | None = None
@@ -38,19 +41,27 @@ def rehearse() -> None:
     """
     invocation = msgspec.json.decode(sys.argv[1], type=Invocation)
     try:
-        daemon.load_policy(invocation.settings)
+        load_policy(invocation.settings.policy)
     except MultibinderError as error:
         sys.exit(str(error))
     sys.stdout.write(f"{__version__}\n")
 
 
-def main() -> None:
-    """Run the binder with the settings in the first argument, until it is told to stop."""
+def main(timings: Timings = Timings(), find_holders: FindHolders = holders_of) -> None:  # noqa: B008 (it is frozen)
+    """Run the binder with the settings in the first argument, until it is told to stop.
+
+    Tests pass shorter timings, or a slower search for holders.
+    """
     invocation = msgspec.json.decode(sys.argv[1], type=Invocation)
     try:
         log_to(invocation.log_file, invocation.log_format, invocation.log_level)
-        daemon.serve(
-            invocation.settings, __version__, lambda address: str(who_listens_on(address)), command(sys.argv[1])
+        daemon.run(
+            invocation.settings,
+            __version__,
+            lambda address: str(who_listens_on(address)),
+            command(sys.argv[1]),
+            timings=timings,
+            find_holders=find_holders,
         )
     except MultibinderError as error:
         sys.exit(f"multibinder: {error}")

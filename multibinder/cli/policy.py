@@ -11,9 +11,9 @@ import click
 import msgspec
 
 from multibinder import AddressError, ListenerSpec, Options, TcpAddress
-from multibinder.binder.daemon import DEFAULT_POLICY
 from multibinder.binder.policy import METHODS, Wanted, explain, taken
 from multibinder.binder.policy_file import lint, load
+from multibinder.binder.settings import DEFAULT_POLICY
 from multibinder.cli.wording import count
 from multibinder.wire.options import OPTION_NAMES
 

@@ -13,9 +13,9 @@ import click
 import msgspec
 
 from multibinder import AddressError, TcpAddress
-from multibinder.binder import daemon
-from multibinder.binder.health_monitor import OrphanTtl
+from multibinder.binder.orphan_ttl import OrphanTtl
 from multibinder.binder.quotas import Limits
+from multibinder.binder.settings import DEFAULT_POLICY, Settings
 from multibinder.cli.binder_main import Invocation
 from multibinder.cli.binder_main import command as binder_command
 from multibinder.cli.detach import detach
@@ -52,7 +52,7 @@ class ServeOptions(msgspec.Struct, frozen=True):
 
     def invocation(self) -> Invocation:
         """Return what the binder's process is told. A binder that detaches changes to /, so its paths are absolute."""
-        settings = daemon.Settings(
+        settings = Settings(
             socket_path=os.path.abspath(self.socket_path) if self.detach else self.socket_path,
             mode=self.mode if self.mode is not None else 0o660 if self.group else 0o600,
             group=self.group,
@@ -116,7 +116,7 @@ def _limit(flag: str, field: str, text: str, least: int = 1) -> Callable[[_F], _
 @click.option("--mode", type=_ModeType(), metavar="OCTAL", show_default="0600; 0660 with --group",
               help="The file mode of the control socket: who may connect.")  # fmt: skip
 @click.option("--group", metavar="NAME", help="The group of the control socket.")
-@click.option("--policy", metavar="FILE", show_default=f"{daemon.DEFAULT_POLICY}, if it exists",
+@click.option("--policy", metavar="FILE", show_default=f"{DEFAULT_POLICY}, if it exists",
               help="The policy file: which client may ask for what (see 'multibinder policy --help').")  # fmt: skip
 @_limit("--max-listeners", "listeners", "The most listeners to hold.")
 @_limit("--max-listeners-per-uid", "listeners_per_uid", "The most listeners that one uid may have a claim to.")

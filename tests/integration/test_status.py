@@ -23,8 +23,8 @@ import msgspec
 import pytest
 
 from multibinder import Client, ListenerHealth, ListenerSpec, Options, TcpAddress
-from multibinder.binder.daemon import Settings
-from multibinder.binder.health_monitor import OrphanTtl
+from multibinder.binder.orphan_ttl import OrphanTtl
+from multibinder.binder.settings import Settings
 from multibinder.cli.binder_main import Invocation
 from multibinder.kernel.socket_options import drops_of
 from tests.conftest import StartBinder
@@ -49,15 +49,14 @@ from tests.support.namespaces import alone
 
 #: A binder that looks more often than every 15 s.
 _HASTY = """
-import multibinder.cli.binder_main as b, multibinder.binder.health_monitor as w
-b.daemon.LOOK_EVERY_S = w.LOOK_EVERY_S = {look_s}
-w.GRACE_S = {grace_s}
-b.daemon._REPAIR_EVERY_S = 0.1
-{more}
-b.main()
+import time
+from multibinder.binder.settings import Timings
+from multibinder.cli import binder_main
+timings = Timings(look_every_s={look_s}, look_timeout_s={timeout_s}, grace_s={grace_s}, repair_every_s=0.1)
+binder_main.main(timings{more})
 """
 #: Looks that take very long.
-_SLOW = "import time; w.holders_of = lambda *args: time.sleep(30); w.int = lambda s: 60"
+_SLOW = ", find_holders=lambda *args: time.sleep(30)"
 _OWNER = "haproxy@web"
 
 
@@ -74,7 +73,7 @@ def hasty(run_dir: Path, start_binder: StartBinder) -> Callable[..., Binder]:
         name: str = "mb",
     ) -> Binder:
         settings = Settings(str(run_dir / f"{name}.sock"), mode=mode, orphan_ttl=orphan_ttl)
-        program = _HASTY.format(look_s=look_s, grace_s=grace_s, more=more)
+        program = _HASTY.format(look_s=look_s, timeout_s=60 if more else 1, grace_s=grace_s, more=more)
         invocation = msgspec.json.encode(Invocation(settings)).decode()
         command = [str(python), "-P", "-c", program, invocation]
         return start_binder(command=command, prefix=prefix, name=name)
@@ -429,7 +428,7 @@ def test_a_crash_in_the_middle_of_a_look_leaves_nothing_behind(
     run_dir: Path, hasty: Callable[..., Binder], host: str
 ) -> None:
     settings = msgspec.json.encode(Invocation(Settings(str(run_dir / "mb.sock")))).decode()
-    program = _HASTY.format(look_s=0.1, grace_s=1, more=_SLOW)
+    program = _HASTY.format(look_s=0.1, timeout_s=60, grace_s=1, more=_SLOW)
     process = subprocess.Popen([sys.executable, "-P", "-c", program, settings], env=clean_environment(), stderr=-3)
     child = 0
     try:

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 import pytest
 
 from multibinder import BindError, ListenerSpec, Options, RequestError, TcpAddress
+from multibinder.binder.listener import Grant
 from multibinder.binder.owner import Owner
-from multibinder.binder.store import Grant, ListenerStore
+from multibinder.binder.store import ListenerStore
 from multibinder.kernel.accept_queue import accept_queue
+from tests.stores import new_store
 from tests.support import (
     can_connect,
     descriptors_unchanged,
@@ -21,13 +23,9 @@ from tests.support import (
 )
 
 
-def nobody(_: TcpAddress) -> str:
-    return ""
-
-
 @pytest.fixture
 def store() -> Iterator[ListenerStore]:
-    store = ListenerStore(100, nobody)
+    store = new_store()
     yield store
     store.close()
 
@@ -223,7 +221,7 @@ def test_an_address_that_collides_only_when_it_listens_binds_nothing_and_leaks_n
 
 
 def test_an_address_in_use_is_refused_with_the_name_of_who_has_it(taken: str) -> None:
-    store = ListenerStore(100, lambda address: f"nginx (pid 812) at {address}")
+    store = new_store(who_listens=lambda address: f"nginx (pid 812) at {address}")
     with pytest.raises(BindError) as refusal:
         bind_one(store, spec(taken))
     assert str(refusal.value) == (
@@ -458,7 +456,7 @@ def test_taking_back_what_was_released_meanwhile_changes_nothing(store: Listener
 
 
 def test_a_listener_past_the_limit_is_refused_and_the_others_stay() -> None:
-    store = ListenerStore(2, nobody)
+    store = new_store(2)
     first = bind_one(store)
     with descriptors_unchanged(), pytest.raises(RequestError, match=r"holds its limit of 2 listeners.*--max-listeners"):
         bind(store, spec(), spec())

@@ -1,0 +1,95 @@
+"""Sentences for refused binds: what the kernel said, who has the address, and what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable
+
+from multibinder.binder.listener import Listener
+from multibinder.binder.owner import is_privileged
+from multibinder.wire.address import Address
+from multibinder.wire.errors import BindError, errname
+from multibinder.wire.messages import COULD_NOT_BIND, ListenerSpec
+
+#: Searches of /proc for users who are not privileged are at least this far apart.
+_SEARCH_EVERY_S = 10.0
+
+#: Says which processes have an address that the kernel refused. Empty if none can be named.
+WhoListens = Callable[[Address], str]
+
+
+class BindRefusals:
+    """Explain the errors of bind(2) and listen(2).
+
+    For an address in use, ``who_listens`` searches /proc. That takes a tenth of a second on a large host, and every
+    client waits meanwhile, so searches for users who are not privileged are throttled.
+    """
+
+    def __init__(self, who_listens: WhoListens) -> None:
+        self._who_listens = who_listens
+        self._search_again_at = 0.0
+
+    def of(self, address: Address, error: OSError, uid: int) -> BindError:
+        """Return the refusal for a client of ``uid``; for the binder's own repairs, ``uid`` is its own."""
+        number = error.errno or 0
+        return BindError(
+            f"Could not bind: {address}: {self._explain(address, number, uid)}",
+            COULD_NOT_BIND,
+            {"errno": number, "errname": errname(number), "address": str(address)},
+        )
+
+    def _explain(self, address: Address, number: int, uid: int) -> str:
+        reason = os.strerror(number).lower()
+        if number == errno.EADDRINUSE:
+            who = self._who_listens(address) if self._may_search(uid) else ""
+            remedy = f", by {who}; stop it" if who else "; find who has it ('ss -ltnp', as root)"
+            return f"{reason}{remedy} or choose another port"
+        if number == errno.EACCES:
+            first = _first_unprivileged_port()
+            return (
+                f"{reason}: a port below {first} needs CAP_NET_BIND_SERVICE in the binder "
+                "(AmbientCapabilities= in its unit), or a lower net.ipv4.ip_unprivileged_port_start"
+            )
+        if number == errno.EADDRNOTAVAIL:
+            return (
+                f"{reason}: no interface of this host has {address.host}; for an address that moves between hosts "
+                "set net.ipv4.ip_nonlocal_bind=1"
+            )
+        if number in (errno.EMFILE, errno.ENFILE):
+            return f"{reason}: raise LimitNOFILE= in the binder's unit, or lower --max-listeners"
+        return reason
+
+    def _may_search(self, uid: int) -> bool:
+        now = time.monotonic()
+        if not is_privileged(uid) and now < self._search_again_at:
+            return False
+        self._search_again_at = now + _SEARCH_EVERY_S
+        return True
+
+
+def require_same(listener: Listener, spec: ListenerSpec) -> None:
+    """Raise BindError if ``spec`` asks for another value of what cannot change after bind(2). It names both values."""
+    has, wants = listener.options, spec.options
+    for what, old, new in (
+        ("address", listener.address, spec.address if not spec.address.matches(listener.address) else None),
+        ("v6only", has.v6only, wants.v6only),
+        ("name", has.name, wants.name),
+    ):
+        if new is None or new == old or old is None:
+            continue
+        raise BindError(
+            f"Could not bind: {spec}: the listener exists with {what} {old}, "
+            f"and {new} was asked for; it cannot change while the socket lives. Release it first, or ask for the same",
+            COULD_NOT_BIND,
+            {"errno": errno.EINVAL, "errname": "EINVAL", "address": str(spec.address)},
+        )
+
+
+def _first_unprivileged_port() -> str:
+    try:
+        with open("/proc/sys/net/ipv4/ip_unprivileged_port_start") as setting:
+            return setting.read().strip()
+    except OSError:
+        return "1024"
