@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks import rig
 
-#: The aim: the largest template takes at most so many times the time of the smallest.
+#: The aim: the largest template takes at most this many times as long as the smallest.
 AIM = 2.0
 
 _SIZES = (1, 100, 1000)

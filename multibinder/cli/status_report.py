@@ -92,8 +92,8 @@ def _complete(status: BinderStatus) -> Report:
 def _row(listener: ListenerHealth, visible: _VisibleHolders, is_orphan: bool) -> Row:
     holders = [HolderStatus(each.pid, each.name, each.role) for each in visible.of(listener.inode)]
     if listener.holders is not None and not visible.complete:
-        # The binder and this process may see different holders. Whoever may not look into a process sees it as
-        # 'holding', so a more precise role takes precedence.
+        # The binder and this process may see different holders. Without the right to look into a process, its role
+        # is seen as 'holding', so another role takes precedence.
         precise = {each.pid: each for each in listener.holders if each.role != "holding"}
         holders = [*{each.pid: each for each in [*listener.holders, *holders, *precise.values()]}.values()]
     # The binder reports an empty list only when no holder can be hidden from it.
