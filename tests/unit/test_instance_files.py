@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from multibinder_haproxy import ownership
+from multibinder_haproxy.config.jinja import Config
 from multibinder_haproxy.entry import _record
 from multibinder_haproxy.errors import NoSuchInstance, NotTrusted, WrapperError
 from multibinder_haproxy.instance import Instance, Loaded
 from multibinder_haproxy.invocation import Invocation
-from multibinder_haproxy.template import Config
 
 from tests.support import require
 

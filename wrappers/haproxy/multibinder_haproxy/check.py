@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 
 from multibinder_haproxy import sockets
 from multibinder_haproxy.arguments import Argument, for_check, join, parse
+from multibinder_haproxy.config.jinja import Config
 from multibinder_haproxy.errors import ConfigRefused
 from multibinder_haproxy.invocation import Invocation, without_haproxys_own
-from multibinder_haproxy.template import Config
 
 #: Certificates by the thousand take minutes to load; a check that hangs for ever helps nobody.
 _HAPROXY_TIMEOUT_S = 600

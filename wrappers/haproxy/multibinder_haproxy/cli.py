@@ -203,7 +203,7 @@ def render(file: str, name: str, variables: tuple[str, ...], sandbox: bool) -> N
     Example:
       multibinder-haproxy render /etc/haproxy/web.cfg.j2
     """
-    from multibinder_haproxy.template import Renderer, read_variables
+    from multibinder_haproxy.config.jinja import Renderer, read_variables
 
     renderer = Renderer(name, read_variables(variables), os.environ, sandbox=sandbox)
     config = renderer.render([(os.path.abspath(file), file)])

@@ -26,9 +26,9 @@ from typing import TypeVar
 import msgspec
 
 from multibinder_haproxy import ownership
+from multibinder_haproxy.config.jinja import Config
 from multibinder_haproxy.errors import NoSuchInstance, WrapperError
 from multibinder_haproxy.invocation import Invocation, check_name
-from multibinder_haproxy.template import Config
 
 #: Default deny: configurations hold passwords. The one public file lies in the instance's own directory, because an
 #: instance that is not root's can write nowhere else; so others may pass through that directory, but not list it.

@@ -21,9 +21,9 @@ from multibinder_haproxy.arguments import (
     without_suffix,
     working_directory,
 )
+from multibinder_haproxy.config.jinja import Config, Renderer, read_variables
+from multibinder_haproxy.config.sources import Recorder
 from multibinder_haproxy.errors import UsageError
-from multibinder_haproxy.origins import Recorder
-from multibinder_haproxy.template import Config, Renderer, read_variables
 
 #: The one environment variable in which an Invocation travels from ``run`` to each re-exec.
 VARIABLE = "MULTIBINDER_HAPROXY"

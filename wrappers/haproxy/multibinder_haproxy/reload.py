@@ -14,11 +14,11 @@ import msgspec
 from multibinder import MultibinderError
 from multibinder_haproxy import sockets, summary
 from multibinder_haproxy.check import check_with_haproxy
+from multibinder_haproxy.config.jinja import Config, Slot
 from multibinder_haproxy.errors import BinderAway, NotRunning, ReloadFailed, WrapperError
 from multibinder_haproxy.instance import Instance, Loaded, ReloadReport
 from multibinder_haproxy.invocation import Invocation
 from multibinder_haproxy.master import Master, Processes, environment_of, is_alive
-from multibinder_haproxy.template import Config, Slot
 
 #: How long its CLI may be away while the master executes itself.
 _MASTER_AWAY_S = 2.0

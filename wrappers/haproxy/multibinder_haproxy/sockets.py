@@ -17,8 +17,8 @@ from multibinder import (
     MultibinderError,
     TcpAddress,
 )
+from multibinder_haproxy.config.jinja import Slot
 from multibinder_haproxy.errors import BinderAway, BindRefused
-from multibinder_haproxy.template import Slot
 
 #: A descriptor must be below HAProxy's maxsock, which follows maxconn: so the first ones stay as low as they came.
 #: But HAProxy's master counts with a maxconn of 100 for itself, and exits when its own descriptors pass 214 (measured

@@ -15,13 +15,13 @@ from multibinder import MultibinderError
 from multibinder_haproxy import sockets, summary
 from multibinder_haproxy.arguments import old_workers, parse
 from multibinder_haproxy.check import check_with_haproxy
+from multibinder_haproxy.config.jinja import Config
 from multibinder_haproxy.entry import exec_haproxy
 from multibinder_haproxy.errors import BinderAway, BindRefused, ConfigRefused, TemplateFailure, WrapperError
 from multibinder_haproxy.instance import Instance, Loaded
 from multibinder_haproxy.invocation import VARIABLE, Invocation
 from multibinder_haproxy.log import say, set_status
 from multibinder_haproxy.master import Master
-from multibinder_haproxy.template import Config
 
 #: execve(2): one string of the environment has at most 32 pages (MAX_ARG_STRLEN).
 _VARIABLE_BYTES = 32 * 4096 - len(VARIABLE) - 2

@@ -6,7 +6,8 @@ import time
 
 import msgspec
 
-from multibinder_haproxy import origins, summary
+from multibinder_haproxy import summary
+from multibinder_haproxy.config import sources as origins
 from multibinder_haproxy.errors import NotRunning, WrapperError
 from multibinder_haproxy.instance import Instance, ReloadReport
 from multibinder_haproxy.master import Master, Processes, environment_of, is_child, start_ticks_of

@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterator
 import msgspec
 from msgspec.structs import replace
 
+from multibinder_haproxy.config.sources import Directory
 from multibinder_haproxy.errors import BindRefused, ConfigRefused, TemplateFailure, WrapperError
 from multibinder_haproxy.instance import Instance
 from multibinder_haproxy.log import say
 from multibinder_haproxy.master import Processes, start_ticks_of
-from multibinder_haproxy.origins import Directory
 
 FILE_NAME = "summary.json"
 VERSION = 1

@@ -15,8 +15,8 @@ import jinja2.sandbox
 import msgspec
 
 from multibinder import OPTION_NAMES, AddressError, ListenerSpec, Options, TcpAddress
+from multibinder_haproxy.config.sources import Origins, Recorder
 from multibinder_haproxy.errors import TemplateFailure
-from multibinder_haproxy.origins import Origins, Recorder
 
 #: What HAProxy does not apply to an inherited socket, and what to do instead (measured; see docs).
 _IGNORED_ON_INHERITED = {

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from multibinder_haproxy import origins
-from multibinder_haproxy.origins import Origins, Recorder
-from multibinder_haproxy.template import Renderer
+from multibinder_haproxy.config import sources as origins
+from multibinder_haproxy.config.jinja import Renderer
+from multibinder_haproxy.config.sources import Origins, Recorder
 
 SUFFIXES = [".cfg", ".cfg.j2"]
 
