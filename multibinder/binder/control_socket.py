@@ -14,14 +14,13 @@ from types import TracebackType
 from multibinder.binder import events
 from multibinder.binder.inherit import CONTROL, LOCK
 from multibinder.kernel import files
+from multibinder.kernel.socket_options import peer_credentials, refuse_descriptors
 from multibinder.wire.errors import ConfigurationError, MultibinderError
 
 #: sizeof(sun_path), less the NUL that unix(7) asks for.
 PATH_BYTES = 107
 #: Clients that may wait for their accept().
 _BACKLOG = 1024
-#: asm-generic/socket.h; Python's socket module has no name for it.
-_SO_PASSRIGHTS = 83
 
 
 class ControlSocketError(MultibinderError):
@@ -59,7 +58,7 @@ class ControlSocket:
             inherited = self._lock = None
         if inherited is not None:
             self.socket = inherited
-            _take_no_descriptors(inherited)
+            refuse_descriptors(inherited)
             try:
                 self._check_directory()
             except MultibinderError as error:
@@ -78,7 +77,7 @@ class ControlSocket:
                 self._file = os.lstat(path)
                 if group_id >= 0:
                     _give(path, mode, group_id, group)
-                _take_no_descriptors(self.socket)
+                refuse_descriptors(self.socket)
                 self.socket.listen(_BACKLOG)
             except OSError as error:
                 raise _explained(path, error) from error
@@ -87,13 +86,31 @@ class ControlSocket:
             raise
 
     def _check_directory(self) -> None:
+        directory = os.path.dirname(self.path) or "."
         try:
-            for doubt in files.check_directory(os.path.dirname(self.path) or "."):
-                events.warning("directory-doubtful", why=doubt)
-        except files.UnsafePathError as error:
-            raise ControlSocketError(str(error)) from error
+            for distrust in files.distrusts(directory):
+                self._refuse_or_warn(directory, distrust)
         except OSError as error:
             raise _explained(self.path, error) from error
+
+    @staticmethod
+    def _refuse_or_warn(directory: str, distrust: files.Distrust) -> None:
+        path, status = distrust.path, distrust.status
+        if distrust.reason == "group":
+            # Root's group is root's.
+            if status.st_gid != 0:
+                why = f"group {status.st_gid} may write in {path}, and so replace the files that we make"
+                events.warning("directory-doubtful", why=why)
+            return
+        if distrust.reason == "others":
+            raise ControlSocketError(
+                f"everybody may write in {path} (mode {distrust.mode}), and so replace the files that we make in "
+                f"{directory}; 'chmod o-w {path}', or choose another directory"
+            )
+        raise ControlSocketError(
+            f"{path} belongs to uid {status.st_uid}, who could replace the files that we make in {directory}; "
+            "choose a directory of root or of this user, as /run/multibinder"
+        )
 
     def warn_who_may_connect(self, has_policy: bool) -> None:
         """Say in the log what a control socket gives away that others than its owner can connect to."""
@@ -144,14 +161,6 @@ class ControlSocket:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _take_no_descriptors(sock: socket.socket) -> None:
-    """Have the kernel refuse descriptors from clients, with EPERM. Those that came we would have to close, and a
-    close(2) of a file whose server is the client's own (FUSE) takes as long as the client likes. Connections have it
-    from the listening socket. Before Linux 6.16 there is no such option."""
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
 
 
 def _bind(sock: socket.socket, path: str, mode: int) -> None:
@@ -265,8 +274,7 @@ def _clear_the_way(path: str) -> None:
             raise _already_served(path, "") from None  # its queue is full, so it is alive
         except OSError as error:
             raise _explained(path, error) from error
-        pid = int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], "little")
-        raise _already_served(path, str(pid))
+        raise _already_served(path, str(peer_credentials(probe).pid))
 
 
 def _already_served(path: str, pid: str) -> ControlSocketError:

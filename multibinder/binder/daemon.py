@@ -23,7 +23,9 @@ from multibinder.binder.pidfile import remove_pidfile, write_pidfile
 from multibinder.binder.policy import Policy
 from multibinder.binder.quotas import Limits, Users
 from multibinder.binder.server import ControlServer
-from multibinder.binder.store import Listener, ListenerStore, WhoListens, cookie_of, kept_name, name_of
+from multibinder.binder.store import Listener, ListenerStore, WhoListens, kept_name, name_of
+from multibinder.kernel.listen_fds import pass_listen_fds
+from multibinder.kernel.socket_options import cookie_of
 from multibinder.wire.address import Address
 from multibinder.wire.errors import BindError, MultibinderError
 from multibinder.wire.messages import BinderStatus
@@ -146,7 +148,7 @@ class Daemon:
         if legacy is not None:
             if self._notifier.socket is not None:
                 self._notifier.socket.close()  # else whoever collects it closes what has its number by then
-            inherit.bequeath(legacy, os.environ)
+            pass_listen_fds(legacy, os.environ)
             os.environ[_UPGRADED] = "1"
             return self._command
         if not len(self._store) and self._state_file is not None:

@@ -18,9 +18,10 @@ from collections.abc import Sequence
 
 import sdnotify
 
-from multibinder.binder import events, inherit, ready
+from multibinder.binder import events, ready
 from multibinder.binder.keeper import GUARDED
 from multibinder.binder.pidfile import PidFileError, remove_pidfile, write_pidfile
+from multibinder.kernel.listen_fds import pass_listen_fds, take_listen_fds
 from multibinder.wire import transport
 from multibinder.wire.errors import RemoteProtocolError
 
@@ -86,7 +87,7 @@ class Guard:
                         os.kill(os.getpid(), noted)  # noted, and not obeyed any more: it waits for the new guard
         if status is None:
             os.environ[_CHILD] = str(self._child)
-            inherit.bequeath([(_NOTIFY, self._socket.detach()), *self._kept.items()], os.environ)
+            pass_listen_fds([(_NOTIFY, self._socket.detach()), *self._kept.items()], os.environ)
             self._kept.clear()
         return status
 
@@ -120,7 +121,7 @@ class Guard:
     def _take_up(self) -> None:
         """What an earlier version of this guard left when it became this one, if there is anything; else begin anew."""
         self._kept = {}
-        for name, descriptor in inherit.numbered(os.environ):
+        for name, descriptor in take_listen_fds(os.environ):
             # A socket unit gives all its sockets one name.
             self._kept[name if name not in self._kept else f"{name}-{descriptor}"] = descriptor
         self._child = int(os.environ.pop(_CHILD, "0"))
@@ -147,13 +148,13 @@ class Guard:
             signal.set_wakeup_fd(-1)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD, signal.SIGUSR2])
             descriptors = list(self._kept.items())
-            # What is neither kept nor standard is close-on-exec; but bequeath() moves ours where something may be.
+            # pass_listen_fds() wants the numbers that it moves to closed, or to be ours.
             keep = {number for _, number in descriptors}
             for number in range(3, 64 + len(descriptors)):
                 if number not in keep:
                     with contextlib.suppress(OSError):
                         os.close(number)
-            inherit.bequeath(descriptors, os.environ)
+            pass_listen_fds(descriptors, os.environ)
             os.execv(self._binder[0], self._binder)
         except BaseException as error:
             os.write(2, f"multibinder: the guard cannot start the binder: {error}\n".encode())

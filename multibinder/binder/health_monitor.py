@@ -13,8 +13,9 @@ import msgspec
 
 from multibinder.binder import events
 from multibinder.binder.loop import Loop
-from multibinder.binder.store import Listener, ListenerStore, cookie_of, inode_of, labels_of
-from multibinder.observe.accept_queue import accept_queue, drops
+from multibinder.binder.store import Listener, ListenerStore, labels_of
+from multibinder.kernel.accept_queue import accept_queue
+from multibinder.kernel.socket_options import cookie_of, drops_of, inode_of
 from multibinder.observe.holders import Holder, holders_of
 from multibinder.wire.messages import HolderStatus, ListenerHealth, OwnerStatus
 
@@ -99,7 +100,7 @@ class Watch:
         self._waiting.append(seen)
         if self._child:
             return
-        inodes = [inode_of(listener) for listener in self._store.listeners()]
+        inodes = [inode_of(listener.socket) for listener in self._store.listeners()]
         self._began = time.monotonic()
         reading, writing = os.pipe2(os.O_CLOEXEC)
         except_ = {os.getpid(), *self._keepers}
@@ -178,7 +179,7 @@ class Watch:
             tell()
 
     def _look_at_drops(self, listener: Listener) -> _Seen:
-        now, dropped = time.monotonic(), drops(listener.socket)
+        now, dropped = time.monotonic(), drops_of(listener.socket)
         seen = self._seen.get(listener)
         if seen is None:
             # What it dropped before we saw it, in another life of ours, it did not drop just now.
@@ -189,7 +190,7 @@ class Watch:
         return seen
 
     def _note_holders(self, listener: Listener, seen: _Seen, held: _Held) -> None:
-        found = held.by_inode.get(inode_of(listener), ())
+        found = held.by_inode.get(inode_of(listener.socket), ())
         hidden = held.hidden or listener.foreign
         seen.holders = None if hidden and not found else found
         if found or hidden or listener.handed > self._began - GRACE_S:
@@ -286,12 +287,12 @@ class Watch:
             limit=queue.limit,
             backlog_requested=listener.options.backlog,
             v6only=listener.options.v6only,
-            drops=drops(listener.socket),
+            drops=drops_of(listener.socket),
             drops_per_s=seen.drops_per_s,
             handoffs=listener.handoffs,
             created=listener.created,
             cookie=cookie_of(listener.socket),
-            inode=inode_of(listener),
+            inode=inode_of(listener.socket),
             holders=None if holders is None else [HolderStatus(each.pid, each.name, each.role) for each in holders],
             orphan_since=seen.alone_since if seen.orphan else None,
             orphan_ttl_s=self.ttl_of(listener),

@@ -6,20 +6,18 @@ hint and no more: what a descriptor is, the kernel says.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import stat
-from collections.abc import MutableMapping, Sequence
+from collections.abc import MutableMapping
 
 import msgspec
 
 from multibinder.binder import events, records
 from multibinder.binder.records import Header, Records
+from multibinder.kernel.listen_fds import take_listen_fds
 from multibinder.wire.address import address_of
 
-_FIRST = 3
-_VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 CONTROL, LOCK, PEER, RECORDS = "control", "lock", "peer", "records"
 
 
@@ -40,7 +38,7 @@ def receive(environment: MutableMapping[str, str]) -> Inheritance:
     came = Inheritance()
     # Where a crash left an older and a newer set of records, the newer one has the higher number.
     # All else keeps its order.
-    for name, descriptor in sorted(numbered(environment), key=_age):
+    for name, descriptor in sorted(take_listen_fds(environment, _warn_not_open), key=_age):
         _sort(came, descriptor, name)
     return came
 
@@ -50,22 +48,8 @@ def _age(pair: tuple[str, int]) -> tuple[int, str]:
     return (len(name), name) if name.startswith(RECORDS) else (0, "")
 
 
-def numbered(environment: MutableMapping[str, str]) -> list[tuple[str, int]]:
-    """Name and number of each descriptor that is there for this process, close-on-exec from now on, and the caller's.
-    The variables are gone afterwards."""
-    given = {name: environment.pop(name, "") for name in _VARIABLES}
-    if given["LISTEN_PID"] != str(os.getpid()) or not given["LISTEN_FDS"].isdigit():
-        return []
-    names = given["LISTEN_FDNAMES"].split(":")
-    found = []
-    for index in range(int(given["LISTEN_FDS"])):
-        try:
-            os.set_inheritable(_FIRST + index, False)
-        except OSError as error:
-            events.warning("inherited-unknown", descriptor=_FIRST + index, what=error.strerror)
-            continue
-        found.append((names[index] if index < len(names) else "", _FIRST + index))
-    return found
+def _warn_not_open(descriptor: int, error: OSError) -> None:
+    events.warning("inherited-unknown", descriptor=descriptor, what=error.strerror)
 
 
 def _sort(came: Inheritance, descriptor: int, name: str) -> None:
@@ -103,27 +87,3 @@ def _sort(came: Inheritance, descriptor: int, name: str) -> None:
 def _refuse(descriptor: int, name: str, what: str) -> None:
     events.warning("inherited-unknown", descriptor=descriptor, called=name or "-", what=what, done="closed")
     os.close(descriptor)
-
-
-def bequeath(descriptors: Sequence[tuple[str, int]], environment: MutableMapping[str, str]) -> None:
-    """Put ``descriptors`` (name, number) where ``receive`` looks for them, after exec or without.
-
-    They are moved: afterwards they have the numbers from 3 on, in this order, and are inheritable. Whatever else has
-    such a number must be closed before.
-    """
-    place = {number: index for index, (_, number) in enumerate(descriptors)}
-    current = [number for _, number in descriptors]
-    above = _FIRST + len(descriptors)
-    for index in range(len(current)):
-        target = _FIRST + index
-        if (displaced := place.get(target)) is not None and displaced > index:
-            current[displaced] = fcntl.fcntl(target, fcntl.F_DUPFD_CLOEXEC, above)
-            place[current[displaced]] = displaced
-        if current[index] == target:
-            os.set_inheritable(target, True)
-        else:
-            os.dup2(current[index], target)
-            os.close(current[index])
-    environment["LISTEN_PID"] = str(os.getpid())
-    environment["LISTEN_FDS"] = str(len(current))
-    environment["LISTEN_FDNAMES"] = ":".join(name for name, _ in descriptors)

@@ -16,14 +16,9 @@ class PidFileError(MultibinderError):
 def write_pidfile(path: str) -> None:
     """Atomically: whoever reads it finds a whole number. Call it when the control socket is ours: what an older file
     says then is outdated, also if that number is alive, because it belongs to a stranger by now."""
-    draft = f"{path}.{os.getpid()}.new"
     try:
-        with open(files.create(draft, 0o644), "w", encoding="ascii") as file:
-            file.write(f"{os.getpid()}\n")
-        os.rename(draft, path)
+        files.replace(path, f"{os.getpid()}\n".encode(), 0o644)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(draft)
         raise PidFileError(f"--pidfile {path}: cannot write it: {(error.strerror or str(error)).lower()}") from error
 
 

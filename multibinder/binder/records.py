@@ -8,7 +8,6 @@ descriptor store), and in a file, which is all there is when the binder's whole 
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -66,22 +65,22 @@ class Journal:
         self.memfd = os.memfd_create("multibinder-records", os.MFD_CLOEXEC)
         text = b"".join(_encode(line) + b"\n" for line in (header or Header(FORMAT, boot_id()), *records))
         self.size = len(text)
-        _write(self.memfd, text)
+        files.write_all(self.memfd, text)
         self._path = path
         self._file = -1
         if path is not None:
             try:
-                self._file = _replace(path, text)
+                self._file = files.replace_and_keep_open(path, text)
             except OSError as error:
                 self._give_up(error)
 
     def append(self, records: Iterable[Record]) -> None:
         text = b"".join(_encode(record) + b"\n" for record in records)
         self.size += len(text)
-        _write(self.memfd, text)
+        files.write_all(self.memfd, text)
         if self._file >= 0:
             try:
-                _write(self._file, text)
+                files.write_all(self._file, text)
             except OSError as error:
                 self._give_up(error)
 
@@ -160,23 +159,3 @@ def _parse(text: bytes, where: str) -> Written:
 def _no_link(path: str, flags: int) -> int:
     # A FIFO that somebody planted there must not keep us waiting for its other end.
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
-
-
-def _write(descriptor: int, text: bytes) -> None:
-    rest = memoryview(text)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
-
-
-def _replace(path: str, text: bytes) -> int:
-    draft = f"{path}.new"
-    descriptor = files.create(draft)
-    try:
-        _write(descriptor, text)
-        os.rename(draft, path)
-    except OSError:
-        os.close(descriptor)
-        with contextlib.suppress(OSError):
-            os.unlink(draft)
-        raise
-    return descriptor

@@ -7,7 +7,6 @@ finds the holder in /proc, and SO_COOKIE proves that what we get is the very soc
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import socket
 from collections.abc import Iterable
@@ -15,14 +14,10 @@ from pathlib import Path
 
 from multibinder.binder import events
 from multibinder.binder.records import Record
-from multibinder.binder.store import cookie_of
 from multibinder.kernel.descriptors import scan
+from multibinder.kernel.pidfd import duplicate_socket
+from multibinder.kernel.socket_options import cookie_of
 from multibinder.wire.address import address_of
-
-#: The number is the same on every architecture (asm-generic/unistd.h); CPython has no name for it.
-_PIDFD_GETFD = 438
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def recover(records: Iterable[Record]) -> list[tuple[Record, socket.socket]]:
@@ -42,7 +37,7 @@ def recover(records: Iterable[Record]) -> list[tuple[Record, socket.socket]]:
         if record is None:
             continue  # another holder gave it already
         try:
-            sock = _duplicate(pid, descriptor)
+            sock = duplicate_socket(pid, descriptor)
         except PermissionError:
             refused.add(inode)
             continue
@@ -72,16 +67,3 @@ def _listening() -> set[int]:
             lines = Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]
             found.update(int(line.split()[9]) for line in lines)
     return found
-
-
-def _duplicate(pid: int, descriptor: int) -> socket.socket:
-    """Our own, close-on-exec copy of another process's socket."""
-    pidfd = os.pidfd_open(pid)
-    try:
-        number = _libc.syscall(_PIDFD_GETFD, pidfd, descriptor, 0)
-        if number < 0:
-            error = ctypes.get_errno()
-            raise OSError(error, os.strerror(error))  # PermissionError for EPERM
-        return socket.socket(fileno=number)
-    finally:
-        os.close(pidfd)

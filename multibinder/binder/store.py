@@ -16,7 +16,8 @@ from multibinder.binder import events
 from multibinder.binder.owner import Labels, Owner
 from multibinder.binder.quotas import is_privileged
 from multibinder.binder.records import Record
-from multibinder.observe.accept_queue import accept_queue
+from multibinder.kernel.accept_queue import accept_queue
+from multibinder.kernel.socket_options import cookie_of, inode_of
 from multibinder.wire.address import Address, address_of
 from multibinder.wire.errors import BindError, RequestError, errname
 from multibinder.wire.listener import listen, open_listener
@@ -34,8 +35,6 @@ from multibinder.wire.options import Options
 _NOT_KEPT = "unkept"
 #: What an FDNAME= may have (sd_notify(3)) and a file name too.
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_-"
-#: asm-generic/socket.h; Python's socket module has no name for it.
-_SO_COOKIE = 57
 
 #: For users who are not privileged.
 _SEARCH_EVERY_S = 10.0
@@ -538,7 +537,7 @@ def record_of(listener: Listener) -> Record:
     return Record(
         address=str(listener.address),
         cookie=cookie_of(listener.socket),
-        inode=inode_of(listener),
+        inode=inode_of(listener.socket),
         claims={str(owner): claim.handoffs for owner, claim in listener.claims.items()},
         name=listener.options.name,
         backlog=listener.options.backlog,
@@ -547,16 +546,6 @@ def record_of(listener: Listener) -> Record:
         chosen=listener.chosen,
         foreign=listener.foreign,
     )
-
-
-def inode_of(listener: Listener) -> int:
-    """What finds the socket in /proc, where cookies are not shown."""
-    return os.fstat(listener.socket.fileno()).st_ino
-
-
-def cookie_of(sock: socket.socket) -> int:
-    """SO_COOKIE: what identifies a socket for life, whoever holds it."""
-    return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8), sys.byteorder)
 
 
 def _explain(address: Address, number: int, who_listens: WhoListens) -> str:

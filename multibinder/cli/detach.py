@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from multibinder.binder import inherit
 from multibinder.binder.ready import DETACHED, READY
+from multibinder.kernel.listen_fds import pass_listen_fds, take_listen_fds
 
 
 def detach() -> None:
@@ -14,7 +14,7 @@ def detach() -> None:
     does, else 1 with what the binder said. Inherited descriptors stay."""
     from daemon import DaemonContext
 
-    given = inherit.numbered(os.environ)
+    given = take_listen_fds(os.environ)
     reading, writing = os.pipe()
     if os.fork():
         os.close(writing)
@@ -28,7 +28,7 @@ def detach() -> None:
         # Its /dev/null is close-on-exec where open(2) gave it the right number at once.
         os.set_inheritable(number, True)
     os.environ[DETACHED] = "1"
-    inherit.bequeath(given, os.environ)
+    pass_listen_fds(given, os.environ)
 
 
 def _wait(reading: int) -> None:

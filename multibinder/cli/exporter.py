@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import os
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from http.server import BaseHTTPRequestHandler
@@ -21,6 +19,7 @@ from prometheus_client.exposition import choose_encoder, generate_latest
 from prometheus_client.registry import CollectorRegistry
 
 from multibinder import SOCKET_VARIABLE, AddressError, MultibinderError, TcpAddress, __version__
+from multibinder.kernel import files
 from multibinder.observe.metrics.scrape import Scrape
 
 #: Below Prometheus's own default for a scrape (scrape_timeout: 10s), so that 'multibinder_up 0' still gets through.
@@ -111,18 +110,9 @@ def _log(sentence: str) -> None:
 
 def _write(path: str, text: bytes) -> None:
     """The new metrics or the old ones, never half of them. Others may read it: node_exporter is another user."""
-    temporary = None
     try:
-        # Not *.prom: what is left of a run that was killed must not be read.
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=os.path.dirname(path) or ".")
-        with open(descriptor, "wb") as stream:
-            stream.write(text)
-            os.fchmod(stream.fileno(), 0o644)
-        os.rename(temporary, path)
+        files.replace(path, text, 0o644)
     except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
         raise ExporterError(f"{path}: cannot write: {(error.strerror or str(error)).lower()}") from error
 
 

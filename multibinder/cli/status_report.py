@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import msgspec
 
 from multibinder import BinderStatus, Client, HolderStatus, ListenerHealth, MultibinderError, RequestError
-from multibinder.kernel.descriptors import stat_fields
+from multibinder.kernel.process import parent_of
 from multibinder.observe.holders import Holder, holders_of
 from multibinder.wire.messages import METHOD_NOT_FOUND
 
@@ -102,26 +101,19 @@ def _look(status: BinderStatus) -> _View:
     found = holders_of(inodes)
     # Where the binder's own copies cannot be seen, others cannot either: it may live in another PID namespace.
     sees_binder = any(holder.pid == status.pid for holder in found.of(inodes[0]))
-    parent = _parent(status.pid) if sees_binder and status.keeper is not None else 0
+    parent = parent_of(status.pid) if sees_binder and status.keeper is not None else 0
     parents: dict[int, int] = {}
 
     def counts(holder: Holder) -> bool:
         if holder.pid in (status.pid, parent):
             return False
         if holder.pid not in parents:
-            parents[holder.pid] = _parent(holder.pid)
+            parents[holder.pid] = parent_of(holder.pid)
         # A child of the binder's is about to look into /proc on its behalf.
         return not sees_binder or parents[holder.pid] not in (0, status.pid) or holder.pid == 1
 
     by_inode = {inode: [holder for holder in holders if counts(holder)] for inode, holders in found.by_inode.items()}
     return _View(by_inode, sees_binder and not found.hidden, found.hidden_users)
-
-
-def _parent(pid: int) -> int:
-    """0 if it is gone."""
-    with contextlib.suppress(OSError, IndexError, ValueError):
-        return int(stat_fields(pid)[1])
-    return 0
 
 
 def _too_old(socket_path: str) -> str:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import click
 import msgspec
 
 from multibinder import MultibinderError
+from multibinder.kernel.files import replace
 
 #: Where each file goes, below the prefix. All in /etc: packages own /usr/lib, an administrator /etc.
 _PLACES = {
@@ -193,20 +192,10 @@ def _outcome(file: _File, dry_run: bool, force: bool, blocked: bool) -> str:
 
 def _write(file: _File) -> None:
     """All of it or nothing, also in a power cut; 0644, as systemd asks of units."""
-    temporary = None
     try:
         file.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{file.path.name}.", dir=file.path.parent)
-        with open(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(file.content)
-            stream.flush()
-            os.fchmod(stream.fileno(), 0o644)
-            os.fsync(stream.fileno())
-        os.rename(temporary, file.path)
+        replace(str(file.path), file.content.encode(), 0o644, sync=True)
     except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
         remedy = "; run this as root" if isinstance(error, PermissionError) and os.geteuid() != 0 else ""
         raise InstallError(f"{file.path}: cannot write: {_why(error)}{remedy}") from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import sys
 from collections.abc import Collection, Iterator, Mapping
@@ -11,7 +10,8 @@ from typing import Literal
 
 import msgspec
 
-from multibinder.kernel.descriptors import scan, stat_fields
+from multibinder.kernel.descriptors import scan
+from multibinder.kernel.process import children_of, name_of, stat_or_none, uid_of
 from multibinder.observe.accepting import accepts_on
 from multibinder.wire.address import Address
 
@@ -80,7 +80,7 @@ def holders_of(inodes: Collection[int], except_: Collection[int] = ()) -> Holder
     haproxies: list[int] = []
     for process in seen.opened:
         accepting = accepts_on(process)
-        name = _name(process.pid)
+        name = name_of(process.pid)
         # One object for all its listeners: with 10,000 of them that is a fifth of the time.
         waiting, holding = Holder(process.pid, name, "accepting"), Holder(process.pid, name, "holding")
         if _is_haproxy(waiting):
@@ -105,20 +105,8 @@ def who_listens_on(address: Address) -> Listening:
     if not inodes:
         return Listening((), hidden=False)
     seen = scan(inodes)
-    processes = tuple(Process(process.pid, _name(process.pid)) for process in seen.opened)
+    processes = tuple(Process(process.pid, name_of(process.pid)) for process in seen.opened)
     return Listening(processes, hidden=not seen.complete)
-
-
-def _name(pid: int) -> str:
-    """Its comm; a question mark if it has just ended."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", errors="replace") as file:
-        return printable(file.read().strip())
-    return "?"
-
-
-def printable(name: str) -> str:
-    """A name that a process gave itself, as it may be written to a terminal."""
-    return "".join(each if each.isprintable() else "?" for each in name)
 
 
 def _is_haproxy(process: Process) -> bool:
@@ -130,12 +118,10 @@ def _workers(masters: Collection[int]) -> dict[int, list[Process]]:
     found = {}
     for master in masters:
         born: list[tuple[int, Process]] = []
-        with contextlib.suppress(OSError), open(f"/proc/{master}/task/{master}/children") as children:
-            for pid in map(int, children.read().split()):
-                process = Process(pid, _name(pid))
-                with contextlib.suppress(OSError, IndexError, ValueError):
-                    if _is_haproxy(process):
-                        born.append((int(stat_fields(pid)[19]), process))
+        for pid in children_of(master):
+            process = Process(pid, name_of(pid))
+            if _is_haproxy(process) and (stat := stat_or_none(pid)) is not None:
+                born.append((stat.start_ticks, process))
         if born:
             found[master] = [process for _, process in sorted(born, key=lambda child: (child[0], child[1].pid))]
     return found
@@ -156,11 +142,7 @@ def _with_draining(holders: list[Holder], workers: Mapping[int, list[Process]]) 
 
 
 def _users(pids: Collection[int]) -> set[int]:
-    found = set()
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            found.add(os.stat(f"/proc/{pid}").st_uid)
-    return found
+    return {uid for pid in pids if (uid := uid_of(pid)) is not None}
 
 
 def _colliding_inodes(address: Address) -> Iterator[int]:

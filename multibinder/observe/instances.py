@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from multibinder.kernel.descriptors import stat_fields
+from multibinder.kernel.process import is_child, stat_or_none
 
 _SUMMARY = "summary.json"
 _VERSION = 1
@@ -91,10 +91,7 @@ def instances(runtime: str) -> list[Instance]:
 
 def processes_are_visible() -> bool:
     """Whether /proc shows other users' processes: with hidepid= (proc(5)) not even PID 1."""
-    try:
-        return bool(stat_fields(1))
-    except OSError:
-        return False
+    return stat_or_none(1) is not None
 
 
 def _instance(directory: str, name: str, visible: bool) -> Instance | None:
@@ -121,8 +118,8 @@ def _instance(directory: str, name: str, visible: bool) -> Instance | None:
         summary,
         up=up,
         # After a start nobody has seen them yet: none named is not none there.
-        workers=sum(_is_child(pid, parent) for pid in summary.workers) if summary.workers or not up else None,
-        old_workers=sum(_is_child(pid, parent) for pid in summary.old_workers),
+        workers=sum(is_child(pid, parent) for pid in summary.workers) if summary.workers or not up else None,
+        old_workers=sum(is_child(pid, parent) for pid in summary.old_workers),
         changed=has_changed(summary),
     )
 
@@ -140,21 +137,8 @@ def _read(path: str) -> Summary:
 
 
 def _is_alive(master: Master) -> bool:
-    fields = _fields(master.pid)
-    # Field 22, and field 3; the list begins with the third.
-    return len(fields) > 19 and fields[0] != "Z" and master.start_ticks in (0, int(fields[19]))
-
-
-def _is_child(pid: int, parent: int) -> bool:
-    fields = _fields(pid)
-    return len(fields) > 1 and fields[0] != "Z" and int(fields[1]) == parent
-
-
-def _fields(pid: int) -> list[str]:
-    try:
-        return stat_fields(pid)
-    except OSError:
-        return []
+    stat = stat_or_none(master.pid)
+    return stat is not None and not stat.has_ended and master.start_ticks in (0, stat.start_ticks)
 
 
 def has_changed(summary: Summary) -> bool | None:

@@ -7,12 +7,10 @@ import select
 import socket
 from collections.abc import Iterable, Sequence
 
+from multibinder.kernel.accept_queue import TCP_LISTEN
 from multibinder.wire.address import Address, tcp_address
 from multibinder.wire.errors import RemoteProtocolError
 from multibinder.wire.messages import ListenerSpec
-
-#: enum in include/net/tcp_states.h.
-TCP_LISTEN = 10
 
 
 class SharedListener(socket.socket):

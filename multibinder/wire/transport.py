@@ -5,17 +5,16 @@ from __future__ import annotations
 import array
 import os
 import socket
-import struct
 from collections.abc import Iterable, Sequence
 
+from multibinder.kernel.socket_options import UCRED
 from multibinder.wire.errors import RemoteProtocolError
 
 #: The kernel takes 253 descriptors in one message (SCM_MAX_FD, include/net/scm.h); some libcs fail at that number.
 MAX_DESCRIPTORS = 252
 
 _FD_SIZE = array.array("i").itemsize
-_UCRED = struct.Struct("=iII")
-_ANCILLARY_SIZE = socket.CMSG_SPACE((MAX_DESCRIPTORS + 1) * _FD_SIZE) + socket.CMSG_SPACE(_UCRED.size)
+_ANCILLARY_SIZE = socket.CMSG_SPACE((MAX_DESCRIPTORS + 1) * _FD_SIZE) + socket.CMSG_SPACE(UCRED.size)
 CHUNK_BYTES = 16384
 
 
@@ -40,7 +39,7 @@ def receive_from(sock: socket.socket) -> tuple[bytes, list[int], int | None]:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             descriptors.frombytes(content[: len(content) - len(content) % _FD_SIZE])
         elif level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
-            _, uid, _ = _UCRED.unpack(content)
+            _, uid, _ = UCRED.unpack(content)
     if flags & socket.MSG_CTRUNC:
         close_all(descriptors)
         raise RemoteProtocolError(

@@ -17,7 +17,7 @@ from multibinder.binder.daemon import Settings
 from multibinder.binder.owner import Owner
 from multibinder.binder.store import ListenerStore
 from multibinder.cli.binder_main import Invocation
-from multibinder.observe.accept_queue import accept_queue
+from multibinder.kernel.accept_queue import accept_queue
 from tests.support import Binder, can_connect, wait_until
 
 #: A binder that looks after its listeners more often than every 15 s.

@@ -9,7 +9,7 @@ import struct
 
 import pytest
 
-from multibinder.observe.accept_queue import accept_queue
+from multibinder.kernel.accept_queue import accept_queue
 from multibinder.observe.sock_diag import ListeningSocket, listening_sockets, paths
 from multibinder.wire.address import tcp_address
 from tests.support import require_ipv6

@@ -26,7 +26,7 @@ from multibinder import Client, ListenerHealth, ListenerSpec, Options, TcpAddres
 from multibinder.binder.daemon import Settings
 from multibinder.binder.health_monitor import OrphanTtl
 from multibinder.cli.binder_main import Invocation
-from multibinder.observe.accept_queue import drops
+from multibinder.kernel.socket_options import drops_of
 from tests.conftest import StartBinder
 from tests.namespaces import alone
 from tests.support import (
@@ -168,14 +168,14 @@ def test_a_server_that_does_not_accept_is_named_with_the_kernels_own_number_of_d
     with Client(binder.socket_path) as client:
         [ours] = client.bind([spec("127.0.0.1")], owner=_OWNER)
     with ours, clients("127.0.0.1", 8000, 50) as trying:
-        wait_until(lambda: drops(ours) >= 41, "all but nine find no place")
+        wait_until(lambda: drops_of(ours) >= 41, "all but nine find no place")
         connected = select.select([], trying, [], 0)[1]
         for each in trying:
             if each not in connected:
                 each.close()  # so that it does not try again, and nothing moves any more
         full = wait_for_state(binder, "stalled")
         assert (full.queue, full.limit, len(connected)) == (9, 8, 9)
-        assert full.drops == drops(ours) == netstat("ListenDrops") == netstat("ListenOverflows") >= 41
+        assert full.drops == drops_of(ours) == netstat("ListenDrops") == netstat("ListenOverflows") >= 41
         other = health(binder)[8001]
         assert (other.state, other.queue, other.drops, other.drops_per_s) == ("serving", 0, 0, 0)
         assert other.holders is not None
@@ -386,8 +386,8 @@ def test_drops_of_another_life_are_not_drops_per_second(hasty: Callable[..., Bin
     with Client(binder.socket_path) as client:
         [listener] = client.bind([spec(host, backlog=1)])
         with listener, clients(host, 8000, 10):
-            wait_until(lambda: drops(listener) >= 8, "the queue overflows")
-        before = drops(listener) if listener.fileno() >= 0 else 8
+            wait_until(lambda: drops_of(listener) >= 8, "the queue overflows")
+        before = drops_of(listener) if listener.fileno() >= 0 else 8
         client.upgrade()
         serving_pid(binder.socket_path)
         [after] = client.status().listeners

@@ -11,7 +11,7 @@ import pytest
 from multibinder import BindError, ListenerSpec, Options, RequestError, TcpAddress
 from multibinder.binder.owner import Owner
 from multibinder.binder.store import Grant, ListenerStore
-from multibinder.observe.accept_queue import accept_queue
+from multibinder.kernel.accept_queue import accept_queue
 from tests.support import (
     can_connect,
     descriptors_unchanged,

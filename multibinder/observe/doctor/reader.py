@@ -11,11 +11,12 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from multibinder.kernel.descriptors import stat_fields
+from multibinder.kernel.namespaces import network_namespace_of, network_namespaces
+from multibinder.kernel.process import command_line_of, parent_of, unit_of
 from multibinder.observe.doctor.facts import Binder, Descriptors, Facts, Held, Instance, Keeper, Namespace, Place, Unit
 from multibinder.observe.doctor.finding import Unchecked
 from multibinder.observe.doctor.losses import is_full
-from multibinder.observe.doctor.namespaces import namespace_number, namespaces, read_namespace
+from multibinder.observe.doctor.namespaces import read_namespace
 from multibinder.observe.doctor.sharing import shared_addresses
 from multibinder.observe.holders import Holders, Process, holders_of
 from multibinder.wire.client import Client
@@ -87,25 +88,14 @@ def _ask_binder(socket_path: str | None, unchecked: list[Unchecked]) -> Binder |
 
 def _is_binder(pid: int) -> bool:
     """Its PID is its own view: in another PID namespace it is somebody else's here."""
-    return b"multibinder" in _command_line(pid)
-
-
-def _command_line(pid: int) -> bytes:
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
+    return b"multibinder" in command_line_of(pid)
 
 
 def _guard_of(binder: int | None) -> int | None:
     if binder is None:
         return None
-    try:
-        parent = int(stat_fields(binder)[1])
-    except (OSError, ValueError, IndexError):
-        return None
-    return parent if _GUARD in _command_line(parent) else None
+    parent = parent_of(binder)
+    return parent if _GUARD in command_line_of(parent) else None
 
 
 def _read_namespaces(binder: Binder | None, unchecked: list[Unchecked]) -> list[Namespace]:
@@ -131,7 +121,7 @@ def _read_namespaces(binder: Binder | None, unchecked: list[Unchecked]) -> list[
     read(None)
     if missing and binder is not None and binder.pid is not None:
         try:
-            ours, theirs = namespace_number(), namespace_number(binder.pid)
+            ours, theirs = network_namespace_of(), network_namespace_of(binder.pid)
         except OSError:
             unchecked.append(Unchecked("the binder's network namespace", "it may not be seen", "run this as root"))
         else:
@@ -140,7 +130,7 @@ def _read_namespaces(binder: Binder | None, unchecked: list[Unchecked]) -> list[
     if missing:
         # It may hold sockets that were made elsewhere: a socket unit's, or those of a container.
         known = {namespace.number for namespace in found}
-        for number, pid in namespaces().items():
+        for number, pid in network_namespaces().items():
             if missing and number not in known and not read(pid):
                 break
     if missing:
@@ -208,7 +198,7 @@ def read_keeper(binder: int | None, guard: int | None, unchecked: list[Unchecked
         return Keeper("unknown")
     if guard is not None:
         return Keeper("guard")
-    unit = _unit_of(binder)
+    unit = _service_of(binder)
     if not unit or not shutil.which("systemctl") or not os.path.isdir("/run/systemd/system"):
         return Keeper("none")
     properties = ("MainPID", "FileDescriptorStoreMax", "NFileDescriptorStore", "NeedDaemonReload")
@@ -230,14 +220,13 @@ def read_keeper(binder: int | None, guard: int | None, unchecked: list[Unchecked
     )
 
 
-def _unit_of(pid: int) -> str:
-    """The service that a process belongs to, by its control group; empty if none."""
+def _service_of(pid: int) -> str:
+    """Return the service that a process belongs to; empty if it runs in none, or is gone."""
     try:
-        with open(f"/proc/{pid}/cgroup") as file:
-            parts = [part for line in file for part in line.strip().split("/")]
+        unit = unit_of(pid)
     except OSError:
         return ""
-    return next((part for part in reversed(parts) if part.endswith(".service")), "")
+    return unit if unit.endswith(".service") else ""
 
 
 class _Status(msgspec.Struct):
