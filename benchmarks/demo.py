@@ -30,8 +30,8 @@ from functools import partial
 from pathlib import Path
 
 try:
-    from multibinder_haproxy.errors import NotRunning, ReloadFailed
-    from multibinder_haproxy.master import Master, is_alive
+    from multibinder_haproxy.errors import ReloadFailed
+    from multibinder_haproxy.master import Master
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
     from rich.table import Table
@@ -39,6 +39,8 @@ try:
 
     from benchmarks.load import Load, LoadError, Phase, Result
     from multibinder import __version__
+    from multibinder.kernel.process import is_alive
+    from multibinder.launch.errors import NotRunning
 except ImportError as error:
     sys.exit(f"demo: {error}; 'make demo' installs what is needed in .venv, and runs this")
 except KeyboardInterrupt:

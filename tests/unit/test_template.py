@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from multibinder_haproxy.config.jinja import Config, Renderer, read_variables
+from multibinder_haproxy.config.jinja import Renderer
+from multibinder_haproxy.config.model import Config
+from multibinder_haproxy.config.variables import read_variables
 from multibinder_haproxy.errors import TemplateFailure
 
 

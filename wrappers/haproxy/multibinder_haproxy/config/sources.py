@@ -1,7 +1,7 @@
-"""What a configuration came from: files and directories, as they were when they were read.
+"""The files and directories that a configuration came from, as they were when they were read.
 
-So that it can be told later which of them changed on disk. Each is recorded *before* it is read: a change that falls
-between the two shows as a change that is loaded already, and never as none.
+They tell later which of them changed on disk. Each is recorded *before* it is read: a change that falls between the two
+is reported as a change although it is loaded already, and no change is ever missed.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from collections.abc import Sequence
 import msgspec
 
 
-class Origin(msgspec.Struct, frozen=True):
-    """A file as it was. ``mtime_ns`` is None where there was none: a template looked for it, and could do without.
+class SourceFile(msgspec.Struct, frozen=True):
+    """A file that a configuration came from.
 
-    ``digest`` is empty where the content could not be read. It stays in private files: whoever knows it can try out
-    passwords.
+    ``mtime_ns`` is None if there was no such file: a template looked for it, and could do without. ``digest`` is empty
+    if the content could not be read. It stays in private files: whoever knows it can try out passwords.
     """
 
     path: str
@@ -29,52 +29,54 @@ class Origin(msgspec.Struct, frozen=True):
     digest: str = ""
 
 
-class Directory(msgspec.Struct, frozen=True):
-    """A directory that -f named: ``files`` are the names that counted, those with one of ``suffixes`` and no dot in
-    front."""
+class SourceDirectory(msgspec.Struct, frozen=True):
+    """A directory that -f named.
+
+    ``files`` are the names that counted: those that end in one of ``suffixes`` and do not begin with a dot.
+    """
 
     path: str
     files: list[str]
     suffixes: list[str]
 
 
-class Origins(msgspec.Struct, frozen=True):
-    """All of one configuration's. Not among them: certificates, maps and whatever else the configuration names."""
+class Sources(msgspec.Struct, frozen=True):
+    """All sources of one configuration, without the files that it names in turn: certificates, maps, error files."""
 
-    files: list[Origin] = []
-    directories: list[Directory] = []
+    files: list[SourceFile] = []
+    directories: list[SourceDirectory] = []
 
 
-class Recorder:
-    """Collects what one rendering reads. Never fails: what cannot be recorded is left out."""
+class SourceRecorder:
+    """Collects the sources that one rendering reads. Never fails: what cannot be recorded is left out."""
 
     def __init__(self) -> None:
-        self._files: dict[str, Origin] = {}
-        self._directories: list[Directory] = []
+        self._files: dict[str, SourceFile] = {}
+        self._directories: list[SourceDirectory] = []
 
-    def file(self, path: str) -> None:
-        """To be called just before ``path`` is read. The first time counts: it is the oldest."""
+    def record_file(self, path: str) -> None:
+        """Record a file; call this just before it is read. The first record of a path counts: it is the oldest."""
         with contextlib.suppress(OSError, UnicodeEncodeError):
-            path.encode()  # what is no UTF-8 cannot be named in JSON
-            # What is not a regular file (-f /dev/fd/63) can be read once, and HAProxy wants to.
-            if path not in self._files and (origin := _look(path)) is not None:
-                self._files[path] = origin
+            path.encode()  # JSON has no name for a path that is not UTF-8
+            # A file that is not regular (-f /dev/fd/63) can be read only once, and HAProxy needs to.
+            if path not in self._files and (source := _look(path)) is not None:
+                self._files[path] = source
 
-    def directory(self, path: str, suffixes: Sequence[str]) -> None:
-        """With the files in it that count."""
+    def record_directory(self, path: str, suffixes: Sequence[str]) -> None:
+        """Record a directory and the files in it that count."""
         with contextlib.suppress(OSError, UnicodeEncodeError):
             names = list_directory(path, suffixes)
             "".join([path, *names]).encode()
-            self._directories.append(Directory(path, names, list(suffixes)))
+            self._directories.append(SourceDirectory(path, names, list(suffixes)))
             for name in names:
-                self.file(os.path.join(path, name))
+                self.record_file(os.path.join(path, name))
 
-    def origins(self) -> Origins:
-        return Origins(list(self._files.values()), list(self._directories))
+    def sources(self) -> Sources:
+        return Sources(list(self._files.values()), list(self._directories))
 
 
 def list_directory(path: str, suffixes: Sequence[str]) -> list[str]:
-    """The regular files that count, by name. Raises OSError."""
+    """Return the names of the regular files that count, sorted. Raises OSError."""
     endings = tuple(suffixes)
     return sorted(
         name
@@ -83,21 +85,21 @@ def list_directory(path: str, suffixes: Sequence[str]) -> list[str]:
     )
 
 
-def changed(origins: Origins) -> list[str] | None:
-    """The paths that are not what they were: edited, replaced, removed, or new in a directory. None: cannot be told.
+def changed(sources: Sources) -> list[str] | None:
+    """Return the paths that were edited, replaced, removed, or added to a directory; None if that cannot be told.
 
-    A file whose time or inode changed and whose content did not (touch, a deployment that writes all anew) has not
-    changed.
+    A file whose time or inode changed and whose content did not (touch, a deployment that writes every file anew) has
+    not changed.
     """
-    if not origins.files:
+    if not sources.files:
         return None
     found: set[str] = set()
     try:
-        for before in origins.files:
+        for before in sources.files:
             now = _look(before.path, before)
             if now != before and not (now and now.digest and now.digest == before.digest):
                 found.add(before.path)
-        for directory in origins.directories:
+        for directory in sources.directories:
             try:
                 names = list_directory(directory.path, directory.suffixes)
             except (FileNotFoundError, NotADirectoryError):
@@ -108,21 +110,21 @@ def changed(origins: Origins) -> list[str] | None:
     return sorted(found)
 
 
-def _look(path: str, known: Origin | None = None) -> Origin | None:
-    """The file as it is; ``known`` itself if that is still it, unread. None for what is not a regular file.
+def _look(path: str, known: SourceFile | None = None) -> SourceFile | None:
+    """Describe a file as it is now; None if it is not a regular file.
 
-    Raises OSError when it cannot be told.
+    Returns ``known``, without reading the content, if time, size and inode are the same. Raises OSError.
     """
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
-        return Origin(path, None)
+        return SourceFile(path, None)
     if not stat.S_ISREG(status.st_mode):
         return None
     facts = (status.st_mtime_ns, status.st_size, status.st_ino)
     if known is not None and facts == (known.mtime_ns, known.size, known.inode):
         return known
-    return Origin(path, *facts, _digest(path))
+    return SourceFile(path, *facts, _digest(path))
 
 
 def _digest(path: str) -> str:
