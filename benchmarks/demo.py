@@ -30,7 +30,7 @@ from functools import partial
 from pathlib import Path
 
 try:
-    from multibinder_haproxy.errors import NotRunning, ReloadFailed
+    from multibinder_haproxy.errors import ReloadFailed
     from multibinder_haproxy.master import Master
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -39,6 +39,7 @@ try:
 
     from multibinder import __version__
     from multibinder.kernel.process import is_alive
+    from multibinder.launch.errors import NotRunning
     from tests.support.load import Load, LoadError, Phase, Result
 except ImportError as error:
     sys.exit(f"demo: {error}; 'make demo' installs what is needed in .venv, and runs this")
