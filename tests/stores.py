@@ -6,10 +6,10 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from multibinder import TcpAddress
 from multibinder.binder.bind_refusal import BindRefusals, WhoListens
 from multibinder.binder.records import Record
 from multibinder.binder.store import ListenerStore
+from multibinder.wire.addresses import Address
 
 
 class NothingDurable:
@@ -18,7 +18,7 @@ class NothingDurable:
     def write(self, changed: Sequence[Record]) -> None:
         pass
 
-    def recover(self, address: TcpAddress) -> tuple[Record, socket.socket] | None:
+    def recover(self, address: Address) -> tuple[Record, socket.socket] | None:
         return None
 
 

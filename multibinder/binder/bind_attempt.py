@@ -12,7 +12,7 @@ from multibinder.binder import repair
 from multibinder.binder.bind_refusal import BindRefusals, require_same
 from multibinder.binder.listener import Listener, open_listener
 from multibinder.binder.owner import Owner
-from multibinder.wire.address import Address
+from multibinder.wire.addresses import Address
 from multibinder.wire.errors import RequestError
 from multibinder.wire.messages import LIMIT_REACHED, ListenerSpec
 
@@ -82,16 +82,16 @@ class BindAttempt:
         self._named: dict[str, Listener] = {}
 
     def find_or_open(self, specs: Sequence[ListenerSpec], owners: Sequence[Owner]) -> list[Found]:
-        """Return the listener for each spec. New ones are bound and do not listen yet. Raises RequestError."""
+        """Return the listener for each spec. New ones are bound and not ready yet. Raises RequestError."""
         return [self._find_or_open(spec, owner) for spec, owner in zip(specs, owners, strict=True)]
 
-    def listen(self, found: Sequence[Found]) -> None:
-        """Let each of these listen that does not. Raises BindError."""
+    def make_ready(self, found: Sequence[Found]) -> None:
+        """Let clients reach each of these listeners. Raises BindError."""
         for listener, created in found:
             if created:
-                repair.start_listening(listener, self._refusals, self._room.uid)
-            elif not repair.is_listening(listener):
-                repair.listen_again(listener, self._refusals, self._room.uid)
+                repair.make_ready(listener, self._refusals, self._room.uid)
+            elif not listener.kind.is_ready(listener.socket):
+                repair.make_ready_again(listener, self._refusals, self._room.uid)
 
     def close(self) -> None:
         for listener in self._opened:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from multibinder.binder.listener import Listener
 from multibinder.binder.owner import is_privileged
-from multibinder.wire.address import Address
+from multibinder.wire import kinds
+from multibinder.wire.addresses import Address
 from multibinder.wire.errors import BindError, errname
 from multibinder.wire.messages import COULD_NOT_BIND, ListenerSpec
 
@@ -42,21 +43,11 @@ class BindRefusals:
 
     def _explain(self, address: Address, number: int, uid: int) -> str:
         reason = os.strerror(number).lower()
-        if number == errno.EADDRINUSE:
-            who = self._who_listens(address) if self._may_search(uid) else ""
-            remedy = f", by {who}; stop it" if who else "; find who has it ('ss -ltnp', as root)"
-            return f"{reason}{remedy} or choose another port"
-        if number == errno.EACCES:
-            first = _first_unprivileged_port()
-            return (
-                f"{reason}: a port below {first} needs CAP_NET_BIND_SERVICE in the binder "
-                "(AmbientCapabilities= in its unit), or a lower net.ipv4.ip_unprivileged_port_start"
-            )
-        if number == errno.EADDRNOTAVAIL:
-            return (
-                f"{reason}: no interface of this host has {address.host}; for an address that moves between hosts "
-                "set net.ipv4.ip_nonlocal_bind=1"
-            )
+        holders = ""
+        if number == errno.EADDRINUSE and self._may_search(uid):
+            holders = self._who_listens(address)
+        if (remedy := kinds.of_address(address).explain_refusal(address, number, holders)) is not None:
+            return reason + remedy
         if number in (errno.EMFILE, errno.ENFILE):
             return f"{reason}: raise LimitNOFILE= in the binder's unit, or lower --max-listeners"
         return reason
@@ -85,11 +76,3 @@ def require_same(listener: Listener, spec: ListenerSpec) -> None:
             COULD_NOT_BIND,
             {"errno": errno.EINVAL, "errname": "EINVAL", "address": str(spec.address)},
         )
-
-
-def _first_unprivileged_port() -> str:
-    try:
-        with open("/proc/sys/net/ipv4/ip_unprivileged_port_start") as setting:
-            return setting.read().strip()
-    except OSError:
-        return "1024"

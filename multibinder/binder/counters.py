@@ -6,14 +6,14 @@ from bisect import bisect_left
 
 from multibinder.wire import messages
 from multibinder.wire.errors import BindError, NotAllowed, RequestError
-from multibinder.wire.messages import Counters
+from multibinder.wire.status import REQUEST_BOUNDS_S, Counters
 
 
 class RequestCounters:
     """Count requests, refusals, handoffs and connections. ``totals`` is the structure that ``status`` shows."""
 
     def __init__(self) -> None:
-        self.totals = Counters(request_buckets=[0] * (len(messages.REQUEST_BOUNDS_S) + 1))
+        self.totals = Counters(request_buckets=[0] * (len(REQUEST_BOUNDS_S) + 1))
 
     def count_request(self, method: str) -> None:
         """Count one request. ``method`` is ``other`` for a method that the binder does not have."""
@@ -44,7 +44,7 @@ class RequestCounters:
 
     def observe_request(self, seconds: float) -> None:
         """Add the time that one request took to the histogram."""
-        self.totals.request_buckets[bisect_left(messages.REQUEST_BOUNDS_S, seconds)] += 1
+        self.totals.request_buckets[bisect_left(REQUEST_BOUNDS_S, seconds)] += 1
         self.totals.request_seconds += seconds
 
 

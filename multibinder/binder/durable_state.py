@@ -15,8 +15,8 @@ from multibinder.binder import events, records
 from multibinder.binder.inherit import RECORDS, Inheritance
 from multibinder.binder.keeper import Keeper
 from multibinder.binder.listener import Listener, name_of_cookie
-from multibinder.binder.recover import recover
-from multibinder.wire.address import Address
+from multibinder.binder.recover import recover_from_holders
+from multibinder.wire.addresses import Address
 
 #: A journal grows with each bind and release. One with this many bytes more than its listeners need is replaced.
 _SPARE_BYTES = 1024 * 1024
@@ -54,9 +54,9 @@ class DurableState:
         self._keeper = keeper
         self._held = held
         self._search_again_at = 0.0
-        written = records.read_file(state_file) if state_file is not None else records.Written()
-        self._missing = {cookie: record for cookie, record in written.records.items() if not record.released}
-        self._header = _next_header(inherited.header or written.header, upgraded=upgraded)
+        recorded = records.read_file(state_file) if state_file is not None else records.Recorded()
+        self._missing = {cookie: record for cookie, record in recorded.records.items() if not record.released}
+        self._header = _next_header(inherited.header or recorded.header, upgraded=upgraded)
         self._inherited_names = inherited.kept_names
         self._journal_number = _highest_number(inherited.record_names)
         self._journal = records.Journal((), None, self._header)
@@ -112,9 +112,9 @@ class DurableState:
             self._keeper.forget([name_of_cookie(record.cookie) for record in changed if record.released])
 
     def detach_journal(self) -> tuple[str, int]:
-        """Bring the journal up to date, and return its name and descriptor, which the caller owns."""
+        """Bring the journal up to date, end it, and return its name and descriptor, which the caller owns."""
         self._journal.append([listener.record() for listener in self._held().listeners()])
-        return self._journal_name, self._journal.memfd
+        return self._journal_name, self._journal.detach()
 
     def remove_file_if_useless(self) -> None:
         """Remove the state file if no listener is left that could be recovered."""
@@ -127,7 +127,7 @@ class DurableState:
         return f"{RECORDS}-{self._journal_number}"
 
     def _recover(self, missing: Sequence[records.Record]) -> Iterator[tuple[records.Record, socket.socket]]:
-        for record, sock in recover(missing):
+        for record, sock in recover_from_holders(missing):
             del self._missing[record.cookie]
             events.info("recovered", address=record.address, owners=",".join(record.claims))
             yield record, sock

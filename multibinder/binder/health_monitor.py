@@ -13,10 +13,8 @@ from multibinder.binder.listener import Listener
 from multibinder.binder.loop import Loop
 from multibinder.binder.orphan_ttl import OrphanTtl, orphan_ttl_of
 from multibinder.binder.store import ListenerStore
-from multibinder.kernel.accept_queue import accept_queue
-from multibinder.kernel.socket_options import drops_of
 from multibinder.observe.holders import Holder, Holders
-from multibinder.wire.messages import HolderStatus, ListenerHealth, OwnerStatus
+from multibinder.wire.status import HolderStatus, ListenerHealth, OwnerStatus
 
 #: A listener is shown as repaired for this long after a repair.
 _REPAIRED_S = 3600.0
@@ -116,7 +114,7 @@ class HealthMonitor:
             observation = self._count_drops(listener)
             if found is not None:
                 self._note_holders(listener, observation, found)
-            length = accept_queue(listener.socket).length
+            length = listener.kind.queue(listener.socket).length
             if length:
                 waiting.append((listener, length))
             else:
@@ -132,7 +130,7 @@ class HealthMonitor:
             on_looked()
 
     def _count_drops(self, listener: Listener) -> _Observation:
-        now, drops = time.monotonic(), drops_of(listener.socket)
+        now, drops = time.monotonic(), listener.kind.drops(listener.socket)
         observation = self._observations.get(listener)
         if observation is None:
             # Drops from before the first look, perhaps from before an upgrade, say nothing about the rate now.
@@ -166,7 +164,7 @@ class HealthMonitor:
             "orphan",
             address=listener.address,
             owners=",".join(label or "-" for label in listener.labels),
-            waiting=accept_queue(listener.socket).length,
+            waiting=listener.kind.queue(listener.socket).length,
             why="no process has it open: its clients wait for nobody",
         )
 
@@ -192,7 +190,7 @@ class HealthMonitor:
             observation = self._observations.get(listener)
             if observation is None or listener.socket.fileno() < 0:
                 continue
-            length = accept_queue(listener.socket).length
+            length = listener.kind.queue(listener.socket).length
             if length < longest:
                 observation.stalled_since = None
             else:
@@ -212,7 +210,7 @@ class HealthMonitor:
         unheld_s = self._look_began_at - observation.unheld_at
         if not observation.is_orphan or ttl_s is None or unheld_s < ttl_s:
             return
-        waiting = accept_queue(listener.socket).length
+        waiting = listener.kind.queue(listener.socket).length
         del self._observations[listener]
         self._store.close_orphan(listener)
         events.warning("orphan-closed", address=listener.address, after_s=int(unheld_s), reset=waiting)
@@ -221,7 +219,7 @@ class HealthMonitor:
         return orphan_ttl_of(self._orphan_ttls, str(listener.address), listener.labels)
 
     def _health(self, listener: Listener, observation: _Observation, now: float) -> ListenerHealth:
-        queue = accept_queue(listener.socket)
+        queue = listener.kind.queue(listener.socket)
         holders = observation.holders
         if observation.is_orphan:
             state = "orphan"
@@ -240,7 +238,7 @@ class HealthMonitor:
             limit=queue.limit,
             backlog_requested=listener.options.backlog,
             v6only=listener.options.v6only,
-            drops=drops_of(listener.socket),
+            drops=listener.kind.drops(listener.socket),
             drops_per_s=observation.drops_per_s,
             handoffs=listener.handoffs,
             created=listener.created,

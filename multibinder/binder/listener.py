@@ -9,12 +9,13 @@ import msgspec
 
 from multibinder.binder.owner import Owner
 from multibinder.binder.records import Record
-from multibinder.kernel.accept_queue import accept_queue
 from multibinder.kernel.socket_options import cookie_of, inode_of
-from multibinder.wire import listener as listener_sockets
-from multibinder.wire.address import Address, address_of
-from multibinder.wire.messages import ListenerSpec, ListenerStatus
+from multibinder.wire import kinds
+from multibinder.wire.addresses import Address
+from multibinder.wire.kinds import Kind
+from multibinder.wire.messages import ListenerSpec
 from multibinder.wire.options import Options
+from multibinder.wire.status import ListenerStatus
 
 #: Characters that both FDNAME= (sd_notify(3)) and a file name may have.
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_-"
@@ -35,7 +36,7 @@ class Claim(msgspec.Struct):
 class Listener(msgspec.Struct, eq=False):
     """A socket that the binder holds, and what the socket does not know of itself. The store alone opens and closes it.
 
-    ``queue_limit``                 the limit of the accept queue after our last listen(2); 0 before the first.
+    ``queue_limit``                 the limit that the kernel last gave the queue at our request; 0 before the first.
     ``kept``                        the keeper has confirmed that it has a copy of the socket.
     ``kernel_chose_port``           the first request was for port 0.
     ``held_outside_pid_namespace``  a process that our PID namespace does not show has received it.
@@ -58,6 +59,10 @@ class Listener(msgspec.Struct, eq=False):
     repairs: int = 0
     repaired_at: float = 0.0
     created: float = msgspec.field(default_factory=time.time)
+
+    @property
+    def kind(self) -> Kind:
+        return kinds.of_address(self.address)
 
     @property
     def cookie(self) -> int:
@@ -106,7 +111,7 @@ class Listener(msgspec.Struct, eq=False):
             address=str(self.address),
             name=self.options.name,
             owners=self.labels,
-            backlog=accept_queue(self.socket).limit,
+            backlog=self.kind.queue(self.socket).limit,
             backlog_requested=self.options.backlog,
             v6only=self.options.v6only,
             handoffs=self.handoffs,
@@ -144,29 +149,29 @@ class Grant(msgspec.Struct, frozen=True):
 
 
 def open_listener(spec: ListenerSpec) -> Listener:
-    """Return a new listener that is bound and does not listen yet. Raises OSError; no socket is left open then."""
-    sock = listener_sockets.open_listener(spec)
-    address = address_of(sock)
-    assert address is not None  # noqa: S101 (what it opens has an address)
-    v6only = _v6only_of(sock)
-    options = msgspec.structs.replace(spec.options, v6only=v6only) if v6only is not None else spec.options
-    return Listener(sock, address, options, kernel_chose_port=not spec.address.port)
+    """Return a new listener that is bound and not ready yet. Raises OSError; no socket is left open then."""
+    kind = kinds.of_address(spec.address)
+    sock = kind.open(spec.address, spec.options)
+    address = kind.address_of(sock)
+    # What was asked for and what was bound differ only in what the kernel chose.
+    return Listener(sock, address, kind.actual_options(sock, spec.options), kernel_chose_port=address != spec.address)
 
 
 def restored_listener(sock: socket.socket, record: Record | None) -> Listener:
     """Return the listener of a socket that an earlier binder opened, or that came without a record.
 
-    Address, v6only and queue limit are those of the socket; ``record`` has the rest.
+    Address, fixed options and queue limit are those of the socket; ``record`` has the rest.
     """
-    address = address_of(sock)
-    assert address is not None  # noqa: S101 (inherit.py lets nothing else through)
+    kind = kinds.of_socket(sock)
+    assert kind is not None  # noqa: S101 (inherit.py lets nothing else through)
+    address = kind.address_of(sock)
     if record is None:
         record = Record(str(address), 0, claims={str(_INHERITED): 1}, created=time.time())
     return Listener(
         sock,
         address,
-        Options(record.backlog, _v6only_of(sock), record.name),
-        queue_limit=accept_queue(sock).limit,
+        kind.actual_options(sock, Options(record.backlog, name=record.name)),
+        queue_limit=kind.queue(sock).limit,
         claims={Owner.parse(owner): Claim(0, handoffs) for owner, handoffs in record.claims.items()},
         handoffs=record.handoffs,
         created=record.created,
@@ -186,9 +191,3 @@ def name_of_cookie(cookie: int) -> str:
         cookie, digit = divmod(cookie, len(_DIGITS))
         digits = _DIGITS[digit] + digits
     return digits
-
-
-def _v6only_of(sock: socket.socket) -> bool | None:
-    if sock.family != socket.AF_INET6:
-        return None
-    return bool(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))

@@ -20,16 +20,8 @@ from multibinder.binder.policy_in_force import PolicyInForce
 from multibinder.binder.store import ListenerStore
 from multibinder.wire import messages
 from multibinder.wire.errors import RequestError
-from multibinder.wire.messages import (
-    BinderStatus,
-    BindResult,
-    Handoff,
-    Hello,
-    InvalidParamsError,
-    ListenerSpec,
-    Request,
-    Upgrade,
-)
+from multibinder.wire.messages import BindResult, Handoff, Hello, InvalidParamsError, ListenerSpec, Request, Upgrade
+from multibinder.wire.status import BinderStatus
 from multibinder.wire.transport import MAX_DESCRIPTORS
 
 #: Takes the version of the new code after its rehearsal; or None, and why the new code cannot be used.

@@ -68,7 +68,7 @@ def _decide_about_existing(
     if not any(owner.uid == caller.uid for owner in listener.claims):
         return decision
     # A caller that may bind port 0 may use the port that the kernel chose for it, but not what it chose for others.
-    any_port = msgspec.structs.replace(existing, address=listener.address.with_port(0))
+    any_port = msgspec.structs.replace(existing, address=listener.address.any_port())
     decision_for_any_port = policy.decide_listener(caller, method, any_port, v6only)
     return decision_for_any_port if decision_for_any_port.allowed else decision
 
@@ -78,8 +78,8 @@ def _require_allowed(decision: Decision, caller: Caller, method: str, spec: List
         return
     what = method if spec is None else f"{method} {spec.address}"
     also = ""
-    if spec is not None and spec.address.host == "::" and decision.wanted and decision.wanted.address.version == 4:
-        also = f" (which takes {decision.wanted.address} as well unless v6only is set)"
+    if decision.request is not None and decision.request.implied:
+        also = f" (which takes {decision.request.address} as well unless v6only is set)"
     who = f"uid {caller.uid}" + (f", unit {caller.unit}" if caller.unit else "")
     raise NotAllowed(
         f"Not allowed to {what}{also}: {decision.why} ({who}); see 'multibinder policy check'",

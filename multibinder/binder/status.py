@@ -14,7 +14,7 @@ from multibinder.binder.keeper import Keeper
 from multibinder.binder.listener import Listener
 from multibinder.binder.policy_in_force import PolicyInForce
 from multibinder.binder.quotas import Users
-from multibinder.wire.messages import BinderStatus
+from multibinder.wire.status import BinderStatus
 
 
 class BinderStatusSource:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import socket
 import sys
@@ -19,10 +18,11 @@ from multibinder.binder.bind_refusal import BindRefusals
 from multibinder.binder.listener import Claim, Grant, Listener, restored_listener
 from multibinder.binder.owner import ClaimCounts, Owner, is_privileged
 from multibinder.binder.records import Record
-from multibinder.wire.address import Address
+from multibinder.wire.addresses import Address
 from multibinder.wire.errors import BindError, RequestError
-from multibinder.wire.messages import ListenerSpec, ListenerStatus, Released
+from multibinder.wire.messages import ListenerSpec, Released
 from multibinder.wire.options import Options
+from multibinder.wire.status import ListenerStatus
 
 #: What a listener is called on its way to the next binder if the keeper does not have it.
 _NOT_KEPT = "unkept"
@@ -89,7 +89,7 @@ class ListenerStore:
         attempt = self._attempt(owners[0].uid)
         try:
             found = attempt.find_or_open(specs, owners)
-            attempt.listen(found)
+            attempt.make_ready(found)
         except RequestError:
             attempt.close()
             raise
@@ -172,18 +172,18 @@ class ListenerStore:
         Takes the socket. A second copy of a listener is closed, and a listener that was released is shut down. Raises
         BindError if the socket does not listen and cannot listen again; the socket belongs to the caller then.
         """
+        listener = restored_listener(sock, record)
         if record is not None and record.released:
             with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+                listener.kind.retire(sock)
             sock.close()
             return
-        listener = restored_listener(sock, record)
         if listener.address in self._by_address:
             events.warning("inherited-twice", address=listener.address, done="closed one")
             sock.close()
             return
-        if not repair.is_listening(listener):
-            repair.listen_again(listener, self._refusals, os.geteuid())
+        if not listener.kind.is_ready(sock):
+            repair.make_ready_again(listener, self._refusals, os.geteuid())
         self._add(listener)
         for owner in listener.claims:
             self._claims.add(owner)
@@ -255,13 +255,11 @@ class ListenerStore:
             self._remove_claim(listener, owner)
         # First in writing: a socket that turns up again after a crash in between must not be believed.
         self._durable.write([listener.record(released=True)])
-        # Other holders have copies: an old HAProxy worker keeps its own until it has drained. Only shutdown() ends
-        # listening for all of them (inet_shutdown() in net/ipv4/af_inet.c), so that new clients are refused at once.
         try:
-            listener.socket.shutdown(socket.SHUT_RDWR)
+            # Other holders have copies, and new clients must be refused at once all the same.
+            listener.kind.retire(listener.socket)
         except OSError as error:
-            if error.errno != errno.ENOTCONN:  # ENOTCONN: a holder has shut it down before us
-                events.warning("shutdown-failed", address=listener.address, error=error.strerror)
+            events.warning("shutdown-failed", address=listener.address, error=error.strerror)
         listener.socket.close()
         self._by_address.pop(listener.address, None)
         if listener.options.name:

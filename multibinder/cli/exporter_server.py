@@ -43,12 +43,12 @@ class MetricsServer(ThreadingMixIn, TCPServer):
     request_queue_size = 64
 
     def __init__(self, address: TcpAddress, registry: CollectorRegistry, log: Callable[[str], None]) -> None:
-        self.address_family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+        self.address_family = address.family
         self.registry = registry
         self._log = log
         self._deadlines: dict[socket.socket, float] = {}
         self._lock = threading.Condition()
-        super().__init__((address.host, address.port), _Handler)
+        super().__init__(address.sockaddr, _Handler)
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then answer the open requests."""

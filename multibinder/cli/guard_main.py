@@ -7,7 +7,7 @@ import sys
 import msgspec
 
 from multibinder import MultibinderError
-from multibinder.binder.guard import Guard
+from multibinder.binder import guard
 from multibinder.cli import binder_main
 from multibinder.cli.logs import log_to
 
@@ -30,7 +30,7 @@ def main() -> None:
     pidfile = invocation.settings.pidfile
     guarded = msgspec.structs.replace(invocation, settings=msgspec.structs.replace(invocation.settings, pidfile=None))
     binder_command = binder_main.command(msgspec.json.encode(guarded).decode())
-    status = Guard(binder_command, command(settings), pidfile).run()
+    status = guard.run(binder_command, command(settings), pidfile)
     sys.exit(128 - status if status < 0 else status)  # as a shell reports death by a signal
 
 

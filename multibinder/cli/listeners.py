@@ -8,7 +8,7 @@ import time
 import click
 import msgspec
 
-from multibinder import Client, ListenerStatus, TcpAddress
+from multibinder import Address, Client, ListenerStatus
 from multibinder.cli.options import AddressType, socket_option
 from multibinder.cli.wording import age
 
@@ -39,7 +39,7 @@ def list_command(socket_path: str | None, as_json: bool) -> None:
               "without a label.")  # fmt: skip
 @click.option("--all-owners", is_flag=True, help="Give up every claim, so that the port closes.")
 @click.argument("addresses", nargs=-1, required=True, metavar="ADDRESS...", type=AddressType())
-def release_command(socket_path: str | None, owner: str, all_owners: bool, addresses: tuple[TcpAddress, ...]) -> None:
+def release_command(socket_path: str | None, owner: str, all_owners: bool, addresses: tuple[Address, ...]) -> None:
     """Give up a claim on listeners.
 
     A listener without any claim left is closed, for every process that holds it.

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import click
 
-from multibinder import SOCKET_VARIABLE, AddressError, TcpAddress
+from multibinder import SOCKET_VARIABLE, Address, AddressError
 
 _F = TypeVar("_F", bound=Callable[..., object])
 
@@ -21,14 +21,15 @@ def socket_option(text: str = "The binder's control socket.", *, required: bool 
 
 
 class AddressType(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic since click 8.4
-    """A listener's address. Wrong usage if it cannot be parsed."""
+    """An address, as ``parse`` reads it. Wrong usage if ``parse`` raises AddressError."""
 
     name = "address"
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> TcpAddress:
-        if isinstance(value, TcpAddress):
-            return value
+    def __init__(self, parse: Callable[[str], Address] = Address.parse) -> None:
+        self._parse = parse
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Address:
         try:
-            return TcpAddress.parse(str(value))
+            return self._parse(str(value))
         except AddressError as error:
             self.fail(str(error), param, ctx)

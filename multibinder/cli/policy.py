@@ -10,8 +10,8 @@ from typing import Any
 import click
 import msgspec
 
-from multibinder import AddressError, ListenerSpec, Options, TcpAddress
-from multibinder.binder.policy import METHODS, Wanted, explain, taken
+from multibinder import Address, AddressError, ListenerSpec, Options
+from multibinder.binder.policy import METHODS, AccessRequest, access_requests, explain
 from multibinder.binder.policy_file import lint, load
 from multibinder.binder.settings import DEFAULT_POLICY
 from multibinder.cli.wording import count
@@ -111,13 +111,13 @@ def check_command(**parameters: Any) -> None:
     method = asked.method or ("bind" if asked.bind else "release")
     address = asked.bind or asked.release
     allowed = True
-    for wanted in _wanted(address, asked.options) if address else [None]:
+    for request in _access_requests(address, asked.options) if address else [None]:
         if not allowed:
             break
-        click.echo(f"{method}{f' {wanted.address}' if wanted else ''} ({who}):")
-        for line in explain(policy, asker, method, wanted):
+        click.echo(f"{method}{f' {request.address}' if request else ''} ({who}):")
+        for line in explain(policy, asker, method, request):
             click.echo(f"  {line}")
-        allowed = policy.decide(asker, method, wanted).allowed
+        allowed = policy.decide(asker, method, request).allowed
     click.echo("allowed" if allowed else "denied")
     sys.exit(0 if allowed else 1)
 
@@ -145,12 +145,12 @@ def lint_command(path: str) -> None:
     sys.exit(1 if found else 0)
 
 
-def _wanted(text: str, options: tuple[str, ...]) -> list[Wanted | None]:
+def _access_requests(text: str, options: tuple[str, ...]) -> list[AccessRequest | None]:
     try:
-        spec = ListenerSpec(TcpAddress.parse(text), Options(v6only=True) if "v6only" in options else Options())
+        spec = ListenerSpec(Address.parse(text), Options(v6only=True) if "v6only" in options else Options())
     except AddressError as error:
         raise click.BadParameter(str(error)) from error
-    return [Wanted(wanted.address, wanted.options | frozenset(options)) for wanted in taken(spec)]
+    return [AccessRequest(each.address, each.options | frozenset(options)) for each in access_requests(spec)]
 
 
 def _groups_of(uid: int) -> frozenset[int]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from multibinder import AddressError, TcpAddress
+from multibinder import Address, AddressError
 from multibinder.binder.orphan_ttl import OrphanTtl
 from multibinder.binder.quotas import Limits
 from multibinder.binder.settings import DEFAULT_POLICY, Settings
@@ -93,7 +93,7 @@ class _OrphanTtlType(click.ParamType):  # type: ignore[type-arg, unused-ignore]
             return value
         of, _, time = str(value).rpartition("=")
         with contextlib.suppress(AddressError):
-            of = str(TcpAddress.parse(of))  # the spelling that the binder compares with
+            of = str(Address.parse(of))  # the spelling that the binder compares with
         if time == "off":
             return OrphanTtl(of, None)
         found = re.fullmatch(r"([0-9]+)(s|m|h|d)", time)

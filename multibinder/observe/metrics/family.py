@@ -1,4 +1,4 @@
-"""Describe metrics by name, help and labels, before they have values."""
+"""Descriptions of metrics: name, help and labels, without a value."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prometheus_client.core import (
 
 
 class Gauge(msgspec.Struct, frozen=True):
-    """A number that rises and falls, or 1 or 0 for yes or no."""
+    """A number that goes up and down, or 1 and 0 for yes and no."""
 
     name: str
     help: str
@@ -22,14 +22,14 @@ class Gauge(msgspec.Struct, frozen=True):
         return GaugeMetricFamily(self.name, self.help, labels=self.labels)
 
     def of(self, value: float) -> GaugeMetricFamily:
-        """Return the family with its only sample."""
+        """Return the family with one sample that has no label."""
         family = self.empty()
         family.add_metric((), value)
         return family
 
 
 class Counter(msgspec.Struct, frozen=True):
-    """A number that only grows, except for a reset at a restart. Its name ends in ``_total``."""
+    """A number that only grows, except at a restart. Its name ends in ``_total``."""
 
     name: str
     help: str
@@ -45,9 +45,9 @@ class Counter(msgspec.Struct, frozen=True):
 
 
 class Info(msgspec.Struct, frozen=True):
-    """A metric that is always 1 and tells its facts in labels. Its name ends in ``_info``.
+    """A constant 1 with the information in its labels. Its name ends in ``_info``.
 
-    ``of_labels`` name what the facts are about, and ``keys`` the facts.
+    ``of_labels`` say what it is about, ``keys`` are the labels with the information.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Info(msgspec.Struct, frozen=True):
 
 
 class Histogram(msgspec.Struct, frozen=True):
-    """A distribution in buckets."""
+    """A distribution, as the number of values up to each bound."""
 
     name: str
     help: str

@@ -1,6 +1,6 @@
-"""Turn the summaries of the HAProxy instances of this host into metrics.
+"""Describe the metrics of the HAProxy instances of this host, and fill them from their summaries.
 
-Their label is ``name``, because Prometheus itself uses ``instance`` for the target of a scrape.
+The label is ``name``: Prometheus itself sets ``instance`` to the target that it scraped.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ FAMILIES: Sequence[Described] = (
 
 
 def of_the_instances(instances: Sequence[Instance]) -> Iterator[Metric]:
-    """Yield the metrics of these instances. A fact that is not known has no sample."""
+    """Yield the metrics of these instances."""
     readable = READABLE.empty()
     for instance in instances:
         readable.add_metric((instance.name,), instance.summary is not None)

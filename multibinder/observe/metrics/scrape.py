@@ -1,4 +1,4 @@
-"""Scrape: ask the binder, read the summaries of the instances, and report errors of both."""
+"""Collect all metrics: ask the binder, read the summaries of the instances, and measure both."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from multibinder.observe.metrics import instances as of_instances
 from multibinder.observe.metrics.family import Counter, Described, Gauge, Info
 from multibinder.wire.client import Client
 from multibinder.wire.errors import MultibinderError, NotAllowed
-from multibinder.wire.messages import BinderStatus
+from multibinder.wire.status import BinderStatus
 
 SOURCES = ("binder", "instances")
 
@@ -29,7 +29,7 @@ HIDDEN = Gauge(
     "multibinder_exporter_processes_hidden", "Whether /proc hides processes of other users from the exporter."
 )
 
-#: Every family that a scrape may expose.
+#: All metrics of the exporter.
 FAMILIES: Sequence[Described] = (
     *of_binder.FAMILIES, *of_instances.FAMILIES, BUILD, DURATION, ERRORS, HIDDEN,
 )  # fmt: skip
@@ -39,10 +39,10 @@ _SOCKET_REMEDY = "run the exporter in the control socket's group (multibinder)"
 
 
 class Scrape(Collector):
-    """A collector that asks anew at each scrape. A source that fails is a metric, and raises nothing.
+    """A collector that asks the sources anew at each scrape. A source that does not answer is a metric, not an error.
 
-    ``complain`` is called with a source and a sentence each time that the sentence changes. The sentence says what is
-    wrong with the source; it is empty when the source is well again.
+    ``complain`` is called with a source and one sentence when that source begins to fail or fails differently, and with
+    an empty sentence when it works again.
     """
 
     def __init__(
@@ -55,17 +55,17 @@ class Scrape(Collector):
         self._complain = complain
         self._complaints = dict.fromkeys(SOURCES, "")
         self._errors: Count[str] = Count()
-        # Scrapes of several Prometheus servers ask the binder one after the other.
+        # Two Prometheus servers may scrape at once; the binder is asked one question at a time.
         self._lock = threading.Lock()
 
     def registry(self) -> CollectorRegistry:
-        """Return a registry that has only this collector."""
+        """Return a registry that has this collector alone."""
         registry = CollectorRegistry()
         registry.register(self)
         return registry
 
     def describe(self) -> Iterator[Metric]:
-        """Describe nothing. Without this method, registering would scrape."""
+        """Describe no metric. Without this method, registering the collector would scrape."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
