@@ -1,4 +1,4 @@
-"""The guard's process: ``multibinder serve --guard`` becomes ``python -m multibinder.cli.guard_main SETTINGS``."""
+"""Run the guard: ``multibinder serve --guard`` becomes ``python -m multibinder.cli.guard_main SETTINGS``."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from multibinder.cli.logs import log_to
 
 
 def command(settings: str) -> list[str]:
+    """Return the command that becomes the guard, in the version that is installed now."""
     return [sys.executable, "-P", "-m", "multibinder.cli.guard_main", settings]
 
 
 def main() -> None:
+    """Run the guard with the settings in the first argument. A second argument asks for a trial of the import only."""
     settings, *rehearse = sys.argv[1:]
     invocation = msgspec.json.decode(settings, type=binder_main.Invocation)
     if rehearse:
@@ -29,7 +31,7 @@ def main() -> None:
     guarded = msgspec.structs.replace(invocation, settings=msgspec.structs.replace(invocation.settings, pidfile=None))
     binder_command = binder_main.command(msgspec.json.encode(guarded).decode())
     status = guard.run(binder_command, command(settings), pidfile)
-    sys.exit(128 - status if status < 0 else status)  # as a shell says it: killed by a signal
+    sys.exit(128 - status if status < 0 else status)  # as a shell reports death by a signal
 
 
 if __name__ == "__main__":

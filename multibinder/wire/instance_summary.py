@@ -1,4 +1,8 @@
-"""The structure of an instance's ``summary.json``, as docs/instance-summary.md describes it."""
+"""The structure of ``summary.json``: what every local user may know of an instance (docs/instance-summary.md).
+
+The launcher writes the file; the exporter, the doctor and other monitoring read it. An added field needs a default: a
+reader meets the files of earlier versions, and ignores the fields of later ones.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +10,26 @@ from collections.abc import Sequence
 
 import msgspec
 
-#: Below the directory of the instance.
 FILE_NAME = "summary.json"
-#: Of the structure: fields may be added, a change of what is here raises it.
 VERSION = 1
 
 
 class MasterProcess(msgspec.Struct, frozen=True):
-    """The master of an instance. A PID and ``start_ticks``, field 22 of proc_pid_stat(5), name one process for ever."""
+    """The process that manages an instance's workers.
+
+    ``start_ticks`` is field 22 of proc_pid_stat(5), or 0 if it is unknown. A later process with the same PID has
+    another one.
+    """
 
     pid: int
     start_ticks: int
 
 
 class SourceFile(msgspec.Struct, frozen=True):
-    """A file as it was just before it was read; ``mtime_ns`` is None if it did not exist."""
+    """A file that the loaded configuration came from, as stat(2) described it just before it was read.
+
+    ``mtime_ns`` is None if the file did not exist: an optional include.
+    """
 
     path: str
     mtime_ns: int | None
@@ -29,7 +38,10 @@ class SourceFile(msgspec.Struct, frozen=True):
 
 
 class SourceDirectory(msgspec.Struct, frozen=True):
-    """A directory of the command line: the names of its ``files`` that end in one of ``suffixes``."""
+    """A directory that the loaded configuration came from.
+
+    ``files`` are the names that counted: those that end in one of ``suffixes`` and do not begin with a dot.
+    """
 
     path: str
     files: Sequence[str]
@@ -37,9 +49,9 @@ class SourceDirectory(msgspec.Struct, frozen=True):
 
 
 class InstanceSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """What every user may know of an instance. Times are in seconds since the epoch."""
+    """The whole document. Times are in seconds since the epoch; PIDs are those of the instance's PID namespace."""
 
-    name: str = ""
+    name: str
     version: int
     state: str
     master: MasterProcess | None
@@ -50,7 +62,7 @@ class InstanceSummary(msgspec.Struct, frozen=True, kw_only=True):
     last_load: float | None
     last_success: float | None
     last_failure: float | None
-    last_failure_phase: str | None = None
+    last_failure_phase: str | None
     starts_total: int
     reloads_total: int
     failures_total: int
@@ -59,28 +71,3 @@ class InstanceSummary(msgspec.Struct, frozen=True, kw_only=True):
     binds: Sequence[str]
     sources: Sequence[SourceFile]
     directories: Sequence[SourceDirectory]
-
-    @staticmethod
-    def of_new_instance(name: str) -> InstanceSummary:
-        """Return the summary of an instance that has never been started."""
-        return InstanceSummary(
-            name=name,
-            version=VERSION,
-            state="stopped",
-            master=None,
-            generation=0,
-            fallback=False,
-            written=0.0,
-            started=None,
-            last_load=None,
-            last_success=None,
-            last_failure=None,
-            starts_total=0,
-            reloads_total=0,
-            failures_total=0,
-            workers=[],
-            old_workers=[],
-            binds=[],
-            sources=[],
-            directories=[],
-        )

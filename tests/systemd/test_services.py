@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks.load import Load
 from tests.haproxy.support import bind_tcp, config, get
 from tests.support import can_connect, wait_until
+from tests.support.load import Load
 from tests.systemd.machine import Machine, listening
 from tests.systemd.support import (
     BINDER,

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from multibinder_haproxy import ownership
-from multibinder_haproxy.entry import _record
-from multibinder_haproxy.errors import NoSuchInstance, NotTrusted, WrapperError
-from multibinder_haproxy.instance import Instance, Loaded
+from multibinder_haproxy.config.model import Config
+from multibinder_haproxy.entry import _read_invocation
+from multibinder_haproxy.instance import Instance
 from multibinder_haproxy.invocation import Invocation
-from multibinder_haproxy.template import Config
+from multibinder_haproxy.records import Loaded
 
+from multibinder.launch.errors import LaunchError, NoSuchInstance, NotTrusted
+from multibinder.launch.owner import Owner, other_owner
 from tests.support import require
 
 STRANGER = 65534
@@ -104,7 +105,7 @@ def test_what_lies_where_a_draft_is_written_is_neither_followed_nor_written_to(
     instance.create()
     victim = run_dir / "victim"
     victim.write_text("precious")
-    draft = Path(instance.directory, f"web.cfg.{os.getpid()}.new")
+    draft = Path(instance.directory, f".web.cfg.{os.getpid()}.new")
     if readable:
         os.link(victim, draft)
         victim.chmod(0o644)
@@ -179,7 +180,7 @@ def test_a_link_or_a_file_in_place_of_a_directory_is_refused(instance: Instance,
     assert_refused(instance, f"{path} is a symbolic link", "remove it, or choose another --runtime-dir")
     path.unlink()
     path.write_text("")
-    with pytest.raises(WrapperError):
+    with pytest.raises(LaunchError):
         instance.create()
 
 
@@ -235,14 +236,14 @@ def test_the_copy_that_serves_a_re_exec_without_its_environment_is_believed_on_t
     fill(instance)
     arguments = ["-Ws", "-f", f"{instance.directory}/web.cfg"]
     record = Path(instance.directory, "instance.json")
-    assert _record(arguments) == record.read_text()
+    assert _read_invocation(arguments) == record.read_text()
     real = record.rename(record.with_suffix(".real"))
     record.symlink_to(real)
-    assert _record(arguments) is None
+    assert _read_invocation(arguments) is None
     record.unlink()
     real.rename(record)
     give_away(record)
-    assert _record(arguments) is None
+    assert _read_invocation(arguments) is None
 
 
 def test_an_instance_that_never_was_is_still_told_from_one_that_is_not_trusted(instance: Instance) -> None:
@@ -252,11 +253,11 @@ def test_an_instance_that_never_was_is_still_told_from_one_that_is_not_trusted(i
 
 def test_for_root_the_owner_of_an_instance_is_who_its_directory_belongs_to(instance: Instance, run_dir: Path) -> None:
     fill(instance)
-    assert ownership.other_owner(instance.directory) is None
-    assert ownership.other_owner(str(run_dir / "nothing")) is None
+    assert other_owner(instance.directory) is None
+    assert other_owner(str(run_dir / "nothing")) is None
     give_away(Path(instance.directory))
-    assert ownership.other_owner(instance.directory) == ownership.Owner(STRANGER, STRANGER)
+    assert other_owner(instance.directory) == Owner(STRANGER, STRANGER)
     link = run_dir / "link"
     link.symlink_to(instance.directory)
     give_away(link)
-    assert ownership.other_owner(str(link)) is None
+    assert other_owner(str(link)) is None

@@ -5,20 +5,20 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from multibinder_haproxy import origins
-from multibinder_haproxy.origins import Origins, Recorder
-from multibinder_haproxy.template import Renderer
+from multibinder_haproxy.config import sources
+from multibinder_haproxy.config.jinja import Renderer
+from multibinder_haproxy.config.sources import SourceRecorder, Sources
 
 SUFFIXES = [".cfg", ".cfg.j2"]
 
 
-def recorded(*files: Path, directory: Path | None = None) -> Origins:
-    recorder = Recorder()
+def recorded(*files: Path, directory: Path | None = None) -> Sources:
+    recorder = SourceRecorder()
     for file in files:
-        recorder.file(str(file))
+        recorder.record_file(str(file))
     if directory is not None:
-        recorder.directory(str(directory), SUFFIXES)
-    return recorder.origins()
+        recorder.record_directory(str(directory), SUFFIXES)
+    return recorder.sources()
 
 
 @pytest.fixture
@@ -30,16 +30,16 @@ def file(tmp_path: Path) -> Path:
 
 def test_a_file_that_was_edited_replaced_or_removed_has_changed(file: Path) -> None:
     before = recorded(file)
-    assert origins.changed(before) == []
+    assert sources.changed(before) == []
     file.write_text("defaults\n")
-    assert origins.changed(before) == [str(file)]
+    assert sources.changed(before) == [str(file)]
     file.unlink()
-    assert origins.changed(before) == [str(file)]
+    assert sources.changed(before) == [str(file)]
     file.mkdir()
-    assert origins.changed(before) == [str(file)]
+    assert sources.changed(before) == [str(file)]
     file.rmdir()
     file.write_text("global\n")
-    assert origins.changed(before) == []
+    assert sources.changed(before) == []
 
 
 def test_an_edit_that_keeps_size_and_time_is_found_by_the_inode(file: Path) -> None:
@@ -49,13 +49,13 @@ def test_an_edit_that_keeps_size_and_time_is_found_by_the_inode(file: Path) -> N
     draft.write_text("GLOBAL\n")
     os.utime(draft, ns=(times.st_atime_ns, times.st_mtime_ns))
     draft.rename(file)
-    assert origins.changed(before) == [str(file)]
+    assert sources.changed(before) == [str(file)]
 
 
 def test_a_touched_file_has_not_changed(file: Path) -> None:
     before = recorded(file)
     os.utime(file, (1, 1))
-    assert origins.changed(before) == []
+    assert sources.changed(before) == []
 
 
 def test_what_came_into_a_directory_or_went_has_changed_and_what_haproxy_does_not_read_has_not(tmp_path: Path) -> None:
@@ -65,10 +65,10 @@ def test_what_came_into_a_directory_or_went_has_changed_and_what_haproxy_does_no
     assert [Path(each.path).name for each in before.files] == before.directories[0].files == ["a.cfg", "b.cfg.j2"]
     for name in (".a.cfg.swp", ".hidden.cfg", "b.cfg.j2~", "README"):
         (tmp_path / name).write_text("")
-    assert origins.changed(before) == []
+    assert sources.changed(before) == []
     (tmp_path / "c.cfg").write_text("")
     (tmp_path / "a.cfg").unlink()
-    assert origins.changed(before) == [str(tmp_path / "a.cfg"), str(tmp_path / "c.cfg")]
+    assert sources.changed(before) == [str(tmp_path / "a.cfg"), str(tmp_path / "c.cfg")]
 
 
 def test_a_directory_that_is_gone_has_changed_with_all_its_files(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_directory_that_is_gone_has_changed_with_all_its_files(tmp_path: Path)
     (directory / "a.cfg").write_text("")
     before = recorded(directory=directory)
     directory.rename(tmp_path / "elsewhere")
-    assert origins.changed(before) == [str(directory / "a.cfg")]
+    assert sources.changed(before) == [str(directory / "a.cfg")]
 
 
 def test_a_file_that_a_template_could_do_without_has_changed_when_it_appears(tmp_path: Path) -> None:
@@ -85,39 +85,39 @@ def test_a_file_that_a_template_could_do_without_has_changed_when_it_appears(tmp
     template.write_text("{% include 'local.inc' ignore missing %}{% import 'macros.j2' as m %}{{ m.greeting() }}")
     (tmp_path / "macros.j2").write_text("{% macro greeting() %}hello{% endmacro %}")
     config = Renderer("web", {}, {}).render([(str(template), "web.cfg")])
-    assert [Path(each.path).name for each in config.origins.files] == ["web.cfg.j2", "local.inc", "macros.j2"]
-    assert origins.changed(config.origins) == []
+    assert [Path(each.path).name for each in config.sources.files] == ["web.cfg.j2", "local.inc", "macros.j2"]
+    assert sources.changed(config.sources) == []
     (tmp_path / "local.inc").write_text("")
-    assert origins.changed(config.origins) == [str(tmp_path / "local.inc")]
+    assert sources.changed(config.sources) == [str(tmp_path / "local.inc")]
 
 
 def test_a_change_while_a_file_is_read_is_never_missed(file: Path) -> None:
     """It is recorded before it is read, and the first record counts, so the content is as old as that or newer."""
-    recorder = Recorder()
-    recorder.file(str(file))
+    recorder = SourceRecorder()
+    recorder.record_file(str(file))
     file.write_text("in between\n")
-    recorder.file(str(file))
-    assert origins.changed(recorder.origins()) == [str(file)]
+    recorder.record_file(str(file))
+    assert sources.changed(recorder.sources()) == [str(file)]
 
 
 def test_a_pipe_is_not_read_and_not_recorded(tmp_path: Path) -> None:
     """-f /dev/fd/63 of a shell: whoever reads it first is the only one."""
     pipe = tmp_path / "pipe.cfg"
     os.mkfifo(pipe)
-    assert recorded(pipe) == Origins()
+    assert recorded(pipe) == Sources()
 
 
 def test_without_a_record_it_cannot_be_told() -> None:
-    assert origins.changed(Origins()) is None
+    assert sources.changed(Sources()) is None
 
 
 def test_a_name_that_is_no_utf_8_is_left_out_and_harms_nobody(tmp_path: Path) -> None:
     with open(os.fsencode(tmp_path) + b"/\xff.cfg", "wb"):
         pass
     found = recorded(tmp_path / os.fsdecode(b"\xff.cfg"), directory=tmp_path)
-    assert msgspec.json.decode(msgspec.json.encode(found), type=Origins) == Origins()
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Sources) == Sources()
 
 
 def test_a_record_survives_json(file: Path) -> None:
     before = recorded(file, directory=file.parent)
-    assert msgspec.json.decode(msgspec.json.encode(before), type=Origins) == before
+    assert msgspec.json.decode(msgspec.json.encode(before), type=Sources) == before

@@ -11,7 +11,8 @@ EOF. As a library it runs in a process of its own, out of reach of the caller's 
         result = load.stop()
     assert result.total.failed == 0, result.table()
 
-As a command: ``python benchmarks/load.py --rate 2000 --duration 10 127.0.0.1:8000``; exit status 1 if anything failed.
+As a command: ``python -m tests.support.load --rate 2000 --duration 10 127.0.0.1:8000``. Its exit status is 1 if
+anything failed.
 """
 
 from __future__ import annotations

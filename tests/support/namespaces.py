@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support import PATIENCE_S, require
+from tests.support.requirements import require
+from tests.support.waiting import PATIENCE_S
 
 _INSIDE = "MULTIBINDER_TEST_INSIDE"
 
