@@ -14,21 +14,25 @@ import msgspec
 import sdnotify
 
 from multibinder.binder import events, inherit, ready, records
+from multibinder.binder.bind_refusal import BindRefusals, WhoListens
 from multibinder.binder.control_socket import ControlSocket
+from multibinder.binder.counters import RequestCounters
 from multibinder.binder.health_monitor import LOOK_EVERY_S, OrphanTtl, Watch
 from multibinder.binder.keeper import Keeper, keeper_for
+from multibinder.binder.listener import Listener, name_of_cookie
 from multibinder.binder.loop import Loop
-from multibinder.binder.methods import Methods, Outcome
+from multibinder.binder.methods import Methods, OnRehearsed
 from multibinder.binder.pidfile import remove_pidfile, write_pidfile
 from multibinder.binder.policy import Policy
+from multibinder.binder.policy_in_force import PolicyInForce
 from multibinder.binder.quotas import Limits, Users
 from multibinder.binder.server import ControlServer
-from multibinder.binder.store import Listener, ListenerStore, WhoListens, kept_name, name_of
+from multibinder.binder.store import ListenerStore
 from multibinder.kernel.listen_fds import pass_listen_fds
 from multibinder.kernel.socket_options import cookie_of
-from multibinder.wire.address import Address
+from multibinder.wire.addresses import Address
 from multibinder.wire.errors import BindError, MultibinderError
-from multibinder.wire.messages import BinderStatus
+from multibinder.wire.status import BinderStatus
 
 #: Descriptors that are neither a listener nor a client: log, selector, signals, notifications, lock, slack.
 _RESERVED_DESCRIPTORS = 64
@@ -68,14 +72,14 @@ class Daemon:
         self._notifier = sdnotify.SystemdNotifier()
         self._limits = _fit_descriptors(settings.limits)
         self._store = ListenerStore(
-            self._limits.listeners, who_listens, self._record, self._recover, self._limits.listeners_per_uid
+            BindRefusals(who_listens), self, limit=self._limits.listeners, limit_per_uid=self._limits.listeners_per_uid
         )
         self._state_file = f"{settings.socket_path}.state" if settings.recover else None
         self._missing: records.Records = {}
         self._written: records.Header | None = None
         self._upgraded = os.environ.pop(_UPGRADED, None) is not None
         self._search_again_at = 0.0
-        self._waiting: list[Outcome] = []
+        self._waiting: list[OnRehearsed] = []
         self._leaving = False
         self._stopping = False
         self._keeper: Keeper | None = None
@@ -101,15 +105,24 @@ class Daemon:
             self._loop = Loop()
             self._users = users = Users(self._limits)
             self._started = time.time()
-            self._methods = Methods(self._store, self._version, self._upgrade)
-            self._server = ControlServer(self._loop, control.socket, self._store, self._methods, users)
             self._header = self._next_life(came.header)
-            self._methods.policy = self._first_policy(had_one=self._header.policy and len(self._store) > 0)
-            self._header = msgspec.structs.replace(self._header, policy=self._methods.policy is not None)
+            first_policy = self._first_policy(had_one=self._header.policy and len(self._store) > 0)
+            self._policy = PolicyInForce(first_policy)
+            self._header = msgspec.structs.replace(self._header, policy=first_policy is not None)
             self._take_up(came)
+            self._counters = RequestCounters()
+            methods = Methods(
+                self._store,
+                self._version,
+                policy=self._policy,
+                counters=self._counters,
+                status_source=self,
+                upgrader=self,
+                keeper=self._keeper,
+            )
+            self._server = ControlServer(self._loop, control.socket, self._store, methods, self._counters, users)
             keepers = () if self._keeper is None else (os.getppid(),)
             self._watch = Watch(self._loop, self._store, settings.orphan_ttl, keepers)
-            self._methods.look = self._look
             if self._keeper is not None:
                 # With the control socket kept too, a client that connects while we are dead waits for our next self.
                 self._keeper.keep(control.kept(), lambda confirmed: None)
@@ -117,7 +130,7 @@ class Daemon:
             signalled.setblocking(False)
             _watch_signals(signalled)
             self._loop.watch(wakeup, lambda: self._obey(wakeup.recv(64)))
-            control.warn_who_may_connect(self._methods.policy is not None)
+            control.warn_who_may_connect(self._policy.current is not None)
             self._repair_now_and_then()
             self._loop.call_later(LOOK_EVERY_S, self._watch.look_now_and_then)
             self._feed_watchdog()
@@ -167,8 +180,7 @@ class Daemon:
         self._keeper = keeper_for(os.environ, self._loop)
         if self._keeper is not None:
             self._keeper.has(given)
-            self._methods.keep = self._keeper.keep
-        alive = {kept_name(listener)[0] for listener in self._store.listeners()}
+        alive = {listener.kept_name for listener in self._store.listeners()}
         self._renew_journal([name for name in given if name not in alive])
 
     def _legacy(self, control: ControlSocket, peers: Sequence[socket.socket]) -> list[tuple[str, int]]:
@@ -180,12 +192,12 @@ class Daemon:
             *control.leave(),
             (self._journal_name, self._journal.memfd),
             *((inherit.PEER, peer.detach()) for peer in peers),
-            *self._store.leave(),
+            *self._store.detach_all(),
         ]
 
     def _adopt(self, sock: socket.socket, record: records.Record | None) -> None:
         try:
-            self._store.adopt(sock, record)
+            self._store.restore(sock, record)
         except BindError as error:
             events.error("inherited-lost", why=error)
             sock.close()
@@ -209,7 +221,7 @@ class Daemon:
             self._adopt(sock, record)
             events.info("recovered", address=record.address, owners=",".join(record.claims))
 
-    def _recover(self, address: Address) -> tuple[records.Record, socket.socket] | None:
+    def recover(self, address: Address) -> tuple[records.Record, socket.socket] | None:
         """The same for one address that turned out to be in use."""
         missing = [record for record in self._missing.values() if record.address == str(address)]
         if not missing or time.monotonic() < self._search_again_at:
@@ -237,11 +249,13 @@ class Daemon:
 
         def settle(confirmed: bool) -> None:
             for listener in listeners:
-                listener.safe = confirmed
+                listener.kept = confirmed
             if confirmed:
                 keeper.forget(outdated)
 
-        keeper.keep([(self._journal_name, self._journal.memfd), *map(kept_name, listeners)], settle)
+        keeper.keep(
+            [(self._journal_name, self._journal.memfd), *(listener.for_keeper() for listener in listeners)], settle
+        )
 
     @property
     def _journal_name(self) -> str:
@@ -254,13 +268,13 @@ class Daemon:
         starts, upgrades = before.starts + (not self._upgraded), before.upgrades + self._upgraded
         return msgspec.structs.replace(before, starts=starts, upgrades=upgrades)
 
-    def _look(self, tell: Callable[[Callable[[Sequence[Listener]], BinderStatus]], None]) -> None:
-        """Look at the listeners, and ``tell`` how to make a status of those that the asker may see."""
-        self._watch.look(lambda: tell(self._status))
+    def status(self, visible: Callable[[], Sequence[Listener]], tell: Callable[[BinderStatus], None]) -> None:
+        """Look at the listeners, then ``tell`` the status of those that are ``visible``."""
+        self._watch.look(lambda: tell(self._status(visible())))
 
     def _status(self, visible: Sequence[Listener]) -> BinderStatus:
         keeper = self._keeper
-        policy = self._methods.policy
+        policy = self._policy.current
         return BinderStatus(
             format=1,
             version=self._version,
@@ -278,7 +292,7 @@ class Daemon:
             kept=0 if keeper is None else keeper.kept,
             kept_limit=0 if keeper is None else keeper.limit,
             looked_at=self._watch.looked_at,
-            counters=self._methods.counters,
+            counters=self._counters.totals,
             listeners=self._watch.health(visible),
         )
 
@@ -293,11 +307,11 @@ class Daemon:
             self._notifier.notify("WATCHDOG=1")
             self._loop.call_later(int(interval_us) / 1e6 / 2, self._feed_watchdog)
 
-    def _record(self, changed: Sequence[records.Record]) -> None:
+    def write(self, changed: Sequence[records.Record]) -> None:
         assert self._journal is not None  # noqa: S101
         self._journal.append(changed)
         if self._keeper is not None:
-            self._keeper.forget([name_of(record.cookie) for record in changed if record.released])
+            self._keeper.forget([name_of_cookie(record.cookie) for record in changed if record.released])
         if self._journal.size > _JOURNAL_BYTES + 512 * len(self._store):
             self._renew_journal([self._journal_name])
 
@@ -310,7 +324,7 @@ class Daemon:
                 self._stopping = True
                 self._server.stop()
             elif number == signal.SIGUSR1:
-                self._upgrade(lambda version, why: None)
+                self.upgrade(lambda version, why: None)
             elif number == signal.SIGHUP:
                 self._reload_policy()
             else:
@@ -329,11 +343,11 @@ class Daemon:
 
     def _reload_policy(self) -> None:
         try:
-            policy = load_policy(self._settings, again=self._methods.policy is not None)
+            policy = load_policy(self._settings, again=self._policy.current is not None)
         except MultibinderError as error:
             events.error("policy-broken", why=error, done="the policy of before stays")
             return
-        self._methods.policy = policy
+        self._policy.replace(policy)
         if self._header.policy != (policy is not None):
             self._header = msgspec.structs.replace(self._header, policy=policy is not None)
             self._renew_journal([self._journal_name])
@@ -344,13 +358,13 @@ class Daemon:
         else:
             events.info("policy-reloaded", path=policy.path, rules=len(policy.rules))
 
-    def _upgrade(self, tell: Outcome) -> None:
+    def upgrade(self, tell: OnRehearsed) -> None:
         """Try the new code; several who ask at the same time are told the same."""
         from multibinder.binder.upgrade import Rehearsal
 
         try:
             # The rehearsal does not know that a policy is in force whose file, the default one, is gone.
-            load_policy(self._settings, again=self._methods.policy is not None)
+            load_policy(self._settings, again=self._policy.current is not None)
         except MultibinderError as error:
             events.error("upgrade-refused", why=error, done=f"version {self._version} goes on")
             tell(None, str(error))

@@ -12,12 +12,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import msgspec
 
 from multibinder.binder import events
+from multibinder.binder.listener import Listener
 from multibinder.binder.loop import Loop
-from multibinder.binder.store import Listener, ListenerStore, labels_of
+from multibinder.binder.store import ListenerStore
 from multibinder.kernel.accept_queue import accept_queue
 from multibinder.kernel.socket_options import cookie_of, drops_of, inode_of
 from multibinder.observe.holders import Holder, holders_of
-from multibinder.wire.messages import HolderStatus, ListenerHealth, OwnerStatus
+from multibinder.wire.status import HolderStatus, ListenerHealth, OwnerStatus
 
 #: From one look to the next.
 LOOK_EVERY_S = 15.0
@@ -191,9 +192,9 @@ class Watch:
 
     def _note_holders(self, listener: Listener, seen: _Seen, held: _Held) -> None:
         found = held.by_inode.get(inode_of(listener.socket), ())
-        hidden = held.hidden or listener.foreign
+        hidden = held.hidden or listener.held_outside_pid_namespace
         seen.holders = None if hidden and not found else found
-        if found or hidden or listener.handed > self._began - GRACE_S:
+        if found or hidden or listener.last_handoff_at > self._began - GRACE_S:
             if seen.orphan:
                 why = found[0] if found else "some processes cannot be seen" if hidden else "it was asked for"
                 events.info("orphan-no-more", address=listener.address, why=why)
@@ -208,7 +209,7 @@ class Watch:
             events.warning(
                 "orphan",
                 address=listener.address,
-                owners=",".join(label or "-" for label in labels_of(listener)),
+                owners=",".join(label or "-" for label in listener.labels),
                 waiting=accept_queue(listener.socket).length,
                 why="no process has it open: its clients wait for nobody",
             )
@@ -260,7 +261,7 @@ class Watch:
 
     def ttl_of(self, listener: Listener) -> float | None:
         """The most particular one: of its address, of an owner, of all."""
-        address, labels = str(listener.address), labels_of(listener)
+        address, labels = str(listener.address), listener.labels
         found = [
             (rank, ttl.seconds)
             for ttl in self._ttl
@@ -299,7 +300,7 @@ class Watch:
             stalled_since=seen.stalled_since,
             repairs=listener.repairs,
             repaired_at=listener.repaired_at or None,
-            kept=listener.safe,
+            kept=listener.kept,
         )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import msgspec
 from multibinder.binder import events, records
 from multibinder.binder.records import Header, Records
 from multibinder.kernel.listen_fds import take_listen_fds
-from multibinder.wire.address import address_of
+from multibinder.wire.kinds import address_of
 
 CONTROL, LOCK, PEER, RECORDS = "control", "lock", "peer", "records"
 

@@ -11,11 +11,11 @@ import termios
 from collections import deque
 from collections.abc import Sequence
 
+from multibinder.binder.answer import Answer
 from multibinder.binder.caller import Caller
+from multibinder.binder.listener import Grant
 from multibinder.binder.loop import READ
-from multibinder.binder.methods import Answer
 from multibinder.binder.quotas import User, Users
-from multibinder.binder.store import Grant
 from multibinder.wire import transport
 from multibinder.wire.decoder import Decoder
 

@@ -21,26 +21,18 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
+from multibinder.binder.address_patterns import parse_pattern
 from multibinder.binder.policy import (
     ABOUT_LISTENERS,
     METHODS,
-    Network,
-    PathPrefix,
-    Pattern,
     Policy,
     Rule,
     covers,
-    number_of,
 )
-from multibinder.wire.address import TcpAddress
 from multibinder.wire.errors import AddressError, MultibinderError
 from multibinder.wire.options import OPTION_NAMES
 
 _MAX_BYTES = 1024 * 1024
-_FAMILIES = {"": 0, "ipv4@": 4, "tcp4@": 4, "ipv6@": 6, "tcp6@": 6, "tcp@": 0}
-_ADDRESS = re.compile(
-    r"(?P<family>[a-z0-9]+@)?(?P<host>\*|\[[^\]]*\]|[0-9.]+(?:/[0-9]+)?):(?P<first>[0-9]{1,5}|\*)(?:-(?P<last>[0-9]{1,5}))?"
-)
 
 
 class PolicyError(MultibinderError):
@@ -134,57 +126,13 @@ def lint(policy: Policy) -> Iterator[str]:
         if rule.addresses and not rule.methods & about:
             yield f"{rule}: never matches: {', '.join(sorted(rule.methods))} is about no address"
         for pattern in rule.addresses:
-            if isinstance(pattern, PathPrefix):
-                yield f"{rule}: unix@{pattern.path} matches nothing: this version binds TCP addresses only"
+            if pattern.matches_nothing:
+                yield f"{rule}: {pattern} matches nothing: this version binds TCP addresses only"
 
 
 def _root_came_before(policy: Policy, rule: Rule) -> bool:
     for_root = msgspec.structs.replace(rule, uids=frozenset([0]))
     return any(earlier.allow and covers(earlier, for_root) for earlier in policy.rules[: rule.number - 1])
-
-
-def parse_pattern(text: str) -> Pattern:
-    """``192.0.2.0/24:80``, ``[2001:db8::/32]:443``, ``*:1024-65535``, ``ipv4@*:*``, ``unix@/run/web/``. Raises
-    AddressError."""
-    if text.startswith("unix@"):
-        path = text.removeprefix("unix@")
-        if not path.startswith("/") or "/../" in f"{path}/":
-            raise AddressError(f"{text!r}: write an absolute path, with / at the end for all that is below it")
-        return PathPrefix(path)
-    found = _ADDRESS.fullmatch(text)
-    if found is None or (found["family"] or "") not in _FAMILIES:
-        raise AddressError(
-            f"{text!r} is no address pattern: write 192.0.2.0/24:80, [2001:db8::/32]:443, *:1024-65535, ipv4@*:*"
-        )
-    first, last = _ports(text, found["first"], found["last"])
-    version = _FAMILIES[found["family"] or ""]
-    if found["host"] == "*":
-        return Network(version, 0, 0, first, last)
-    host, slash, length = found["host"].strip("[]").partition("/")
-    address = TcpAddress.of(host, 0)
-    if address.host.startswith("::ffff:") and "." in address.host:
-        raise AddressError(f"{text!r} would match nothing: it is IPv4, so write it as an IPv4 address or network")
-    if version not in (0, address.version):
-        raise AddressError(f"{text!r}: {host} is not an IPv{version} address")
-    bits = 128 if address.version == 6 else 32
-    if slash and not (re.fullmatch("[0-9]{1,3}", length) and int(length) <= bits):
-        raise AddressError(f"{text!r}: the prefix length is a number from 0 to {bits}")
-    prefix = int(length) if slash else bits
-    number = number_of(address.host, address.version)
-    if number & ((1 << (bits - prefix)) - 1):
-        raise AddressError(f"{text!r}: {host} has bits beyond /{prefix}: give the network's own address, or one host")
-    return Network(address.version, number, prefix, first, last)
-
-
-def _ports(text: str, first: str, last: str | None) -> tuple[int, int]:
-    if first == "*":
-        if last is not None:
-            raise AddressError(f"{text!r}: * is every port; write * or a range")
-        return 0, 65535
-    low, high = int(first), int(last if last is not None else first)
-    if not low <= high <= 65535:
-        raise AddressError(f"{text!r}: a port is a number from 0 to 65535, and a range goes upwards")
-    return low, high
 
 
 def _rule(number: int, text: _RuleText, path: str) -> Rule:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
+
+from multibinder.binder.owner import is_privileged
 
 if TYPE_CHECKING:
     from multibinder.binder.peer import Peer
@@ -220,8 +221,3 @@ class Users:
     def _forget(self) -> None:
         for user in [user for user in self if not user.peers and user.bucket.is_full()]:
             del self._users[user.uid]
-
-
-def is_privileged(uid: int) -> bool:
-    """Root and the binder's own user: what these want to do to the binder, they can do without asking it."""
-    return uid in (0, os.geteuid())

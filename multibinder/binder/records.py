@@ -32,9 +32,8 @@ class Header(msgspec.Struct, frozen=True):
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     """One listener. ``cookie`` is the socket's SO_COOKIE and ``inode`` its st_ino, both for life; ``claims`` counts
-    the handoffs of each owner (``str(Owner)``); ``chosen``: the kernel chose its port; ``foreign``:
-    a process of another PID namespace got it; ``released``: it is gone, and
-    must not be believed where it turns up again."""
+    the handoffs of each owner (``str(Owner)``); ``held_outside_pid_namespace``: a process that our PID namespace does
+    not show has received it; ``released``: it is gone, and must not be believed where it turns up again."""
 
     address: str
     cookie: int
@@ -44,8 +43,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     backlog: int | None = None
     handoffs: int = 0
     created: float = 0.0
-    chosen: bool = False
-    foreign: bool = False
+    kernel_chose_port: bool = msgspec.field(default=False, name="chosen")
+    held_outside_pid_namespace: bool = msgspec.field(default=False, name="foreign")
     released: bool = False
 
 

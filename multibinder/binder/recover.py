@@ -17,7 +17,7 @@ from multibinder.binder.records import Record
 from multibinder.kernel.descriptors import scan
 from multibinder.kernel.pidfd import duplicate_socket
 from multibinder.kernel.socket_options import cookie_of
-from multibinder.wire.address import address_of
+from multibinder.wire.kinds import address_of
 
 
 def recover(records: Iterable[Record]) -> list[tuple[Record, socket.socket]]:

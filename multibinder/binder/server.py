@@ -9,8 +9,10 @@ import time
 from functools import partial
 
 from multibinder.binder import events
+from multibinder.binder.answer import Answer, refuse, turn_down
+from multibinder.binder.counters import RequestCounters
 from multibinder.binder.loop import READ, WRITE, Loop
-from multibinder.binder.methods import Answer, Methods, refuse
+from multibinder.binder.methods import Methods
 from multibinder.binder.peer import Peer
 from multibinder.binder.quotas import Refusal, User, Users
 from multibinder.binder.store import ListenerStore
@@ -37,12 +39,19 @@ class ControlServer:
     """Serves ``listening`` on ``loop`` until ``stop`` or ``leave``; ``listening`` stays its caller's."""
 
     def __init__(
-        self, loop: Loop, listening: socket.socket, store: ListenerStore, methods: Methods, users: Users
+        self,
+        loop: Loop,
+        listening: socket.socket,
+        store: ListenerStore,
+        methods: Methods,
+        counters: RequestCounters,
+        users: Users,
     ) -> None:
         self._loop = loop
         self._listening = listening
         self._store = store
         self._methods = methods
+        self._counters = counters
         self._users = users
         self._limits = users.limits
         self._peers: set[Peer] = set()
@@ -72,7 +81,7 @@ class ControlServer:
     def welcome(self, sock: socket.socket) -> None:
         """Serve a client that is connected already. Takes the socket."""
         began = time.monotonic()
-        self._methods.counters.connections += 1
+        self._counters.count_connection()
         peer = Peer(sock, self._users)
         user = peer.user
         if refusal := self._no_room(user):
@@ -160,7 +169,7 @@ class ControlServer:
         if victim is None:
             return False
         events.complaint("evicted", victim.caller, clients=len(self._peers))
-        self._methods.counters.evictions += 1
+        self._counters.count_eviction()
         if not victim.owes_nothing:
             text = "too many clients: somebody with fewer needed this one's place; try again"
             self._say_goodbye(victim, messages.LIMIT_REACHED, text, {"limit": "clients"})
@@ -186,7 +195,7 @@ class ControlServer:
 
     def _turn_away(self, peer: Peer, refusal: Refusal) -> None:
         events.complaint("turned-away", peer.caller, clients=len(self._peers), why=refusal.sentence)
-        self._methods.count(refusal.limit)
+        self._counters.count_refusal(refusal.limit)
         text = f"too many clients: {refusal.sentence}; try again"
         self._say_goodbye(peer, messages.LIMIT_REACHED, text, {"limit": refusal.limit})
         peer.socket.close()
@@ -220,7 +229,7 @@ class ControlServer:
             progress = self._answer_some(peer)
         except RemoteProtocolError as error:
             events.complaint("protocol-error", peer.caller, why=error)
-            self._methods.count("protocol")
+            self._counters.count_refusal("protocol")
             self._say_goodbye(peer, messages.INVALID_REQUEST, f"Invalid request: {error}")
             self._drop(peer)
             return
@@ -228,7 +237,7 @@ class ControlServer:
             if error.errno == errno.ETOOMANYREFS:
                 # unix(7): what is sent and not yet received counts against our RLIMIT_NOFILE, whoever does not receive.
                 events.complaint("cannot-hand-over", peer.caller, error=error.strerror)
-                self._methods.count("in_flight")
+                self._counters.count_refusal("in_flight")
                 self._take_back(peer)
                 self._say_goodbye(
                     peer,
@@ -245,7 +254,7 @@ class ControlServer:
         if excess := self._users.too_much_buffered(peer):
             victim, refusal = excess
             events.complaint("turned-away", victim.caller, why=refusal.sentence)
-            self._methods.count(refusal.limit)
+            self._counters.count_refusal(refusal.limit)
             text = f"Not now: {refusal.sentence}; try again later"
             self._say_goodbye(victim, messages.LIMIT_REACHED, text, {"limit": refusal.limit})
             self._drop(victim)
@@ -270,7 +279,8 @@ class ControlServer:
             if refusal := self._users.too_fast(peer.user):
                 events.complaint("turned-away", peer.caller, why=refusal.sentence)
                 self._rest(peer)
-                peer.send(self._methods.turn_down(message, *refusal))
+                self._counters.count_refusal(refusal.limit)
+                peer.send(turn_down(message, *refusal))
                 return True
             answer = self._methods.answer(message, peer.caller, partial(self._answer_later, peer, len(message)))
             if answer is None:
@@ -295,7 +305,7 @@ class ControlServer:
         descriptors = sum(len(carried) for _, carried in answer.parts)
         if descriptors and (refusal := self._users.too_many_in_flight(peer.user, descriptors)):
             events.complaint("turned-away", peer.caller, why=refusal.sentence)
-            self._methods.count(refusal.limit)
+            self._counters.count_refusal(refusal.limit)
             self._store.take_back(answer.grants)
             text = f"Not now: {refusal.sentence}; try again later"
             answer = refuse(answer.id, messages.LIMIT_REACHED, text, {"limit": refusal.limit})
@@ -366,7 +376,7 @@ class ControlServer:
             else:
                 what = "does not read its answer" if peer.backed_up else "sent half a request"
                 events.complaint("timed-out", peer.caller, why=what)
-                self._methods.count("timeout")
+                self._counters.count_refusal("timeout")
                 text = f"Invalid request: incomplete after {self._limits.timeout_s:g} s"
                 self._say_goodbye(peer, messages.INVALID_REQUEST, text)
             self._drop(peer)

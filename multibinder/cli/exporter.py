@@ -43,8 +43,6 @@ class _Listen(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # gene
     name = "address"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> TcpAddress:
-        if isinstance(value, TcpAddress):
-            return value
         try:
             return TcpAddress.parse(str(value))
         except AddressError as error:
@@ -146,11 +144,11 @@ class _Server(ThreadingMixIn, TCPServer):
     request_queue_size = 64
 
     def __init__(self, address: TcpAddress, registry: CollectorRegistry) -> None:
-        self.address_family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+        self.address_family = address.family
         self.registry = registry
         self._deadlines: dict[socket.socket, float] = {}
         self._lock = threading.Condition()
-        super().__init__((address.host, address.port), _Handler)
+        super().__init__(address.sockaddr, _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:

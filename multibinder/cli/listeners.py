@@ -10,10 +10,10 @@ import msgspec
 
 from multibinder import (
     SOCKET_VARIABLE,
+    Address,
     AddressError,
     Client,
     ListenerStatus,
-    TcpAddress,
 )
 
 _socket_option = click.option(
@@ -61,7 +61,7 @@ def release_command(socket_path: str | None, owner: str, all_owners: bool, addre
       multibinder release --owner haproxy@web 192.0.2.1:80 '[::]:443'
     """
     try:
-        wanted = [TcpAddress.parse(text) for text in addresses]
+        wanted = [Address.parse(text) for text in addresses]
     except AddressError as error:
         raise click.BadParameter(str(error)) from error
     absent = False

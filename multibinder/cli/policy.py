@@ -9,9 +9,9 @@ import sys
 import click
 import msgspec
 
-from multibinder import AddressError, ListenerSpec, Options, TcpAddress
+from multibinder import Address, AddressError, ListenerSpec, Options
 from multibinder.binder.daemon import DEFAULT_POLICY
-from multibinder.binder.policy import METHODS, Wanted, explain, taken
+from multibinder.binder.policy import METHODS, AccessRequest, access_requests, explain
 from multibinder.binder.policy_file import lint, load
 from multibinder.wire.options import OPTION_NAMES
 
@@ -92,14 +92,14 @@ def check_command(
     name = method or ("bind" if bind else "release")
     where = bind or release
     allowed = True
-    for wanted in _wanted(where, options) if where else [None]:
+    for request in _access_requests(where, options) if where else [None]:
         if not allowed:
             break
         who = f"uid {uid}, groups {', '.join(map(str, sorted(asker.gids))) or 'none'}, {unit or 'no unit'}"
-        click.echo(f"{name}{f' {wanted.address}' if wanted else ''} ({who}):")
-        for line in explain(policy, asker, name, wanted):
+        click.echo(f"{name}{f' {request.address}' if request else ''} ({who}):")
+        for line in explain(policy, asker, name, request):
             click.echo(f"  {line}")
-        allowed = policy.decide(asker, name, wanted).allowed
+        allowed = policy.decide(asker, name, request).allowed
     click.echo("allowed" if allowed else "denied")
     sys.exit(0 if allowed else 1)
 
@@ -123,12 +123,12 @@ def lint_command(path: str) -> None:
     sys.exit(1 if found else 0)
 
 
-def _wanted(text: str, options: tuple[str, ...]) -> list[Wanted | None]:
+def _access_requests(text: str, options: tuple[str, ...]) -> list[AccessRequest | None]:
     try:
-        spec = ListenerSpec(TcpAddress.parse(text), Options(v6only=True) if "v6only" in options else Options())
+        spec = ListenerSpec(Address.parse(text), Options(v6only=True) if "v6only" in options else Options())
     except AddressError as error:
         raise click.BadParameter(str(error)) from error
-    return [Wanted(wanted.address, wanted.options | frozenset(options)) for wanted in taken(spec)]
+    return [AccessRequest(each.address, each.options | frozenset(options)) for each in access_requests(spec)]
 
 
 def _groups_of(uid: int) -> frozenset[int]:

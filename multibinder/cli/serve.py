@@ -12,7 +12,7 @@ from typing import TypeVar
 import click
 import msgspec
 
-from multibinder import SOCKET_VARIABLE, AddressError, TcpAddress
+from multibinder import SOCKET_VARIABLE, Address, AddressError
 from multibinder.binder import daemon
 from multibinder.binder.health_monitor import OrphanTtl
 from multibinder.binder.quotas import Limits
@@ -47,7 +47,7 @@ class _OrphanTtl(click.ParamType):  # type: ignore[type-arg, unused-ignore]
             return value
         of, _, time = str(value).rpartition("=")
         with contextlib.suppress(AddressError):
-            of = str(TcpAddress.parse(of))  # as the binder writes it
+            of = str(Address.parse(of))  # as the binder writes it
         if time == "off":
             return OrphanTtl(of, None)
         found = re.fullmatch(r"([0-9]+)(s|m|h|d)", time)

@@ -328,7 +328,7 @@ def test_credentials_that_a_client_sends_beside_descriptors_change_nothing(binde
 
 def test_our_client_gets_its_listener_also_where_credentials_come_with_it(binder: Binder, host: str) -> None:
     with Client(binder.socket_path) as client:
-        client._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        client._connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         with client.bind([(host, 8000)])[0] as listener:
             assert listener.getsockname() == (host, 8000)
 

@@ -18,6 +18,7 @@ from multibinder.binder.owner import Owner
 from multibinder.binder.store import ListenerStore
 from multibinder.cli.binder_main import Invocation
 from multibinder.kernel.accept_queue import accept_queue
+from tests.stores import new_store
 from tests.support import Binder, can_connect, wait_until
 
 #: A binder that looks after its listeners more often than every 15 s.
@@ -29,7 +30,7 @@ NOBODY = Owner("", os.geteuid())
 
 @pytest.fixture
 def store() -> Iterator[ListenerStore]:
-    store = ListenerStore(10, lambda address: "")
+    store = new_store()
     yield store
     store.close()
 

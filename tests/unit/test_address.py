@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from multibinder import AddressError, MultibinderError, TcpAddress
-from multibinder.wire.address import address_of
+from multibinder.wire.kinds import address_of
 from tests.support import require_ipv6
 
 

@@ -180,13 +180,13 @@ def test_names_are_optional() -> None:
 
 def test_the_same_socket_twice_is_one_listener() -> None:
     said = in_a_process("""
-        from multibinder.binder.store import ListenerStore
+        from tests.stores import new_store
         first = listener(3)
         os.dup2(3, 4)
         environment = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "2", "LISTEN_FDNAMES": "a:b"}
-        store = ListenerStore(10, lambda address: "")
+        store = new_store()
         for _, sock in inherit.receive(environment).listeners:
-            store.adopt(sock, None)
+            store.restore(sock, None)
         result = [len(store), len(there())]
     """)
     assert said["result"] == [1, 1]

@@ -12,8 +12,9 @@ import pytest
 
 from multibinder import AddressError
 from multibinder.binder import policy_file
-from multibinder.binder.policy import METHODS, Network, PathPrefix
-from multibinder.binder.policy_file import PolicyError, lint, load, parse, parse_pattern
+from multibinder.binder.address_patterns import Network, PathPrefix, parse_pattern
+from multibinder.binder.policy import METHODS
+from multibinder.binder.policy_file import PolicyError, lint, load, parse
 from tests.support import descriptors_unchanged, require
 from tests.unit.test_policy import Asker, spec
 

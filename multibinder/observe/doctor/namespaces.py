@@ -1,4 +1,4 @@
-"""The facts of network namespaces, each read from inside."""
+"""Read the facts of a network namespace from inside it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from multibinder.observe.doctor.facts import Namespace
 from multibinder.observe.sock_diag import listening_sockets, paths
 
 _SYSCTLS = ("net.core.somaxconn", "net.ipv4.tcp_syncookies", "net.ipv4.tcp_max_syn_backlog")
-#: Of so many connections the round trips and MTUs are looked at.
+#: The number of connections whose round trips and MTUs are read, at most.
 _PATHS = 5000
 
 
 def read_namespace(pid: int | None = None) -> Namespace:
-    """The one that we are in, or that of a process: that needs CAP_SYS_ADMIN. Raises OSError."""
+    """Read our own network namespace, or that of a process, which needs CAP_SYS_ADMIN. Raises OSError."""
     if pid is None or network_namespace_of(pid) == network_namespace_of():
         return _read(None)
     return in_network_namespace_of(pid, lambda: _read(pid))
@@ -30,7 +30,7 @@ def _read(pid: int | None) -> Namespace:
 
 
 def _sysctls() -> dict[str, int]:
-    # /proc/sys/net is the network namespace's of whoever opens it.
+    # /proc/sys/net shows the network namespace of the thread that opens a file there.
     found = {}
     for name in _SYSCTLS:
         try:
@@ -42,8 +42,8 @@ def _sysctls() -> dict[str, int]:
 
 
 def _counters() -> dict[str, int]:
-    """TcpExt of /proc/net/netstat: a line of names, then a line of numbers."""
-    # /proc/net is the main thread's.
+    """Return TcpExt of /proc/net/netstat: a line of names, then a line of numbers."""
+    # /proc/net shows the main thread's network namespace.
     with open("/proc/thread-self/net/netstat") as file:
         lines = [line.split() for line in file]
     for names, numbers in zip(lines[::2], lines[1::2], strict=False):

@@ -1,4 +1,4 @@
-"""The metrics of the binder and of its listeners, from its ``status``."""
+"""Describe the metrics of the binder and its listeners, and fill them from its ``status``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from prometheus_client.core import Metric
 from prometheus_client.utils import floatToGoString
 
 from multibinder.observe.metrics.family import Counter, Described, Gauge, Histogram, Info
-from multibinder.wire.messages import REQUEST_BOUNDS_S, BinderStatus, Counters, ListenerHealth
+from multibinder.wire.status import REQUEST_BOUNDS_S, BinderStatus, Counters, ListenerHealth
 
-#: Counted from the start, so that the first one is an increase: what is new in a scrape is none for rate().
+#: Exposed from the start with value 0: rate() takes a series that is new in a scrape for no increase.
 METHODS = ("hello", "bind", "check", "list", "release", "status", "upgrade", "other")
 REASONS = ("policy", "owner", "bind", "invalid", "internal", "timeout")
 STATES = ("serving", "orphan", "stalled", "repaired")
@@ -67,7 +67,7 @@ FAMILIES: Sequence[Described] = (
 
 
 def of_the_binder(status: BinderStatus | None, now: float) -> Iterator[Metric]:
-    """None: it could not be asked. ``now`` is in seconds since the epoch."""
+    """Yield the metrics of a status; None if the binder could not be asked. ``now`` is in seconds since the epoch."""
     yield UP.of(status is not None)
     if status is None:
         return

@@ -1,6 +1,6 @@
-"""The metrics of the HAProxy instances of this host.
+"""Describe the metrics of the HAProxy instances of this host, and fill them from their summaries.
 
-Their label is ``name``: ``instance`` is Prometheus's own word for whom it scraped.
+The label is ``name``: Prometheus itself sets ``instance`` to the target that it scraped.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ FAMILIES: Sequence[Described] = (
 
 
 def of_the_instances(instances: Sequence[Instance]) -> Iterator[Metric]:
+    """Yield the metrics of these instances."""
     readable = READABLE.empty()
     for instance in instances:
         readable.add_metric((instance.name,), instance.summary is not None)

@@ -96,7 +96,7 @@ class Renderer:
             slot = msgspec.convert({"host": host, "port": port, **options}, Slot)
         except msgspec.ValidationError as error:
             raise AddressError(f"bind_tcp({host!r}, {port!r}): {error}") from None
-        slot = msgspec.structs.replace(slot, host=str(slot.spec.address.host))  # 0:0::1 is ::1
+        slot = msgspec.structs.replace(slot, host=slot.spec.address.wire_fields()[0])  # 0:0::1 is ::1
         known = self._slots.setdefault(slot.key, slot)
         if known != slot:
             raise AddressError(

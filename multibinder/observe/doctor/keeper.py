@@ -1,4 +1,4 @@
-"""Who keeps the sockets while the binder is dead, and whether there is room for them all."""
+"""Report whether the sockets survive a crash of the binder: a keeper, and room for all of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NEARLY_FULL = 0.9
 
 
 def keeper(facts: Facts) -> Iterator[Finding]:
-    """A binder without a keeper loses with its life the listeners that no other process holds."""
+    """Report a binder without a keeper: if it crashes, the listeners that no other process holds are closed."""
     if facts.keeper is None:
         return
     found = facts.keeper
@@ -37,8 +37,7 @@ def keeper(facts: Facts) -> Iterator[Finding]:
             "problem" if full else "warning",
             f"the descriptor store is {'full' if full else 'nearly full'}: {found.stored} of {found.limit}",
             found.unit,
-            "systemd drops what does not fit, without a word to the binder: those listeners would not survive "
-            "its crash",
+            "systemd drops what does not fit and does not tell the binder: those listeners would not survive its crash",
             f"systemctl edit {found.unit}   # [Service] FileDescriptorStoreMax={found.limit * 4}",
         )
     if found.unit_changed:
@@ -47,6 +46,6 @@ def keeper(facts: Facts) -> Iterator[Finding]:
             "warning",
             "the unit on disk is not the one that systemd has loaded",
             found.unit,
-            "What was changed in it has no effect yet",
+            "The change has no effect yet",
             "systemctl daemon-reload",
         )

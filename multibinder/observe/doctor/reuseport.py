@@ -1,4 +1,4 @@
-"""Two sockets on one address: SO_REUSEPORT, on purpose or not."""
+"""Report several sockets on one address: SO_REUSEPORT, on purpose or not."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from multibinder.observe.doctor.facts import Facts, Namespace
 from multibinder.observe.doctor.finding import Finding
 from multibinder.observe.sock_diag import ListeningSocket
+from multibinder.wire import kinds
 
 
 def shared_addresses(namespace: Namespace) -> Iterator[list[ListeningSocket]]:
-    """Sockets that listen on the same address and interface, two or more."""
+    """Yield the sockets that listen on the same address and interface, two or more together."""
     groups: dict[object, list[ListeningSocket]] = defaultdict(list)
     for sock in namespace.sockets:
         groups[sock.address, sock.interface].append(sock)
@@ -19,7 +20,7 @@ def shared_addresses(namespace: Namespace) -> Iterator[list[ListeningSocket]]:
 
 
 def reuseport(facts: Facts) -> Iterator[Finding]:
-    """A program may have many sockets on one port, one for each thread; two programs should not."""
+    """Report addresses with sockets of several programs. One program may have many, one for each thread."""
     for namespace in facts.namespaces:
         ours = {sock.inode for _, sock in facts.held_in(namespace)}
         for group in shared_addresses(namespace):
@@ -30,7 +31,7 @@ def reuseport(facts: Facts) -> Iterator[Finding]:
                 if not apart and len({sock.user for sock in group}) == 1:
                     continue
             elif not strangers:
-                continue  # all are the binder's: shards
+                continue  # all of them are the binder's shards
             pids = sorted({str(holder) for sock in strangers for holder in facts.holders.of(sock.inode)})
             yield Finding(
                 "reuseport",
@@ -38,8 +39,7 @@ def reuseport(facts: Facts) -> Iterator[Finding]:
                 f"{len(group)} sockets listen on one address; "
                 f"{', '.join(pids) or 'who has the others may not be seen'}",
                 f"{group[0].address} ({namespace.name})",
-                "The kernel shares new clients out among them by a hash (SO_REUSEPORT). Each has a queue of "
-                "its own: the "
-                "clients in that of a program that ends are reset, however well the other one is kept",
-                namespace.command(f"ss -ltnpe 'sport = :{group[0].address.port}'"),
+                "The kernel distributes new clients among them by a hash (SO_REUSEPORT). Each has its own queue: the "
+                "clients in the queue of a program that ends are reset, however well the other socket is kept",
+                namespace.command(kinds.of_address(group[0].address).ss_command(group[0].address, "pe")),
             )
