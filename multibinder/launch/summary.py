@@ -90,7 +90,7 @@ class SummaryWriter:
 
     def read_or_new(self) -> InstanceSummary:
         """Read the summary, or make one of an instance that was never started."""
-        return self.read() or _never_started(self._name)
+        return self.read() or InstanceSummary.of_new_instance(self._name)
 
     def started(self, failure: Exception | None) -> None:
         """This process is about to become the daemon.
@@ -231,31 +231,6 @@ class SummaryWriter:
 def phase_of(failure: Exception) -> str:
     """Return how far a start or reload got before it failed; ``load`` for errors that are not ours."""
     return failure.phase if isinstance(failure, LaunchError) else LaunchError.phase
-
-
-def _never_started(name: str) -> InstanceSummary:
-    return InstanceSummary(
-        name=name,
-        version=VERSION,
-        state="stopped",
-        master=None,
-        generation=0,
-        fallback=False,
-        written=0.0,
-        started=None,
-        last_load=None,
-        last_success=None,
-        last_failure=None,
-        last_failure_phase=None,
-        starts_total=0,
-        reloads_total=0,
-        failures_total=0,
-        workers=[],
-        old_workers=[],
-        binds=[],
-        sources=[],
-        directories=[],
-    )
 
 
 def _stopped(before: InstanceSummary) -> InstanceSummary:

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 
 import msgspec
 
+#: Below the directory of the instance.
 FILE_NAME = "summary.json"
+#: Of the structure: fields may be added, a change of what is here raises it.
 VERSION = 1
 
 
@@ -51,7 +53,7 @@ class SourceDirectory(msgspec.Struct, frozen=True):
 class InstanceSummary(msgspec.Struct, frozen=True, kw_only=True):
     """The whole document. Times are in seconds since the epoch; PIDs are those of the instance's PID namespace."""
 
-    name: str
+    name: str = ""
     version: int
     state: str
     master: MasterProcess | None
@@ -62,7 +64,7 @@ class InstanceSummary(msgspec.Struct, frozen=True, kw_only=True):
     last_load: float | None
     last_success: float | None
     last_failure: float | None
-    last_failure_phase: str | None
+    last_failure_phase: str | None = None
     starts_total: int
     reloads_total: int
     failures_total: int
@@ -71,3 +73,28 @@ class InstanceSummary(msgspec.Struct, frozen=True, kw_only=True):
     binds: Sequence[str]
     sources: Sequence[SourceFile]
     directories: Sequence[SourceDirectory]
+
+    @staticmethod
+    def of_new_instance(name: str) -> InstanceSummary:
+        """Return the summary of an instance that has never been started."""
+        return InstanceSummary(
+            name=name,
+            version=VERSION,
+            state="stopped",
+            master=None,
+            generation=0,
+            fallback=False,
+            written=0.0,
+            started=None,
+            last_load=None,
+            last_success=None,
+            last_failure=None,
+            starts_total=0,
+            reloads_total=0,
+            failures_total=0,
+            workers=[],
+            old_workers=[],
+            binds=[],
+            sources=[],
+            directories=[],
+        )

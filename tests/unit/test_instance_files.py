@@ -246,6 +246,50 @@ def test_the_copy_that_serves_a_re_exec_without_its_environment_is_believed_on_t
     assert _read_invocation(arguments) is None
 
 
+#: Each record as version 0.1.0 wrote it.
+OF_VERSION_0_1_0 = {
+    "instance.json": (
+        b'{"haproxy":"/usr/sbin/haproxy","directory":"/run/multibinder-haproxy/web","name":"web","wrapper":"/usr/bin/w",'
+        b'"arguments":["-Ws","-f","/run/multibinder-haproxy/web/web.cfg"],'
+        b'"sources":[{"path":"/etc/haproxy/web.cfg.j2","target":"web.cfg","is_directory":false}],"variables":[],'
+        b'"binder":"/run/multibinder/socket","strict":false,"wait_s":10.0,"cwd":"/","fds":{"127.0.0.1:80":3},'
+        b'"sandbox":false}'
+    ),
+    "loaded.json": (
+        b'{"generation":2,"at":1.5,"config":{"files":{"web.cfg":"bind fd@{127.0.0.1:80}\\n"},'
+        b'"slots":[{"host":"127.0.0.1","port":80}],"warnings":[],"origins":{"files":[{"path":"/etc/haproxy/web.cfg.j2",'
+        b'"mtime_ns":1,"size":2,"inode":3,"digest":"d"}],"directories":[{"path":"/d","files":["a"],"suffixes":[".cfg"]}]}},'
+        b'"master":7,"old_workers":[8],"fallback":null,"settled":true}'
+    ),
+    "last-good.json": (
+        b'{"config":{"files":{},"slots":[],"warnings":[],"origins":{"files":[],"directories":[]}},"at":1.5}'
+    ),
+    "last-reload.json": (
+        b'{"ok":true,"started_s":1.5,"took_s":0.5,"at":2.5,"message":"","generation":2,"added":[],"kept":["127.0.0.1:80"],'
+        b'"dropped":[],"kept_by_others":[],"old_workers":[8],"new_workers":[9],"warnings":[]}'
+    ),
+}
+
+
+def test_the_records_of_version_0_1_0_are_read_and_written_as_it_did(instance: Instance) -> None:
+    """It may be what started the HAProxy that we reload, and what reloads it after a downgrade."""
+    instance.create()
+    for name, content in OF_VERSION_0_1_0.items():
+        Path(instance.directory, name).write_bytes(content)
+    loaded, good, report = instance.read_loaded(), instance.read_last_good(), instance.read_report()
+    assert loaded is not None
+    assert good is not None
+    assert report is not None
+    invocation = instance.read_invocation()
+    assert (invocation.templates[0].target, invocation.fds) == ("web.cfg", {"127.0.0.1:80": 3})
+    assert [file.path for file in loaded.config.sources.files] == ["/etc/haproxy/web.cfg.j2"]
+    instance.write_invocation(invocation)
+    instance.write_loaded(loaded)
+    instance.write_report(report)
+    for name in ("instance.json", "loaded.json", "last-reload.json"):
+        assert Path(instance.directory, name).read_bytes() == OF_VERSION_0_1_0[name]
+
+
 def test_an_instance_that_never_was_is_still_told_from_one_that_is_not_trusted(instance: Instance) -> None:
     with pytest.raises(NoSuchInstance):
         instance.read_invocation()

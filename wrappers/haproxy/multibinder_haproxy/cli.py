@@ -45,7 +45,7 @@ _runtime_dir = click.option(
     metavar="DIR",
     default=default_runtime_directory,
     show_default="/run/multibinder-haproxy for root",
-    help="Where rendered configurations, sockets and records are.",
+    help="The directory of rendered configurations, sockets and records.",
 )
 
 
@@ -56,7 +56,12 @@ def _complete_name(ctx: click.Context, param: click.Parameter, incomplete: str) 
 
 _name = click.argument("name", shell_complete=_complete_name)
 _timeout = click.option(
-    "--timeout", type=click.FloatRange(0.1), default=60.0, show_default=True, metavar="SECONDS", help="For each wait."
+    "--timeout",
+    type=click.FloatRange(0.1),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="The time limit of each wait: for another command, and for HAProxy.",
 )
 _vars = click.option(
     "--vars",
@@ -64,7 +69,7 @@ _vars = click.option(
     multiple=True,
     metavar="FILE",
     type=click.Path(exists=True, dir_okay=False),
-    help="A .toml or .json file with variables for the templates; may be given several times.",
+    help="Read variables for the templates from a .toml or .json file; may be given several times.",
 )
 _sandbox = click.option(
     "--sandbox",
@@ -90,14 +95,14 @@ def multibinder_haproxy() -> None:
     """
 
 
-@multibinder_haproxy.command("run")
-@click.option("--name", required=True, help="The instance's name, for the other commands.")
+@multibinder_haproxy.command("run", short_help="Render the templates, get the sockets, and become HAProxy.")
+@click.option("--name", required=True, help="The instance's name, which the other commands take.")
 @_runtime_dir
 @_socket
 @_vars
 @click.option("--wait", type=click.FloatRange(0), default=10.0, show_default=True, metavar="SECONDS",
-              help="For a binder that is not there yet.")  # fmt: skip
-@click.option("--strict", is_flag=True, help="Never start with the last good configuration: fail instead.")
+              help="The time to wait for a binder that does not answer yet.")  # fmt: skip
+@click.option("--strict", is_flag=True, help="Fail instead of starting with the last good configuration.")
 @_sandbox
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- HAPROXY ARGS...")
 def run_command(name: str, runtime_dir: str, **options: Any) -> None:
@@ -116,17 +121,19 @@ def run_command(name: str, runtime_dir: str, **options: Any) -> None:
     start.run(_plan(Instance(runtime_dir, name), **options))
 
 
-@multibinder_haproxy.command("reload", epilog=EXIT_CODES)
+@multibinder_haproxy.command(
+    "reload", short_help="Load the configuration anew; the old worker finishes its connections.", epilog=EXIT_CODES
+)
 @click.argument("name", required=False, shell_complete=_complete_name)
-@click.option("--all", "every", is_flag=True, help="Every instance that runs, one after the other.")
-@click.option("--keep-going", is_flag=True, help="With --all: do not stop at the first failure.")
+@click.option("--all", "every", is_flag=True, help="Reload every instance that runs, one after the other.")
+@click.option("--keep-going", is_flag=True, help="With --all, go on after a failure.")
 @_runtime_dir
 @_timeout
 def reload_command(name: str | None, every: bool, keep_going: bool, runtime_dir: str, timeout: float) -> None:
     """Load the configuration anew; the old worker finishes its connections.
 
-    Checks first. If anything is wrong, nothing is touched and the old worker serves as before. Reloads that are asked
-    for while one is under way become one.
+    The configuration is checked first. If anything is wrong, nothing is touched and the old worker serves as before.
+    Reloads that are asked for while one is under way become one.
 
     \b
     Example:
@@ -144,14 +151,14 @@ def reload_command(name: str | None, every: bool, keep_going: bool, runtime_dir:
     sys.exit(0 if report.ok else 1)
 
 
-@multibinder_haproxy.command("check", epilog=EXIT_CODES)
+@multibinder_haproxy.command("check", short_help="Check whether a reload or a start would succeed.", epilog=EXIT_CODES)
 @click.argument("name_or_command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="NAME | -- HAPROXY ARGS...")
 @_runtime_dir
 @_socket
 @_vars
 @_sandbox
 def check_command(name_or_command: tuple[str, ...], runtime_dir: str, **options: Any) -> None:
-    """Say whether a reload (NAME) or a start (-- ARGS...) would succeed. Touches nothing.
+    """Check whether a reload (NAME) or a start (-- ARGS...) would succeed. Nothing is touched.
 
     A NAME is checked with the options that it was started with.
 
@@ -174,13 +181,13 @@ def check_command(name_or_command: tuple[str, ...], runtime_dir: str, **options:
     print_checked(config)
 
 
-@multibinder_haproxy.command("render")
-@click.option("--name", default="NAME", help="What 'name' is in the template.")
+@multibinder_haproxy.command("render", short_help="Print the text of a template, without asking a binder.")
+@click.option("--name", default="NAME", help="The value of 'name' in the template.")
 @_vars
 @_sandbox
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 def render_command(file: str, name: str, variables: tuple[str, ...], sandbox: bool) -> None:
-    """Print a template's text, with fd@{ADDRESS} where a descriptor will stand. Asks no binder.
+    """Print the text of a template, with fd@{ADDRESS} where a descriptor will stand. The binder is not asked.
 
     \b
     Example:
@@ -193,12 +200,12 @@ def render_command(file: str, name: str, variables: tuple[str, ...], sandbox: bo
         warn(warning)
 
 
-@multibinder_haproxy.command("status", epilog=EXIT_CODES)
+@multibinder_haproxy.command("status", short_help="Show the state of one instance, or of all.", epilog=EXIT_CODES)
 @click.argument("name", required=False, shell_complete=_complete_name)
 @_runtime_dir
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs (docs/instance-summary.md).")
 def status_command(name: str | None, runtime_dir: str, as_json: bool) -> None:
-    """Show one instance, or all. Exit code 1 if one runs, but not with what was asked for (see its PROBLEM).
+    """Show the state of one instance, or of all. The exit code is 1 if one runs, but has a PROBLEM.
 
     'changed' names the files that the configuration came from and that changed on disk since it was loaded. That
     alone is no failure.
@@ -219,13 +226,13 @@ def status_command(name: str | None, runtime_dir: str, as_json: bool) -> None:
     sys.exit(max((_STATUS_CODES[each.state] for each in statuses), default=0))
 
 
-@multibinder_haproxy.command("stop", epilog=EXIT_CODES)
+@multibinder_haproxy.command("stop", short_help="Stop HAProxy gracefully, then close its ports.", epilog=EXIT_CODES)
 @_name
 @_runtime_dir
 @_timeout
-@click.option("--keep-listeners", is_flag=True, help="Leave the ports open: clients wait for the next start.")
+@click.option("--keep-listeners", is_flag=True, help="Leave the ports open; clients wait for the next start.")
 def stop_command(name: str, runtime_dir: str, timeout: float, keep_listeners: bool) -> None:
-    """Stop gracefully: no new connections, the present ones are finished; then the ports close.
+    """Stop gracefully: HAProxy accepts no new connections and finishes the present ones. Then the ports close.
 
     \b
     Example:
@@ -242,7 +249,7 @@ def stop_command(name: str, runtime_dir: str, timeout: float, keep_listeners: bo
 @_runtime_dir
 @_timeout
 def settle_command(name: str, runtime_dir: str, timeout: float) -> None:
-    """After a reload by signal: release what is no longer bound, once the new worker answers."""
+    """Wait for the end of a reload by signal, then release what is no longer bound."""
     settle.settle(Instance(runtime_dir, name), timeout)
 
 
