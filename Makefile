@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCKS := requirements-build.lock requirements-dev.lock
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation
 
-.PHONY: demo test unit lint bench fuzz screenshots lock clean
+.PHONY: demo test unit lint docs bench fuzz screenshots lock clean
 
 demo: $(VENV)/ready
 	@tools/need haproxy:haproxy
@@ -30,6 +30,10 @@ lint: $(VENV)/ready
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m tools.audit $(LOCKS)
+
+# The pages that are made from the code: docs/errors.md and docs/reference/commands.md.
+docs: $(VENV)/ready
+	@$(BIN)/python -m tools.reference
 
 bench: $(VENV)/ready
 	@tools/need haproxy:haproxy

@@ -6,8 +6,9 @@
 The binder keeps the port open while your program restarts; clients wait in the kernel's accept queue.
 """
 
-from multibinder.wire.address import Address, TcpAddress
-from multibinder.wire.client import SOCKET_VARIABLE, Client, bind, bind_many
+from multibinder.wire.addresses import Address, TcpAddress
+from multibinder.wire.client import Client, bind, bind_many
+from multibinder.wire.connection import SOCKET_VARIABLE
 from multibinder.wire.errors import (
     AddressError,
     BindError,
@@ -23,19 +24,9 @@ from multibinder.wire.errors import (
     RequestError,
 )
 from multibinder.wire.listener import SharedListener
-from multibinder.wire.messages import (
-    BinderStatus,
-    Counters,
-    Hello,
-    HolderStatus,
-    ListenerHealth,
-    ListenerSpec,
-    ListenerStatus,
-    OwnerStatus,
-    Released,
-    Upgrade,
-)
+from multibinder.wire.messages import Hello, ListenerSpec, Released, Upgrade
 from multibinder.wire.options import OPTION_NAMES, Options
+from multibinder.wire.status import BinderStatus, Counters, HolderStatus, ListenerHealth, ListenerStatus, OwnerStatus
 
 __version__ = "0.1.0"
 

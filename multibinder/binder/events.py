@@ -1,4 +1,4 @@
-"""One line of log for each event: a name and fields. How a line looks is the command line's business."""
+"""Events of the daemon: each is one log line with a name and fields. The command line decides how a line looks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import time
 from typing import Protocol
 
 logger = logging.getLogger("multibinder")
+
+#: (Event name, uid) pairs that are counted at the same time; above this, counting starts again.
+_COUNTED_PAIRS = 1024
 
 
 def debug(name: str, **fields: object) -> None:
@@ -26,7 +29,7 @@ def error(name: str, **fields: object) -> None:
 
 
 class Client(Protocol):
-    """Whom a complaint is about."""
+    """The client that a complaint is about."""
 
     @property
     def pid(self) -> int: ...
@@ -36,27 +39,37 @@ class Client(Protocol):
     def command(self) -> str: ...
 
 
-#: Lines about one uid and one kind of event in so many seconds: what a client can cause at will must not fill a disk.
-_COMPLAINTS, _PER_S = 20, 10.0
-_complaints: dict[tuple[str, int], tuple[float, int]] = {}
+class Complaints:
+    """Log warnings about clients, at most ``lines`` in ``per_s`` seconds for each event name and uid.
+
+    A client can cause these events at will. Without a limit, it could fill the disk with log lines.
+    """
+
+    def __init__(self, lines: int = 20, per_s: float = 10.0) -> None:
+        self._lines = lines
+        self._per_s = per_s
+        self._counts: dict[tuple[str, int], tuple[float, int]] = {}
+
+    def log(self, name: str, client: Client, **fields: object) -> None:
+        """Log a warning about a client, or leave it out. The first line of the next period has the number left out."""
+        if not logger.isEnabledFor(logging.WARNING):
+            return
+        now = time.monotonic()
+        since, count = self._counts.get((name, client.uid), (now, 0))
+        left_out: dict[str, object] = {}
+        if now - since > self._per_s:
+            if count > self._lines:
+                left_out = {"left_out": count - self._lines}
+            since, count = now, 0
+        if len(self._counts) > _COUNTED_PAIRS:
+            self._counts.clear()
+        self._counts[name, client.uid] = (since, count + 1)
+        if count < self._lines:
+            warning(name, **fields, pid=client.pid, uid=client.uid, command=client.command, **left_out)
 
 
-def complaint(name: str, client: Client, **fields: object) -> None:
-    """A warning about a client. Of too many of one kind about one uid some are left out, and the next says how many."""
-    if not logger.isEnabledFor(logging.WARNING):
-        return
-    now = time.monotonic()
-    since, count = _complaints.get((name, client.uid), (now, 0))
-    left_out: dict[str, object] = {}
-    if now - since > _PER_S:
-        if count > _COMPLAINTS:
-            left_out = {"left_out": count - _COMPLAINTS}
-        since, count = now, 0
-    if len(_complaints) > 1024:
-        _complaints.clear()
-    _complaints[name, client.uid] = (since, count + 1)
-    if count < _COMPLAINTS:
-        warning(name, **fields, pid=client.pid, uid=client.uid, command=client.command, **left_out)
+#: Log a warning about a client; rate-limited for each event name and uid.
+complaint = Complaints().log
 
 
 def _emit(level: int, name: str, fields: dict[str, object]) -> None:

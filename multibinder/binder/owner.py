@@ -1,14 +1,19 @@
-"""Who has a claim to a listener."""
+"""Owners of claims: a label, and the uid that the label belongs to."""
 
 from __future__ import annotations
 
+import os
+
 import msgspec
+
+from multibinder.wire.errors import RequestError
+from multibinder.wire.messages import NOT_ALLOWED
 
 
 class Owner(msgspec.Struct, frozen=True):
-    """A label, and the uid that it belongs to. Clients without a label have the empty one, each uid for itself.
+    """A label and the uid that it belongs to. The label is empty for clients that give none; each uid has its own.
 
-    ``str()`` prints what ``parse`` reads: ``haproxy@web:107``. No label has a colon.
+    ``str()`` prints what ``parse`` reads: ``haproxy@web:107``. A label never has a colon.
     """
 
     label: str
@@ -23,33 +28,50 @@ class Owner(msgspec.Struct, frozen=True):
         return f"{self.label}:{self.uid}"
 
 
-class Labels:
-    """How many listeners each owner has a claim to. A label is one uid's for as long as there is one."""
+class ClaimCounts:
+    """Count the listeners that each owner has a claim to. A label belongs to one uid while it has any claim."""
 
     def __init__(self) -> None:
-        self._claims: dict[Owner, int] = {}
-        self._uids: dict[str, int] = {}
-        self._of_uid: dict[int, int] = {}
+        self._by_owner: dict[Owner, int] = {}
+        self._by_uid: dict[int, int] = {}
+        self._uid_of_label: dict[str, int] = {}
 
-    def holder(self, label: str) -> int | None:
-        """The uid that the label belongs to."""
-        return self._uids.get(label) if label else None
+    def resolve(self, label: str, uid: int) -> Owner:
+        """Return the owner for whom a client of ``uid`` acts when it gives ``label``.
 
-    def claims_of(self, uid: int) -> int:
-        return self._of_uid.get(uid, 0)
+        Root and the binder's own user may act with every label, which stays with its uid. Raises RequestError if the
+        label belongs to another uid.
+        """
+        holder = self._uid_of_label.get(label) if label else None
+        if holder is None or holder == uid:
+            return Owner(label, uid)
+        if is_privileged(uid):
+            return Owner(label, holder)
+        raise RequestError(
+            f"the owner label {label} belongs to uid {holder}, not to uid {uid}; choose another label", NOT_ALLOWED
+        )
+
+    def of_uid(self, uid: int) -> int:
+        """Return the number of claims that all owners of this uid have."""
+        return self._by_uid.get(uid, 0)
 
     def add(self, owner: Owner) -> None:
-        self._claims[owner] = self._claims.get(owner, 0) + 1
-        self._of_uid[owner.uid] = self._of_uid.get(owner.uid, 0) + 1
+        self._by_owner[owner] = self._by_owner.get(owner, 0) + 1
+        self._by_uid[owner.uid] = self._by_uid.get(owner.uid, 0) + 1
         if owner.label:
-            self._uids[owner.label] = owner.uid
+            self._uid_of_label[owner.label] = owner.uid
 
     def remove(self, owner: Owner) -> None:
-        self._of_uid[owner.uid] -= 1
-        if not self._of_uid[owner.uid]:
-            del self._of_uid[owner.uid]
-        self._claims[owner] -= 1
-        if not self._claims[owner]:
-            del self._claims[owner]
-        if owner not in self._claims:
-            self._uids.pop(owner.label, None)
+        """Remove one claim. The label is free for every uid after the last one."""
+        self._by_uid[owner.uid] -= 1
+        if not self._by_uid[owner.uid]:
+            del self._by_uid[owner.uid]
+        self._by_owner[owner] -= 1
+        if not self._by_owner[owner]:
+            del self._by_owner[owner]
+            self._uid_of_label.pop(owner.label, None)
+
+
+def is_privileged(uid: int) -> bool:
+    """Return whether this is root or the binder's own user: they can do to the binder what they want without asking."""
+    return uid in (0, os.geteuid())

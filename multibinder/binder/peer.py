@@ -1,4 +1,4 @@
-"""One client of the control socket: what it has sent so far, and what it has not taken yet."""
+"""One client of the control socket: its unfinished request, and the answers that it has not taken yet."""
 
 from __future__ import annotations
 
@@ -11,66 +11,88 @@ import termios
 from collections import deque
 from collections.abc import Sequence
 
+from multibinder.binder.answer import Answer
 from multibinder.binder.caller import Caller
+from multibinder.binder.listener import Grant
 from multibinder.binder.loop import READ
-from multibinder.binder.methods import Answer
-from multibinder.binder.quotas import User, Users
-from multibinder.binder.store import Grant
+from multibinder.binder.quotas import Quotas
 from multibinder.wire import transport
 from multibinder.wire.decoder import Decoder
 
 
 class Peer:
-    """Never blocks: every call does what the kernel takes or gives now, and returns. Raises OSError for a connection
-    that is gone already; the socket is the caller's then."""
+    """A connection, its input and its output. It notes in ``quotas`` what it buffers and what is in flight to it.
 
-    def __init__(self, sock: socket.socket, users: Users) -> None:
+    No method blocks: each does what the kernel takes or gives now, and returns. The peer owns ``sock`` until it is
+    detached or closed. The constructor raises OSError for a connection that is gone already; it does not own ``sock``
+    then.
+    """
+
+    def __init__(self, sock: socket.socket, quotas: Quotas) -> None:
         sock.setblocking(False)
         self.socket = sock
         self.caller = Caller(sock)
-        self.user: User = users.of(self.caller.uid)
-        self._users = users
-        self.decoder = Decoder(users.limits.request_bytes)
-        self.at_end = False
-        self.awaits = False  # an answer that is not there yet
-        self.resting = False  # asked too fast
-        self.watched: int | None = READ
-        self.buffered = 0  # bytes of an unfinished request, as counted
-        self.in_flight = 0  # descriptors that it may not have received yet
+        self.user = quotas.user(self.caller.uid)
+        self._quotas = quotas
+        self._decoder = Decoder(quotas.limits.request_bytes)
         self._unsent: deque[tuple[memoryview, Sequence[int], Sequence[Grant]]] = deque()
+        # Bytes of an unfinished request, and descriptors that may not have been received, as noted in the quotas.
+        self._buffered = 0
+        self._in_flight = 0
+        self.at_end = False
+        #: The events that the loop watches the socket for; None if it does not watch it.
+        self.mask: int | None = READ
+        #: A request of this client is in progress; its answer comes later.
+        self.awaits_answer = False
+        #: This client exceeded its rate; no request of it is read for a moment.
+        self.throttled = False
 
     @property
-    def owes_nothing(self) -> bool:
-        """Whether it has taken all it was sent, and is not in the middle of a request."""
-        return not self._unsent and not self.awaits and not self.decoder.unfinished
+    def idle(self) -> bool:
+        """Whether it has taken all that it was sent, and has no request in progress."""
+        return not self._unsent and not self.awaits_answer and not self._decoder.unfinished
 
     @property
     def backed_up(self) -> bool:
+        """Whether it has not taken all that it was sent."""
         return bool(self._unsent)
 
+    @property
+    def buffered(self) -> int:
+        """Bytes of its unfinished request, as of the last ``note_buffered``."""
+        return self._buffered
+
     def receive(self) -> None:
-        """Feed the decoder with what is there. Raises OSError, RemoteProtocolError when the peer is of no more use."""
+        """Feed the decoder with what has arrived.
+
+        Raises OSError if the peer is gone, and RemoteProtocolError if the kernel had to drop descriptors.
+        """
         try:
             arrived, descriptors = transport.receive(self.socket)
         except BlockingIOError:
             return
-        # No request of the protocol carries descriptors; since Linux 6.16 they do not even arrive (control_socket.py).
+        # No request of the protocol carries descriptors. Since Linux 6.16 they do not arrive (control_socket.py).
         for descriptor in descriptors:
-            _let_go(descriptor)
+            _close_without_lingering(descriptor)
         if arrived:
-            self.decoder.feed(arrived)
+            self._decoder.feed(arrived)
         else:
             self.at_end = True
 
+    def next_message(self) -> bytes | None:
+        """Return the next message that has arrived, or None. Raises RemoteProtocolError for what cannot become one."""
+        return self._decoder.next_message()
+
     def send(self, answer: Answer) -> None:
-        """Queue an answer and send what the kernel takes of it now. Raises OSError when the peer is gone."""
+        """Queue an answer and send what the kernel takes of it now. Raises OSError if the peer is gone."""
         for index, (message, descriptors) in enumerate(answer.parts):
-            # Whoever misses the last part misses descriptors of the grants.
+            # A peer that misses the last part misses descriptors of the grants.
             last = index == len(answer.parts) - 1
             self._unsent.append((memoryview(message), descriptors, answer.grants if last else ()))
         self.flush()
 
     def flush(self) -> None:
+        """Send what the kernel takes now of what is queued. Raises OSError if the peer is gone."""
         while self._unsent:
             rest, descriptors, grants = self._unsent[0]
             try:
@@ -78,37 +100,75 @@ class Peer:
             except BlockingIOError:
                 return
             if descriptors:
-                self.in_flight += len(descriptors)
-                self._users.sent(self.user, len(descriptors))
+                self._note_in_flight(self._in_flight + len(descriptors))
             if sent < len(rest):
                 self._unsent[0] = (rest[sent:], (), grants)
             else:
                 self._unsent.popleft()
 
-    def has_read_all(self) -> bool:
-        """Whether nothing that we sent is on its way; nobody receives it any more where the other end is closed."""
-        # SIOCOUTQ, unix(7): of what it sent, a socket has to pay for what was not received.
-        (bytes_,) = struct.unpack("i", fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4)))
-        return not bytes_
-
-    def is_quiet(self) -> bool:
-        """Whether nothing of it waits to be read."""
-        try:
-            return not self.socket.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-
-    def forget_unsent(self) -> list[Sequence[Grant]]:
-        """Drop what it has not taken; what was granted with it."""
+    def discard_unsent(self) -> list[Sequence[Grant]]:
+        """Drop what it has not taken. Return the grants of these answers, which the caller takes back."""
         undelivered = [grants for _, _, grants in self._unsent]
         self._unsent.clear()
         return undelivered
 
+    def discard_input(self) -> None:
+        """Drop what has arrived of a request. Nothing can be received after this."""
+        self._decoder = Decoder(0)
+        self.note_buffered()
 
-def _let_go(descriptor: int) -> None:
-    """Close what may be the last copy of a stranger's socket: it may want close(2) to wait (SO_LINGER, socket(7))."""
+    def note_buffered(self) -> int:
+        """Note in the quotas how many bytes of an unfinished request are here. Return by how much they have grown."""
+        more = self._decoder.held - self._buffered
+        if more:
+            self._buffered += more
+            self._quotas.note_buffered(self.user, more)
+        return more
+
+    def note_received(self) -> None:
+        """Note in the quotas that nothing is in flight to this peer, if it has received all."""
+        if self._in_flight and self._has_received_all():
+            self._note_in_flight(0)
+
+    def must_stay_open(self) -> bool:
+        """Return whether descriptors are in flight to a client with quotas.
+
+        Only an open socket tells when they are received.
+        """
+        return bool(self._in_flight) and not self.user.privileged and not self._has_received_all()
+
+    def has_unread_input(self) -> bool:
+        """Return whether bytes wait in the socket to be read. A failed socket counts as one with input."""
+        try:
+            return bool(self.socket.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def detach(self) -> socket.socket:
+        """Give the socket, still connected, to the caller."""
+        return self.socket
+
+    def close(self) -> None:
+        """Close the connection. Nothing of it counts in the quotas afterwards."""
+        self.discard_input()
+        self._note_in_flight(0)
+        self.socket.close()
+
+    def _note_in_flight(self, descriptors: int) -> None:
+        self._quotas.note_in_flight(self.user, descriptors - self._in_flight)
+        self._in_flight = descriptors
+
+    def _has_received_all(self) -> bool:
+        """Return whether nothing that was sent is in flight. Nothing is if the other end is closed."""
+        # SIOCOUTQ, unix(7): memory of what a socket sent is charged to it until it is received.
+        (unreceived_bytes,) = struct.unpack("i", fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4)))
+        return not unreceived_bytes
+
+
+def _close_without_lingering(descriptor: int) -> None:
+    """Close a descriptor that a client sent. With SO_LINGER (socket(7)), close(2) of the last copy could block."""
     try:
         sock = socket.socket(fileno=descriptor)
     except OSError:  # a file of another kind

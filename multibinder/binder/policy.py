@@ -1,27 +1,27 @@
-"""Who may ask for what: rules, and the decision. Where they are read from is policy_file.py's business."""
+"""Decide who may ask for what. The rules are read from a file by policy_file.py."""
 
 from __future__ import annotations
 
 import fnmatch
-import socket
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import msgspec
 
-from multibinder.wire.address import Address
+from multibinder.binder.address_patterns import Pattern
+from multibinder.wire import kinds
+from multibinder.wire.addresses import Address
 from multibinder.wire.messages import ListenerSpec
 from multibinder.wire.options import OPTION_NAMES
 
-#: What rules are about. Whoever may ``bind`` may also ``check``; ``hello`` is everybody's.
+#: What rules are about. A client that may ``bind`` may also ``check``; every client may ask ``hello``.
 METHODS = ("bind", "release", "list", "status", "upgrade")
-#: Those that are about listeners.
+#: The methods that are about listeners.
 ABOUT_LISTENERS = ("bind", "release", "list", "status")
-_WILDCARDS = ("0.0.0.0", "::")
 
 
 class Subject(Protocol):
-    """Who asks, from the kernel."""
+    """Who asks, as the kernel reports it."""
 
     @property
     def uid(self) -> int: ...
@@ -31,65 +31,8 @@ class Subject(Protocol):
     def unit(self) -> str: ...
 
 
-class Network(msgspec.Struct, frozen=True):
-    """Addresses of one family, or with ``version`` 0 of both, and ports from ``first`` to ``last``."""
-
-    version: int
-    number: int
-    prefix: int
-    first: int
-    last: int
-
-    def has(self, address: Address) -> bool:
-        return (
-            self.first <= address.port <= self.last
-            and self.version in (0, address.version)
-            and (not self.prefix or (_number(address) ^ self.number) >> (self._bits - self.prefix) == 0)
-        )
-
-    def touches(self, address: Address) -> bool:
-        """Whether it has any of what a listener there takes: one on 0.0.0.0 or :: takes every address (ip(7))."""
-        if address.host not in _WILDCARDS:
-            return self.has(address)
-        return self.first <= address.port <= self.last and self.version in (0, address.version)
-
-    def covers(self, other: Pattern) -> bool:
-        """Whether it has all that ``other`` has."""
-        return (
-            isinstance(other, Network)
-            and self.first <= other.first
-            and other.last <= self.last
-            and self.version in (0, other.version)
-            and self.prefix <= other.prefix
-            and (not self.prefix or (other.number ^ self.number) >> (self._bits - self.prefix) == 0)
-        )
-
-    @property
-    def _bits(self) -> int:
-        return 128 if self.version == 6 else 32
-
-
-class PathPrefix(msgspec.Struct, frozen=True):
-    """Unix sockets below a directory (with a ``/`` at the end), or the one at this path."""
-
-    path: str
-
-    def has(self, address: Address) -> bool:
-        return False  # no address of this version has a path
-
-    def touches(self, address: Address) -> bool:
-        return False
-
-    def covers(self, other: Pattern) -> bool:
-        below = self.path.endswith("/") and isinstance(other, PathPrefix) and other.path.startswith(self.path)
-        return below or self == other
-
-
-Pattern = Network | PathPrefix
-
-
 class Rule(msgspec.Struct, frozen=True):
-    """One rule, numbered from 1. An empty tuple of subjects, addresses or None for options means: any."""
+    """One rule of the file, numbered from 1. No subject, no address, or None for options means: any."""
 
     number: int
     name: str
@@ -101,8 +44,8 @@ class Rule(msgspec.Struct, frozen=True):
     addresses: tuple[Pattern, ...] = ()
     options: frozenset[str] | None = None
 
-    def misses(self, subject: Subject, method: str, wanted: Wanted | None) -> str:
-        """What it is about that does not match; empty if the rule decides."""
+    def mismatch(self, subject: Subject, method: str, request: AccessRequest | None) -> str:
+        """Return what of the rule does not match; empty if the rule decides."""
         if method not in self.methods:
             return "method"
         if self.uids and subject.uid not in self.uids:
@@ -111,140 +54,132 @@ class Rule(msgspec.Struct, frozen=True):
             return "gid"
         if self.units and not self._has_unit(subject.unit):
             return "unit"
-        if wanted is None:
-            # Of a method about all listeners it is asked first whether there may be any that this rule shows.
+        if request is None:
+            # A method about all listeners is decided first without an address: may the rule show any of them?
             if self.addresses and (method not in ABOUT_LISTENERS or not self.allow):
                 return "address"
             return "options" if self.options is not None and not self.allow else ""
-        if self.addresses and not self._has_address(wanted.address):
+        if self.addresses and not self._has_address(request.address):
             return "address"
-        if self.options is not None and not self._has_options(wanted.options):
+        if self.options is not None and not self._has_options(request.options):
             return "options"
         return ""
 
     def _has_unit(self, unit: str) -> bool:
-        # One that cannot be told is not one that is allowed anything, and may be the one that is denied it: a process
-        # that has ended has none, and its child has its connection.
+        # A unit that cannot be determined matches no rule that allows, and every rule that denies: a process that has
+        # ended has no unit, and its child still has its connection.
         return any(fnmatch.fnmatchcase(unit, each) for each in self.units) if unit else not self.allow
 
     def _has_address(self, address: Address) -> bool:
-        # All that it takes must be allowed; a part that is forbidden suffices.
+        # The whole must be allowed; one forbidden part is enough to deny.
         return any(each.has(address) if self.allow else each.touches(address) for each in self.addresses)
 
     def _has_options(self, given: frozenset[str]) -> bool:
-        # All of them must be allowed; one that is forbidden suffices.
+        # All of them must be allowed; one forbidden option is enough to deny.
         return given <= self.options if self.allow else bool(given & self.options)  # type: ignore[operator]
 
     def __str__(self) -> str:
         return f'rule {self.number} ("{self.name}")' if self.name else f"rule {self.number}"
 
 
-class Wanted(msgspec.Struct, frozen=True):
-    """One listener that a request is about: its address, and which options are asked for."""
+class AccessRequest(msgspec.Struct, frozen=True):
+    """One address that a request is about, and the names of the options that it gives.
+
+    ``implied``: a listener on another address takes this one as well, unless v6only is set.
+    """
 
     address: Address
     options: frozenset[str] = frozenset()
+    implied: bool = False
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """``rule`` is None where none matched; ``why`` is a part of a sentence."""
+    """The answer to one access request, which is None for a method about no listener.
+
+    ``rule`` is None if none matched; ``why`` is a part of a sentence.
+    """
 
     allowed: bool
     why: str
     rule: Rule | None = None
-    wanted: Wanted | None = None
+    request: AccessRequest | None = None
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """The rules of one file. The first that matches decides; else root and ``own_uid`` are allowed, others not."""
+    """The rules of one file. The first rule that matches decides; without one, root and ``own_uid`` are allowed, and
+    others are not."""
 
     path: str
     rules: tuple[Rule, ...]
     own_uid: int
 
-    def decide(self, subject: Subject, method: str, wanted: Wanted | None = None) -> Decision:
+    def decide(self, subject: Subject, method: str, request: AccessRequest | None = None) -> Decision:
         method = "bind" if method == "check" else method
         for rule in self.rules:
-            if not rule.misses(subject, method, wanted):
+            if not rule.mismatch(subject, method, request):
                 verb = "allowed" if rule.allow else "denied"
-                return Decision(rule.allow, f"{verb} by {rule} of {self.path}", rule, wanted)
+                return Decision(rule.allow, f"{verb} by {rule} of {self.path}", rule, request)
         if subject.uid in (0, self.own_uid):
             who = "root" if subject.uid == 0 else "the binder's own user"
-            return Decision(True, f"allowed to {who}: no rule of {self.path} says otherwise", None, wanted)
-        return Decision(False, f"no rule of {self.path} allows it", None, wanted)
+            return Decision(True, f"allowed to {who}: no rule of {self.path} says otherwise", None, request)
+        return Decision(False, f"no rule of {self.path} allows it", None, request)
 
     def decide_listener(
         self, subject: Subject, method: str, spec: ListenerSpec, v6only: bool | None = None
     ) -> Decision:
-        """For every address that a listener has in fact: the first refusal, or the last permission. ``v6only`` is what
-        one that exists has."""
+        """Decide for every address that the listener takes: return the first refusal, or the last permission.
+
+        ``v6only`` is what an existing listener has.
+        """
         decision = Decision(True, "")
-        for wanted in taken(spec, v6only):
-            decision = self.decide(subject, method, wanted)
+        for request in access_requests(spec, v6only):
+            decision = self.decide(subject, method, request)
             if not decision.allowed:
                 break
         return decision
 
 
-def taken(spec: ListenerSpec, v6only: bool | None = None) -> Iterator[Wanted]:
-    """The addresses that a listener takes: ipv6(7). One on ``::`` has IPv4 as well unless it says v6only, or has it
-    already; and ``::ffff:192.0.2.1`` is 192.0.2.1. The options are those that the request gives."""
+def access_requests(spec: ListenerSpec, v6only: bool | None = None) -> Iterator[AccessRequest]:
+    """Yield one access request for every address that a listener takes; the options are those that ``spec`` gives.
+
+    ``v6only`` is what an existing listener has, None for a new one.
+    """
     options = frozenset(name for name in OPTION_NAMES if getattr(spec.options, name) is not None)
-    address = spec.address
-    if address.host.startswith("::ffff:") and "." in address.host:
-        yield Wanted(Address(address.host.removeprefix("::ffff:"), address.port), options)
-        return
-    yield Wanted(address, options)
-    if address.host == "::" and not (spec.options.v6only if v6only is None else v6only):
-        yield Wanted(Address("0.0.0.0", address.port), options - {"v6only"})
+    kind = kinds.of_address(spec.address)
+    first, *others = kind.effective_addresses(spec.address, spec.options.v6only if v6only is None else v6only)
+    yield AccessRequest(first, options)
+    for address in others:
+        yield AccessRequest(address, options - {"v6only"}, implied=True)
 
 
-def explain(policy: Policy, subject: Subject, method: str, wanted: Wanted | None) -> Iterator[str]:
-    """Each rule that was looked at, and why it did not decide; the last line is the decision."""
+def explain(policy: Policy, subject: Subject, method: str, request: AccessRequest | None) -> Iterator[str]:
+    """Yield why each rule before the deciding one did not match; the last line is the decision."""
     for rule in policy.rules:
-        missed = rule.misses(subject, method, wanted)
-        if not missed:
+        mismatch = rule.mismatch(subject, method, request)
+        if not mismatch:
             break
-        yield f"{rule}: does not match, by its {'methods' if missed == 'method' else missed}"
-    yield policy.decide(subject, method, wanted).why
-
-
-def number_of(host: str, version: int) -> int:
-    family = socket.AF_INET6 if version == 6 else socket.AF_INET
-    return int.from_bytes(socket.inet_pton(family, host))
-
-
-def _number(address: Address) -> int:
-    return number_of(address.host, address.version)
+        yield f"{rule}: does not match, by its {'methods' if mismatch == 'method' else mismatch}"
+    yield policy.decide(subject, method, request).why
 
 
 def covers(earlier: Rule, later: Rule) -> bool:
-    """Whether nothing is left for ``later``, because ``earlier`` decides all that it would."""
+    """Return whether ``later`` never decides, because ``earlier`` matches all that it would."""
+    # A rule that denies decides all that its patterns touch; that matters after one that allows.
+    touched = earlier.allow and not later.allow
+    decided = [each.touched() if touched else each for each in later.addresses]
     return (
         earlier.methods >= later.methods
         and (not earlier.uids or (bool(later.uids) and earlier.uids >= later.uids))
         and (not earlier.gids or (bool(later.gids) and earlier.gids >= later.gids))
         and (not earlier.units or _all_covered(earlier.units, later.units))
-        # A denial by unit is also for those whose unit cannot be told.
+        # A rule that denies a unit also denies a process whose unit is unknown.
         and not (earlier.allow and not later.allow and earlier.units)
         and (
             not earlier.addresses
-            or (
-                bool(later.addresses)
-                and all(any(one.covers(other) for one in earlier.addresses) for other in _all_of(later, earlier))
-            )
+            or (bool(later.addresses) and all(any(one.covers(other) for one in earlier.addresses) for other in decided))
         )
         and (earlier.options is None or (earlier.allow == later.allow and earlier.options == later.options))
     )
-
-
-def _all_of(rule: Rule, earlier: Rule) -> Iterator[Pattern]:
-    """Its addresses; of a rule that denies after one that allows, as if they were all that they touch."""
-    for each in rule.addresses:
-        if rule.allow or not earlier.allow or isinstance(each, PathPrefix):
-            yield each
-        else:
-            yield msgspec.structs.replace(each, number=0, prefix=0)
 
 
 def _all_covered(patterns: Sequence[str], names: Sequence[str]) -> bool:

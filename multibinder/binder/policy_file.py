@@ -1,13 +1,13 @@
-"""The policy file: TOML, one ``[[rule]]`` after the other.
+"""Read and check the policy file: TOML, a list of ``[[rule]]``.
 
 ::
 
     [[rule]]
-    name = "web"                              # shown in refusals; may be left out
-    unit = "multibinder-haproxy@web.service"  # uid, gid, unit: who; several of one kind: any of them
+    name = "web"                              # shown in refusals; optional
+    unit = "multibinder-haproxy@web.service"  # uid, gid, unit: who; a list matches any of its entries
     allow = ["bind", "release", "list"]       # or deny; of METHODS, or "*"
     address = ["*:80", "[2001:db8::/32]:443"]
-    options = ["backlog", "v6only"]           # none other may be given
+    options = ["backlog", "v6only"]           # no other option may be given
 """
 
 from __future__ import annotations
@@ -21,26 +21,18 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
+from multibinder.binder.address_patterns import parse_pattern
 from multibinder.binder.policy import (
     ABOUT_LISTENERS,
     METHODS,
-    Network,
-    PathPrefix,
-    Pattern,
     Policy,
     Rule,
     covers,
-    number_of,
 )
-from multibinder.wire.address import TcpAddress
 from multibinder.wire.errors import AddressError, MultibinderError
 from multibinder.wire.options import OPTION_NAMES
 
 _MAX_BYTES = 1024 * 1024
-_FAMILIES = {"": 0, "ipv4@": 4, "tcp4@": 4, "ipv6@": 6, "tcp6@": 6, "tcp@": 0}
-_ADDRESS = re.compile(
-    r"(?P<family>[a-z0-9]+@)?(?P<host>\*|\[[^\]]*\]|[0-9.]+(?:/[0-9]+)?):(?P<first>[0-9]{1,5}|\*)(?:-(?P<last>[0-9]{1,5}))?"
-)
 
 
 class PolicyError(MultibinderError):
@@ -67,7 +59,7 @@ class _FileText(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def load(path: str) -> Policy:
-    """Read and check a file. Raises PolicyError; also for a file that others than root and we could write."""
+    """Read and check a file. Raises PolicyError, also for a file that users other than root and ours may write."""
     try:
         # O_NONBLOCK: a FIFO must not keep the loop waiting for its writer.
         with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
@@ -87,20 +79,20 @@ def load(path: str) -> Policy:
 
 
 def parse(text: bytes, path: str) -> Policy:
-    """Raises PolicyError."""
+    """Return the policy that a text describes; ``path`` is for messages. Raises PolicyError."""
     try:
         content = msgspec.toml.decode(text, type=_FileText)
     except msgspec.ValidationError as error:
         raise PolicyError(f"{path}: {_located(str(error))}") from None
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        # A ValueError says that it is not UTF-8, or that a number has 5,000 digits.
+        # ValueError: the text is not UTF-8, or a number has 5,000 digits.
         raise PolicyError(f"{path}: not TOML: {error}") from None
     rules = tuple(_rule(number, rule, path) for number, rule in enumerate(content.rule, 1))
     return Policy(path, rules, os.geteuid())
 
 
 def lint(policy: Policy) -> Iterator[str]:
-    """What is probably not meant. A policy with nothing to say about may still be wrong, of course."""
+    """Yield a sentence about each rule that probably does not do what its author meant."""
     if not policy.rules:
         yield "no rule: only root and the binder's own user may ask for anything"
     names: dict[str, Rule] = {}
@@ -129,13 +121,13 @@ def lint(policy: Policy) -> Iterator[str]:
         ):
             at = "" if not rule.addresses else " there"
             yield f"{rule}: denies root too{at}; put a rule that allows uid 0 before it if that is not meant"
-        # A denial of status is about all of it or nothing.
+        # A rule can deny status as a whole only, not for an address.
         about = set(ABOUT_LISTENERS) if rule.allow else set(ABOUT_LISTENERS) - {"status"}
         if rule.addresses and not rule.methods & about:
             yield f"{rule}: never matches: {', '.join(sorted(rule.methods))} is about no address"
         for pattern in rule.addresses:
-            if isinstance(pattern, PathPrefix):
-                yield f"{rule}: unix@{pattern.path} matches nothing: this version binds TCP addresses only"
+            if pattern.matches_nothing:
+                yield f"{rule}: {pattern} matches nothing: this version binds TCP addresses only"
 
 
 def _root_came_before(policy: Policy, rule: Rule) -> bool:
@@ -143,63 +135,19 @@ def _root_came_before(policy: Policy, rule: Rule) -> bool:
     return any(earlier.allow and covers(earlier, for_root) for earlier in policy.rules[: rule.number - 1])
 
 
-def parse_pattern(text: str) -> Pattern:
-    """``192.0.2.0/24:80``, ``[2001:db8::/32]:443``, ``*:1024-65535``, ``ipv4@*:*``, ``unix@/run/web/``. Raises
-    AddressError."""
-    if text.startswith("unix@"):
-        path = text.removeprefix("unix@")
-        if not path.startswith("/") or "/../" in f"{path}/":
-            raise AddressError(f"{text!r}: write an absolute path, with / at the end for all that is below it")
-        return PathPrefix(path)
-    found = _ADDRESS.fullmatch(text)
-    if found is None or (found["family"] or "") not in _FAMILIES:
-        raise AddressError(
-            f"{text!r} is no address pattern: write 192.0.2.0/24:80, [2001:db8::/32]:443, *:1024-65535, ipv4@*:*"
-        )
-    first, last = _ports(text, found["first"], found["last"])
-    version = _FAMILIES[found["family"] or ""]
-    if found["host"] == "*":
-        return Network(version, 0, 0, first, last)
-    host, slash, length = found["host"].strip("[]").partition("/")
-    address = TcpAddress.of(host, 0)
-    if address.host.startswith("::ffff:") and "." in address.host:
-        raise AddressError(f"{text!r} would match nothing: it is IPv4, so write it as an IPv4 address or network")
-    if version not in (0, address.version):
-        raise AddressError(f"{text!r}: {host} is not an IPv{version} address")
-    bits = 128 if address.version == 6 else 32
-    if slash and not (re.fullmatch("[0-9]{1,3}", length) and int(length) <= bits):
-        raise AddressError(f"{text!r}: the prefix length is a number from 0 to {bits}")
-    prefix = int(length) if slash else bits
-    number = number_of(address.host, address.version)
-    if number & ((1 << (bits - prefix)) - 1):
-        raise AddressError(f"{text!r}: {host} has bits beyond /{prefix}: give the network's own address, or one host")
-    return Network(address.version, number, prefix, first, last)
-
-
-def _ports(text: str, first: str, last: str | None) -> tuple[int, int]:
-    if first == "*":
-        if last is not None:
-            raise AddressError(f"{text!r}: * is every port; write * or a range")
-        return 0, 65535
-    low, high = int(first), int(last if last is not None else first)
-    if not low <= high <= 65535:
-        raise AddressError(f"{text!r}: a port is a number from 0 to 65535, and a range goes upwards")
-    return low, high
-
-
 def _rule(number: int, text: _RuleText, path: str) -> Rule:
     where = f'{path}: rule {number} ("{text.name}")' if text.name else f"{path}: rule {number}"
     if (text.allow is None) == (text.deny is None):
         raise PolicyError(f'{where}: give either allow or deny, a list of {", ".join(METHODS)}, or "*"')
-    wanted = _list(text.allow if text.allow is not None else text.deny)
+    methods = _list(text.allow if text.allow is not None else text.deny)
     for name, given in (("uid", text.uid), ("gid", text.gid), ("unit", text.unit), ("address", text.address)):
         if given is not None and not _list(given):
             raise PolicyError(f"{where}: {name} is an empty list, which nobody can match; leave it out for any")
     if "" in _list(text.unit):
         raise PolicyError(f"{where}: unit is an empty string, which is no unit's name; leave it out for any")
-    if not wanted:
+    if not methods:
         raise PolicyError(f'{where}: no method; name some of {", ".join(METHODS)}, or "*"')
-    if unknown := [method for method in wanted if method not in (*METHODS, "*")]:
+    if unknown := [method for method in methods if method not in (*METHODS, "*")]:
         raise PolicyError(f'{where}: there is no method {unknown[0]!r}; there are {", ".join(METHODS)}, and "*"')
     options = None if text.options is None else frozenset(_list(text.options))
     if options is not None and (strange := sorted(options - set(OPTION_NAMES))):
@@ -209,7 +157,7 @@ def _rule(number: int, text: _RuleText, path: str) -> Rule:
             number,
             text.name,
             allow=text.allow is not None,
-            methods=frozenset(METHODS if "*" in wanted else wanted),
+            methods=frozenset(METHODS if "*" in methods else methods),
             uids=frozenset(_ids(_list(text.uid), "user", lambda name: pwd.getpwnam(name).pw_uid)),
             gids=frozenset(_ids(_list(text.gid), "group", lambda name: grp.getgrnam(name).gr_gid)),
             units=tuple(_list(text.unit)),
@@ -221,7 +169,7 @@ def _rule(number: int, text: _RuleText, path: str) -> Rule:
 
 
 def _list(given: object) -> list:  # type: ignore[type-arg]
-    """Of a value that may be one or several."""
+    """Return the list of a value that may be None, one item or a list."""
     return [] if given is None else given if isinstance(given, list) else [given]
 
 
@@ -240,7 +188,10 @@ def _ids(given: Sequence[int | str], kind: str, look_up: Callable[[str], int]) -
 
 
 def _located(complaint: str) -> str:
-    """msgspec counts from 0 and says where at the end: ``Object contains unknown field `adress` - at `$.rule[1]```."""
+    """Put the place first in a complaint of msgspec.
+
+    msgspec counts rules from 0 and names the place last: ``Object contains unknown field `adress` - at `$.rule[1]```.
+    """
     what, _, where = complaint.rpartition(" - at ")
     found = re.match(r"`\$\.rule\[(\d+)\](?:\.(\w+))?", where)
     what = (what or complaint).replace("Object contains unknown field", "there is no such key:")

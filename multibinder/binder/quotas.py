@@ -1,32 +1,35 @@
-"""What each user takes of the binder, and how much of it there is."""
+"""Quotas of the control socket: limits in total and for one uid, and what each uid uses of them."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
-if TYPE_CHECKING:
-    from multibinder.binder.peer import Peer
+from multibinder.binder.owner import is_privileged
 
-#: A bucket holds what its rate gives in this time: a client that was quiet may ask for more at once.
+#: A full bucket has the tokens of this time, so that a client may send a burst of requests after a quiet time.
 _BURST_S = 2.0
-#: Users without a client that are remembered for the requests they have spent.
-_REMEMBERED = 1024
-#: Unfinished requests of the largest size, in total and for one uid, that may be here; smaller ones are more.
+#: Users without a client that are remembered for the requests that they have spent.
+_REMEMBERED_USERS = 1024
+#: Unfinished requests of the largest size that the binder may buffer, in total and for one uid.
 _LARGEST, _LARGEST_PER_UID = 100, 16
+#: A request costs one token, and one more for each of these many bytes of the request and of its answer.
+_REQUEST_BYTES_PER_TOKEN, _ANSWER_BYTES_PER_TOKEN = 512, 2048
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """In total, and for one uid. Those for one uid do not hold for root and the binder's own.
+    """Limits in total and for one uid. Those for one uid do not apply to root and the binder's own user.
 
-    ``request_bytes`` for one request; ``timeout_s`` for a first request, for the rest of a half-sent one, and for a
-    client to take its answer. ``clients`` connected at once; ``rate`` in requests a second, where a request counts
-    once more for each 512 bytes of it and each 2 KiB of its answer; ``in_flight`` descriptors sent and not yet
-    received; ``listeners`` held, for a uid those that it has a claim to.
+    ``request_bytes``  size of one request.
+    ``timeout_s``      time for a first request, for the rest of a half-sent one, and for a client to take its answer.
+    ``clients``        clients that are connected at the same time.
+    ``rate``           requests per second. A request counts once more for each 512 bytes of it and each 2 KiB of its
+                       answer.
+    ``in_flight``      descriptors that were sent and not yet received.
+    ``listeners``      listeners that the binder holds; for one uid, those that it has a claim to.
     """
 
     request_bytes: int = 512 * 1024
@@ -42,23 +45,30 @@ class Limits(msgspec.Struct, frozen=True):
 
     @property
     def buffered(self) -> int:
-        """Bytes of unfinished requests in total."""
+        """Bytes of unfinished requests, in total."""
         return _LARGEST * self.request_bytes
 
     @property
     def buffered_per_uid(self) -> int:
+        """Bytes of unfinished requests, for one uid."""
         return _LARGEST_PER_UID * self.request_bytes
 
 
 class Refusal(NamedTuple):
-    """Which limit (the name of a flag, more or less), and a sentence with the flag's."""
+    """A limit that is reached.
+
+    ``limit`` is the name of a field of ``Limits``. ``sentence`` names the value and its command-line flag.
+    """
 
     limit: str
     sentence: str
 
 
 class Bucket(msgspec.Struct):
-    """A token bucket: ``rate`` a second, and no more than two seconds' worth at once. May be in debt."""
+    """A token bucket: ``rate`` tokens a second, at most two seconds' worth. Its level may be below zero.
+
+    ``level`` is the level at the time ``at`` of time.monotonic().
+    """
 
     rate: int
     level: float
@@ -68,37 +78,40 @@ class Bucket(msgspec.Struct):
     def full(cls, rate: int) -> Bucket:
         return cls(rate, rate * _BURST_S, time.monotonic())
 
-    def has_some(self) -> bool:
-        now = time.monotonic()
-        self.level = min(self.rate * _BURST_S, self.level + (now - self.at) * self.rate)
-        self.at = now
-        return self.level > 0
+    def level_at(self, now: float) -> float:
+        return min(self.rate * _BURST_S, self.level + (now - self.at) * self.rate)
+
+    def is_empty(self) -> bool:
+        return self.level_at(time.monotonic()) <= 0
 
     def is_full(self) -> bool:
-        return self.has_some() and self.level >= self.rate * _BURST_S
+        return self.level_at(time.monotonic()) >= self.rate * _BURST_S
+
+    def take(self, tokens: int) -> None:
+        now = time.monotonic()
+        self.level = self.level_at(now) - tokens
+        self.at = now
 
 
-class User(msgspec.Struct, eq=False, dict=True):
-    """One uid. ``spent_s`` of the loop's time in its turn number ``turn``; ``queued`` clients wait for theirs."""
+class User(msgspec.Struct, eq=False):
+    """What one uid uses: connected clients, bytes of unfinished requests, descriptors in flight, tokens."""
 
     uid: int
     privileged: bool
     bucket: Bucket
-    peers: dict[Peer, None] = msgspec.field(default_factory=dict)
+    clients: int = 0
     buffered: int = 0
     in_flight: int = 0
-    queued: int = 0
-    turn: int = -1
-    spent_s: float = 0.0
 
 
-class Users:
-    """Everybody who has a client, or had one lately."""
+class Quotas:
+    """What all users use, and which limit more of it would exceed."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._users: dict[int, User] = {}
         self._bucket = Bucket.full(limits.rate)
+        self._clients = 0
         self._in_flight = 0
         self._buffered = 0
 
@@ -107,121 +120,117 @@ class Users:
 
     @property
     def clients(self) -> int:
-        return sum(len(user.peers) for user in self)
+        """The number of connected clients."""
+        return self._clients
 
     @property
     def in_flight(self) -> int:
-        """Descriptors sent and not known to be received."""
+        """The number of descriptors that were sent and are not known to be received."""
         return self._in_flight
 
-    def of(self, uid: int) -> User:
+    def user(self, uid: int) -> User:
+        """Return the user with this uid. A new one has a full bucket."""
         user = self._users.get(uid)
         if user is None:
-            if len(self._users) >= _REMEMBERED:
-                self._forget()
+            if len(self._users) >= _REMEMBERED_USERS:
+                self._forget_users()
             user = self._users[uid] = User(uid, is_privileged(uid), Bucket.full(self.limits.rate_per_uid))
         return user
 
-    def greediest(self, *, privileged: bool) -> User | None:
-        """Who has the most clients; among all, or among those that are not privileged."""
-        users = [user for user in self if user.peers and (privileged or not user.privileged)]
-        return max(users, key=lambda user: (not user.privileged, len(user.peers)), default=None)
+    def note_clients(self, user: User, more: int) -> None:
+        """Note that this many more clients of the user are connected; less than zero for fewer."""
+        user.clients += more
+        self._clients += more
 
-    def too_fast(self, user: User) -> Refusal | None:
-        """Which limit this user's next request would break."""
-        total = self._bucket.has_some()
+    def note_in_flight(self, user: User, more: int) -> None:
+        """Note that this many more descriptors are in flight to clients of the user; less than zero for fewer."""
+        user.in_flight += more
+        self._in_flight += more
+
+    def note_buffered(self, user: User, more: int) -> None:
+        """Note that this many more bytes of the user's unfinished requests are here; less than zero for fewer."""
+        user.buffered += more
+        self._buffered += more
+
+    def charge(self, user: User, request_bytes: int, answer_bytes: int) -> None:
+        """Take the tokens that a request and its answer cost.
+
+        A request that was refused for its rate costs nothing. Otherwise other users would pay for it, and a user that
+        does not stop asking would never be served again.
+        """
+        tokens = 1 + request_bytes // _REQUEST_BYTES_PER_TOKEN + answer_bytes // _ANSWER_BYTES_PER_TOKEN
+        user.bucket.take(tokens)
+        self._bucket.take(tokens)
+
+    def most_clients(self, *, privileged: bool) -> User | None:
+        """Return the user with the most clients. A privileged one is chosen only if ``privileged``, and as the last."""
+        users = [user for user in self if user.clients and (privileged or not user.privileged)]
+        return max(users, key=lambda user: (not user.privileged, user.clients), default=None)
+
+    def most_buffered(self) -> User:
+        """Return the user with the most bytes of unfinished requests. A privileged one is chosen as the last."""
+        users = [user for user in self if user.buffered]
+        return max(users, key=lambda user: (not user.privileged, user.buffered))
+
+    def rate_exceeded(self, user: User) -> Refusal | None:
+        """Return the rate that one more request of this user would exceed, or None."""
         if user.privileged:
             return None
-        if not user.bucket.has_some():
+        if user.bucket.is_empty():
             sentence = f"uid {user.uid} asks more than {self.limits.rate_per_uid} times a second (--max-rate-per-uid)"
             return Refusal("rate_per_uid", sentence)
-        if not total:
+        if self._bucket.is_empty():
             return Refusal("rate", f"this binder is asked more than {self.limits.rate} times a second (--max-rate)")
         return None
 
-    def charge(self, user: User, request: int, answer: int) -> None:
-        """For a request and an answer of so many bytes. What was refused for its rate is not charged: it would be the
-        others who pay, and a user that does not stop would never be heard again."""
-        cost = 1 + request // 512 + answer // 2048
-        user.bucket.level -= cost
-        self._bucket.level -= cost
+    def in_flight_per_uid_exceeded(self, user: User, descriptors: int) -> Refusal | None:
+        """Return the user's limit if this many more descriptors would exceed it, or None.
 
-    def too_many_in_flight(self, user: User, descriptors: int) -> Refusal | None:
-        """Which limit so many more would break. One answer alone breaks none, so that a large batch can be had."""
-        limits = self.limits
-        if not user.privileged and user.in_flight and user.in_flight + descriptors > limits.in_flight_per_uid:
-            self._recount(user)
-            if user.in_flight and user.in_flight + descriptors > limits.in_flight_per_uid:
-                return Refusal(
-                    "in_flight_per_uid",
-                    f"{user.in_flight} descriptors are on their way to clients of uid {user.uid} that do not read; "
-                    f"{limits.in_flight_per_uid} may be (--max-in-flight-per-uid)",
-                )
-        if self._in_flight and self._in_flight + descriptors > limits.in_flight:
-            for other in self:
-                self._recount(other)
-            if self._in_flight and self._in_flight + descriptors > limits.in_flight:
-                return Refusal(
-                    "in_flight",
-                    f"{self._in_flight} descriptors are on their way to clients that do not read; "
-                    f"{limits.in_flight} may be (--max-in-flight)",
-                )
-        return None
+        A single answer is always allowed, so that a large batch can be had.
+        """
+        most = self.limits.in_flight_per_uid
+        if user.privileged or not user.in_flight or user.in_flight + descriptors <= most:
+            return None
+        return Refusal(
+            "in_flight_per_uid",
+            f"{user.in_flight} descriptors are in flight to clients of uid {user.uid} that do not read; "
+            f"the limit is {most} (--max-in-flight-per-uid)",
+        )
 
-    def sent(self, user: User, descriptors: int) -> None:
-        user.in_flight += descriptors
-        self._in_flight += descriptors
+    def in_flight_exceeded(self, descriptors: int) -> Refusal | None:
+        """Return the limit in total if this many more descriptors would exceed it, or None.
 
-    def too_much_buffered(self, peer: Peer) -> tuple[Peer, Refusal] | None:
-        """Note how much of an unfinished request of this peer is here; which limit that breaks, and who has to go for
-        it. In total that is who has most: a small request is not refused because of others' large ones."""
-        user, held, limits = peer.user, peer.decoder.held, self.limits
-        more = held - peer.buffered
-        if more:
-            peer.buffered = held
-            user.buffered += more
-            self._buffered += more
-        if more > 0 and not user.privileged and user.buffered > limits.buffered_per_uid:
-            sentence = f"unfinished requests of uid {user.uid} have more than {limits.buffered_per_uid} bytes"
-            return peer, Refusal("buffered_per_uid", f"{sentence}, {_LARGEST_PER_UID} of the largest (--max-request)")
-        if more > 0 and self._buffered > limits.buffered:
-            hoarder = max(
-                (user for user in self if user.buffered), key=lambda user: (not user.privileged, user.buffered)
-            )
-            sentence = f"unfinished requests have more than {limits.buffered} bytes"
-            return (
-                max(hoarder.peers, key=lambda peer: peer.buffered),
-                Refusal("buffered", f"{sentence}, {_LARGEST} of the largest (--max-request)"),
-            )
-        return None
+        A single answer is always allowed, so that a large batch can be had.
+        """
+        most = self.limits.in_flight
+        if not self._in_flight or self._in_flight + descriptors <= most:
+            return None
+        return Refusal(
+            "in_flight",
+            f"{self._in_flight} descriptors are in flight to clients that do not read; "
+            f"the limit is {most} (--max-in-flight)",
+        )
 
-    def forget_buffered(self, peer: Peer) -> None:
-        """What it had sent of a request is gone."""
-        peer.user.buffered -= peer.buffered
-        self._buffered -= peer.buffered
-        peer.buffered = 0
+    def buffered_per_uid_exceeded(self, user: User) -> Refusal | None:
+        """Return the user's limit if its unfinished requests exceed it, or None."""
+        most = self.limits.buffered_per_uid
+        if user.privileged or user.buffered <= most:
+            return None
+        return Refusal(
+            "buffered_per_uid",
+            f"unfinished requests of uid {user.uid} have more than {most} bytes, "
+            f"{_LARGEST_PER_UID} of the largest (--max-request)",
+        )
 
-    def enter(self, peer: Peer) -> None:
-        peer.user.peers[peer] = None
+    def buffered_exceeded(self) -> Refusal | None:
+        """Return the limit in total if all unfinished requests exceed it, or None."""
+        most = self.limits.buffered
+        if self._buffered <= most:
+            return None
+        return Refusal(
+            "buffered", f"unfinished requests have more than {most} bytes, {_LARGEST} of the largest (--max-request)"
+        )
 
-    def leave(self, peer: Peer) -> None:
-        user = peer.user
-        user.peers.pop(peer, None)
-        self.forget_buffered(peer)
-        self.sent(user, -peer.in_flight)
-        peer.in_flight = 0
-
-    def _recount(self, user: User) -> None:
-        for peer in user.peers:
-            if peer.in_flight and peer.has_read_all():
-                self.sent(user, -peer.in_flight)
-                peer.in_flight = 0
-
-    def _forget(self) -> None:
-        for user in [user for user in self if not user.peers and user.bucket.is_full()]:
+    def _forget_users(self) -> None:
+        for user in [user for user in self if not user.clients and user.bucket.is_full()]:
             del self._users[user.uid]
-
-
-def is_privileged(uid: int) -> bool:
-    """Root and the binder's own user: what these want to do to the binder, they can do without asking it."""
-    return uid in (0, os.geteuid())

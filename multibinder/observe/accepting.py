@@ -1,4 +1,4 @@
-"""On which of its sockets a process accepts, as far as /proc shows it: epoll, and threads that sleep in accept(2)."""
+"""Find the sockets that a process accepts on, as far as /proc shows it: by epoll, or in a thread inside accept(2)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 
 from multibinder.kernel.descriptors import Opened
 
-#: A line of /proc/PID/fdinfo/EPOLL (fs/eventpoll.c, ep_show_fdinfo()): what is watched for, and the file's inode.
+#: A line of /proc/PID/fdinfo/EPOLL (fs/eventpoll.c, ep_show_fdinfo()): the events, and the inode of the file.
 _WATCHED = re.compile(rb"^tfd: *\d+ events: *([0-9a-f]+) .*? ino:([0-9a-f]+) ", re.MULTILINE)
 _EPOLLIN = 0x001
 #: accept and accept4 by their system call numbers (asm/unistd.h).
@@ -19,14 +19,15 @@ _ACCEPT = {
     "ppc64le": (330, 344),
     "s390x": (364,),
 }.get(os.uname().machine, ())
-#: Where such a thread sleeps (net/ipv4/inet_connection_sock.c); the second where the compiler did not inline it.
+#: The kernel functions that such a thread sleeps in (net/ipv4/inet_connection_sock.c); the second one appears unless
+#: the compiler inlined it.
 _SLEEPS_IN = ("inet_csk_accept", "inet_csk_wait_for_connect")
 
 
 def accepts_on(process: Opened) -> set[int]:
-    """The inodes, of those that were asked for, that this process waits on. Poll, select and io_uring cannot be seen.
+    """Return the inodes, of those in ``process``, that it waits on. Poll, select and io_uring cannot be seen.
 
-    Empty if its details may not be read.
+    The result is empty if the details of the process may not be read.
     """
     inode_of = dict(process.sockets)
     wanted = set(inode_of.values())
@@ -65,13 +66,13 @@ def _slept_on(pid: int, inode_of: dict[int, int]) -> set[int]:
 
 
 def _sleeps_in(pid: int, thread: str) -> str:
-    """The function of the kernel. Needs fewer rights than the call with its arguments does, and says less: it will do
-    for a process that holds only one of the sockets."""
+    """Return the kernel function that a thread sleeps in. Reading it needs fewer rights than the system call with its
+    arguments, but it does not name the descriptor: it is enough for a process that holds one socket only."""
     return _read(f"/proc/{pid}/task/{thread}/wchan").decode(errors="replace")
 
 
 def _read(path: str) -> bytes:
-    """Empty if it may not be read, or is gone."""
+    """Return the content of a file; empty if it may not be read, or is gone."""
     try:
         with open(path, "rb") as file:
             return file.read()

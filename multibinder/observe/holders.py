@@ -1,22 +1,17 @@
-"""Which processes hold a listening socket, and what they do with it, from /proc."""
+"""Find the processes that hold a listener, and what they do with it, in /proc."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import socket
-import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import msgspec
 
-from multibinder.kernel.descriptors import scan, stat_fields
+from multibinder.kernel.descriptors import scan
+from multibinder.kernel.process import children_of, name_of, stat_or_none, uid_of
 from multibinder.observe.accepting import accepts_on
-from multibinder.wire.address import Address
-
-_TCP_LISTEN = "0A"
-_WILDCARDS = ("0.0.0.0", "::")
+from multibinder.wire import kinds
+from multibinder.wire.addresses import Address
 
 Role = Literal["accepting", "draining", "holding"]
 
@@ -30,21 +25,24 @@ class Process(msgspec.Struct, frozen=True):
 
 
 class Holder(Process, frozen=True):
-    """A process that has a listener open.
+    """A process that has a listener open, and its role:
 
-    ``accepting``  it waits for clients there: an epoll instance of it watches the socket, or a thread sleeps in accept.
-    ``draining``   an HAProxy worker, older than the one of the same master that accepts: it finishes the clients that
-                   it has, and takes none here any more. It is listed also where it has closed the socket already.
-    ``holding``    neither is seen: HAProxy's master; a server that is busy, or that waits in a way that cannot be seen
-                   (poll, select, io_uring), or whose details may not be read.
+    ``accepting``  It waits for clients: one of its epoll instances watches the socket, or a thread sleeps in accept.
+    ``draining``   An HAProxy worker that is older than the accepting one of the same master. It finishes its
+                   connections and accepts no more. It is listed even if it has closed the socket already.
+    ``holding``    Neither is visible: HAProxy's master; a server that is busy, that waits in an invisible way (poll,
+                   select, io_uring), or whose details may not be read.
     """
 
     role: Role
 
 
 class Holders(msgspec.Struct, frozen=True):
-    """The answer of ``holders_of``. ``hidden``: there are processes that may not be looked into, and any of them may be
-    a holder too; they run as ``hidden_users`` (user ids), which is empty where the host does not even list them."""
+    """The result of ``holders_of``.
+
+    ``hidden``: some processes may not be looked into, and each of them may be a holder as well. They run as
+    ``hidden_users`` (user ids), which is empty if the host does not even list them.
+    """
 
     by_inode: Mapping[int, tuple[Holder, ...]]
     hidden: bool
@@ -55,7 +53,7 @@ class Holders(msgspec.Struct, frozen=True):
 
 
 class Listening(msgspec.Struct, frozen=True):
-    """Who listens where a bind was refused. ``hidden``: some process could not be looked into, for want of rights."""
+    """The processes that have an address. ``hidden``: some process could not be looked into, for want of rights."""
 
     processes: tuple[Process, ...]
     hidden: bool
@@ -68,10 +66,10 @@ class Listening(msgspec.Struct, frozen=True):
 
 
 def holders_of(inodes: Collection[int], except_: Collection[int] = ()) -> Holders:
-    """Who has these sockets open, beside the processes ``except_``: the binder itself, and whoever keeps copies for it.
+    """Return which processes have these sockets open, except those in ``except_``: the binder and its keeper.
 
-    One pass over /proc for all of them: see ``scan`` for what it costs and which rights it needs. What is read is a
-    moment's: who is between two accepts, or between fork and exec, is shown as that.
+    One pass over /proc finds all of them; ``scan`` says what that costs and which rights it needs. The result is a
+    snapshot: a process between two accepts is ``holding``, and one between fork and exec is listed.
     """
     if not inodes:
         return Holders({}, hidden=False)
@@ -80,8 +78,8 @@ def holders_of(inodes: Collection[int], except_: Collection[int] = ()) -> Holder
     haproxies: list[int] = []
     for process in seen.opened:
         accepting = accepts_on(process)
-        name = _name(process.pid)
-        # One object for all its listeners: with 10,000 of them that is a fifth of the time.
+        name = name_of(process.pid)
+        # One object for all listeners of a process: with 10,000 of them this takes a fifth of the time.
         waiting, holding = Holder(process.pid, name, "accepting"), Holder(process.pid, name, "holding")
         if _is_haproxy(waiting):
             haproxies.append(process.pid)
@@ -96,29 +94,17 @@ def holders_of(inodes: Collection[int], except_: Collection[int] = ()) -> Holder
 
 
 def who_listens_on(address: Address) -> Listening:
-    """The processes with a LISTEN socket that collides with ``address``, in this network namespace.
+    """Return the processes with a socket that collides with ``address``, in this network namespace.
 
-    Reads /proc/net/tcp and tcp6 (proc_net_tcp in the kernel's documentation), then every process's descriptors that
-    this user may see: some 10 ms on a host with 300 processes, so ask only after a refusal.
+    Reads the kernel's list of sockets, then every process's descriptors that this user may see: some 10 ms on a host
+    with 300 processes. Ask only after a refusal.
     """
-    inodes = set(_colliding_inodes(address))
+    inodes = kinds.of_address(address).colliding_inodes(address)
     if not inodes:
         return Listening((), hidden=False)
     seen = scan(inodes)
-    processes = tuple(Process(process.pid, _name(process.pid)) for process in seen.opened)
+    processes = tuple(Process(process.pid, name_of(process.pid)) for process in seen.opened)
     return Listening(processes, hidden=not seen.complete)
-
-
-def _name(pid: int) -> str:
-    """Its comm; a question mark if it has just ended."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", errors="replace") as file:
-        return printable(file.read().strip())
-    return "?"
-
-
-def printable(name: str) -> str:
-    """A name that a process gave itself, as it may be written to a terminal."""
-    return "".join(each if each.isprintable() else "?" for each in name)
 
 
 def _is_haproxy(process: Process) -> bool:
@@ -126,16 +112,14 @@ def _is_haproxy(process: Process) -> bool:
 
 
 def _workers(masters: Collection[int]) -> dict[int, list[Process]]:
-    """By the PID of each of these that has any: its children that are HAProxy too, the oldest first."""
+    """Return, for each of these processes that has any, its children that are HAProxy too, the oldest first."""
     found = {}
     for master in masters:
         born: list[tuple[int, Process]] = []
-        with contextlib.suppress(OSError), open(f"/proc/{master}/task/{master}/children") as children:
-            for pid in map(int, children.read().split()):
-                process = Process(pid, _name(pid))
-                with contextlib.suppress(OSError, IndexError, ValueError):
-                    if _is_haproxy(process):
-                        born.append((int(stat_fields(pid)[19]), process))
+        for pid in children_of(master):
+            process = Process(pid, name_of(pid))
+            if _is_haproxy(process) and (stat := stat_or_none(pid)) is not None:
+                born.append((stat.start_ticks, process))
         if born:
             found[master] = [process for _, process in sorted(born, key=lambda child: (child[0], child[1].pid))]
     return found
@@ -156,39 +140,4 @@ def _with_draining(holders: list[Holder], workers: Mapping[int, list[Process]]) 
 
 
 def _users(pids: Collection[int]) -> set[int]:
-    found = set()
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            found.add(os.stat(f"/proc/{pid}").st_uid)
-    return found
-
-
-def _colliding_inodes(address: Address) -> Iterator[int]:
-    for table, parse in (("/proc/net/tcp", _ipv4), ("/proc/net/tcp6", _ipv6)):
-        # (A kernel without IPv6 has no tcp6.)
-        with contextlib.suppress(FileNotFoundError), open(table) as lines:
-            next(lines)
-            for line in lines:
-                columns = line.split()
-                if columns[3] != _TCP_LISTEN:
-                    # Listeners come first (tcp_seq_start() in net/ipv4/tcp_ipv4.c). A busy host has 100,000 others.
-                    break
-                host, _, port = columns[1].partition(":")
-                if int(port, 16) != address.port:
-                    continue
-                bound = parse(host)
-                if bound == address.host or bound in _WILDCARDS or address.host in _WILDCARDS:
-                    yield int(columns[9])
-
-
-def _ipv4(column: str) -> str:
-    return socket.inet_ntop(socket.AF_INET, _network_order(column))
-
-
-def _ipv6(column: str) -> str:
-    return socket.inet_ntop(socket.AF_INET6, _network_order(column))
-
-
-def _network_order(column: str) -> bytes:
-    # The kernel prints an address as native 32-bit integers.
-    return b"".join(int(column[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(column), 8))
+    return {uid for pid in pids if (uid := uid_of(pid)) is not None}

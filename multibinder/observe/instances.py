@@ -1,4 +1,4 @@
-"""HAProxy instances, as the public file of each tells (docs/instance-summary.md). Asks neither binder nor HAProxy."""
+"""Read the public summary of each HAProxy instance (docs/instance-summary.md). Asks neither binder nor HAProxy."""
 
 from __future__ import annotations
 
@@ -8,66 +8,29 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from multibinder.kernel.descriptors import stat_fields
+from multibinder.kernel.process import is_child, stat_or_none
+from multibinder.wire.instance_summary import (
+    FILE_NAME,
+    VERSION,
+    InstanceSummary,
+    MasterProcess,
+    SourceDirectory,
+    SourceFile,
+)
 
-_SUMMARY = "summary.json"
-_VERSION = 1
-#: A summary has some 100 bytes for each file that the configuration came from. Its writer need not be root.
+#: A summary has some 100 bytes for each file of the configuration. Any user may be its writer.
 _MAX_BYTES = 16 * 1024 * 1024
 
 
-class Master(msgspec.Struct, frozen=True):
-    pid: int
-    start_ticks: int
-
-
-class Source(msgspec.Struct, frozen=True):
-    """A file as it was just before it was read; ``mtime_ns`` is None where there was none."""
-
-    path: str
-    mtime_ns: int | None
-    size: int
-    inode: int
-
-
-class Directory(msgspec.Struct, frozen=True):
-    path: str
-    files: Sequence[str]
-    suffixes: Sequence[str]
-
-
-class Summary(msgspec.Struct, frozen=True):
-    """What ``summary.json`` has, as far as it is used here. Times are in seconds since the epoch."""
-
-    version: int
-    state: str
-    master: Master | None
-    generation: int
-    fallback: bool
-    written: float
-    started: float | None
-    last_load: float | None
-    last_success: float | None
-    last_failure: float | None
-    starts_total: int
-    reloads_total: int
-    failures_total: int
-    workers: Sequence[int]
-    old_workers: Sequence[int]
-    binds: Sequence[str]
-    sources: Sequence[Source]
-    directories: Sequence[Directory]
-
-
 class Instance(msgspec.Struct, frozen=True):
-    """One instance now. What cannot be told is None: ``summary`` with ``why``, ``up``, ``workers``, ``changed``.
+    """The present state of one instance. None means unknown; ``why`` says why there is no ``summary``.
 
-    ``workers`` serve and ``old_workers`` finish their connections, of those that the summary names and that still live.
-    ``changed``: a file of the configuration is not as it was when it was loaded.
+    ``workers`` and ``old_workers`` count the workers of the summary that still live: the first serve, the second finish
+    their connections. ``changed``: a file of the configuration differs from what was loaded.
     """
 
     name: str
-    summary: Summary | None
+    summary: InstanceSummary | None
     why: str = ""
     up: bool | None = None
     workers: int | None = None
@@ -75,12 +38,14 @@ class Instance(msgspec.Struct, frozen=True):
     changed: bool | None = None
 
 
-_summary = msgspec.json.Decoder(Summary)
+_summary = msgspec.json.Decoder(InstanceSummary)
 
 
 def instances(runtime: str) -> list[Instance]:
-    """All below a runtime directory, by name; none where there is no such directory. Raises OSError if it cannot be
-    listed. An instance whose summary cannot be read is one without ``summary``."""
+    """Return all instances below a runtime directory, by name; none if the directory does not exist.
+
+    An instance whose summary cannot be read has no ``summary``. Raises OSError if the directory cannot be listed.
+    """
     try:
         names = sorted(os.listdir(runtime))
     except FileNotFoundError:
@@ -90,45 +55,42 @@ def instances(runtime: str) -> list[Instance]:
 
 
 def processes_are_visible() -> bool:
-    """Whether /proc shows other users' processes: with hidepid= (proc(5)) not even PID 1."""
-    try:
-        return bool(stat_fields(1))
-    except OSError:
-        return False
+    """Return whether /proc shows other users' processes: with hidepid= (proc(5)) it does not even show PID 1."""
+    return stat_or_none(1) is not None
 
 
 def _instance(directory: str, name: str, visible: bool) -> Instance | None:
     name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     try:
-        summary = _read(os.path.join(directory, _SUMMARY))
+        summary = _read(os.path.join(directory, FILE_NAME))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        return Instance(name, None, f"{directory}/{_SUMMARY}: {(error.strerror or str(error)).lower()}")
+        return Instance(name, None, f"{directory}/{FILE_NAME}: {(error.strerror or str(error)).lower()}")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return Instance(name, None, f"{directory}/{_SUMMARY}: not what docs/instance-summary.md describes: {error}")
-    if summary.version != _VERSION:
-        why = f"{directory}/{_SUMMARY}: of version {summary.version}, and only {_VERSION} is known here"
+        return Instance(name, None, f"{directory}/{FILE_NAME}: not what docs/instance-summary.md describes: {error}")
+    if summary.version != VERSION:
+        why = f"{directory}/{FILE_NAME}: of version {summary.version}, and only {VERSION} is known here"
         return Instance(name, None, why)
     if not visible:
         return Instance(name, summary, changed=has_changed(summary))
     master = summary.master if summary.state != "stopped" else None
     up = master is not None and _is_alive(master)
-    # Without its master no worker of it is left that we could tell from a stranger with its number.
+    # Without its master a worker cannot be told from another process that has its PID now.
     parent = master.pid if up and master is not None else 0
     return Instance(
         name,
         summary,
         up=up,
-        # After a start nobody has seen them yet: none named is not none there.
-        workers=sum(_is_child(pid, parent) for pid in summary.workers) if summary.workers or not up else None,
-        old_workers=sum(_is_child(pid, parent) for pid in summary.old_workers),
+        # After a start the workers are not in the summary yet; that does not mean that there are none.
+        workers=sum(is_child(pid, parent) for pid in summary.workers) if summary.workers or not up else None,
+        old_workers=sum(is_child(pid, parent) for pid in summary.old_workers),
         changed=has_changed(summary),
     )
 
 
-def _read(path: str) -> Summary:
-    """The writer may be any user: what is no regular file must not hold us up, and a huge one not fill our memory."""
+def _read(path: str) -> InstanceSummary:
+    """Read a summary that any user may have written: a FIFO must not block us, and a huge file not fill our memory."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -139,32 +101,21 @@ def _read(path: str) -> Summary:
     return _summary.decode(text)
 
 
-def _is_alive(master: Master) -> bool:
-    fields = _fields(master.pid)
-    # Field 22, and field 3; the list begins with the third.
-    return len(fields) > 19 and fields[0] != "Z" and master.start_ticks in (0, int(fields[19]))
+def _is_alive(master: MasterProcess) -> bool:
+    stat = stat_or_none(master.pid)
+    return stat is not None and not stat.has_ended and master.start_ticks in (0, stat.start_ticks)
 
 
-def _is_child(pid: int, parent: int) -> bool:
-    fields = _fields(pid)
-    return len(fields) > 1 and fields[0] != "Z" and int(fields[1]) == parent
+def has_changed(summary: InstanceSummary) -> bool | None:
+    """Return whether a file of the configuration has changed, by stat(2), as docs/instance-summary.md describes.
 
-
-def _fields(pid: int) -> list[str]:
-    try:
-        return stat_fields(pid)
-    except OSError:
-        return []
-
-
-def has_changed(summary: Summary) -> bool | None:
-    """By stat(2), as docs/instance-summary.md says. A change that is seen counts, whatever cannot be seen; else None if
-    something cannot."""
+    A change that can be seen decides; without one, None if a file or directory cannot be looked at.
+    """
     answers = {*map(_source_changed, summary.sources), *map(_directory_changed, summary.directories)}
     return True if True in answers else None if None in answers else False
 
 
-def _source_changed(source: Source) -> bool | None:
+def _source_changed(source: SourceFile) -> bool | None:
     try:
         now = os.stat(source.path)
     except FileNotFoundError:
@@ -174,9 +125,9 @@ def _source_changed(source: Source) -> bool | None:
     return (now.st_mtime_ns, now.st_size, now.st_ino) != (source.mtime_ns, source.size, source.inode)
 
 
-def _directory_changed(directory: Directory) -> bool | None:
+def _directory_changed(directory: SourceDirectory) -> bool | None:
     try:
-        names = set(_that_count(os.listdir(directory.path), directory.suffixes))
+        names = set(_relevant(os.listdir(directory.path), directory.suffixes))
     except FileNotFoundError:
         names = set()
     except (OSError, ValueError):
@@ -184,5 +135,5 @@ def _directory_changed(directory: Directory) -> bool | None:
     return names != set(directory.files)
 
 
-def _that_count(names: Sequence[str], suffixes: Sequence[str]) -> Iterator[str]:
+def _relevant(names: Sequence[str], suffixes: Sequence[str]) -> Iterator[str]:
     return (name for name in names if name.endswith(tuple(suffixes)) and not name.startswith("."))

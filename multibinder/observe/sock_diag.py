@@ -1,6 +1,6 @@
-"""TCP sockets as the kernel lists them to anybody who asks: sock_diag(7), what ss(8) shows. Of this network namespace.
+"""List the TCP sockets of this network namespace by sock_diag(7), as ss(8) does. It needs no privilege.
 
-Unlike /proc/net/tcp it tells a socket's cookie, and how many clients this very socket has dropped, without holding it.
+Unlike /proc/net/tcp it has each socket's cookie, and how many packets of clients the socket has dropped.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from multibinder.wire.address import TcpAddress
+from multibinder.wire.addresses import TcpAddress
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
@@ -29,14 +29,16 @@ _ATTRIBUTE = struct.Struct("=HH")
 _COUNT = struct.Struct("=I")
 #: struct tcp_info: tcpi_options at 5, tcpi_pmtu at 60, tcpi_rtt (in microseconds) at 68, tcpi_advmss at 84.
 _PATH = struct.Struct("=5xB54xI4xI12xI")
-#: TCPI_OPT_TIMESTAMPS; on such connections tcpi_advmss is less than what was announced by their option's room.
+#: TCPI_OPT_TIMESTAMPS. On such connections tcpi_advmss is what was announced, less the size of the option.
 _TIMESTAMPS, _TIMESTAMPS_ROOM = 1, 12
 _BUFFER = 1 << 18
 
 
 class ListeningSocket(msgspec.Struct, frozen=True):
-    """``queue`` connections wait, ``limit`` may; ``drops`` counts since the socket was made. ``interface`` is the index
-    of the one that it is bound to, or 0."""
+    """A LISTEN socket. ``queue`` connections wait, ``limit`` may wait; ``drops`` counts since the socket was created.
+
+    ``user`` is the uid of its creator, ``interface`` the index of the interface that it is bound to, or 0.
+    """
 
     address: TcpAddress
     inode: int
@@ -49,7 +51,7 @@ class ListeningSocket(msgspec.Struct, frozen=True):
 
 
 class Path(msgspec.Struct, frozen=True):
-    """What is known of the way to the client of one established connection; bytes and microseconds."""
+    """The path to the client of one established connection; sizes are in bytes."""
 
     local: TcpAddress
     mtu: int
@@ -58,7 +60,7 @@ class Path(msgspec.Struct, frozen=True):
 
 
 def listening_sockets() -> list[ListeningSocket]:
-    """Every LISTEN socket. Raises OSError where the kernel has no such interface."""
+    """Return every LISTEN socket. Raises OSError if the kernel has no sock_diag."""
     found = []
     for message, address, attributes in _dump(_LISTEN, _SKMEMINFO):
         drops = _COUNT.unpack_from(attributes[_SKMEMINFO], 32)[0] if _SKMEMINFO in attributes else 0
@@ -68,7 +70,7 @@ def listening_sockets() -> list[ListeningSocket]:
 
 
 def paths(most: int) -> list[Path]:
-    """Of the established connections, the first ``most``. Raises OSError as above."""
+    """Return the paths of the first ``most`` established connections. Raises OSError as above."""
     found: list[Path] = []
     for _, address, attributes in _dump(_ESTABLISHED, _INFO):
         if len(attributes.get(_INFO, b"")) >= _PATH.size:
@@ -97,7 +99,7 @@ def _dump(state: int, extension: int) -> Iterator[tuple[tuple[int, ...], TcpAddr
 
 
 def _messages(netlink: socket.socket) -> Iterator[bytes]:
-    """The bodies of one dump, to its end."""
+    """Yield the bodies of the messages of one dump."""
     while True:
         datagram = netlink.recv(_BUFFER)
         offset = 0

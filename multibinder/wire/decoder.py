@@ -1,11 +1,11 @@
-"""From bytes to messages. No I/O.
+"""Split a stream of bytes into messages. No I/O.
 
 Every message is one JSON object. It ends where its object ends (the Ruby program's client and server send no newline),
-and at the latest at a newline, because whoever sent something broken will send the next thing on a line of its own.
-Only the bytes decide that, never the pieces in which they arrive.
+and at the latest at a newline: a peer that sent a broken message sends the next one on a new line. Only the bytes
+decide that, never the pieces in which they arrive.
 
-To find the end, braces are counted outside of strings; whether what is between them is JSON is the reader's business.
-Each byte is looked at once, however small the pieces: a peer cannot buy much work with few bytes.
+To find the end, braces are counted outside of strings; the reader of the message decides whether it is JSON. Each byte
+is examined once, however small the pieces are: few bytes of a peer cannot cause much work.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _NEWLINE, _QUOTE, _OPEN, _BACKSLASH = b'\n"{\\'
 
 
 class Decoder:
-    """Feed it bytes as they arrive, take messages out until there is none.
+    """Feed bytes as they arrive, and take messages out until there is none.
 
-    ``limit`` is the largest message in bytes; a peer that exceeds it, or sends what cannot become an object, gets a
-    RemoteProtocolError from ``next_message``, and the stream is of no more use.
+    ``limit`` is the largest message in bytes. If a peer exceeds it, or sends what cannot become an object,
+    ``next_message`` raises RemoteProtocolError, and the stream cannot be used any more.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._buffer = bytearray()
-        # How far the message at the beginning of the buffer is known, and where that is: inside how many objects, and
-        # inside a string or not. Its first byte is the brace that opens it.
+        # The first ``_known`` bytes of the message at the beginning of the buffer have been examined. They end inside
+        # ``_depth`` objects, and perhaps inside a string. The first byte is the brace that opens the message.
         self._known = 1
         self._depth = 1
         self._in_string = False
@@ -43,16 +43,16 @@ class Decoder:
 
     @property
     def held(self) -> int:
-        """How many bytes are here that no message was made of."""
+        """The number of bytes that belong to no message yet."""
         return len(self._buffer)
 
     @property
     def unfinished(self) -> bool:
-        """Whether the beginning of a message is here and its end is not (ask when ``next_message`` gave None)."""
+        """Whether a message has begun and not ended. Ask after ``next_message`` returned None."""
         return bool(self._buffer)
 
     def next_message(self) -> bytes | None:
-        """One message without its newline, or None until more has arrived."""
+        """Return one message without its newline, or None until more has arrived."""
         buffer = self._buffer
         if buffer[:1].isspace():
             blank = len(buffer) - len(buffer.lstrip())
@@ -73,15 +73,15 @@ class Decoder:
         return message
 
     def _find_end(self) -> int | None:
-        """Where the message at the beginning of the buffer ends; None if that has not arrived."""
+        """Return where the message at the beginning of the buffer ends; None if its end has not arrived."""
         buffer, at, depth, in_string = self._buffer, self._known, self._depth, self._in_string
         while (at := _end_of_run(buffer, at, in_string)) < len(buffer):
             byte = buffer[at]
             if byte == _NEWLINE:
                 return at
-            if byte == _BACKSLASH:  # in a string, and what it escapes is no part of the run
+            if byte == _BACKSLASH:  # in a string; the byte that it escapes is not part of the run
                 if at + 1 == len(buffer):
-                    break  # it has not arrived
+                    break  # that byte has not arrived
                 return at + 1  # it is a newline, which ends a message, escaped or not
             at += 1
             if byte == _QUOTE:
@@ -98,7 +98,7 @@ class Decoder:
 
 def _end_of_run(buffer: bytearray, at: int, in_string: bool) -> int:
     match = (_IN_STRING if in_string else _PLAIN).match(buffer, at)
-    return match.end() if match else at  # each of them matches nothing, if need be
+    return match.end() if match else at  # both patterns also match the empty string
 
 
 def _not_an_object(start: bytes) -> str:

@@ -1,19 +1,19 @@
-"""The errors that a user of the library can meet.
+"""The errors that the library raises.
 
 ::
 
     MultibinderError
-    ├── ConfigurationError        nothing says which binder to ask
+    ├── ConfigurationError        no control socket is configured
     ├── AddressError              a text or value that names no address (also a ValueError)
-    ├── BinderUnavailable         nobody answers at the control socket (also an OSError: ConnectionError)
+    ├── BinderUnavailable         no binder answers at the control socket (also an OSError: ConnectionError)
     │   └── BinderTimeout         it did not answer in time (also a TimeoutError)
     ├── ProtocolError
-    │   ├── LocalProtocolError    we were asked to say what the protocol cannot carry
-    │   └── RemoteProtocolError   the peer said what the protocol does not allow
+    │   ├── LocalProtocolError    the caller asked for what the protocol cannot carry
+    │   └── RemoteProtocolError   the peer sent what the protocol does not allow
     └── RequestError              the binder answered with a refusal: ``code``, ``data``
         ├── BindError             an address cannot be bound: ``errno``, ``address``
         ├── NotAllowed            a policy, or the label of another user, forbids it
-        └── LimitReached          this user, or the binder, has as much of something as it may: ``limit``
+        └── LimitReached          a limit of this user or of the binder is reached: ``limit``
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class MultibinderError(Exception):
 
 
 class ConfigurationError(MultibinderError):
-    """Nothing says which binder to ask; the message says what to set."""
+    """No control socket is configured; the message says what to set."""
 
 
 class AddressError(MultibinderError, ValueError):
@@ -35,7 +35,7 @@ class AddressError(MultibinderError, ValueError):
 
 
 class BinderUnavailable(MultibinderError, ConnectionError):
-    """Nobody answers at the control socket."""
+    """No binder answers at the control socket."""
 
 
 class BinderTimeout(BinderUnavailable, TimeoutError):
@@ -47,17 +47,17 @@ class ProtocolError(MultibinderError):
 
 
 class LocalProtocolError(ProtocolError):
-    """We were asked to say what the protocol cannot carry. Nothing was sent."""
+    """The caller asked for something that the protocol cannot carry. Nothing was sent."""
 
 
 class RemoteProtocolError(ProtocolError):
-    """The peer said what the protocol does not allow. The connection is of no more use."""
+    """The peer sent what the protocol does not allow. The connection cannot be used any more."""
 
 
 class RequestError(MultibinderError):
     """The binder answered with a JSON-RPC error object.
 
-    ``code`` is the JSON-RPC code, ``data`` whatever else the binder said (empty when it said nothing).
+    ``code`` is the JSON-RPC code, ``data`` the details of the binder, which may be empty.
     """
 
     def __init__(self, message: str, code: int, data: Mapping[str, object] | None = None) -> None:
@@ -88,7 +88,7 @@ class NotAllowed(RequestError):
 
 
 class LimitReached(RequestError):
-    """This user, or the binder, has as much of something as it may; try again later. ``limit`` names it."""
+    """A limit of this user or of the binder is reached; ``limit`` names it. Try again later."""
 
     @property
     def limit(self) -> str | None:
@@ -97,5 +97,5 @@ class LimitReached(RequestError):
 
 
 def errname(number: int) -> str:
-    """The symbolic name of an errno: ``errname(98) == 'EADDRINUSE'``."""
+    """Return the symbolic name of an errno: ``errname(98) == 'EADDRINUSE'``."""
     return errno_names.errorcode.get(number, str(number))

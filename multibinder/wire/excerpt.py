@@ -1,4 +1,4 @@
-"""What a peer sent, as it may stand in a message of ours."""
+"""Quote what a peer sent in a message."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ _TAIL = 40
 
 
 def excerpt(text: str) -> str:
-    """``text``, or its beginning and its end where it is too long to be read.
+    """Return ``text``, or its beginning and end if it is long.
 
     A request may have half a megabyte. If the refusal quoted all of it, escaped, a thousand clients that do not read
-    theirs would fill the memory.
+    their refusals would fill the memory.
     """
     return text if len(text) <= _HEAD + _TAIL else f"{text[:_HEAD]}…{text[-_TAIL:]}"

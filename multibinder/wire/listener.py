@@ -1,4 +1,4 @@
-"""LISTEN sockets: made, received and verified, and safe to accept on whatever their other holders do to them."""
+"""LISTEN sockets as a client receives them: verified, and safe to share with other processes."""
 
 from __future__ import annotations
 
@@ -7,21 +7,18 @@ import select
 import socket
 from collections.abc import Iterable, Sequence
 
-from multibinder.wire.address import Address, tcp_address
+from multibinder.wire import kinds
+from multibinder.wire.addresses import Address
 from multibinder.wire.errors import RemoteProtocolError
-from multibinder.wire.messages import ListenerSpec
-
-#: enum in include/net/tcp_states.h.
-TCP_LISTEN = 10
 
 
 class SharedListener(socket.socket):
-    """A LISTEN socket that other processes hold too.
+    """A LISTEN socket that other processes hold as well.
 
     O_NONBLOCK belongs to the open file description (open(2)), which all holders share. HAProxy, nginx and asyncio set
     it and depend on it; a plain Python socket in blocking mode would then raise BlockingIOError from ``accept()``,
-    and would break the others by clearing it. So here ``settimeout`` and ``setblocking`` may set the flag and never
-    clear it, and a blocking ``accept()`` waits by itself when the flag is set.
+    and would break the others by clearing it. Therefore ``settimeout`` and ``setblocking`` may set the flag here and
+    never clear it, and a blocking ``accept()`` waits by itself when the flag is set.
 
     ``close()`` closes this process's descriptor; the binder's stays, and the port with it.
     """
@@ -40,8 +37,11 @@ class SharedListener(socket.socket):
                 readable.poll()
 
     def listen(self, backlog: int = 0, /) -> None:
-        """Nothing: it does listen, and its queue is the binder's. Servers that are given a socket call this with a
-        backlog of their own (asyncio with 100), which would be every holder's."""
+        """Do nothing: the socket listens already, and the binder sets its queue.
+
+        A server that is given a socket calls this with its own backlog (asyncio with 100), which would then apply to
+        every holder.
+        """
 
     def settimeout(self, value: float | None, /) -> None:
         self._waits_forever = value is None
@@ -62,36 +62,40 @@ class SharedListener(socket.socket):
         return self.gettimeout()
 
 
-def adopt(descriptor: int, wanted: Address) -> SharedListener:
-    """Make a socket of a received descriptor, after the kernel agrees that it is the listener asked for.
+def verify_received(descriptor: int, wanted: Address) -> SharedListener:
+    """Return the socket of a received descriptor, after the kernel confirms that it is the listener asked for.
 
     Takes the descriptor: it belongs to the result, or is closed when RemoteProtocolError is raised.
     """
     try:
-        sock = SharedListener(wanted.family, socket.SOCK_STREAM, 0, fileno=descriptor)
+        sock = SharedListener(fileno=descriptor)
     except OSError as error:
         os.close(descriptor)
         raise RemoteProtocolError(f"the descriptor for {wanted} is of no use: {error.strerror}") from error
+    kind = kinds.of_address(wanted)
+    sort = kind.name.upper()
     try:
-        # Only a TCP socket answers this; the first byte is its state.
-        listening = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_LISTEN
-        bound = tcp_address(sock.getsockname())
-    except (OSError, ValueError) as error:
+        if not kind.recognizes(sock):
+            raise RemoteProtocolError(f"the descriptor for {wanted} is no {sort} socket, but {sock.family!r}")
+        ready, bound = kind.queue(sock).ready, kind.address_of(sock)
+        if not wanted.matches(bound) or not ready:
+            state = "listens on" if ready else "is bound to, without listening,"
+            raise RemoteProtocolError(f"asked for {wanted}, but the socket that came {state} {bound}")
+    except OSError as error:
         sock.close()
-        raise RemoteProtocolError(f"the descriptor for {wanted} is no TCP socket: {error}") from error
-    if not wanted.matches(bound) or not listening:
+        raise RemoteProtocolError(f"the descriptor for {wanted} is no {sort} socket: {error}") from error
+    except BaseException:
         sock.close()
-        state = "listens on" if listening else "is bound to, without listening,"
-        raise RemoteProtocolError(f"asked for {wanted}, but the socket that came {state} {bound}")
+        raise
     return sock
 
 
-def adopt_all(descriptors: Sequence[int], wanted: Sequence[Address]) -> list[SharedListener]:
-    """``adopt`` for each, all or none: takes all the descriptors, and closes them when it raises."""
+def verify_all_received(descriptors: Sequence[int], wanted: Sequence[Address]) -> list[SharedListener]:
+    """Call ``verify_received`` for each, all or none: takes all the descriptors, and closes them when it raises."""
     sockets: list[SharedListener] = []
     try:
         for descriptor, address in zip(descriptors, wanted, strict=True):
-            sockets.append(adopt(descriptor, address))
+            sockets.append(verify_received(descriptor, address))
     except RemoteProtocolError:
         close_all(sockets)
         for descriptor in descriptors[len(sockets) + 1 :]:
@@ -103,27 +107,3 @@ def adopt_all(descriptors: Sequence[int], wanted: Sequence[Address]) -> list[Sha
 def close_all(sockets: Iterable[socket.socket]) -> None:
     for sock in sockets:
         sock.close()
-
-
-def open_listener(spec: ListenerSpec) -> socket.socket:
-    """A socket bound as ``spec`` says, close-on-exec, not yet listening. Raises OSError; nothing is left open then.
-
-    SO_REUSEADDR always: connections in TIME_WAIT must not keep a port from us (socket(7)). Never SO_REUSEPORT: with
-    it any process of the same uid could bind the port as well and take a share of the clients.
-    """
-    sock = socket.socket(spec.address.family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if spec.options.v6only is not None and spec.address.family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, spec.options.v6only)
-        sock.bind(spec.address.sockaddr)
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
-def listen(sock: socket.socket, backlog: int | None) -> None:
-    """listen(2); no backlog means all that the kernel allows: it cuts every number down to the net.core.somaxconn of
-    the socket's own network namespace, as that is at this moment (__sys_listen() in net/socket.c)."""
-    sock.listen(2**31 - 1 if backlog is None else backlog)

@@ -1,12 +1,12 @@
-"""The messages of the control socket: JSON-RPC 2.0, in the dialect of github/multibinder 0.0.5 and beyond it.
+"""The messages of the control socket: JSON-RPC 2.0, compatible with github/multibinder 0.0.5, and extended.
 
-A request's ``params`` is a list, one object for each listener it is about::
+The ``params`` of a request are a list with one object for each listener::
 
     {"jsonrpc":"2.0","id":"1","method":"bind","params":[{"address":"127.0.0.1","port":8000,"backlog":1000}]}
     {"jsonrpc":"2.0","id":"1","result":{"descriptors":1,"listeners":[{"address":"127.0.0.1:8000",…}]}}
 
-The descriptors travel beside the reply, in the order of ``listeners``. Those past the first 252 follow in messages
-of their own, which carry nothing else: ``{"jsonrpc":"2.0","method":"descriptors","params":{"from":252}}``.
+The descriptors travel beside the reply, in the order of ``listeners``. Those past the first 252 follow in further
+messages, which carry nothing else: ``{"jsonrpc":"2.0","method":"descriptors","params":{"from":252}}``.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from typing import Any
 
 import msgspec
 
-from multibinder.wire.address import Address, TcpAddress
+from multibinder.wire import kinds
+from multibinder.wire.addresses import Address, TcpAddress
 from multibinder.wire.errors import AddressError
 from multibinder.wire.excerpt import excerpt
 from multibinder.wire.options import OPTION_NAMES, Options, check_label
 
-#: The version of what this module describes; a change that an old peer would misread raises it.
+#: The version of the protocol that this module describes. A change that an old peer would misread raises it.
 PROTOCOL = 1
 
-# JSON-RPC 2.0, section 5.1. What lies above -32000 is the application's; 10000 is the Ruby program's.
+# JSON-RPC 2.0, section 5.1. Codes above -32000 belong to the application; 10000 is the Ruby program's.
 PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
 METHOD_NOT_FOUND = -32601
@@ -38,45 +39,60 @@ Id = str | int | float | None
 
 
 class ListenerSpec(msgspec.Struct, frozen=True):
-    """A listener that somebody wants: an address and the options it should have."""
+    """What a client asks for: an address and the options of the listener there."""
 
     address: Address
     options: Options = Options()
 
     def __post_init__(self) -> None:
-        if self.options.v6only is not None and self.address.version == 4:
-            raise AddressError(f"{self.address}: v6only has a meaning for IPv6 addresses only")
+        kinds.of_address(self.address).check(self.address, self.options)
 
     def __str__(self) -> str:
         return f"{self.address} ({self.options.name})" if self.options.name else str(self.address)
 
 
 class ListenerParams(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """One element of ``params``, as it stands on the wire. ``owner`` is empty for a client that has no label."""
+    """One element of ``params``, as it stands on the wire. ``owner`` is empty for a client that has no label.
+
+    ``port`` belongs to the address of a TCP listener, which needs it; ``spec`` reads the two together.
+    """
 
     address: str
-    port: int
+    port: int | msgspec.UnsetType = msgspec.UNSET
     owner: str = ""
     backlog: int | None = None
     v6only: bool | None = None
     name: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.port is msgspec.UNSET:
+            raise ValueError("Object missing required field `port`")  # msgspec's own words; it adds which element
+
     @classmethod
     def of(cls, spec: ListenerSpec, owner: str) -> ListenerParams:
+        """Return the element that asks for ``spec``."""
         options = spec.options
-        return cls(spec.address.host, spec.address.port, owner, options.backlog, options.v6only, options.name)
+        address, port = spec.address.wire_fields()
+        return cls(address, port, owner, options.backlog, options.v6only, options.name)
 
     def spec(self) -> ListenerSpec:
-        """The checked value; AddressError says what is wrong."""
+        """Return the checked value. Raises AddressError."""
         if self.owner:
             check_label("owner", self.owner)
-        address = TcpAddress.of(self.address, self.port)
+        address = self._address()
         if self.backlog is None and self.v6only is None and self.name is None:
             return ListenerSpec(address)
         return ListenerSpec(address, Options(self.backlog, self.v6only, self.name))
 
+    def _address(self) -> Address:
+        """Return the address that the element names. Every kind that can be asked for is recognized here."""
+        assert self.port is not msgspec.UNSET  # noqa: S101 (__post_init__ lets nothing else through)
+        return TcpAddress.of(self.address, self.port)
+
 
 class Request(msgspec.Struct):
+    """A request as the binder reads it; ``params`` is read by its method."""
+
     method: str
     id: Id
     params: msgspec.Raw = msgspec.Raw(b"[]")
@@ -84,13 +100,15 @@ class Request(msgspec.Struct):
 
 
 class ErrorObject(msgspec.Struct, omit_defaults=True):
+    """The error of a reply (JSON-RPC 2.0, section 5.1)."""
+
     code: int
     message: str
     data: dict[str, Any] | None = None
 
 
 class Reply(msgspec.Struct):
-    """A reply as a client reads it. Ruby's server answers an unknown method without ``id``."""
+    """A reply as a client reads it. The Ruby program answers an unknown method without ``id``."""
 
     id: Id = None
     result: msgspec.Raw = msgspec.Raw(b"null")
@@ -99,10 +117,10 @@ class Reply(msgspec.Struct):
 
 
 class Handoff(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the binder says of a listener that it hands over.
+    """A listener that the binder hands over.
 
-    ``address`` is the one it is bound to (never port 0); ``backlog`` the effective limit of its accept queue, in
-    connections; ``created`` whether this request made it; ``warning`` what the caller should know.
+    ``address`` is the one that it is bound to (never port 0); ``backlog`` the effective limit of its accept queue, in
+    connections; ``created`` whether this request created it; ``warning`` a sentence for the caller.
     """
 
     address: str
@@ -112,30 +130,14 @@ class Handoff(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class BindResult(msgspec.Struct, frozen=True):
+    """The result of ``bind``: the listeners, and how many descriptors come with the reply and its continuations."""
+
     listeners: list[Handoff]
     descriptors: int
 
 
-class ListenerStatus(msgspec.Struct, frozen=True):
-    """One listener as ``list`` shows it.
-
-    ``backlog`` is the effective limit, ``backlog_requested`` what was asked for (None: the kernel's limit);
-    ``created`` is in seconds since the epoch; ``cookie`` is the socket's SO_COOKIE, its identity for life.
-    """
-
-    address: str
-    name: str | None
-    owners: list[str]
-    backlog: int
-    backlog_requested: int | None
-    v6only: bool | None
-    handoffs: int
-    created: float
-    cookie: int
-
-
 class Released(msgspec.Struct, frozen=True):
-    """What became of one address in a ``release``: ``closed``, ``kept`` (by ``owners``) or ``absent``."""
+    """The outcome of ``release`` for one address: ``closed``, ``kept`` (by ``owners``) or ``absent``."""
 
     address: str
     outcome: str
@@ -143,113 +145,14 @@ class Released(msgspec.Struct, frozen=True):
 
 
 class Upgrade(msgspec.Struct, frozen=True):
-    """The versions of an upgrade that is about to happen; its client stays connected through it."""
+    """The versions before and after an upgrade that is about to happen. The client stays connected through it."""
 
     before: str
     after: str
 
 
-class Counters(msgspec.Struct):
-    """What happened since this process started to serve.
-
-    ``requests`` by method, those of no known method as ``other``; ``refusals`` by reason: ``policy``, ``owner``,
-    ``bind``, ``invalid``, ``internal``, ``timeout``, or the limit that was reached; ``handoffs``: descriptors given;
-    ``connections`` accepted; ``evictions``: quiet connections that had to make room. ``request_buckets``: how many
-    requests took up to each of REQUEST_BOUNDS_S, and at last how many took longer; ``request_seconds`` all together.
-    """
-
-    requests: dict[str, int] = {}
-    refusals: dict[str, int] = {}
-    handoffs: int = 0
-    connections: int = 0
-    evictions: int = 0
-    request_buckets: list[int] = []
-    request_seconds: float = 0.0
-
-
-class HolderStatus(msgspec.Struct, frozen=True):
-    """A process that has a listener open. ``role``: ``accepting``, ``draining`` or ``holding``."""
-
-    pid: int
-    name: str
-    role: str
-
-
-class OwnerStatus(msgspec.Struct, frozen=True):
-    label: str
-    uid: int
-
-
-class ListenerHealth(msgspec.Struct, frozen=True):
-    """One listener as ``status`` shows it. Times are in seconds since the epoch.
-
-    ``state``: ``serving``; ``orphan``: no process but the binder has it; ``stalled``: clients wait and nobody accepts;
-    ``repaired``: a holder had shut it down, or changed its backlog, within the last hour. ``queue`` connections wait
-    now, ``limit`` may. ``drops``: packets that this very socket has dropped since it was made, each a client that has
-    to try again (SO_MEMINFO); ``drops_per_s`` over the last look's interval. ``holders`` beside the binder and whoever
-    keeps copies for it, as of its last look; None if some process may not be looked into and none was found.
-    ``orphan_ttl_s``: an orphan is closed after so long; None: never. ``kept``: it would survive a crash of the binder.
-    """
-
-    address: str
-    name: str | None
-    owners: list[OwnerStatus]
-    state: str
-    queue: int
-    limit: int
-    backlog_requested: int | None
-    v6only: bool | None
-    drops: int
-    drops_per_s: float
-    handoffs: int
-    created: float
-    cookie: int
-    inode: int
-    holders: list[HolderStatus] | None
-    orphan_since: float | None
-    orphan_ttl_s: float | None
-    stalled_since: float | None
-    repairs: int
-    repaired_at: float | None
-    kept: bool
-
-
-class BinderStatus(msgspec.Struct, frozen=True):
-    """The binder itself, and its listeners. Times are in seconds since the epoch.
-
-    ``started``: this process, or its last upgrade; ``starts`` and ``upgrades`` of this binder since boot; ``policy``:
-    the file that decides, None for none; ``descriptors`` open, and how many may be; ``descriptors_in_flight`` were
-    sent, and are not known to be received; ``keeper``: who keeps the sockets through a crash (``systemd``, ``guard``,
-    None), and how many it has of how many it takes. ``looked_at``: when holders were last looked for. ``version`` of
-    this structure: fields may be added, a change of what is here raises it.
-    """
-
-    format: int
-    version: str
-    pid: int
-    started: float
-    starts: int
-    upgrades: int
-    policy: str | None
-    clients: int
-    descriptors: int
-    descriptors_limit: int
-    descriptors_in_flight: int
-    listeners_limit: int
-    keeper: str | None
-    kept: int
-    kept_limit: int
-    looked_at: float | None
-    counters: Counters
-    listeners: list[ListenerHealth]
-
-
-#: Upper bounds of the buckets of ``Counters.request_buckets``, in seconds.
-REQUEST_BOUNDS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1)
-
-
 class Hello(msgspec.Struct, frozen=True):
-    """Who answers. ``capabilities`` names the methods; ``protocol`` is a number that only grows."""
+    """The binder that answers. ``capabilities`` names its methods; ``protocol`` is a number that only grows."""
 
     name: str = "multibinder"
     version: str = "unknown"
@@ -259,7 +162,7 @@ class Hello(msgspec.Struct, frozen=True):
 
 
 class InvalidParamsError(Exception):
-    """``params`` is JSON, but not what the method takes. The message is for the client."""
+    """``params`` is JSON, but not what the method accepts. The message is for the client."""
 
 
 _request = msgspec.json.Decoder(Request)
@@ -268,7 +171,7 @@ _any = msgspec.json.Decoder()
 
 
 def decode_request(text: bytes) -> Request:
-    """Raises msgspec.ValidationError for JSON that is no request, msgspec.DecodeError for what is not JSON."""
+    """Read a request. Raises msgspec.ValidationError for JSON that is no request, msgspec.DecodeError for no JSON."""
     try:
         return _request.decode(text)
     except RecursionError:
@@ -278,7 +181,7 @@ def decode_request(text: bytes) -> Request:
 
 
 def decode_listener_params(raw: msgspec.Raw) -> list[ListenerParams]:
-    """``params`` of bind, check and release; InvalidParamsError names the element and the field."""
+    """Read the ``params`` of bind, check and release. Raises InvalidParamsError with the element and the field."""
     try:
         params = _listener_params.decode(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -289,7 +192,7 @@ def decode_listener_params(raw: msgspec.Raw) -> list[ListenerParams]:
 
 
 def check_spec(index: int, params: ListenerParams) -> ListenerSpec:
-    """The checked value of one element; InvalidParamsError names it."""
+    """Return the checked value of one element. Raises InvalidParamsError, which names the element."""
     try:
         return params.spec()
     except AddressError as error:
@@ -297,7 +200,7 @@ def check_spec(index: int, params: ListenerParams) -> ListenerSpec:
 
 
 def encode(message: object) -> bytes:
-    """One message, with the newline that ends it."""
+    """Return one message with the newline that ends it."""
     return msgspec.json.encode(message) + b"\n"
 
 
@@ -314,12 +217,12 @@ def encode_error(id: Id, code: int, message: str, data: dict[str, Any] | None = 
 
 
 def encode_continuation(first: int) -> bytes:
-    """Announces the descriptors of the reply before it, from number ``first`` on."""
+    """Return the message that carries the descriptors of the reply before it, from number ``first`` on."""
     return encode({"jsonrpc": "2.0", "method": "descriptors", "params": {"from": first}})
 
 
 def _explain(complaint: str) -> str:
-    """msgspec names the path; an operator also wants to know what would be right."""
+    """Add to msgspec's complaint, which names the path, the fields that are allowed."""
     where = excerpt(complaint).replace("`$", "`params")
     if "unknown field" in complaint:
         return f"{where}; a listener takes address, port, owner, {', '.join(OPTION_NAMES)}"

@@ -1,4 +1,4 @@
-"""What a client may ask of a listener beside its address."""
+"""The options of a listener that a client may ask for."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import msgspec
 from multibinder.wire.errors import AddressError
 from multibinder.wire.excerpt import excerpt
 
-#: Safe in a log line, a file name and a metric label.
+#: A label that is safe in a log line, a file name and a metric label.
 _LABEL = re.compile(r"[A-Za-z0-9_.@/+-]{1,128}")
 
 
 class Options(msgspec.Struct, frozen=True):
-    """Options of one listener. None means: whatever it is, or the default for a new one.
+    """Options of one listener. None accepts what an existing listener has, and is the default for a new one.
 
     ``backlog``   length of the accept queue, in connections (listen(2)); default: net.core.somaxconn.
     ``v6only``    whether an IPv6 listener leaves IPv4 alone (IPV6_V6ONLY, ipv6(7)); default:
-                  net.ipv6.bindv6only. Fixed for the life of the socket.
+                  net.ipv6.bindv6only. It cannot change while the socket exists.
     ``name``      a name to find the listener by, most useful with port 0.
     """
 
@@ -38,7 +38,7 @@ OPTION_NAMES: tuple[str, ...] = Options.__struct_fields__
 
 
 def check_label(what: str, label: str) -> str:
-    """A name or owner label that is safe everywhere it will appear; AddressError if it is not."""
+    """Return a name or owner label that is safe wherever it appears. Raises AddressError if it is not."""
     if not _LABEL.fullmatch(label):
         raise AddressError(f"{what} {excerpt(repr(label))} is not usable: 1 to 128 of A-Z a-z 0-9 _ . @ / + -")
     return label

@@ -1,26 +1,25 @@
-"""Bytes and descriptors over an AF_UNIX stream socket: the only sendmsg(2) and recvmsg(2) of the project."""
+"""Send and receive bytes and descriptors over an AF_UNIX stream socket: the only sendmsg(2) and recvmsg(2) here."""
 
 from __future__ import annotations
 
 import array
 import os
 import socket
-import struct
 from collections.abc import Iterable, Sequence
 
+from multibinder.kernel.socket_options import UCRED
 from multibinder.wire.errors import RemoteProtocolError
 
 #: The kernel takes 253 descriptors in one message (SCM_MAX_FD, include/net/scm.h); some libcs fail at that number.
 MAX_DESCRIPTORS = 252
 
 _FD_SIZE = array.array("i").itemsize
-_UCRED = struct.Struct("=iII")
-_ANCILLARY_SIZE = socket.CMSG_SPACE((MAX_DESCRIPTORS + 1) * _FD_SIZE) + socket.CMSG_SPACE(_UCRED.size)
+_ANCILLARY_SIZE = socket.CMSG_SPACE((MAX_DESCRIPTORS + 1) * _FD_SIZE) + socket.CMSG_SPACE(UCRED.size)
 CHUNK_BYTES = 16384
 
 
 def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
-    """One chunk and the descriptors that came with it, close-on-exec. The caller owns them. Empty bytes: the end.
+    """Return one chunk, empty at the end, and the descriptors that came with it, close-on-exec. The caller owns them.
 
     Raises RemoteProtocolError if the kernel had to drop descriptors; none are left open then.
     """
@@ -29,8 +28,8 @@ def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
 
 
 def receive_from(sock: socket.socket) -> tuple[bytes, list[int], int | None]:
-    """The same, and the sender's uid from the kernel if the socket has SO_PASSCRED (unix(7))."""
-    # socket.recv_fds() ignores its flags, and what it receives is inheritable until somebody says otherwise.
+    """Do what ``receive`` does, and return the sender's uid from the kernel if the socket has SO_PASSCRED (unix(7))."""
+    # socket.recv_fds() ignores its flags, so the descriptors that it receives are inheritable at first.
     arrived, ancillary, flags, _ = sock.recvmsg(CHUNK_BYTES, _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC)
     if not ancillary and not flags & socket.MSG_CTRUNC:
         return arrived, [], None
@@ -40,7 +39,7 @@ def receive_from(sock: socket.socket) -> tuple[bytes, list[int], int | None]:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             descriptors.frombytes(content[: len(content) - len(content) % _FD_SIZE])
         elif level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
-            _, uid, _ = _UCRED.unpack(content)
+            _, uid, _ = UCRED.unpack(content)
     if flags & socket.MSG_CTRUNC:
         close_all(descriptors)
         raise RemoteProtocolError(
@@ -51,9 +50,9 @@ def receive_from(sock: socket.socket) -> tuple[bytes, list[int], int | None]:
 
 
 def send(sock: socket.socket, message: bytes | memoryview, descriptors: Sequence[int] = ()) -> int:
-    """How many bytes the kernel took. The descriptors (still the caller's) went with the first of them.
+    """Send at most 252 descriptors, which stay the caller's, with the first byte; return how many bytes were sent.
 
-    At most 252 descriptors. Raises what sendmsg(2) raises; then nothing went, no descriptor either.
+    Raises what sendmsg(2) raises; then neither a byte nor a descriptor was sent.
     """
     if not descriptors:
         return sock.send(message)

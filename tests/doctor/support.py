@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from multibinder.observe.doctor.namespaces import in_namespace_of, namespace_number
+from multibinder.kernel.namespaces import in_network_namespace_of, network_namespace_of
 from tests.support import multibinder, require, wait_until
 
 T = TypeVar("T")
@@ -35,7 +35,9 @@ class Network:
         self._process = subprocess.Popen(["unshare", "--net", "sleep", "600"])
         self.pid = self._process.pid
         try:
-            wait_until(lambda: namespace_number(self.pid) != namespace_number(), "it is in a namespace of its own")
+            wait_until(
+                lambda: network_namespace_of(self.pid) != network_namespace_of(), "it is in a namespace of its own"
+            )
             wait_until(lambda: Path(f"/proc/{self.pid}/comm").read_text() == "sleep\n", "it sleeps")
             self.run(_raise_loopback)
         except BaseException:
@@ -49,7 +51,7 @@ class Network:
 
     def run(self, action: Callable[[], T]) -> T:
         """In a thread of ours that is there. Sockets that it makes stay there."""
-        return in_namespace_of(self.pid, action)
+        return in_network_namespace_of(self.pid, action)
 
     def set(self, sysctl: str, value: int) -> None:
         self.run(lambda: Path("/proc/sys", *sysctl.split(".")).write_text(str(value)))

@@ -8,17 +8,17 @@ import msgspec
 import pytest
 
 from multibinder import TcpAddress
-from multibinder.observe.doctor import backlog, control, installation, keeping, limits, losses, mss, orphans, sharing
+from multibinder.observe.doctor import backlog, control, installation, keeper, limits, losses, mss, orphans, reuseport
 from multibinder.observe.doctor.checks import diagnose
 from multibinder.observe.doctor.facts import (
     Binder,
+    BinderListener,
     Descriptors,
     Facts,
-    Held,
+    FileMode,
     Instance,
     Keeper,
     Namespace,
-    Place,
     Unit,
 )
 from multibinder.observe.doctor.finding import Finding
@@ -28,7 +28,7 @@ from multibinder.observe.sock_diag import ListeningSocket, Path
 ADDRESS = TcpAddress.of("192.0.2.1", 80)
 SYSCTLS = {"net.core.somaxconn": 4096, "net.ipv4.tcp_syncookies": 1, "net.ipv4.tcp_max_syn_backlog": 1024}
 HEALTHY = ListeningSocket(ADDRESS, inode=7, cookie=70, user=0, interface=0, queue=0, limit=4096, drops=0)
-LISTENER = Held(str(ADDRESS), cookie=70, owners=("haproxy@web",), backlog=4096, requested=None)
+LISTENER = BinderListener(str(ADDRESS), cookie=70, owners=("haproxy@web",), backlog=4096, requested=None)
 WORKER = Holder(9, "haproxy", "accepting")
 
 
@@ -36,7 +36,9 @@ def changed(value: Any, **fields: Any) -> Any:
     return msgspec.structs.replace(value, **fields)
 
 
-def facts(sock: ListeningSocket = HEALTHY, held: Held = LISTENER, *others: ListeningSocket, **fields: Any) -> Facts:
+def facts(
+    sock: ListeningSocket = HEALTHY, held: BinderListener = LISTENER, *others: ListeningSocket, **fields: Any
+) -> Facts:
     """One listener in one namespace, and nothing wrong with anything but what the test says."""
     namespace = {name: fields.pop(name) for name in ("sysctls", "counters", "paths", "pid") if name in fields}
     space = {"sysctls": SYSCTLS, "counters": {}, "pid": None, **namespace}
@@ -46,7 +48,11 @@ def facts(sock: ListeningSocket = HEALTHY, held: Held = LISTENER, *others: Liste
             "namespaces": (Namespace(number=1, sockets=(sock, *others), **space),),
             "binder": Binder(1000, "1.0", (held,)),
             "holders": Holders({7: (WORKER,)}, hidden=False),
-            "control": (Place("/run/mb/control.sock", 0o660, 0), Place("/run/mb", 0o755, 0), Place("/run", 0o755, 0)),
+            "control": (
+                FileMode("/run/mb/control.sock", 0o660, 0),
+                FileMode("/run/mb", 0o755, 0),
+                FileMode("/run", 0o755, 0),
+            ),
             "keeper": Keeper("guard"),
             **fields,
         },
@@ -171,13 +177,13 @@ def test_a_backlog_is_measured_in_round_trips_of_its_own_clients() -> None:
 def test_a_stranger_on_the_binders_address_is_a_problem() -> None:
     stranger = changed(HEALTHY, inode=8, cookie=80)
     holders = Holders({7: (WORKER,), 8: (Holder(20, "python3", "accepting"),)}, hidden=False)
-    finding = one(sharing.reuseport(facts(HEALTHY, LISTENER, stranger, holders=holders)))
+    finding = one(reuseport.reuseport(facts(HEALTHY, LISTENER, stranger, holders=holders)))
     assert (finding.level, "python3 (pid 20)" in finding.what, "haproxy" in finding.what) == ("problem", True, False)
 
 
 def test_sockets_on_different_interfaces_share_nothing() -> None:
     stranger = changed(HEALTHY, inode=8, cookie=80, interface=3)
-    assert list(sharing.reuseport(facts(HEALTHY, LISTENER, stranger))) == []
+    assert list(reuseport.reuseport(facts(HEALTHY, LISTENER, stranger))) == []
 
 
 @pytest.mark.parametrize(
@@ -195,7 +201,7 @@ def test_without_a_binder_a_shared_port_is_one_of_two_programs(
 ) -> None:
     other = changed(HEALTHY, inode=8, cookie=80, user=user)
     holders = Holders({7: (WORKER,), 8: second}, hidden=hidden)
-    seen = list(sharing.reuseport(facts(HEALTHY, LISTENER, other, holders=holders, binder=None)))
+    seen = list(reuseport.reuseport(facts(HEALTHY, LISTENER, other, holders=holders, binder=None)))
     assert [finding.level for finding in seen] == ["warning"] * found
 
 
@@ -237,13 +243,17 @@ def test_descriptors_are_told_before_they_run_out(opened: int, level: str | None
 def test_the_control_socket_is_for_those_it_is_for(
     socket_mode: int, directory_mode: int, owner: int, level: str | None
 ) -> None:
-    places = (Place("/run/mb/s", socket_mode, 0), Place("/run/mb", directory_mode, owner), Place("/", 0o755, 0))
+    places = (
+        FileMode("/run/mb/s", socket_mode, 0),
+        FileMode("/run/mb", directory_mode, owner),
+        FileMode("/", 0o755, 0),
+    )
     found = list(control.control_socket(facts(control=places)))
     assert [finding.level for finding in found] == [level] * bool(level)
 
 
 def test_a_sticky_directory_further_up_lets_nobody_replace_anything() -> None:
-    places = (Place("/tmp/mb/s", 0o660, 0), Place("/tmp/mb", 0o700, 0), Place("/tmp", 0o1777, 0))
+    places = (FileMode("/tmp/mb/s", 0o660, 0), FileMode("/tmp/mb", 0o700, 0), FileMode("/tmp", 0o1777, 0))
     assert list(control.control_socket(facts(control=places))) == []
 
 
@@ -261,7 +271,7 @@ def test_a_sticky_directory_further_up_lets_nobody_replace_anything() -> None:
     ],
 )
 def test_somebody_keeps_the_sockets_and_has_room(found: Keeper, level: str | None) -> None:
-    assert [finding.level for finding in keeping.keeper(facts(keeper=found))] == [level] * bool(level)
+    assert [finding.level for finding in keeper.keeper(facts(keeper=found))] == [level] * bool(level)
 
 
 def test_an_older_binder_is_upgraded_in_place() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from multibinder import Client, ListenerSpec, Options, TcpAddress
-from multibinder.observe.accept_queue import drops
+from multibinder.kernel.socket_options import drops_of
 from multibinder.observe.doctor.finding import Unchecked
 from multibinder.observe.doctor.namespaces import read_namespace
 from multibinder.observe.doctor.reader import read_descriptors, read_instances
@@ -99,11 +99,11 @@ def test_an_overflow_is_that_sockets_with_its_number_and_no_others(
     for client in clients:
         client.setblocking(False)
         client.connect_ex(("127.0.0.1", 8000))
-    wait_until(lambda: drops(full) >= 41, "41 of 50 clients find no place in a queue of 8, and one more")
-    least = drops(full)
+    wait_until(lambda: drops_of(full) >= 41, "41 of 50 clients find no place in a queue of 8, and one more")
+    least = drops_of(full)
     report = doctor("--socket", binder.socket_path, status=2)
-    most = drops(full)  # those who wait try again
-    other_drops = drops(other)
+    most = drops_of(full)  # those who wait try again
+    other_drops = drops_of(other)
     close([full, other])
 
     found = [finding for finding in findings(report, "overflow") if finding["level"] != "note"]

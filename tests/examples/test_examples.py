@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import multibinder
-from multibinder.observe.accept_queue import accept_queue
+from multibinder.kernel.accept_queue import accept_queue
 from tests.support import PATIENCE_S, Binder, clean_environment, wait_until
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -16,9 +16,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from multibinder_haproxy.errors import NotRunning
 from multibinder_haproxy.master import Master, Processes
 
+from multibinder.launch.errors import NotRunning
 from tests.support import PATIENCE_S, clean_environment, descriptors, require, wait_until
 
 #: What the project's promises are tested with; Debian's by default.

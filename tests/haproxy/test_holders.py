@@ -6,7 +6,7 @@ import os
 import socket
 
 from multibinder import Client
-from multibinder.observe.accept_queue import accept_queue
+from multibinder.kernel.accept_queue import accept_queue
 from multibinder.observe.holders import holders_of
 from multibinder.observe.sock_diag import listening_sockets
 from tests.haproxy.support import Haproxy, bind_tcp, config

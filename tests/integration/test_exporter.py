@@ -21,7 +21,8 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
 from multibinder import Client, ListenerSpec, Options, TcpAddress
-from multibinder.observe.accept_queue import accept_queue, drops
+from multibinder.kernel.accept_queue import accept_queue
+from multibinder.kernel.socket_options import drops_of
 from tests.conftest import StartBinder
 from tests.haproxy.support import Haproxy, bind_tcp, config
 from tests.support import (
@@ -152,10 +153,10 @@ def test_an_overflow_is_counted_for_the_right_listener_by_the_kernel_and_for_no_
             visitor.setblocking(False)
             with contextlib.suppress(BlockingIOError):
                 visitor.connect(full)
-        wait_until(lambda: accept_queue(sockets[0]).length == 9 and drops(sockets[0]) >= 41, "the queue overflows")
-        before = drops(sockets[0])
+        wait_until(lambda: accept_queue(sockets[0]).length == 9 and drops_of(sockets[0]) >= 41, "the queue overflows")
+        before = drops_of(sockets[0])
         samples = exporter.samples()
-        after = drops(sockets[0])
+        after = drops_of(sockets[0])
         assert samples[f"multibinder_listener_queue_length{of(full)}"] == 9
         assert samples[f"multibinder_listener_queue_limit{of(full)}"] == 8
         assert samples[f"multibinder_listener_backlog_requested{of(full)}"] == 8

@@ -14,8 +14,9 @@ from typing import IO
 
 import pytest
 
-from multibinder.kernel.descriptors import is_program, stat_fields
-from multibinder.observe.accept_queue import accept_queue, drops
+from multibinder.kernel.accept_queue import accept_queue
+from multibinder.kernel.process import is_program, stat_of
+from multibinder.kernel.socket_options import drops_of
 from multibinder.observe.holders import Holder, Holders, holders_of
 from tests.support import clean_environment, wait_until, without_privileges
 from tests.support.installation import for_everybody
@@ -122,7 +123,7 @@ def test_a_process_that_is_not_seen_to_wait_for_clients_is_holding(
 ) -> None:
     pid = servers.start(program, listener)
     # Nothing else makes it sleep for good: it has come to where it waits.
-    wait_until(lambda: "poll" in servers.said(pid) and stat_fields(pid)[0] == "S", "it waits")
+    wait_until(lambda: "poll" in servers.said(pid) and stat_of(pid).state == "S", "it waits")
     assert holders(listener) == {pid: "holding"}
 
 
@@ -159,7 +160,6 @@ def test_nobody_holds_nothing() -> None:
 def test_who_may_not_look_says_so_and_whose_processes_it_missed(listener: socket.socket) -> None:
     program = """
 import json, sys
-from multibinder.kernel.descriptors import is_program, stat_fields
 from multibinder.observe.holders import holders_of
 found = holders_of([int(sys.argv[1])])
 print(json.dumps([len(found.of(int(sys.argv[1]))), found.hidden, found.hidden_users]))
@@ -188,7 +188,7 @@ def test_root_misses_nobody(listener: socket.socket) -> None:
 def test_the_dead_and_threads_of_the_kernel_hide_nothing() -> None:
     assert is_program(os.getpid())
     with subprocess.Popen(["true"]) as process:
-        wait_until(lambda: stat_fields(process.pid)[0] == "Z", "it has ended, and nobody has waited for it")
+        wait_until(lambda: stat_of(process.pid).state == "Z", "it has ended, and nobody has waited for it")
         assert not is_program(process.pid)
     assert not is_program(process.pid)
     with open("/proc/2/comm") if os.path.exists("/proc/2") else contextlib.nullcontext() as comm:
@@ -198,11 +198,11 @@ def test_the_dead_and_threads_of_the_kernel_hide_nothing() -> None:
 
 def test_a_listener_counts_the_clients_that_it_dropped_and_no_other_ones(host: str) -> None:
     with listening(host, backlog=2) as full, listening(host, backlog=2) as other, contextlib.ExitStack() as clients:
-        assert (drops(full), drops(other)) == (0, 0)
+        assert (drops_of(full), drops_of(other)) == (0, 0)
         for _ in range(6):
             client = clients.enter_context(socket.socket())
             client.setblocking(False)
             client.connect_ex(full.getsockname())
-        wait_until(lambda: drops(full) >= 3, "three of six find no place in a queue of two, and one more")
+        wait_until(lambda: drops_of(full) >= 3, "three of six find no place in a queue of two, and one more")
         assert accept_queue(full).length == 3
-        assert drops(other) == 0
+        assert drops_of(other) == 0

@@ -21,7 +21,7 @@ from multibinder import Client, RequestError
 from multibinder.binder import events
 from multibinder.binder.caller import Caller
 from multibinder.binder.peer import Peer
-from multibinder.binder.quotas import Limits, Users
+from multibinder.binder.quotas import Limits, Quotas
 from tests.conftest import StartBinder
 from tests.support import (
     Binder,
@@ -329,7 +329,7 @@ def test_credentials_that_a_client_sends_beside_descriptors_change_nothing(binde
 
 def test_our_client_gets_its_listener_also_where_credentials_come_with_it(binder: Binder, host: str) -> None:
     with Client(binder.socket_path) as client:
-        client._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        client._connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         with client.bind([(host, 8000)])[0] as listener:
             assert listener.getsockname() == (host, 8000)
 
@@ -349,7 +349,7 @@ def test_descriptors_do_not_reach_the_binder_where_the_kernel_can_refuse_them(bi
 def test_closing_a_strangers_socket_does_not_wait_for_who_it_is_connected_to(host: str) -> None:
     near, far = socket.socketpair()
     with near, far, socket.create_server((host, 0)) as server:
-        peer = Peer(near, Users(Limits()))
+        peer = Peer(near, Quotas(Limits()))
         with socket.create_connection(server.getsockname()) as lingering:
             accepted, _ = server.accept()
             with accepted:
@@ -362,7 +362,7 @@ def test_closing_a_strangers_socket_does_not_wait_for_who_it_is_connected_to(hos
                 # The last copy is on its way; close(2) in this process would wait for an hour.
                 os.dup2(far.fileno(), lingering.fileno())
                 peer.receive()
-                assert peer.decoder.next_message() == HELLO.strip()
+                assert peer.next_message() == HELLO.strip()
 
 
 def test_more_descriptors_than_the_binder_may_open_cost_nobody_else_anything(
@@ -465,10 +465,6 @@ def test_a_thousand_large_half_sent_requests_do_not_fill_the_memory(start_binder
 _RACE = """
 import socket, sys
 from multibinder import Client, RequestError
-from multibinder.binder import events
-from multibinder.binder.caller import Caller
-from multibinder.binder.peer import Peer
-from multibinder.binder.quotas import Limits, Users
 path, host, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
 bound = refused = 0
 with Client(path) as client:
@@ -530,20 +526,17 @@ def test_what_a_client_can_cause_at_will_does_not_fill_the_log(binder: Binder) -
     assert binder.log_path.read_text().count("event=protocol-error") == 20
 
 
-def test_a_line_says_how_many_were_left_out_before(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(events, "_complaints", {})
-    monkeypatch.setattr(events, "_PER_S", 0.5)
+def test_a_line_says_how_many_were_left_out_before(caplog: pytest.LogCaptureFixture) -> None:
+    complaints = events.Complaints(per_s=0.5)
     near, far = socket.socketpair()
     with near, far, caplog.at_level(logging.WARNING, logger="multibinder"):
         client = Caller(near)
         for _ in range(25):
-            events.complaint("rude", client)
+            complaints.log("rude", client)
         assert len(caplog.records) == 20
 
         def told() -> bool:
-            events.complaint("rude", client)
+            complaints.log("rude", client)
             return len(caplog.records) > 20
 
         wait_until(told, "the next line comes when the time is over")

@@ -158,7 +158,7 @@ def test_more_listeners_than_we_may_open_is_an_error_that_says_so_and_leaks_noth
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with Client(binder.socket_path) as client, descriptors_unchanged():
         try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (client._socket.fileno() + 40, limits[1]))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (client._connection.socket.fileno() + 40, limits[1]))
             with pytest.raises(RemoteProtocolError, match="RLIMIT_NOFILE"):
                 client.bind([(host, 8000 + number) for number in range(200)])
         finally:

@@ -73,17 +73,16 @@ def bound(binder: Binder) -> list[str]:
 @contextlib.contextmanager
 def nothing_stays_open(binder: Binder) -> Iterator[None]:
     """When every client of the block is gone, the binder has open what it had before, but for listeners."""
-    before = descriptors(binder.pid)
-    with Client(binder.socket_path) as client:
-        held = len(client.list())
-    yield
 
-    def as_before() -> bool:
+    def others() -> int:
+        # Clients are accepted in the order in which they connect: when this one is answered, those before it are in.
         with Client(binder.socket_path) as client:
             listeners = len(client.list())
-            return len(descriptors(binder.pid)) - 1 - listeners == len(before) - held
+            return len(descriptors(binder.pid)) - 1 - listeners
 
-    wait_until(as_before, "the binder has closed what it opened for its clients", log=binder.log)
+    before = others()
+    yield
+    wait_until(lambda: others() == before, "the binder has closed what it opened for its clients", log=binder.log)
 
 
 def test_a_user_at_its_limit_of_listeners_is_refused_and_others_bind(

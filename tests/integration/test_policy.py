@@ -477,7 +477,7 @@ def test_policy_lint_says_what_is_wrong_and_what_is_probably_not_meant(policy: P
         return done.returncode, done.stdout, done.stderr
 
     policy.write(everything(UID))
-    assert lint() == (0, f"{policy.path}: 1 rule, nothing to say about\n", "")
+    assert lint() == (0, f"{policy.path}: 1 rule, nothing to report\n", "")
     policy.write('allow = "bind"', everything(UID).replace('"*"', '"bind"'))
     assert lint() == (
         1,

@@ -194,7 +194,7 @@ def test_a_full_disk_is_said_once_and_does_no_harm(run_dir: Path, host: str) -> 
     small = run_dir / "small"
     small.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4k", "none", str(small)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=4k,mode=0700", "none", str(small)], capture_output=True, check=False
     )
     require("mount", mounted.returncode == 0, f"cannot mount a tmpfs here: {mounted.stderr!r}")
     try:

@@ -9,9 +9,9 @@ import struct
 
 import pytest
 
-from multibinder.observe.accept_queue import accept_queue
+from multibinder.kernel.accept_queue import accept_queue
 from multibinder.observe.sock_diag import ListeningSocket, listening_sockets, paths
-from multibinder.wire.address import tcp_address
+from multibinder.wire.addresses import TcpAddress
 from tests.support import require_ipv6
 
 SO_COOKIE = 57
@@ -30,7 +30,7 @@ def test_a_listener_is_listed_as_itself(host: str) -> None:
         sock.listen(5)
         inode = os.fstat(sock.fileno()).st_ino
         [found] = [each for each in listening_sockets() if each.inode == inode]
-        address = tcp_address(sock.getsockname())
+        address = TcpAddress.of_name(sock.getsockname())
         assert found == ListeningSocket(address, inode, cookie(sock), os.geteuid(), 0, 0, 5, 0)
         with socket.create_connection(("::1" if ":" in host else "127.0.0.1", address.port)):
             [found] = [each for each in listening_sockets() if each.inode == inode]
@@ -54,7 +54,7 @@ def test_a_connections_path_is_the_one_that_its_socket_tells(host: str) -> None:
         with accepted:
             info = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
             options, mtu, announced = info[5], *struct.unpack_from("=I20xI", info, 60)
-            local = tcp_address(accepted.getsockname())
+            local = TcpAddress.of_name(accepted.getsockname())
             found = [path for path in paths(100_000) if path.local == local]
             assert [(path.mtu, path.mss_announced) for path in found] == [(mtu, announced + 12 * (options & 1))]
             assert found[0].round_trip_us > 0

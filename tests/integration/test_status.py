@@ -23,10 +23,10 @@ import msgspec
 import pytest
 
 from multibinder import Client, ListenerHealth, ListenerSpec, Options, TcpAddress
-from multibinder.binder.daemon import Settings
-from multibinder.binder.health_monitor import OrphanTtl
+from multibinder.binder.orphan_ttl import OrphanTtl
+from multibinder.binder.settings import Settings
 from multibinder.cli.binder_main import Invocation
-from multibinder.observe.accept_queue import drops
+from multibinder.kernel.socket_options import drops_of
 from tests.conftest import StartBinder
 from tests.support import (
     PATIENCE_S,
@@ -49,15 +49,14 @@ from tests.support.namespaces import alone
 
 #: A binder that looks more often than every 15 s.
 _HASTY = """
-import multibinder.cli.binder_main as b, multibinder.binder.health_monitor as w
-b.daemon.LOOK_EVERY_S = w.LOOK_EVERY_S = {look_s}
-w.GRACE_S = {grace_s}
-b.daemon._REPAIR_EVERY_S = 0.1
-{more}
-b.main()
+import time
+from multibinder.binder.settings import Timings
+from multibinder.cli import binder_main
+timings = Timings(look_every_s={look_s}, look_timeout_s={timeout_s}, grace_s={grace_s}, repair_every_s=0.1)
+binder_main.main(timings{more})
 """
 #: Looks that take very long.
-_SLOW = "import time; w.holders_of = lambda *args: time.sleep(30); w.int = lambda s: 60"
+_SLOW = ", find_holders=lambda *args: time.sleep(30)"
 _OWNER = "haproxy@web"
 
 
@@ -74,7 +73,7 @@ def hasty(run_dir: Path, start_binder: StartBinder) -> Callable[..., Binder]:
         name: str = "mb",
     ) -> Binder:
         settings = Settings(str(run_dir / f"{name}.sock"), mode=mode, orphan_ttl=orphan_ttl)
-        program = _HASTY.format(look_s=look_s, grace_s=grace_s, more=more)
+        program = _HASTY.format(look_s=look_s, timeout_s=60 if more else 1, grace_s=grace_s, more=more)
         invocation = msgspec.json.encode(Invocation(settings)).decode()
         command = [str(python), "-P", "-c", program, invocation]
         return start_binder(command=command, prefix=prefix, name=name)
@@ -170,14 +169,14 @@ def test_a_server_that_does_not_accept_is_named_with_the_kernels_own_number_of_d
     with Client(binder.socket_path) as client:
         [ours] = client.bind([spec("127.0.0.1")], owner=_OWNER)
     with ours, clients("127.0.0.1", 8000, 50) as trying:
-        wait_until(lambda: drops(ours) >= 41, "all but nine find no place")
+        wait_until(lambda: drops_of(ours) >= 41, "all but nine find no place")
         connected = select.select([], trying, [], 0)[1]
         for each in trying:
             if each not in connected:
                 each.close()  # so that it does not try again, and nothing moves any more
         full = wait_for_state(binder, "stalled")
         assert (full.queue, full.limit, len(connected)) == (9, 8, 9)
-        assert full.drops == drops(ours) == netstat("ListenDrops") == netstat("ListenOverflows") >= 41
+        assert full.drops == drops_of(ours) == netstat("ListenDrops") == netstat("ListenOverflows") >= 41
         other = health(binder)[8001]
         assert (other.state, other.queue, other.drops, other.drops_per_s) == ("serving", 0, 0, 0)
         assert other.holders is not None
@@ -392,8 +391,8 @@ def test_drops_of_another_life_are_not_drops_per_second(hasty: Callable[..., Bin
     with Client(binder.socket_path) as client:
         [listener] = client.bind([spec(host, backlog=1)])
         with listener, clients(host, 8000, 10):
-            wait_until(lambda: drops(listener) >= 8, "the queue overflows")
-        before = drops(listener) if listener.fileno() >= 0 else 8
+            wait_until(lambda: drops_of(listener) >= 8, "the queue overflows")
+        before = drops_of(listener) if listener.fileno() >= 0 else 8
         client.upgrade()
         serving_pid(binder.socket_path)
         [after] = client.status().listeners
@@ -429,7 +428,7 @@ def test_a_crash_in_the_middle_of_a_look_leaves_nothing_behind(
     run_dir: Path, hasty: Callable[..., Binder], host: str
 ) -> None:
     settings = msgspec.json.encode(Invocation(Settings(str(run_dir / "mb.sock")))).decode()
-    program = _HASTY.format(look_s=0.1, grace_s=1, more=_SLOW)
+    program = _HASTY.format(look_s=0.1, timeout_s=60, grace_s=1, more=_SLOW)
     process = subprocess.Popen([sys.executable, "-P", "-c", program, settings], env=clean_environment(), stderr=-3)
     child = 0
     try:
@@ -495,7 +494,7 @@ def test_colour_is_for_terminals_and_can_be_refused(binder: Binder, host: str) -
     [
         (b'{"jsonrpc":"2.0","id":"1","result":{"name":"multibinder","version":"0.0.9","protocol":1}}',
          "(version 0.0.9) and does not know 'status'; bring it up to date"),
-        (b'{"error":{"code":-32601,"message":"Method not found"}}', "is another multibinder (the Ruby one)"),
+        (b'{"error":{"code":-32601,"message":"Method not found"}}', "is the Ruby multibinder"),
     ],
     ids=["older", "ruby"],
 )  # fmt: skip

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from multibinder.binder import caller as caller_module
-from multibinder.binder.caller import Caller, unit_of
+from multibinder.binder.caller import Caller
+from multibinder.kernel import process, socket_options
+from multibinder.kernel.process import unit_in
 from tests.support import PATIENCE_S, descriptors_unchanged, require, wait_until
 
 
@@ -59,7 +60,7 @@ from tests.support import PATIENCE_S, descriptors_unchanged, require, wait_until
     ],
 )  # fmt: skip
 def test_the_unit_is_the_first_part_of_the_path_that_is_no_slice(cgroups: str, unit: str) -> None:
-    assert unit_of(cgroups) == unit
+    assert unit_in(cgroups) == unit
 
 
 @contextlib.contextmanager
@@ -108,7 +109,7 @@ def test_all_supplementary_groups_count_however_many_there_are(count: int) -> No
 
 def _without_peerpidfd(monkeypatch: pytest.MonkeyPatch) -> None:
     # As on a kernel before Linux 6.5: no option of this number is known (ENOPROTOOPT).
-    monkeypatch.setattr(caller_module, "_SO_PEERPIDFD", 9999)
+    monkeypatch.setattr(socket_options, "SO_PEERPIDFD", 9999)
 
 
 def _as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +120,7 @@ either_kernel = pytest.mark.parametrize("kernel", [_as_it_is, _without_peerpidfd
 
 
 def _in_a_unit() -> str:
-    return unit_of(Path("/proc/self/cgroup").read_text())
+    return unit_in(Path("/proc/self/cgroup").read_text())
 
 
 @either_kernel
@@ -127,7 +128,7 @@ def test_the_unit_of_a_process_is_the_one_of_its_cgroup(
     kernel: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel(monkeypatch)
-    monkeypatch.setattr(caller_module, "unit_of", lambda text: f"<{unit_of(text)}>")
+    monkeypatch.setattr(process, "unit_in", lambda text, unit_in=unit_in: f"<{unit_in(text)}>")
     with connected("") as (_, sock):
         caller = Caller(sock)
         with descriptors_unchanged():
@@ -139,7 +140,7 @@ def test_a_caller_that_has_ended_has_no_unit(
     kernel: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel(monkeypatch)
-    monkeypatch.setattr(caller_module, "unit_of", lambda text: "found.service")
+    monkeypatch.setattr(process, "unit_in", lambda text: "found.service")
     # Its child has the connection still. First a zombie, then nothing at all.
     with connected("", wait="os.fork() and os._exit(0)\nsys.stdin.read()") as (child, sock):
         wait_until(lambda: Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z", "it ended")
@@ -156,7 +157,7 @@ def test_without_the_kernels_help_a_process_that_began_after_the_connection_is_n
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _without_peerpidfd(monkeypatch)
-    monkeypatch.setattr(caller_module, "unit_of", lambda text: "found.service")
+    monkeypatch.setattr(process, "unit_in", lambda text: "found.service")
     with connected("") as (_, sock):
         caller = Caller(sock)
         caller._came -= 3600

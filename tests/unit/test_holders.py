@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from multibinder import TcpAddress
-from multibinder.observe.accept_queue import accept_queue
+from multibinder.kernel.accept_queue import accept_queue
 from multibinder.observe.holders import Listening, Process, who_listens_on
 from tests.support import require_ipv6
 

@@ -121,6 +121,6 @@ def test_nothing_but_the_command_line_prints_or_exits(name: str) -> None:
         assert name != "multibinder.cli.main" or list(speaks_or_exits(MODULES[name])), "the check sees nothing at all"
     else:
         # Both end the child that they forked: when it cannot become the binder, and when it has looked.
-        forks = ("multibinder.binder.guard", "multibinder.binder.health_monitor")
+        forks = ("multibinder.binder.guard", "multibinder.binder.holder_scan")
         allowed = "os._exit" if name in forks else "nothing"
         assert [found for found in speaks_or_exits(MODULES[name]) if allowed not in found] == []

@@ -14,6 +14,7 @@ from tests.support import Json, clean_environment
 _PREPARED = """
     import fcntl, json, logging, os, socket, sys
     from multibinder.binder import events, inherit
+    from multibinder.kernel.listen_fds import pass_listen_fds, take_listen_fds
     logged = []
     class Keep(logging.Handler):
         def emit(self, record):
@@ -56,7 +57,7 @@ def in_a_process(script: str) -> Json:
     return {"result": result, "logged": logged}
 
 
-def test_what_was_bequeathed_is_received_whatever_the_numbers_were() -> None:
+def test_what_was_passed_on_is_received_whatever_the_numbers_were() -> None:
     said = in_a_process("""
         import itertools
         tried = 0
@@ -69,7 +70,7 @@ def test_what_was_bequeathed_is_received_whatever_the_numbers_were() -> None:
                 pairs = [(f"l{number}", number) for number in numbers]
                 expected = {f"l{number}": identity(number) for number in numbers}
                 environment = {}
-                inherit.bequeath(pairs, environment)
+                pass_listen_fds(pairs, environment)
                 moved = list(range(3, 3 + count))
                 inheritable = all(os.get_inheritable(number) for number in moved)
                 names = environment["LISTEN_FDNAMES"].split(":")
@@ -101,7 +102,7 @@ def test_each_kind_is_told_by_what_it_is() -> None:
         kinds = {name: identity(number) for name, number in pairs}
         other.detach()
         environment = {}
-        inherit.bequeath(pairs, environment)
+        pass_listen_fds(pairs, environment)
         came = inherit.receive(environment)
         result = [
             [(name, identity(sock.fileno()) == kinds[name]) for name, sock in came.listeners],
@@ -124,7 +125,7 @@ def test_what_is_unknown_is_closed_and_said() -> None:
         keep = listener()
         pairs = [("a pipe", reading), ("udp", udp.detach()), ("a file", file), ("mine", keep)]
         os.close(writing)
-        inherit.bequeath(pairs, environment)
+        pass_listen_fds(pairs, environment)
         came = inherit.receive(environment)
         result = [[name for name, _ in came.listeners], there(), [sock.fileno() for _, sock in came.listeners]]
     """)
@@ -179,13 +180,13 @@ def test_names_are_optional() -> None:
 
 def test_the_same_socket_twice_is_one_listener() -> None:
     said = in_a_process("""
-        from multibinder.binder.store import ListenerStore
+        from tests.stores import new_store
         first = listener(3)
         os.dup2(3, 4)
         environment = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "2", "LISTEN_FDNAMES": "a:b"}
-        store = ListenerStore(10, lambda address: "")
+        store = new_store()
         for _, sock in inherit.receive(environment).listeners:
-            store.adopt(sock, None)
+            store.restore(sock, None)
         result = [len(store), len(there())]
     """)
     assert said["result"] == [1, 1]
@@ -200,7 +201,7 @@ def test_the_newest_records_win() -> None:
             journal = records.Journal([records.Record("127.0.0.1:1", 7, name=f"from-{number}")], None)
             pairs.append((f"records-{number}", journal.memfd))
         environment = {}
-        inherit.bequeath(pairs, environment)
+        pass_listen_fds(pairs, environment)
         came = inherit.receive(environment)
         result = [came.records[7].name, sorted(came.record_names), there()]
     """)

@@ -24,7 +24,7 @@ from multibinder.observe.metrics.binder import of_the_binder
 from multibinder.observe.metrics.family import Counter, Gauge, Histogram, Info
 from multibinder.observe.metrics.instances import of_the_instances
 from multibinder.observe.metrics.scrape import FAMILIES, Scrape
-from multibinder.wire.messages import REQUEST_BOUNDS_S
+from multibinder.wire.status import REQUEST_BOUNDS_S
 from tests.support import Json
 from tests.support.metrics import documented, families_of, lint, samples_of
 

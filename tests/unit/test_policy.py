@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from multibinder import ListenerSpec, Options, TcpAddress
-from multibinder.binder.policy import Policy, Rule, Wanted, covers, explain, taken
+from multibinder.binder.policy import AccessRequest, Policy, Rule, access_requests, covers, explain
 from multibinder.binder.policy_file import parse
 
 OWN_UID = 998
@@ -189,7 +189,7 @@ def test_every_address_of_some_networks_is_in_it_and_no_other() -> None:
     ],
 )
 def test_what_a_listener_takes(address: str, options: dict[str, object], takes: list[str]) -> None:
-    assert [str(wanted.address) for wanted in taken(spec(address, **options))] == takes
+    assert [str(wanted.address) for wanted in access_requests(spec(address, **options))] == takes
 
 
 def test_ipv6_for_all_addresses_needs_ipv4_as_well_unless_it_says_v6only() -> None:
@@ -290,7 +290,7 @@ def test_an_explanation_says_of_each_rule_before_the_one_that_decides_why_it_doe
         'name = "seven"\nallow = "bind"',
         'deny = "bind"',
     )
-    wanted = Wanted(TcpAddress.parse("127.0.0.1:80"), frozenset(["backlog"]))
+    wanted = AccessRequest(TcpAddress.parse("127.0.0.1:80"), frozenset(["backlog"]))
     assert list(explain(rules, SOMEBODY, "bind", wanted)) == [
         "rule 1: does not match, by its uid",
         "rule 2: does not match, by its gid",
@@ -315,7 +315,7 @@ _RULES = [
 def test_a_rule_that_is_said_never_to_decide_never_does() -> None:
     """Over all pairs of some rules, and all that somebody could ask of them."""
     asked = [
-        Wanted(TcpAddress.parse(address), frozenset(options))
+        AccessRequest(TcpAddress.parse(address), frozenset(options))
         for address in ("10.1.0.0:80", "10.2.0.0:80", "10.1.0.0:9", "0.0.0.0:80", "[::]:80", "[::1]:80", "1.0.0.1:80")
         for options in ((), ("name",), ("name", "backlog"))
     ]
@@ -324,7 +324,7 @@ def test_a_rule_that_is_said_never_to_decide_never_does() -> None:
     situations = list(itertools.product(askers, asked))
     matched = {
         rule.number: {
-            index for index, (asker, wanted) in enumerate(situations) if not rule.misses(asker, "bind", wanted)
+            index for index, (asker, wanted) in enumerate(situations) if not rule.mismatch(asker, "bind", wanted)
         }
         for rule in rules
     }

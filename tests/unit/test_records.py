@@ -55,7 +55,7 @@ def test_it_is_nobody_elses_to_read(path: str) -> None:
 def test_a_link_in_the_way_of_the_draft_is_not_followed(path: str, tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_text("precious")
-    os.symlink(precious, f"{path}.new")
+    os.symlink(precious, f"{path}.{os.getpid()}.new")
     Journal([FIRST], path).close()
     assert precious.read_text() == "precious"
 

@@ -11,22 +11,23 @@ from pathlib import Path
 
 import pytest
 
-from multibinder import ListenerSpec, RemoteProtocolError, SharedListener, TcpAddress
-from multibinder.wire.listener import adopt, listen, open_listener
+from multibinder import Options, RemoteProtocolError, SharedListener, TcpAddress
+from multibinder.wire.kinds.tcp import TCP
+from multibinder.wire.listener import verify_received
 from tests.support import PATIENCE_S, can_connect, descriptors_unchanged, is_nonblocking, later
 
 
 @pytest.fixture
 def others() -> Iterator[socket.socket]:
     """The copy that another holder has: a listener on a free port."""
-    with open_listener(ListenerSpec(TcpAddress.of("127.0.0.1", 0))) as sock:
-        listen(sock, None)
+    with TCP.open(TcpAddress.of("127.0.0.1", 0), Options()) as sock:
+        TCP.make_ready(sock, None)
         yield sock
 
 
 @pytest.fixture
 def ours(others: socket.socket) -> Iterator[SharedListener]:
-    with adopt(os.dup(others.fileno()), TcpAddress.of(*others.getsockname())) as sock:
+    with verify_received(os.dup(others.fileno()), TcpAddress.of(*others.getsockname())) as sock:
         yield sock
 
 
@@ -173,7 +174,7 @@ def test_accepted_connections_are_ordinary_sockets(ours: SharedListener) -> None
 def test_a_listener_of_the_address_that_was_asked_for_is_adopted(others: socket.socket) -> None:
     bound = TcpAddress.of(*others.getsockname())
     for wanted in (bound, bound.with_port(0)):
-        with adopt(os.dup(others.fileno()), wanted) as sock:
+        with verify_received(os.dup(others.fileno()), wanted) as sock:
             assert sock.getsockname() == others.getsockname()
 
 
@@ -189,23 +190,23 @@ def test_a_listener_of_another_address_is_refused_and_closed(
     others: socket.socket, wanted: str, complaint: str
 ) -> None:
     with descriptors_unchanged(), pytest.raises(RemoteProtocolError, match=complaint):
-        adopt(os.dup(others.fileno()), TcpAddress.parse(wanted))
+        verify_received(os.dup(others.fileno()), TcpAddress.parse(wanted))
 
 
 def test_a_socket_that_does_not_listen_is_refused_and_closed() -> None:
     with (
-        open_listener(ListenerSpec(TcpAddress.of("127.0.0.1", 0))) as bound,
+        TCP.open(TcpAddress.of("127.0.0.1", 0), Options()) as bound,
         descriptors_unchanged(),
         pytest.raises(RemoteProtocolError, match=r"is bound to, without listening, 127\.0\.0\.1:"),
     ):
-        adopt(os.dup(bound.fileno()), TcpAddress.of("127.0.0.1", 0))
+        verify_received(os.dup(bound.fileno()), TcpAddress.of("127.0.0.1", 0))
 
 
 def test_a_datagram_socket_is_refused_and_closed() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagram, descriptors_unchanged():
         datagram.bind(("127.0.0.1", 0))
         with pytest.raises(RemoteProtocolError):
-            adopt(os.dup(datagram.fileno()), TcpAddress.of("127.0.0.1", 0))
+            verify_received(os.dup(datagram.fileno()), TcpAddress.of("127.0.0.1", 0))
 
 
 @pytest.mark.parametrize("name", ["path", "abstract", "unnamed"])
@@ -215,7 +216,7 @@ def test_a_unix_listener_is_refused_and_closed(run_dir: Path, name: str) -> None
             unix.bind(str(run_dir / "s") if name == "path" else f"\0{run_dir}")
             unix.listen()
         with pytest.raises(RemoteProtocolError, match="is no TCP socket"):
-            adopt(os.dup(unix.fileno()), TcpAddress.of("127.0.0.1", 0))
+            verify_received(os.dup(unix.fileno()), TcpAddress.of("127.0.0.1", 0))
 
 
 def test_a_descriptor_that_is_no_socket_is_refused_and_closed() -> None:
@@ -223,11 +224,11 @@ def test_a_descriptor_that_is_no_socket_is_refused_and_closed() -> None:
         descriptors_unchanged(),
         pytest.raises(RemoteProtocolError, match=r"the descriptor for 127\.0\.0\.1:80 is of no use"),
     ):
-        adopt(os.open("/dev/null", os.O_RDONLY), TcpAddress.of("127.0.0.1", 80))
+        verify_received(os.open("/dev/null", os.O_RDONLY), TcpAddress.of("127.0.0.1", 80))
 
 
 def test_an_opened_listener_is_close_on_exec_and_shares_its_port_with_nobody() -> None:
-    with open_listener(ListenerSpec(TcpAddress.of("127.0.0.1", 0))) as sock:
+    with TCP.open(TcpAddress.of("127.0.0.1", 0), Options()) as sock:
         assert not sock.get_inheritable()
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR) == 1
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) == 0
@@ -236,4 +237,4 @@ def test_an_opened_listener_is_close_on_exec_and_shares_its_port_with_nobody() -
 
 def test_a_listener_that_cannot_be_opened_leaves_nothing_open(others: socket.socket) -> None:
     with descriptors_unchanged(), pytest.raises(OSError, match="Address already in use"):
-        open_listener(ListenerSpec(TcpAddress.of(*others.getsockname())))
+        TCP.open(TcpAddress.of(*others.getsockname()), Options())

@@ -9,9 +9,12 @@ from collections.abc import Iterator
 import pytest
 
 from multibinder import BindError, ListenerSpec, Options, RequestError, TcpAddress
+from multibinder.binder.listener import Grant
 from multibinder.binder.owner import Owner
-from multibinder.binder.store import Grant, ListenerStore
-from multibinder.observe.accept_queue import accept_queue
+from multibinder.binder.store import ListenerStore
+from multibinder.kernel.accept_queue import accept_queue
+from multibinder.wire.addresses import Address
+from tests.stores import new_store
 from tests.support import (
     can_connect,
     descriptors_unchanged,
@@ -21,13 +24,9 @@ from tests.support import (
 )
 
 
-def nobody(_: TcpAddress) -> str:
-    return ""
-
-
 @pytest.fixture
 def store() -> Iterator[ListenerStore]:
-    store = ListenerStore(100, nobody)
+    store = new_store()
     yield store
     store.close()
 
@@ -57,7 +56,8 @@ def same(grant: Grant) -> ListenerSpec:
 
 
 def sockaddr(grant: Grant) -> tuple[str, int]:
-    return grant.listener.address.sockaddr
+    host, port = grant.listener.address.sockaddr
+    return host, port
 
 
 def free_address() -> str:
@@ -99,12 +99,12 @@ def test_a_new_listener_takes_clients_at_once(store: ListenerStore) -> None:
 
 def test_port_0_without_a_name_is_a_new_listener_each_time(store: ListenerStore) -> None:
     grants = bind(store, spec(), spec()) + bind(store, spec())
-    assert len({grant.listener.address.port for grant in grants} - {0}) == 3
+    assert len({sockaddr(grant)[1] for grant in grants} - {0}) == 3
 
 
 def test_port_0_with_a_name_is_found_again(store: ListenerStore) -> None:
     first = bind_one(store, spec(name="web"))
-    assert first.listener.address.port != 0
+    assert sockaddr(first)[1] != 0
     assert bind_one(store, spec(name="web")).listener is first.listener
     assert bind_one(store, same(first)).listener is first.listener
 
@@ -210,7 +210,7 @@ def test_a_refused_request_leaves_existing_listeners_as_they_were(store: Listene
 def test_an_address_that_collides_only_when_it_listens_binds_nothing_and_leaks_nothing(store: ListenerStore) -> None:
     # With SO_REUSEADDR both can be bound while neither listens; the second listen() is refused.
     one = spec(free_address())
-    every = spec(f"0.0.0.0:{one.address.port}")
+    every = spec(f"0.0.0.0:{one.address.sockaddr[1]}")
     with descriptors_unchanged(), pytest.raises(BindError) as refusal:
         bind(store, one, every)
     assert refusal.value.data["errname"] == "EADDRINUSE"
@@ -223,7 +223,7 @@ def test_an_address_that_collides_only_when_it_listens_binds_nothing_and_leaks_n
 
 
 def test_an_address_in_use_is_refused_with_the_name_of_who_has_it(taken: str) -> None:
-    store = ListenerStore(100, lambda address: f"nginx (pid 812) at {address}")
+    store = new_store(who_listens=lambda address: f"nginx (pid 812) at {address}")
     with pytest.raises(BindError) as refusal:
         bind_one(store, spec(taken))
     assert str(refusal.value) == (
@@ -458,7 +458,7 @@ def test_taking_back_what_was_released_meanwhile_changes_nothing(store: Listener
 
 
 def test_a_listener_past_the_limit_is_refused_and_the_others_stay() -> None:
-    store = ListenerStore(2, nobody)
+    store = new_store(2)
     first = bind_one(store)
     with descriptors_unchanged(), pytest.raises(RequestError, match=r"holds its limit of 2 listeners.*--max-listeners"):
         bind(store, spec(), spec())
@@ -504,3 +504,36 @@ def test_the_list_shows_each_listener_as_the_kernel_has_it(store: ListenerStore)
     assert (second.address, second.owners, second.backlog_requested) == (str(other.listener.address), [""], None)
     assert first.cookie == int.from_bytes(grant.listener.socket.getsockopt(socket.SOL_SOCKET, 57, 8), "little")
     assert first.cookie != second.cookie
+
+
+def test_more_listeners_than_the_limit_can_be_restored_and_leave_no_room_for_another() -> None:
+    store = new_store(1)
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    for sock in sockets:
+        store.restore(sock, None)
+    assert len(store) == 2
+    with pytest.raises(RequestError, match="holds its limit of 1 listeners"):
+        bind_one(store)
+    store.close()
+
+
+def test_who_has_an_address_is_searched_for_once_in_a_while_for_users_without_privileges(taken: str) -> None:
+    searched: list[str] = []
+
+    def who_listens(address: Address) -> str:
+        searched.append(str(address))
+        return "nginx (pid 812)"
+
+    store = new_store(who_listens=who_listens)
+    one = spec(free_address())
+    every = spec(f"0.0.0.0:{one.address.sockaddr[1]}")
+    stranger = Owner("", os.geteuid() + 1)
+    with pytest.raises(BindError, match="by nginx"):
+        store.bind([spec(taken)], [stranger])
+    with pytest.raises(BindError, match="find who has it"):
+        store.bind([spec(taken)], [stranger])
+    with pytest.raises(BindError, match="find who has it"):
+        store.bind([one, every], [stranger, stranger])  # the second one fails when it listens
+    assert searched == [taken]
+    with pytest.raises(BindError, match="by nginx"):
+        bind_one(store, spec(taken))

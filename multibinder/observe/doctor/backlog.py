@@ -1,26 +1,28 @@
-"""Accept queues that are shorter than somebody wants them."""
+"""Report accept queues that are shorter than was asked for."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from multibinder.observe.doctor.facts import Facts, Held
+from multibinder.observe.doctor.facts import BinderListener, Facts
 from multibinder.observe.doctor.finding import Finding
+from multibinder.wire import kinds
 
 #: net.core.somaxconn of a new network namespace since Linux 5.4 (SOMAXCONN in linux/socket.h).
 _DEFAULT = 4096
 
 
 def somaxconn(facts: Facts) -> Iterator[Finding]:
-    """In each network namespace: is it at least what its listeners ask for, or else the kernel's own default?"""
+    """Report each network namespace whose net.core.somaxconn is less than its listeners ask for, or than the kernel's
+    default."""
     for namespace in facts.namespaces:
         limit = namespace.sysctls.get("net.core.somaxconn")
         if limit is None:
             continue
         wanted = {held.address: held.requested or _DEFAULT for held, _ in facts.held_in(namespace)}
         if not wanted and ((facts.binder is not None and facts.binder.listeners) or namespace.pid is not None):
-            continue  # nothing of ours is in there
+            continue  # no listener of the binder is in it
         short = {address: backlog for address, backlog in wanted.items() if backlog > limit}
         if (wanted and not short) or limit >= max(short.values(), default=_DEFAULT):
             continue
@@ -31,18 +33,17 @@ def somaxconn(facts: Facts) -> Iterator[Finding]:
             f"net.core.somaxconn is {limit}, and a backlog of {most} is wanted",
             f"{namespace.name}{': ' + listed(list(short)) if short else ''}",
             f"The kernel cuts every accept queue there down to {limit} connections. Each network namespace has its own "
-            f"value, which begins at {_DEFAULT}: a container does not get the host's. A listener takes a new "
-            "one at its "
-            "next bind, when its server is restarted",
+            f"value, which begins at {_DEFAULT}: a container does not get the host's. A listener takes a new one at "
+            "its next bind, when its server is restarted",
             namespace.command(f"sysctl -w net.core.somaxconn={most}"),
         )
 
 
 def effective(facts: Facts) -> Iterator[Finding]:
-    """Is each queue as long as was asked for, as far as net.core.somaxconn is not the reason?"""
+    """Report each queue that is shorter than was asked for, unless net.core.somaxconn is the reason."""
     for namespace in facts.namespaces:
         most = namespace.sysctls.get("net.core.somaxconn")
-        short: dict[tuple[int, int], list[Held]] = defaultdict(list)
+        short: dict[tuple[int, int], list[BinderListener]] = defaultdict(list)
         for held, sock in facts.held_in(namespace):
             wanted = held.requested
             if wanted is None or sock.limit >= wanted or (most is not None and wanted > most):
@@ -53,9 +54,9 @@ def effective(facts: Facts) -> Iterator[Finding]:
                     "warning",
                     f"the backlog is {sock.limit}, {held.backlog} was set",
                     f"{held.address} ({namespace.name})",
-                    "A program that holds the socket has called listen() with a backlog of its own, which is "
-                    "everybody's. The binder sets it back within 15 s; the program will do it again",
-                    f"ss -ltnp 'sport = :{sock.address.port}'",
+                    "A program that holds the socket has called listen() with another backlog, which then applies to "
+                    "every holder. The binder sets it back within 15 s; the program will do it again",
+                    kinds.of_address(sock.address).ss_command(sock.address, "p"),
                 )
             else:
                 short[sock.limit, wanted].append(held)
@@ -65,15 +66,14 @@ def effective(facts: Facts) -> Iterator[Finding]:
                 "warning",
                 f"the backlog is {limit}, {wanted} was asked for",
                 f"{listed([held.address for held in listeners])} ({namespace.name})",
-                "net.core.somaxconn was lower when it was last bound. It takes the present one at its next "
-                "bind, when its "
-                "server is restarted; clients wait meanwhile, and none is refused",
+                "net.core.somaxconn was lower when it was last bound. It takes the present one at its next bind, when "
+                "its server is restarted; clients wait meanwhile, and none is refused",
                 restart(sorted({owner for held in listeners for owner in held.owners})),
             )
 
 
 def restart(owners: Sequence[str]) -> str:
-    """The line that makes the servers with these labels bind again."""
+    """Return the command that makes the servers with these labels bind again."""
     names = [owner.partition("@")[2] for owner in owners if owner.startswith("haproxy@")]
     if names:
         return "systemctl restart " + " ".join(f"multibinder-haproxy@{name}" for name in names)
@@ -81,5 +81,6 @@ def restart(owners: Sequence[str]) -> str:
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
+    """Return the names as a text, no more than ``most`` of them."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

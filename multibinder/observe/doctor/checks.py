@@ -1,23 +1,23 @@
-"""All the checks."""
+"""The list of all checks. A new check is a function of its module and one line here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from multibinder.observe.doctor import backlog, control, installation, keeping, limits, losses, mss, orphans, sharing
+from multibinder.observe.doctor import backlog, control, installation, keeper, limits, losses, mss, orphans, reuseport
 from multibinder.observe.doctor.facts import Facts
 from multibinder.observe.doctor.finding import Finding
 
 CHECKS: tuple[Callable[[Facts], Iterable[Finding]], ...] = (
     orphans.orphans,
     losses.overflow,
-    sharing.reuseport,
+    reuseport.reuseport,
     backlog.somaxconn,
     backlog.effective,
     losses.syn,
     limits.descriptors,
     control.control_socket,
-    keeping.keeper,
+    keeper.keeper,
     installation.version,
     installation.units,
     installation.instances,
@@ -29,6 +29,6 @@ _ORDER = {"problem": 0, "warning": 1, "note": 2}
 
 
 def diagnose(facts: Facts) -> list[Finding]:
-    """What is wrong, the worst first."""
+    """Return the findings of all checks, the worst first."""
     found = [finding for check in CHECKS for finding in check(facts)]
     return sorted(found, key=lambda finding: _ORDER[finding.level])

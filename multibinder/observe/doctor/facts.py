@@ -1,4 +1,4 @@
-"""What the checks look at. Everything is read before anything is judged; None is always: not known."""
+"""The facts that the checks judge. All of them are read before the first check runs; None always means: not known."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from multibinder.observe.sock_diag import ListeningSocket, Path
 
 
 class Namespace(msgspec.Struct, frozen=True):
-    """One network namespace. ``pid`` is of a process in it, None for the one that we are in; ``counters`` are TcpExt of
-    /proc/net/netstat; ``paths`` some of its established connections."""
+    """One network namespace.
+
+    ``pid`` is a process in it, None for the one that we are in. ``counters`` are TcpExt of /proc/net/netstat, ``paths``
+    some of the established connections.
+    """
 
     number: int
     pid: int | None
@@ -27,12 +30,12 @@ class Namespace(msgspec.Struct, frozen=True):
         return "this network namespace" if self.pid is None else f"the network namespace of pid {self.pid}"
 
     def command(self, line: str) -> str:
-        """``line``, to be typed where we are."""
+        """Return the command ``line`` as it has to be typed in our own network namespace."""
         return line if self.pid is None else f"nsenter -t {self.pid} -n {line}"
 
 
-class Held(msgspec.Struct, frozen=True):
-    """A listener as its binder tells it; ``requested`` is the backlog that was asked for, None: any."""
+class BinderListener(msgspec.Struct, frozen=True):
+    """A listener as its binder reports it. ``requested`` is the backlog that was asked for; None: any."""
 
     address: str
     cookie: int
@@ -42,15 +45,15 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class Binder(msgspec.Struct, frozen=True):
-    """``pid`` is None where it cannot be told from our side (another PID namespace)."""
+    """The binder that answers. ``pid`` is None if it runs in another PID namespace."""
 
     pid: int | None
     version: str
-    listeners: tuple[Held, ...]
+    listeners: tuple[BinderListener, ...]
 
 
 class Descriptors(msgspec.Struct, frozen=True):
-    """What a process has open, at least, and its RLIMIT_NOFILE; ``what`` it is in words."""
+    """The number of open descriptors of a process, and its RLIMIT_NOFILE. ``what`` is its part in words."""
 
     process: Process
     what: str
@@ -58,8 +61,8 @@ class Descriptors(msgspec.Struct, frozen=True):
     limit: int
 
 
-class Place(msgspec.Struct, frozen=True):
-    """A file or directory: permission bits and owner; ``group`` by name."""
+class FileMode(msgspec.Struct, frozen=True):
+    """Permission bits and owner of a file or directory; ``group`` is a name."""
 
     path: str
     mode: int
@@ -68,7 +71,7 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class Keeper(msgspec.Struct, frozen=True):
-    """Who has copies of the sockets: ``kind`` is ``systemd``, ``guard``, ``none``, or ``unknown``."""
+    """The keeper of the binder's sockets. ``kind`` is ``systemd``, ``guard``, ``none``, or ``unknown``."""
 
     kind: str
     unit: str = ""
@@ -78,27 +81,27 @@ class Keeper(msgspec.Struct, frozen=True):
 
 
 class Instance(msgspec.Struct, frozen=True):
-    """An HAProxy that runs; ``changed`` are the files on disk that are not as they were loaded."""
+    """A running HAProxy. ``changed`` has the files on disk that differ from what was loaded."""
 
     name: str
     changed: tuple[str, ...] | None
 
 
 class Unit(msgspec.Struct, frozen=True):
-    """A unit file of ours: ``absent``, ``unchanged``, ``outdated``, or ``changed`` by somebody."""
+    """A unit file of multibinder. ``state`` is ``absent``, ``unchanged``, ``outdated``, or ``changed`` (by hand)."""
 
     path: str
     state: str
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """``binder`` is None where none answers. ``control`` is the control socket and the directories above it."""
+    """All facts. ``binder`` is None if none answers; ``control`` has the control socket and every directory above."""
 
     version: str
     namespaces: tuple[Namespace, ...] = ()
     holders: Holders = Holders({}, hidden=False)
     binder: Binder | None = None
-    control: tuple[Place, ...] = ()
+    control: tuple[FileMode, ...] = ()
     keeper: Keeper | None = None
     descriptors: tuple[Descriptors, ...] = ()
     instances: tuple[Instance, ...] = ()
@@ -106,11 +109,11 @@ class Facts(msgspec.Struct, frozen=True):
     prefix: str = "/"
     unchecked: tuple[Unchecked, ...] = ()
 
-    def held_in(self, namespace: Namespace) -> Iterator[tuple[Held, ListeningSocket]]:
-        """The binder's listeners whose sockets are there, in the order of their creation."""
+    def held_in(self, namespace: Namespace) -> Iterator[tuple[BinderListener, ListeningSocket]]:
+        """Yield the binder's listeners whose sockets are in this namespace, in the order of their creation."""
         sockets = {sock.cookie: sock for sock in namespace.sockets}
         for held in self.binder.listeners if self.binder else ():
             sock = sockets.get(held.cookie)
-            # Before Linux 5.8 a cookie is one network namespace's only.
+            # Before Linux 5.8 a cookie is unique in one network namespace only.
             if sock is not None and held.address == str(sock.address):
                 yield held, sock

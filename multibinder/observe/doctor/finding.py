@@ -1,4 +1,4 @@
-"""What a check says."""
+"""What the checks report."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Literal
 
 import msgspec
 
-#: ``problem``: clients are lost or hang now, or anybody can do harm. ``warning``: they will, when something else
-#: happens too. ``note``: good to know while looking for a reason; nothing has to be done.
+#: ``problem``: clients are lost or hang now, or any user can do harm. ``warning``: they will, when something else
+#: happens as well. ``note``: useful while looking for a reason; nothing has to be done.
 Level = Literal["problem", "warning", "note"]
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """``check`` names the check; ``remedy`` is one line to type."""
+    """A result. ``check`` is the name of the check, ``where`` says what it is about, ``remedy`` is one line to type."""
 
     check: str
     level: Level
@@ -23,7 +23,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Unchecked(msgspec.Struct, frozen=True):
-    """Something that could not be looked at: ``why``, and the line to type that would show it (or empty)."""
+    """Something that could not be checked: ``why``, and one line to type that would allow it (or empty)."""
 
     what: str
     why: str

@@ -1,4 +1,4 @@
-"""What runs, against what is installed and what is on disk."""
+"""Compare what runs with what is installed and what is on disk."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from multibinder.observe.doctor.finding import Finding
 
 
 def version(facts: Facts) -> Iterator[Finding]:
+    """Report a binder of another version than the installed one."""
     if facts.binder is not None and facts.binder.version not in (facts.version, "unknown"):
         yield Finding(
             "version",
             "warning",
             f"the binder runs version {facts.binder.version}, and {facts.version} is installed",
             f"the binder{f' (pid {facts.binder.pid})' if facts.binder.pid else ''}",
-            "What the installed version repairs is not repaired yet. An upgrade in place keeps every socket "
-            "and connection",
+            "The fixes of the installed version are not in effect yet. An upgrade in place keeps every socket and "
+            "connection",
             "multibinder upgrade",
         )
 
 
 def units(facts: Facts) -> Iterator[Finding]:
+    """Report unit files that are older than the installed version."""
     install = "multibinder systemd install" + (f" --prefix {facts.prefix}" if facts.prefix != "/" else "")
     outdated = [unit.path for unit in facts.units if unit.state == "outdated"]
     if outdated:
@@ -37,7 +39,7 @@ def units(facts: Facts) -> Iterator[Finding]:
 
 
 def instances(facts: Facts) -> Iterator[Finding]:
-    """Does each HAProxy run with what is on disk?"""
+    """Report each HAProxy that runs with an older configuration than the one on disk."""
     for instance in facts.instances:
         if instance.changed:
             yield Finding(
@@ -45,7 +47,7 @@ def instances(facts: Facts) -> Iterator[Finding]:
                 "warning",
                 f"changed on disk since the last reload: {listed(instance.changed)}",
                 f"HAProxy instance {instance.name}",
-                "It runs with the old configuration. The next restart, tonight's or a crash's, takes the new "
-                "one unseen",
+                "It runs with the old configuration. The next restart, planned or after a crash, takes the new one "
+                "without a check",
                 f"multibinder-haproxy check {instance.name} && multibinder-haproxy reload {instance.name}",
             )

@@ -1,4 +1,4 @@
-"""Clients that the kernel dropped, and whose they were."""
+"""Report clients that the kernel dropped, and the listeners that they wanted."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 from multibinder.observe.doctor.backlog import listed
-from multibinder.observe.doctor.facts import Facts, Held, Namespace
+from multibinder.observe.doctor.facts import BinderListener, Facts, Namespace
 from multibinder.observe.doctor.finding import Finding, Level
-from multibinder.observe.doctor.ways import Ways
+from multibinder.observe.doctor.path_index import PathIndex
 from multibinder.observe.sock_diag import ListeningSocket, Path
+from multibinder.wire import kinds
 
-#: A backlog below this is worth a word on what it is good for.
+#: A smaller backlog is worth a note.
 _SMALL = 1024
 
 
 def overflow(facts: Facts) -> Iterator[Finding]:
-    """Which sockets have dropped clients, or have a full queue; and how many drops were of sockets that are gone."""
+    """Report sockets that have dropped clients or have a full queue, and the drops of sockets that are closed now."""
     for namespace in facts.namespaces:
         held = {sock.inode: listener for listener, sock in facts.held_in(namespace)}
-        ways = Ways(namespace.paths)
+        paths = PathIndex(namespace.paths)
         for sock in namespace.sockets:
             if sock.drops or is_full(sock):
-                yield _overflow(facts, namespace, ways, sock, held.get(sock.inode))
+                yield _overflow(facts, namespace, paths, sock, held.get(sock.inode))
         others = namespace.counters.get("ListenDrops", 0) - sum(sock.drops for sock in namespace.sockets)
         if others > 0 and (facts.binder is None or held):
             yield Finding(
@@ -39,11 +40,14 @@ def overflow(facts: Facts) -> Iterator[Finding]:
 
 
 def is_full(sock: ListeningSocket) -> bool:
-    """sk_acceptq_is_full() in include/net/sock.h: there is room for one more than the limit."""
+    """Return whether the accept queue is full: it has room for one more than the limit (sk_acceptq_is_full() in
+    include/net/sock.h)."""
     return sock.queue > sock.limit
 
 
-def _overflow(facts: Facts, namespace: Namespace, ways: Ways, sock: ListeningSocket, held: Held | None) -> Finding:
+def _overflow(
+    facts: Facts, namespace: Namespace, paths: PathIndex, sock: ListeningSocket, held: BinderListener | None
+) -> Finding:
     holders = facts.holders.of(sock.inode)
     accepting = any(holder.role == "accepting" for holder in holders)
     level: Level = "warning"
@@ -61,7 +65,7 @@ def _overflow(facts: Facts, namespace: Namespace, ways: Ways, sock: ListeningSoc
         who = "No process beside the binder has it open. " if held is not None else ""
     why = (
         f"{who}A client whose SYN or last ACK is dropped is not refused: it hangs, and tries again after 1, 3, 7 s. "
-        f"{burst_sentence(sock.limit, ways.of(sock))}"
+        f"{burst_sentence(sock.limit, paths.of(sock))}"
     )
     if not holders and held is not None and not facts.holders.hidden:
         release = "multibinder release --all-owners"
@@ -83,11 +87,11 @@ def _where(namespace: Namespace, sock: ListeningSocket) -> str:
 
 
 def _watch(sock: ListeningSocket) -> str:
-    return f"watch ss -ltnmp 'sport = :{sock.address.port}'"
+    return f"watch {kinds.of_address(sock.address).ss_command(sock.address, 'mp')}"
 
 
 def syn(facts: Facts) -> Iterator[Finding]:
-    """Handshakes that found the SYN queue full."""
+    """Report handshakes that met a full SYN queue."""
     for namespace in facts.namespaces:
         if facts.binder is not None and not any(facts.held_in(namespace)):
             continue
@@ -99,10 +103,9 @@ def syn(facts: Facts) -> Iterator[Finding]:
                 "warning",
                 f"{cookies} handshakes were answered with SYN cookies",
                 namespace.name,
-                "A listener had more half-open connections than its backlog: a flood, or a burst. Connections "
-                "made with "
-                "a cookie may lack window scaling and SACK, and are slower. The kernel's log names the port ('Possible "
-                "SYN flooding'). Since Linux 4.10 the listener's backlog alone is the limit",
+                "A listener had more half-open connections than its backlog: a flood, or a burst. Connections made "
+                "with a cookie may lack window scaling and SACK, and are slower. The kernel's log names the port "
+                "('Possible SYN flooding'). Since Linux 4.10 the listener's backlog alone is the limit",
                 "dmesg | grep -i 'syn flooding'",
             )
         if dropped:
@@ -112,9 +115,8 @@ def syn(facts: Facts) -> Iterator[Finding]:
                 "warning",
                 f"{dropped} SYNs were dropped because a SYN queue was full",
                 namespace.name,
-                f"Without SYN cookies a client waits a second and tries again. tcp_max_syn_backlog is {most}, "
-                "and counts "
-                "only while tcp_syncookies is 0",
+                f"Without SYN cookies a client waits a second and tries again. tcp_max_syn_backlog is {most}, and "
+                "counts only while tcp_syncookies is 0",
                 namespace.command("sysctl -w net.ipv4.tcp_syncookies=1"),
             )
         if namespace.sysctls.get("net.ipv4.tcp_syncookies") == 0 and not dropped:
@@ -123,42 +125,42 @@ def syn(facts: Facts) -> Iterator[Finding]:
                 "warning",
                 "net.ipv4.tcp_syncookies is 0",
                 namespace.name,
-                "A flood of SYNs fills the queue of half-open connections, and then no real client comes in. "
-                "With 1, the "
-                "kernel answers with cookies when, and only when, that queue is full",
+                "A flood of SYNs fills the queue of half-open connections, and then no real client comes in. With 1, "
+                "the kernel answers with cookies when, and only when, that queue is full",
                 namespace.command("sysctl -w net.ipv4.tcp_syncookies=1"),
             )
 
 
 def burst(facts: Facts) -> Iterator[Finding]:
-    """What a small backlog is good for, by the round trips of the clients that are connected."""
+    """Report the rate of connections that a small backlog can take, by the round trips of the connected clients."""
     for namespace in facts.namespaces:
-        ways = Ways(namespace.paths)
+        paths = PathIndex(namespace.paths)
         small: dict[int, list[tuple[str, list[Path]]]] = defaultdict(list)
         for held, sock in facts.held_in(namespace):
             if sock.limit < _SMALL and not sock.drops and not is_full(sock):
-                small[sock.limit].append((held.address, ways.of(sock)))
+                small[sock.limit].append((held.address, paths.of(sock)))
         for limit, listeners in sorted(small.items()):
             yield Finding(
                 "burst",
                 "note",
                 f"the backlog is {limit}",
                 f"{listed([address for address, _ in listeners])} ({namespace.name})",
-                burst_sentence(limit, [path for _, paths in listeners for path in paths]),
+                burst_sentence(limit, [path for _, theirs in listeners for path in theirs]),
                 f"bind with backlog={_SMALL * 4}, or without one: then it is net.core.somaxconn",
             )
 
 
 def burst_sentence(limit: int, paths: Sequence[Path]) -> str:
-    """The queue holds connections for one round trip (half open), and for as long as the server does not accept."""
+    """Return the sentence about a limit. The queue holds connections for one round trip (half open), and as long as the
+    server does not accept."""
     trips = [path.round_trip_us for path in paths if path.round_trip_us]
     rule = "A queue has to hold the connections of one round trip, or of the server's longest pause, not of a second"
     if trips:
         typical = median(trips) / 1e6
         return (
             f"{rule}: at the {typical * 1000:.3g} ms of its clients (the median of {len(trips)}), {limit} "
-            "places are full "
-            f"at {limit / typical:,.0f} new connections a second, or at {limit:,} while its server pauses for 1 s"
+            f"places are full at {limit / typical:,.0f} new connections a second, or at {limit:,} while its server "
+            "pauses for 1 s"
         )
     return (
         f"{rule}: {limit} places are enough for {limit * 20:,} new connections a second at 50 ms, or for "

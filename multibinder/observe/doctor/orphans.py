@@ -1,4 +1,4 @@
-"""Listeners that nobody accepts on, because nobody has them."""
+"""Report listeners that no process holds, so that no process accepts on them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from multibinder.observe.doctor.finding import Finding
 
 
 def orphans(facts: Facts) -> Iterator[Finding]:
-    """Where holders can be seen, and there are none."""
+    """Report each listener without a holder, unless holders may be hidden from us."""
     if facts.holders.hidden:
         return
     for namespace in facts.namespaces:

@@ -1,4 +1,4 @@
-"""Reads the facts. What cannot be read is told, and what was read is checked all the same."""
+"""Read the facts. What cannot be read is reported as unchecked; the checks run on the rest."""
 
 from __future__ import annotations
 
@@ -11,17 +11,28 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from multibinder.kernel.descriptors import stat_fields
-from multibinder.observe.doctor.facts import Binder, Descriptors, Facts, Held, Instance, Keeper, Namespace, Place, Unit
+from multibinder.kernel.namespaces import network_namespace_of, network_namespaces
+from multibinder.kernel.process import command_line_of, parent_of, unit_of
+from multibinder.observe.doctor.facts import (
+    Binder,
+    BinderListener,
+    Descriptors,
+    Facts,
+    FileMode,
+    Instance,
+    Keeper,
+    Namespace,
+    Unit,
+)
 from multibinder.observe.doctor.finding import Unchecked
 from multibinder.observe.doctor.losses import is_full
-from multibinder.observe.doctor.namespaces import namespace_number, namespaces, read_namespace
-from multibinder.observe.doctor.sharing import shared_addresses
+from multibinder.observe.doctor.namespaces import read_namespace
+from multibinder.observe.doctor.reuseport import shared_addresses
 from multibinder.observe.holders import Holders, Process, holders_of
 from multibinder.wire.client import Client
 from multibinder.wire.errors import MultibinderError, RequestError
 
-#: For each program that is asked something.
+#: The timeout of each program that is executed.
 _PATIENCE_S = 15.0
 #: Of this version and of those before it, whose module had the shorter name.
 _GUARD = b"multibinder.cli.guard"
@@ -32,8 +43,10 @@ _SYSTEMD = 1
 def read_facts(
     version: str, socket_path: str | None, units: Iterable[Unit] = (), prefix: str = "/", wrapper: str | None = None
 ) -> Facts:
-    """All that there is. ``socket_path`` is the binder's, if it is known; ``wrapper`` the path of
-    ``multibinder-haproxy``."""
+    """Return all the facts of this host.
+
+    ``socket_path`` is the binder's control socket, if it is known; ``wrapper`` the path of ``multibinder-haproxy``.
+    """
     unchecked: list[Unchecked] = []
     binder = _ask_binder(socket_path, unchecked)
     pid = binder.pid if binder else None
@@ -65,7 +78,7 @@ def read_facts(
 
 
 def _ask_binder(socket_path: str | None, unchecked: list[Unchecked]) -> Binder | None:
-    """What the binder tells. The only place that knows how it is asked."""
+    """Return what the binder reports; None if it cannot be asked."""
     if socket_path is None:
         unchecked.append(Unchecked("the binder", "its control socket is not known", "multibinder doctor --socket PATH"))
         return None
@@ -80,36 +93,26 @@ def _ask_binder(socket_path: str | None, unchecked: list[Unchecked]) -> Binder |
         unchecked.append(Unchecked("the binder", str(error)))
         return None
     held = tuple(
-        Held(each.address, each.cookie, tuple(each.owners), each.backlog, each.backlog_requested) for each in listeners
+        BinderListener(each.address, each.cookie, tuple(each.owners), each.backlog, each.backlog_requested)
+        for each in listeners
     )
     return Binder(hello.pid if _is_binder(hello.pid) else None, hello.version, held)
 
 
 def _is_binder(pid: int) -> bool:
-    """Its PID is its own view: in another PID namespace it is somebody else's here."""
-    return b"multibinder" in _command_line(pid)
-
-
-def _command_line(pid: int) -> bytes:
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
+    """Return whether a PID is a binder's. The PID of a binder in another PID namespace is another process here."""
+    return b"multibinder" in command_line_of(pid)
 
 
 def _guard_of(binder: int | None) -> int | None:
     if binder is None:
         return None
-    try:
-        parent = int(stat_fields(binder)[1])
-    except (OSError, ValueError, IndexError):
-        return None
-    return parent if _GUARD in _command_line(parent) else None
+    parent = parent_of(binder)
+    return parent if _GUARD in command_line_of(parent) else None
 
 
 def _read_namespaces(binder: Binder | None, unchecked: list[Unchecked]) -> list[Namespace]:
-    """Ours, and each that has one of the binder's listeners."""
+    """Read our own network namespace, and each that has one of the binder's listeners."""
     found: list[Namespace] = []
     missing = {(listener.cookie, listener.address) for listener in binder.listeners} if binder else set()
 
@@ -131,16 +134,16 @@ def _read_namespaces(binder: Binder | None, unchecked: list[Unchecked]) -> list[
     read(None)
     if missing and binder is not None and binder.pid is not None:
         try:
-            ours, theirs = namespace_number(), namespace_number(binder.pid)
+            ours, theirs = network_namespace_of(), network_namespace_of(binder.pid)
         except OSError:
             unchecked.append(Unchecked("the binder's network namespace", "it may not be seen", "run this as root"))
         else:
             if ours != theirs and not read(binder.pid):
                 return found
     if missing:
-        # It may hold sockets that were made elsewhere: a socket unit's, or those of a container.
+        # The binder may hold sockets of other network namespaces: a socket unit's, or those of a container.
         known = {namespace.number for namespace in found}
-        for number, pid in namespaces().items():
+        for number, pid in network_namespaces().items():
             if missing and number not in known and not read(pid):
                 break
     if missing:
@@ -173,7 +176,7 @@ def _read_holders(
 
 
 def read_descriptors(process: Process, what: str) -> Descriptors | None:
-    """None if it is gone, or does not let us look, or has no limit."""
+    """Count the descriptors of a process; None if it is gone, may not be looked into, or has no limit."""
     try:
         with open(f"/proc/{process.pid}/limits") as file:
             limit = re.search(r"^Max open files +(\d+) ", file.read(), re.MULTILINE)
@@ -183,9 +186,9 @@ def read_descriptors(process: Process, what: str) -> Descriptors | None:
     return Descriptors(process, what, opened, int(limit[1])) if limit else None
 
 
-def read_control(path: str) -> tuple[Place, ...]:
-    """The socket's file and every directory above it; empty if it is not there."""
-    places = []
+def read_control(path: str) -> tuple[FileMode, ...]:
+    """Return the modes of the socket's file and of every directory above it; empty if one of them is missing."""
+    modes = []
     path = os.path.realpath(path)
     while True:
         try:
@@ -196,19 +199,20 @@ def read_control(path: str) -> tuple[Place, ...]:
             group = grp.getgrgid(status.st_gid).gr_name
         except KeyError:
             group = str(status.st_gid)
-        places.append(Place(path, status.st_mode & 0o7777, status.st_uid, group))
+        modes.append(FileMode(path, status.st_mode & 0o7777, status.st_uid, group))
         if path == "/":
-            return tuple(places)
+            return tuple(modes)
         path = os.path.dirname(path)
 
 
 def read_keeper(binder: int | None, guard: int | None, unchecked: list[Unchecked]) -> Keeper:
+    """Return who keeps copies of the sockets: a guard, or systemd's descriptor store (FileDescriptorStoreMax=)."""
     if binder is None:
         unchecked.append(Unchecked("who keeps the sockets", "the binder runs in another PID namespace"))
         return Keeper("unknown")
     if guard is not None:
         return Keeper("guard")
-    unit = _unit_of(binder)
+    unit = _service_of(binder)
     if not unit or not shutil.which("systemctl") or not os.path.isdir("/run/systemd/system"):
         return Keeper("none")
     properties = ("MainPID", "FileDescriptorStoreMax", "NFileDescriptorStore", "NeedDaemonReload")
@@ -230,18 +234,17 @@ def read_keeper(binder: int | None, guard: int | None, unchecked: list[Unchecked
     )
 
 
-def _unit_of(pid: int) -> str:
-    """The service that a process belongs to, by its control group; empty if none."""
+def _service_of(pid: int) -> str:
+    """Return the service that a process belongs to; empty if it runs in none, or is gone."""
     try:
-        with open(f"/proc/{pid}/cgroup") as file:
-            parts = [part for line in file for part in line.strip().split("/")]
+        unit = unit_of(pid)
     except OSError:
         return ""
-    return next((part for part in reversed(parts) if part.endswith(".service")), "")
+    return unit if unit.endswith(".service") else ""
 
 
 class _Status(msgspec.Struct):
-    """What we need of ``multibinder-haproxy status --json``, which has more. ``changed`` is not in every version's."""
+    """The part of ``multibinder-haproxy status --json`` that the checks need. Version 0.1.0 may lack ``changed``."""
 
     name: str
     state: str = ""
@@ -249,10 +252,10 @@ class _Status(msgspec.Struct):
 
 
 def read_instances(wrapper: str, unchecked: list[Unchecked]) -> list[Instance]:
-    """Those that run."""
+    """Return the HAProxy instances that run."""
     what = "whether each HAProxy runs with what is on disk"
     try:
-        # Its exit code is about their states.
+        # The exit code tells the states of the instances, not whether the command worked.
         done = _run([wrapper, "status", "--json"])
         found = msgspec.json.decode(done.stdout, type=list[_Status])
     except (OSError, subprocess.TimeoutExpired) as error:

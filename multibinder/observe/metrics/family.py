@@ -1,4 +1,4 @@
-"""A metric as it is described, before it has a value."""
+"""Descriptions of metrics: name, help and labels, without a value."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prometheus_client.core import (
 
 
 class Gauge(msgspec.Struct, frozen=True):
-    """A number that goes up and down; or one that is 1 or 0, for yes and no."""
+    """A number that goes up and down, or 1 and 0 for yes and no."""
 
     name: str
     help: str
@@ -22,14 +22,14 @@ class Gauge(msgspec.Struct, frozen=True):
         return GaugeMetricFamily(self.name, self.help, labels=self.labels)
 
     def of(self, value: float) -> GaugeMetricFamily:
-        """With its only sample."""
+        """Return the family with one sample that has no label."""
         family = self.empty()
         family.add_metric((), value)
         return family
 
 
 class Counter(msgspec.Struct, frozen=True):
-    """A number that only grows, but for a restart. Its name ends in ``_total``."""
+    """A number that only grows, except at a restart. Its name ends in ``_total``."""
 
     name: str
     help: str
@@ -45,7 +45,10 @@ class Counter(msgspec.Struct, frozen=True):
 
 
 class Info(msgspec.Struct, frozen=True):
-    """Always 1: what it tells is in the labels. Its name ends in ``_info``; ``keys`` are those beside ``of_labels``."""
+    """A constant 1 with the information in its labels. Its name ends in ``_info``.
+
+    ``of_labels`` say what it is about, ``keys`` are the labels with the information.
+    """
 
     name: str
     help: str
@@ -61,6 +64,8 @@ class Info(msgspec.Struct, frozen=True):
 
 
 class Histogram(msgspec.Struct, frozen=True):
+    """A distribution, as the number of values up to each bound."""
+
     name: str
     help: str
     labels: tuple[str, ...] = ()

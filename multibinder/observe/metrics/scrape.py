@@ -1,4 +1,4 @@
-"""One scrape: ask the binder, read the instances' files, and say how that went."""
+"""Collect all metrics: ask the binder, read the summaries of the instances, and measure both."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ from multibinder.observe.metrics import instances as of_instances
 from multibinder.observe.metrics.family import Counter, Described, Gauge, Info
 from multibinder.wire.client import Client
 from multibinder.wire.errors import MultibinderError, NotAllowed
-from multibinder.wire.messages import BinderStatus
+from multibinder.wire.status import BinderStatus
 
 SOURCES = ("binder", "instances")
 
 BUILD = Info("multibinder_exporter_build_info", "The version of this exporter.", ("version",))
-DURATION = Gauge("multibinder_exporter_scrape_duration_seconds", "How long this scrape's questions took.", ("source",))
-ERRORS = Counter("multibinder_exporter_scrape_errors_total", "Scrapes that lack something.", ("source",))
-HIDDEN = Gauge("multibinder_exporter_processes_hidden", "Whether /proc hides other users' processes from it.")
+DURATION = Gauge("multibinder_exporter_scrape_duration_seconds", "The duration of this scrape, by source.", ("source",))
+ERRORS = Counter(
+    "multibinder_exporter_scrape_errors_total", "Scrapes that could not read all of a source.", ("source",)
+)
+HIDDEN = Gauge(
+    "multibinder_exporter_processes_hidden", "Whether /proc hides processes of other users from the exporter."
+)
 
-#: All that is ever exposed.
+#: All metrics of the exporter.
 FAMILIES: Sequence[Described] = (
     *of_binder.FAMILIES, *of_instances.FAMILIES, BUILD, DURATION, ERRORS, HIDDEN,
 )  # fmt: skip
@@ -35,10 +39,10 @@ _SOCKET_REMEDY = "run the exporter in the control socket's group (multibinder)"
 
 
 class Scrape(Collector):
-    """Asks afresh each time that it is collected. Never raises for want of an answer: that is a metric too.
+    """A collector that asks the sources anew at each scrape. A source that does not answer is a metric, not an error.
 
-    ``complain`` is told the source and, in one sentence, what is wrong with it; or "", when nothing is any more. Once
-    for each change.
+    ``complain`` is called with a source and one sentence when that source begins to fail or fails differently, and with
+    an empty sentence when it works again.
     """
 
     def __init__(
@@ -49,19 +53,19 @@ class Scrape(Collector):
         self._version = version
         self._timeout_s = timeout_s
         self._complain = complain
-        self._said = dict.fromkeys(SOURCES, "")
+        self._complaints = dict.fromkeys(SOURCES, "")
         self._errors: Count[str] = Count()
-        # Two Prometheus servers are no reason to ask the binder two things at once.
+        # Two Prometheus servers may scrape at once; the binder is asked one question at a time.
         self._lock = threading.Lock()
 
     def registry(self) -> CollectorRegistry:
-        """One with this and nothing else."""
+        """Return a registry that has this collector alone."""
         registry = CollectorRegistry()
         registry.register(self)
         return registry
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing: without it, registering would be a scrape."""
+        """Describe no metric. Without this method, registering the collector would scrape."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
@@ -103,8 +107,8 @@ class Scrape(Collector):
 
     def _note(self, source: str, sentence: str) -> None:
         self._errors[source] += bool(sentence)
-        if sentence != self._said[source]:
-            self._said[source] = sentence
+        if sentence != self._complaints[source]:
+            self._complaints[source] = sentence
             self._complain(source, sentence)
 
 

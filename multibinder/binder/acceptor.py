@@ -1,0 +1,79 @@
+"""Accept connections to the control socket."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import time
+from collections.abc import Callable
+
+from multibinder.binder import events
+from multibinder.binder.loop import Loop
+from multibinder.binder.quotas import Quotas
+
+#: Connections that are accepted in one turn of the loop. Their users are not known before.
+_ACCEPTED_PER_TURN = 16
+#: accept(2) fails with these if the system lacks a resource. The connection stays in the queue.
+_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+class Acceptor:
+    """Accept connections on ``listening`` and give each socket to ``accepted``, which owns it then.
+
+    It spends about ``turn_s`` of a turn of the loop. It pauses for ``shortage_pause_s`` if the system lacks descriptors
+    or memory. ``listening`` stays its caller's.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        listening: socket.socket,
+        accepted: Callable[[socket.socket], None],
+        quotas: Quotas,
+        *,
+        turn_s: float,
+        shortage_pause_s: float,
+    ) -> None:
+        self._loop = loop
+        self._listening = listening
+        self._accepted = accepted
+        self._quotas = quotas
+        self._turn_s = turn_s
+        self._shortage_pause_s = shortage_pause_s
+        self._stopped = False
+
+    def start(self) -> None:
+        self._listening.setblocking(False)
+        self._loop.watch(self._listening, self._accept_some)
+
+    def stop(self) -> None:
+        """Accept no more connections. They wait in the queue of the listening socket."""
+        self._stopped = True
+        self._loop.unwatch(self._listening)
+
+    def _accept_some(self) -> None:
+        end = time.monotonic() + self._turn_s
+        for _ in range(_ACCEPTED_PER_TURN):
+            if time.monotonic() > end:
+                return
+            try:
+                sock, _ = self._listening.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _SHORTAGES:
+                    self._pause(error)
+                    return
+                continue  # this client is gone again; accept(2) says to treat it like EAGAIN
+            self._accepted(sock)
+
+    def _pause(self, error: OSError) -> None:
+        events.error(
+            "cannot-accept", error=error.strerror, clients=self._quotas.clients, retry_s=self._shortage_pause_s
+        )
+        self._loop.unwatch(self._listening)
+        self._loop.call_later(self._shortage_pause_s, self._resume)
+
+    def _resume(self) -> None:
+        if not self._stopped:
+            self._loop.watch(self._listening, self._accept_some)

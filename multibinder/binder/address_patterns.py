@@ -1,0 +1,159 @@
+"""Patterns of addresses, as the rules of a policy have them."""
+
+from __future__ import annotations
+
+import re
+from typing import Protocol
+
+import msgspec
+
+from multibinder.wire.addresses import Address, TcpAddress
+from multibinder.wire.errors import AddressError
+
+#: The IP version that each prefix demands; 0 for both.
+_VERSIONS = {"": 0, "ipv4@": 4, "tcp4@": 4, "ipv6@": 6, "tcp6@": 6, "tcp@": 0}
+_NETWORK = re.compile(
+    r"(?P<family>[a-z0-9]+@)?(?P<host>\*|\[[^\]]*\]|[0-9.]+(?:/[0-9]+)?):(?P<first>[0-9]{1,5}|\*)(?:-(?P<last>[0-9]{1,5}))?"
+)
+
+
+class Pattern(Protocol):
+    """A set of addresses that a rule is about."""
+
+    def has(self, address: Address) -> bool:
+        """Return whether the address is one of the set."""
+
+    def touches(self, address: Address) -> bool:
+        """Return whether a listener on this address takes any address of the set."""
+
+    def touched(self) -> Pattern:
+        """Return a pattern of all addresses that this one touches."""
+
+    def covers(self, other: Pattern) -> bool:
+        """Return whether this set has all that ``other`` has."""
+
+    @property
+    def matches_nothing(self) -> bool:
+        """Whether no address of this version is in the set."""
+
+
+class Network(msgspec.Struct, frozen=True):
+    """An IP network and the ports from ``first`` to ``last``. ``version`` 0 stands for IPv4 and IPv6, of any host."""
+
+    version: int
+    number: int
+    prefix: int
+    first: int
+    last: int
+
+    def has(self, address: Address) -> bool:
+        it = address.ip_endpoint
+        return (
+            it is not None
+            and self.first <= it.port <= self.last
+            and self.version in (0, it.version)
+            and (not self.prefix or (it.number ^ self.number) >> (self._bits - self.prefix) == 0)
+        )
+
+    def touches(self, address: Address) -> bool:
+        """A listener on 0.0.0.0 or :: takes every address (ip(7))."""
+        it = address.ip_endpoint
+        # The number of both wildcard addresses is 0.
+        return self.has(address) or (it is not None and it.number == 0 and self.touched().has(address))
+
+    def touched(self) -> Network:
+        """As if it were all: a listener on the wildcard address touches every network of its IP version."""
+        return msgspec.structs.replace(self, number=0, prefix=0)
+
+    def covers(self, other: Pattern) -> bool:
+        return (
+            isinstance(other, Network)
+            and self.first <= other.first
+            and other.last <= self.last
+            and self.version in (0, other.version)
+            and self.prefix <= other.prefix
+            and (not self.prefix or (other.number ^ self.number) >> (self._bits - self.prefix) == 0)
+        )
+
+    @property
+    def matches_nothing(self) -> bool:
+        return False
+
+    @property
+    def _bits(self) -> int:
+        return 128 if self.version == 6 else 32
+
+
+class PathPrefix(msgspec.Struct, frozen=True):
+    """The Unix sockets below a directory (with a ``/`` at the end), or the one at this path."""
+
+    prefix: str
+
+    def has(self, address: Address) -> bool:
+        path = address.path
+        return path is not None and (path == self.prefix or (self._is_directory and path.startswith(self.prefix)))
+
+    def touches(self, address: Address) -> bool:
+        return self.has(address)
+
+    def touched(self) -> PathPrefix:
+        return self
+
+    def covers(self, other: Pattern) -> bool:
+        below = self._is_directory and isinstance(other, PathPrefix) and other.prefix.startswith(self.prefix)
+        return below or self == other
+
+    @property
+    def matches_nothing(self) -> bool:
+        return True
+
+    @property
+    def _is_directory(self) -> bool:
+        return self.prefix.endswith("/")
+
+    def __str__(self) -> str:
+        return f"unix@{self.prefix}"
+
+
+def parse_pattern(text: str) -> Pattern:
+    """Read ``192.0.2.0/24:80``, ``[2001:db8::/32]:443``, ``*:1024-65535``, ``ipv4@*:*`` or ``unix@/run/web/``. Raises
+    AddressError."""
+    if text.startswith("unix@"):
+        path = text.removeprefix("unix@")
+        if not path.startswith("/") or "/../" in f"{path}/":
+            raise AddressError(f"{text!r}: write an absolute path, with / at the end for all that is below it")
+        return PathPrefix(path)
+    found = _NETWORK.fullmatch(text)
+    if found is None or (found["family"] or "") not in _VERSIONS:
+        raise AddressError(
+            f"{text!r} is no address pattern: write 192.0.2.0/24:80, [2001:db8::/32]:443, *:1024-65535, ipv4@*:*"
+        )
+    first, last = _ports(text, found["first"], found["last"])
+    version = _VERSIONS[found["family"] or ""]
+    if found["host"] == "*":
+        return Network(version, 0, 0, first, last)
+    host, slash, length = found["host"].strip("[]").partition("/")
+    address = TcpAddress.of(host, 0)
+    if address.is_ipv4_mapped:
+        raise AddressError(f"{text!r} would match nothing: it is IPv4, so write it as an IPv4 address or network")
+    network = address.ip_endpoint
+    if version not in (0, network.version):
+        raise AddressError(f"{text!r}: {host} is not an IPv{version} address")
+    bits = 128 if network.version == 6 else 32
+    if slash and not (re.fullmatch("[0-9]{1,3}", length) and int(length) <= bits):
+        raise AddressError(f"{text!r}: the prefix length is a number from 0 to {bits}")
+    prefix = int(length) if slash else bits
+    if network.number & ((1 << (bits - prefix)) - 1):
+        raise AddressError(f"{text!r}: {host} has bits beyond /{prefix}: give the network's own address, or one host")
+    return Network(network.version, network.number, prefix, first, last)
+
+
+def _ports(text: str, first: str, last: str | None) -> tuple[int, int]:
+    if first == "*":
+        if last is not None:
+            raise AddressError(f"{text!r}: * is every port; write * or a range")
+        return 0, 65535
+    low, high = int(first), int(last if last is not None else first)
+    if not low <= high <= 65535:
+        raise AddressError(f"{text!r}: a port is a number from 0 to 65535, and a range goes upwards")
+    return low, high

@@ -1,0 +1,149 @@
+"""Ends of connections: what a client is told last, what is taken back from it, and when its socket is closed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections.abc import Callable, Sequence
+
+from multibinder.binder import events
+from multibinder.binder.admission import answer_to_evicted, answer_to_turned_away
+from multibinder.binder.answer import Answer, refuse
+from multibinder.binder.clients import Clients
+from multibinder.binder.counters import RequestCounters
+from multibinder.binder.deadlines import Deadlines
+from multibinder.binder.listener import Grant
+from multibinder.binder.loop import Loop
+from multibinder.binder.peer import Peer
+from multibinder.binder.quotas import Refusal
+from multibinder.binder.turns import Turns
+from multibinder.wire import messages
+from multibinder.wire.errors import RemoteProtocolError
+
+
+class Disconnects:
+    """End connections, and log and count why.
+
+    ``take_back`` takes the grants of answers that their client never received. Lingering clients are checked every
+    ``linger_s`` seconds, and closed when they have received the descriptors that are in flight to them.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        clients: Clients,
+        deadlines: Deadlines,
+        turns: Turns,
+        counters: RequestCounters,
+        take_back: Callable[[Sequence[Grant]], None],
+        linger_s: float,
+    ) -> None:
+        self._loop = loop
+        self._clients = clients
+        self._deadlines = deadlines
+        self._turns = turns
+        self._counters = counters
+        self._take_back = take_back
+        self._linger_s = linger_s
+
+    def turn_away(self, peer: Peer, refusal: Refusal) -> None:
+        """Close the connection of a client that is not admitted."""
+        events.complaint("turned-away", peer.caller, clients=len(self._clients), why=refusal.sentence)
+        self._counters.count_refusal(refusal.limit)
+        _send_last(peer, answer_to_turned_away(refusal))
+        peer.close()
+
+    def evict(self, peer: Peer) -> None:
+        """Close the connection of a client to make room for another."""
+        events.complaint("evicted", peer.caller, clients=len(self._clients))
+        self._counters.count_eviction()
+        if not peer.idle:
+            _send_last(peer, answer_to_evicted())
+        self.close(peer)
+
+    def time_out(self, peer: Peer, timeout_s: float) -> None:
+        """Drop a client whose deadline has passed."""
+        if peer.idle:
+            events.debug("silent", pid=peer.caller.pid, uid=peer.caller.uid)
+        else:
+            why = "does not read its answer" if peer.backed_up else "sent half a request"
+            events.complaint("timed-out", peer.caller, why=why)
+            self._counters.count_refusal("timeout")
+            text = f"Invalid request: incomplete after {timeout_s:g} s"
+            _send_last(peer, refuse(None, messages.INVALID_REQUEST, text))
+        self.drop(peer)
+
+    def exceed_quota(self, peer: Peer, refusal: Refusal) -> None:
+        """Drop a client whose unfinished request exceeds a quota."""
+        events.complaint("turned-away", peer.caller, why=refusal.sentence)
+        self._counters.count_refusal(refusal.limit)
+        text = f"Not now: {refusal.sentence}; try again later"
+        _send_last(peer, refuse(None, messages.LIMIT_REACHED, text, {"limit": refusal.limit}))
+        self.drop(peer)
+
+    def fail(self, peer: Peer, error: RemoteProtocolError | OSError) -> None:
+        """Drop a client that broke the protocol, or whose socket failed."""
+        if isinstance(error, RemoteProtocolError):
+            events.complaint("protocol-error", peer.caller, why=error)
+            self._counters.count_refusal("protocol")
+            _send_last(peer, refuse(None, messages.INVALID_REQUEST, f"Invalid request: {error}"))
+        elif error.errno == errno.ETOOMANYREFS:
+            # unix(7): what is sent and not yet received counts against our RLIMIT_NOFILE, whoever does not receive it.
+            events.complaint("cannot-hand-over", peer.caller, error=error.strerror)
+            self._counters.count_refusal("in_flight")
+            self._discard_unsent(peer)
+            text = (
+                "clients that do not read hold too many descriptors of this binder; raise LimitNOFILE= in its unit, "
+                "or find them; try again"
+            )
+            _send_last(peer, refuse(None, messages.LIMIT_REACHED, text, {"limit": "in_flight"}))
+        else:
+            events.debug("client-gone", pid=peer.caller.pid, why=error.strerror)
+        self.drop(peer)
+
+    def drop(self, peer: Peer) -> None:
+        """End the connection of a client. It lingers if descriptors are in flight to it.
+
+        Until it receives them or closes its end, they count as its user's, and it counts as a client.
+        """
+        if not peer.must_stay_open():
+            self.close(peer)
+            return
+        self._forget(peer)
+        peer.discard_input()
+        with contextlib.suppress(OSError):
+            peer.socket.shutdown(socket.SHUT_RDWR)
+        if not self._clients.lingering:
+            self._loop.call_later(self._linger_s, self._close_lingering)
+        self._clients.linger(peer)
+
+    def close(self, peer: Peer) -> None:
+        """Close the connection of a client at once."""
+        self._forget(peer)
+        self._clients.remove(peer)
+        peer.close()
+
+    def _close_lingering(self) -> None:
+        for peer in self._clients.lingering:
+            if not peer.must_stay_open():
+                self.close(peer)
+        if self._clients.lingering:
+            self._loop.call_later(self._linger_s, self._close_lingering)
+
+    def _forget(self, peer: Peer) -> None:
+        self._discard_unsent(peer)
+        self._loop.unwatch(peer.socket)
+        peer.mask = None
+        self._deadlines.clear(peer)
+        self._turns.remove(peer)
+
+    def _discard_unsent(self, peer: Peer) -> None:
+        for grants in peer.discard_unsent():
+            self._take_back(grants)
+
+
+def _send_last(peer: Peer, answer: Answer) -> None:
+    """Send a last answer to a client that is about to be dropped, if it takes it at once."""
+    with contextlib.suppress(OSError):
+        peer.send(answer)

@@ -1,0 +1,193 @@
+"""Listeners that the binder holds, the claims to them, and what a handoff of one grants."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import msgspec
+
+from multibinder.binder.owner import Owner
+from multibinder.binder.records import Record
+from multibinder.kernel.socket_options import cookie_of, inode_of
+from multibinder.wire import kinds
+from multibinder.wire.addresses import Address
+from multibinder.wire.kinds import Kind
+from multibinder.wire.messages import ListenerSpec
+from multibinder.wire.options import Options
+from multibinder.wire.status import ListenerStatus
+
+#: Characters that both FDNAME= (sd_notify(3)) and a file name may have.
+_DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_-"
+#: The owner of a socket that came without a record: a socket unit's, for example.
+_INHERITED = Owner("inherited", 0)
+
+
+class Claim(msgspec.Struct):
+    """One owner's claim to a listener.
+
+    ``since`` is the number of the handoff that made the claim; ``handoffs`` counts the handoffs that it rests on.
+    """
+
+    since: int
+    handoffs: int = 0
+
+
+class Listener(msgspec.Struct, eq=False):
+    """A socket that the binder holds, and what the socket does not know of itself. The store alone opens and closes it.
+
+    ``queue_limit``                 the limit that the kernel last gave the queue at our request; 0 before the first.
+    ``kept``                        the keeper has confirmed that it has a copy of the socket.
+    ``kernel_chose_port``           the first request was for port 0.
+    ``held_outside_pid_namespace``  a process that our PID namespace does not show has received it.
+    ``handoffs``                    the number of handoffs so far, which is also the number of the last one.
+    ``last_handoff_at``             in seconds of time.monotonic().
+    ``repaired_at``                 in seconds since the epoch; 0 if the listener was never repaired.
+    ``created``                     in seconds since the epoch.
+    """
+
+    socket: socket.socket
+    address: Address
+    options: Options
+    queue_limit: int = 0
+    claims: dict[Owner, Claim] = msgspec.field(default_factory=dict)
+    kept: bool = False
+    kernel_chose_port: bool = False
+    held_outside_pid_namespace: bool = False
+    handoffs: int = 0
+    last_handoff_at: float = msgspec.field(default_factory=time.monotonic)
+    repairs: int = 0
+    repaired_at: float = 0.0
+    created: float = msgspec.field(default_factory=time.time)
+
+    @property
+    def kind(self) -> Kind:
+        return kinds.of_address(self.address)
+
+    @property
+    def cookie(self) -> int:
+        return cookie_of(self.socket)
+
+    @property
+    def inode(self) -> int:
+        """The number that finds the socket in /proc, which shows no cookies."""
+        return inode_of(self.socket)
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels of the owners, each once. The empty one stands for all owners without a label."""
+        return list(dict.fromkeys(owner.label for owner in self.claims))
+
+    @property
+    def kept_name(self) -> str:
+        """The name for the keeper. No other socket ever has the same."""
+        return name_of_cookie(self.cookie)
+
+    def for_keeper(self) -> tuple[str, int]:
+        """Return ``kept_name`` and the descriptor, which stays the listener's."""
+        return self.kept_name, self.socket.fileno()
+
+    def note_repair(self) -> None:
+        self.repairs += 1
+        self.repaired_at = time.time()
+
+    def record(self, *, released: bool = False) -> Record:
+        return Record(
+            address=str(self.address),
+            cookie=self.cookie,
+            inode=self.inode,
+            claims={str(owner): claim.handoffs for owner, claim in self.claims.items()},
+            name=self.options.name,
+            backlog=self.options.backlog,
+            handoffs=self.handoffs,
+            created=self.created,
+            kernel_chose_port=self.kernel_chose_port,
+            held_outside_pid_namespace=self.held_outside_pid_namespace,
+            released=released,
+        )
+
+    def status(self) -> ListenerStatus:
+        return ListenerStatus(
+            address=str(self.address),
+            name=self.options.name,
+            owners=self.labels,
+            backlog=self.kind.queue(self.socket).limit,
+            backlog_requested=self.options.backlog,
+            v6only=self.options.v6only,
+            handoffs=self.handoffs,
+            created=self.created,
+            cookie=self.cookie,
+        )
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """One handoff that an answer promises, with what is needed to take it back.
+
+    ``handoff`` is its number among the listener's handoffs; ``created`` tells whether this request made the listener.
+    """
+
+    listener: Listener
+    owner: Owner
+    handoff: int
+    created: bool
+
+    @property
+    def backlog(self) -> int:
+        """The effective limit of the accept queue, in connections."""
+        return self.listener.queue_limit
+
+    @property
+    def warning(self) -> str | None:
+        """The sentence for a backlog that the kernel cut, or None."""
+        backlog = self.listener.options.backlog
+        if backlog is None or backlog <= self.backlog:
+            return None
+        return (
+            f"a backlog of {backlog} was asked for, but the kernel allows {self.backlog}; "
+            f"raise it with 'sysctl -w net.core.somaxconn={backlog}' and ask again"
+        )
+
+
+def open_listener(spec: ListenerSpec) -> Listener:
+    """Return a new listener that is bound and not ready yet. Raises OSError; no socket is left open then."""
+    kind = kinds.of_address(spec.address)
+    sock = kind.open(spec.address, spec.options)
+    address = kind.address_of(sock)
+    # What was asked for and what was bound differ only in what the kernel chose.
+    return Listener(sock, address, kind.actual_options(sock, spec.options), kernel_chose_port=address != spec.address)
+
+
+def restored_listener(sock: socket.socket, record: Record | None) -> Listener:
+    """Return the listener of a socket that an earlier binder opened, or that came without a record.
+
+    Address, fixed options and queue limit are those of the socket; ``record`` has the rest.
+    """
+    kind = kinds.of_socket(sock)
+    assert kind is not None  # noqa: S101 (inherit.py lets nothing else through)
+    address = kind.address_of(sock)
+    if record is None:
+        record = Record(str(address), 0, claims={str(_INHERITED): 1}, created=time.time())
+    return Listener(
+        sock,
+        address,
+        kind.actual_options(sock, Options(record.backlog, name=record.name)),
+        queue_limit=kind.queue(sock).limit,
+        claims={Owner.parse(owner): Claim(0, handoffs) for owner, handoffs in record.claims.items()},
+        handoffs=record.handoffs,
+        created=record.created,
+        kernel_chose_port=record.kernel_chose_port,
+        held_outside_pid_namespace=record.held_outside_pid_namespace,
+    )
+
+
+def name_of_cookie(cookie: int) -> str:
+    """Return the shortest text for ``cookie`` that can be an FDNAME.
+
+    The names of all descriptors must fit into one string of the environment (LISTEN_FDNAMES), which has at most 128 KiB
+    (MAX_ARG_STRLEN, execve(2)). Five characters and a colon are short enough for 20,000 listeners.
+    """
+    digits = ""
+    while cookie:
+        cookie, digit = divmod(cookie, len(_DIGITS))
+        digits = _DIGITS[digit] + digits
+    return digits

@@ -1,0 +1,88 @@
+"""The policy that decides now, and its decisions about listeners that exist."""
+
+from __future__ import annotations
+
+import msgspec
+
+from multibinder.binder.caller import Caller
+from multibinder.binder.listener import Listener
+from multibinder.binder.policy import Decision, Policy
+from multibinder.wire import messages
+from multibinder.wire.errors import NotAllowed
+from multibinder.wire.messages import ListenerSpec
+
+
+class PolicyInForce:
+    """Hold the policy that decides now. Without a policy, every client that can connect may ask for everything."""
+
+    def __init__(self, policy: Policy | None) -> None:
+        self._current = policy
+
+    @property
+    def current(self) -> Policy | None:
+        return self._current
+
+    def replace(self, policy: Policy | None) -> None:
+        """Let ``policy`` decide about every request from now on."""
+        self._current = policy
+
+    def require_allowed(self, caller: Caller, method: str) -> None:
+        """Raise NotAllowed if the caller may not ask for ``method`` at all."""
+        if self._current is not None:
+            _require_allowed(self._current.decide(caller, method), caller, method)
+
+    def require_allowed_for(self, caller: Caller, method: str, spec: ListenerSpec, listener: Listener | None) -> None:
+        """Raise NotAllowed if the caller may not ask ``method`` for ``spec``. ``listener`` is what ``spec`` finds."""
+        if self._current is not None:
+            _require_allowed(_decide(self._current, caller, method, spec, listener), caller, method, spec)
+
+    def allows(self, caller: Caller, method: str, listener: Listener) -> bool:
+        """Return whether the caller may ask ``method`` for a listener that exists."""
+        if self._current is None:
+            return True
+        return _decide(self._current, caller, method, ListenerSpec(listener.address), listener).allowed
+
+
+def _decide(policy: Policy, caller: Caller, method: str, spec: ListenerSpec, listener: Listener | None) -> Decision:
+    """Decide about ``listener`` as it is, or about ``spec`` if there is no listener yet."""
+    if listener is None:
+        return policy.decide_listener(caller, method, spec)
+    decision = _decide_about_existing(policy, caller, method, listener, spec)
+    if decision.allowed and not spec.address.matches(listener.address):
+        # ``spec`` found the listener by its name, and has another address. An earlier element of the same request may
+        # release that listener; then ``spec`` binds its own address, so that must be allowed too.
+        return policy.decide_listener(caller, method, spec)
+    return decision
+
+
+def _decide_about_existing(
+    policy: Policy, caller: Caller, method: str, listener: Listener, asked: ListenerSpec
+) -> Decision:
+    v6only = listener.options.v6only
+    # A request with v6only may find an IPv4 listener by its name. A spec of an IPv4 address cannot have v6only.
+    options = asked.options if v6only is not None else msgspec.structs.replace(asked.options, v6only=None)
+    existing = ListenerSpec(listener.address, options)
+    decision = policy.decide_listener(caller, method, existing, v6only)
+    if decision.allowed or not listener.kernel_chose_port:
+        return decision
+    if not any(owner.uid == caller.uid for owner in listener.claims):
+        return decision
+    # A caller that may bind port 0 may use the port that the kernel chose for it, but not what it chose for others.
+    any_port = msgspec.structs.replace(existing, address=listener.address.any_port())
+    decision_for_any_port = policy.decide_listener(caller, method, any_port, v6only)
+    return decision_for_any_port if decision_for_any_port.allowed else decision
+
+
+def _require_allowed(decision: Decision, caller: Caller, method: str, spec: ListenerSpec | None = None) -> None:
+    if decision.allowed:
+        return
+    what = method if spec is None else f"{method} {spec.address}"
+    also = ""
+    if decision.request is not None and decision.request.implied:
+        also = f" (which takes {decision.request.address} as well unless v6only is set)"
+    who = f"uid {caller.uid}" + (f", unit {caller.unit}" if caller.unit else "")
+    raise NotAllowed(
+        f"Not allowed to {what}{also}: {decision.why} ({who}); see 'multibinder policy check'",
+        messages.NOT_ALLOWED,
+        {"rule": decision.rule.number if decision.rule else None},
+    )

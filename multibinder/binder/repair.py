@@ -1,0 +1,64 @@
+"""Keep listeners ready with their own backlog, and undo what their holders do to them.
+
+A holder may shut a shared socket down, or call listen(2) with another backlog. Both take effect for every holder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from multibinder.binder import events
+from multibinder.binder.bind_refusal import BindRefusals
+from multibinder.binder.listener import Listener
+from multibinder.wire.errors import BindError
+
+
+def set_backlog(listener: Listener) -> None:
+    """Give the socket the listener's backlog, and note the queue limit that the kernel made of it. Raises OSError."""
+    listener.queue_limit = listener.kind.make_ready(listener.socket, listener.options.backlog)
+
+
+def make_ready(listener: Listener, refusals: BindRefusals, uid: int) -> None:
+    """Let clients reach a new listener. Raises BindError, for a client of ``uid``."""
+    try:
+        set_backlog(listener)
+    except OSError as error:
+        raise refusals.of(listener.address, error, uid) from error
+
+
+def make_ready_again(listener: Listener, refusals: BindRefusals, uid: int) -> None:
+    """Let clients reach a listener again that a holder has shut down. Raises BindError, for a client of ``uid``."""
+    try:
+        listener.queue_limit = listener.kind.repair(listener.socket, listener.address, listener.options.backlog)
+    except OSError as error:
+        raise refusals.of(listener.address, error, uid) from error
+    listener.note_repair()
+    events.warning("repaired", address=listener.address, why="a holder had shut the socket down")
+
+
+def repair_all(listeners: Iterable[Listener], refusals: BindRefusals) -> None:
+    """Repair each listener. A check takes some microseconds. A listener that cannot be repaired is logged."""
+    largest_by_kind: dict[str, int] = {}
+    for listener in listeners:
+        name = listener.kind.name
+        if name not in largest_by_kind:
+            largest_by_kind[name] = listener.kind.largest_queue()
+        try:
+            _repair(listener, refusals, largest_by_kind[name])
+        except (OSError, BindError) as error:
+            events.error("cannot-repair", address=listener.address, why=error)
+
+
+def _repair(listener: Listener, refusals: BindRefusals, largest: int) -> None:
+    """``largest`` is the longest queue that the kernel allows now: when it was raised, the listener gets more."""
+    queue = listener.kind.queue(listener.socket)
+    if not queue.ready:
+        make_ready_again(listener, refusals, os.geteuid())
+    elif queue.limit == listener.queue_limit < min(listener.options.backlog or largest, largest):
+        set_backlog(listener)
+        events.info("backlog-raised", address=listener.address, was=queue.limit, now=listener.queue_limit)
+    elif queue.limit != listener.queue_limit:
+        set_backlog(listener)
+        listener.note_repair()
+        events.warning("backlog-restored", address=listener.address, was=queue.limit, now=listener.queue_limit)

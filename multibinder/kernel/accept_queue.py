@@ -1,0 +1,30 @@
+"""The accept queue of a listening TCP socket, as TCP_INFO tells it."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import NamedTuple
+
+#: enum in include/net/tcp_states.h.
+TCP_LISTEN = 10
+#: struct tcp_info (linux/tcp.h): eight bytes, four u32, then tcpi_unacked and tcpi_sacked, which for a listening
+#: socket are the length and the limit of its accept queue (tcp_get_info() in net/ipv4/tcp.c).
+_TCP_INFO = struct.Struct("=B7x16xII")
+
+
+class AcceptQueue(NamedTuple):
+    """``length`` connections wait now, ``limit`` may wait. Neither means anything unless ``listening``.
+
+    The kernel takes one more than ``limit`` (sk_acceptq_is_full() in include/net/sock.h).
+    """
+
+    listening: bool
+    length: int
+    limit: int
+
+
+def accept_queue(sock: socket.socket) -> AcceptQueue:
+    """Read the queue in one system call. Raises OSError for a socket that is not TCP."""
+    state, length, limit = _TCP_INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
+    return AcceptQueue(state == TCP_LISTEN, length, limit)

@@ -1,0 +1,37 @@
+"""Processes by descriptor, where a PID may be another process's by now: pidfd_open(2), pidfd_getfd(2)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import socket
+
+#: The number is the same on every architecture (asm-generic/unistd.h); CPython has no name for it.
+_PIDFD_GETFD = 438
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def duplicate_socket(pid: int, descriptor: int) -> socket.socket:
+    """Return a close-on-exec copy of another process's socket, which the caller owns.
+
+    Needs PTRACE_MODE_ATTACH_REALCREDS (pidfd_getfd(2)): the same user, or CAP_SYS_PTRACE. Raises PermissionError
+    without it, and another OSError if the process or its descriptor is gone, or the descriptor is no socket.
+    """
+    pidfd = os.pidfd_open(pid)
+    try:
+        number = _libc.syscall(_PIDFD_GETFD, pidfd, descriptor, 0)
+        if number < 0:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error))  # PermissionError for EPERM
+        return socket.socket(fileno=number)
+    finally:
+        os.close(pidfd)
+
+
+def has_ended(pidfd: int) -> bool:
+    """Return whether the process of a pidfd has ended: the descriptor is readable then (pidfd_open(2))."""
+    ended = select.poll()
+    ended.register(pidfd, select.POLLIN)
+    return bool(ended.poll(0))

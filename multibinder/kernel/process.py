@@ -1,0 +1,154 @@
+"""One process as /proc/PID shows it. Every question about a process has its one answer here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import NamedTuple
+
+#: PF_KTHREAD (linux/sched.h), in the flags of /proc/PID/stat.
+_KERNEL_THREAD = 0x00200000
+_ENDED = ("Z", "X")
+
+#: sysconf(_SC_CLK_TCK): ticks a second, the unit of a process's start time.
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+class Stat(NamedTuple):
+    """Fields of /proc/PID/stat (proc_pid_stat(5)).
+
+    ``state`` is one letter. ``start_ticks`` counts clock ticks from boot to the start of the process; execve(2) does
+    not change it, and no later process with the same PID has the same.
+    """
+
+    state: str
+    parent: int
+    flags: int
+    start_ticks: int
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is a zombie, or about to vanish."""
+        return self.state in _ENDED
+
+
+def stat_of(pid: int) -> Stat:
+    """Read the fields of a process. Raises OSError: ProcessLookupError or FileNotFoundError if it is gone."""
+    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+        # The second field, the name in parentheses, may contain anything; the third one is the first here.
+        fields = file.read().rpartition(")")[2].split()
+    if len(fields) < 20:
+        raise ProcessLookupError(f"/proc/{pid}/stat is empty")
+    return Stat(fields[0], int(fields[1]), int(fields[6]), int(fields[19]))
+
+
+def stat_or_none(pid: int) -> Stat | None:
+    """Read the fields of a process; None if it is gone or may not be looked at."""
+    try:
+        return stat_of(pid)
+    except (OSError, ValueError):
+        return None
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process exists and is no zombie."""
+    stat = stat_or_none(pid)
+    return stat is not None and not stat.has_ended
+
+
+def is_child(pid: int, parent: int) -> bool:
+    """Return whether ``pid`` is alive and a child of ``parent``."""
+    stat = stat_or_none(pid)
+    return stat is not None and not stat.has_ended and stat.parent == parent
+
+
+def parent_of(pid: int) -> int:
+    """Return the PID of the parent; 0 if the process is gone, or its parent is in another PID namespace."""
+    stat = stat_or_none(pid)
+    return stat.parent if stat is not None else 0
+
+
+def start_ticks_of(pid: int) -> int:
+    """Return when a process started, in clock ticks since boot; 0 if it does not exist."""
+    stat = stat_or_none(pid)
+    return stat.start_ticks if stat is not None else 0
+
+
+def is_program(pid: int) -> bool:
+    """Return whether a process can have descriptors: it lives, and is no thread of the kernel. True in doubt."""
+    stat = stat_or_none(pid)
+    if stat is None:
+        return os.path.exists(f"/proc/{pid}")
+    return not stat.has_ended and not stat.flags & _KERNEL_THREAD
+
+
+def name_of(pid: int) -> str:
+    """Return the name of the program (its comm), safe to print; a question mark if the process is gone."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+        return printable(file.read().strip()) or "?"
+    return "?"
+
+
+def printable(name: str) -> str:
+    """Return ``name`` with a question mark for each character that a terminal could obey."""
+    return "".join(each if each.isprintable() else "?" for each in name)
+
+
+def command_line_of(pid: int) -> bytes:
+    """Return the arguments as the process has them, each ended by a NUL; empty if they cannot be read."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    """Return the environment with which a process was last executed. Raises OSError, for want of rights too."""
+    with open(f"/proc/{pid}/environ", "rb") as file:
+        pairs = (entry.partition(b"=") for entry in file.read().split(b"\0") if entry)
+        return {os.fsdecode(key): os.fsdecode(value) for key, _, value in pairs}
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the children of a process's first thread (proc_pid_task_children(5)); empty if they cannot be read."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+            return [int(child) for child in file.read().split()]
+    except OSError:
+        return []
+
+
+def uid_of(pid: int) -> int | None:
+    """Return the effective user id of a process; None if it is gone."""
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
+
+
+def unit_of(pid: int) -> str:
+    """Return the systemd unit that a process runs in; empty if that cannot be told.
+
+    Raises OSError if the process is gone.
+    """
+    with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
+        return unit_in(file.read())
+
+
+def unit_in(cgroups: str) -> str:
+    """Return the unit that the text of a /proc/PID/cgroup names (cgroups(7)); empty if there is none.
+
+    The unit is the first part of the path that is no slice. What lies below is the unit's own to name
+    (systemd.slice(5)), so a process cannot choose its unit by the name of a control group that it makes.
+    """
+    for line in cgroups.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "name=systemd"):
+            continue
+        for part in path.split("/"):
+            # A name that would collide with a file of the kernel's has an underscore in front.
+            name = part.removeprefix("_")
+            if name and not name.endswith(".slice"):
+                return name if name.endswith((".service", ".scope")) else ""
+    return ""

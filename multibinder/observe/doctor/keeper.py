@@ -1,0 +1,51 @@
+"""Report whether the sockets survive a crash of the binder: a keeper, and room for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from multibinder.observe.doctor.facts import Facts
+from multibinder.observe.doctor.finding import Finding
+
+_NEARLY_FULL = 0.9
+
+
+def keeper(facts: Facts) -> Iterator[Finding]:
+    """Report a binder without a keeper: if it crashes, the listeners that no other process holds are closed."""
+    if facts.keeper is None:
+        return
+    found = facts.keeper
+    pid = facts.binder.pid if facts.binder else None
+    if found.kind == "none" or (found.kind == "systemd" and found.limit == 0):
+        by_systemd = found.kind == "systemd"
+        yield Finding(
+            "store",
+            "warning",
+            f"{found.unit} has no descriptor store"
+            if by_systemd
+            else "nobody keeps the sockets while the binder is dead",
+            f"the binder{f' (pid {pid})' if pid else ''}",
+            "If it crashes, every listener that no other process holds is closed, and its clients are reset",
+            "multibinder systemd install && systemctl daemon-reload && systemctl restart multibinder"
+            if by_systemd
+            else "multibinder systemd install; or start it with: multibinder serve --guard",
+        )
+    elif found.limit and found.stored is not None and found.stored >= found.limit * _NEARLY_FULL:
+        full = found.stored >= found.limit
+        yield Finding(
+            "store",
+            "problem" if full else "warning",
+            f"the descriptor store is {'full' if full else 'nearly full'}: {found.stored} of {found.limit}",
+            found.unit,
+            "systemd drops what does not fit and does not tell the binder: those listeners would not survive its crash",
+            f"systemctl edit {found.unit}   # [Service] FileDescriptorStoreMax={found.limit * 4}",
+        )
+    if found.unit_changed:
+        yield Finding(
+            "unit",
+            "warning",
+            "the unit on disk is not the one that systemd has loaded",
+            found.unit,
+            "The change has no effect yet",
+            "systemctl daemon-reload",
+        )

@@ -1,0 +1,89 @@
+"""The base of all addresses."""
+
+from __future__ import annotations
+
+import re
+import socket
+from typing import Any, ClassVar
+
+import msgspec
+
+from multibinder.wire.errors import AddressError
+from multibinder.wire.excerpt import excerpt
+
+_PREFIX = re.compile(r"[a-z0-9+]+@")
+
+
+class IpEndpoint(msgspec.Struct, frozen=True):
+    """An IP address as a number, its version (4 or 6) and a port."""
+
+    version: int
+    number: int
+    port: int
+
+
+class Address(msgspec.Struct, frozen=True):
+    """The name of a listener. ``str()`` prints what ``parse`` reads; equal addresses name the same listener.
+
+    A family is a subclass in a module of its own. What a socket of an address does is its kind's matter
+    (``kinds.of_address``).
+    """
+
+    #: The name of the kind that opens sockets on addresses of this family (wire/kinds/).
+    kind: ClassVar[str]
+    #: HAProxy's prefixes of this family (configuration.txt, "Address formats"); ``""`` for none.
+    prefixes: ClassVar[frozenset[str]]
+
+    @staticmethod
+    def parse(text: str) -> Address:
+        """Read an address in HAProxy's grammar; its prefix says the family. Raises AddressError."""
+        prefix, _ = split_prefix(text)
+        for family in Address.__subclasses__():
+            if prefix in family.prefixes:
+                return family.parse(text)
+        raise unsupported(text, prefix)
+
+    def matches(self, bound: Address) -> bool:
+        """Return whether a socket that is bound to ``bound`` satisfies a request for this address."""
+        return self == bound
+
+    def any_port(self) -> Address:
+        """Return the address that lets the kernel choose what it can choose: port 0 of the same host."""
+        return self
+
+    def wire_fields(self) -> tuple[str, int]:
+        """Return ``address`` and ``port`` of the request element that asks for this address."""
+        raise NotImplementedError
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        """The address family of its sockets, as ``socket.AF_INET``."""
+        raise NotImplementedError
+
+    @property
+    def sockaddr(self) -> Any:
+        """The argument for ``socket.bind`` and ``socket.connect``; its type depends on the family."""
+        raise NotImplementedError
+
+    @property
+    def ip_endpoint(self) -> IpEndpoint | None:
+        """The IP address and port; None for a family that has none."""
+        return None
+
+    @property
+    def path(self) -> str | None:
+        """The path in the file system; None for a family that has none."""
+        return None
+
+
+def split_prefix(text: str) -> tuple[str, str]:
+    """Split ``tcp@192.0.2.1:80`` into the prefix with its ``@``, which may be empty, and the rest."""
+    found = _PREFIX.match(text)
+    return (found[0], text[found.end() :]) if found else ("", text)
+
+
+def unsupported(text: str, prefix: str) -> AddressError:
+    """Return the error for an address whose prefix no family knows."""
+    return AddressError(
+        f"{excerpt(repr(text))}: {excerpt(prefix)} addresses are not supported yet, only TCP (192.0.2.1:80, [::]:443)"
+    )

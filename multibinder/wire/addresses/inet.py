@@ -1,0 +1,142 @@
+"""Addresses of IPv4 and IPv6. A host is numeric; a host name is an error."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+import socket
+from typing import ClassVar
+
+from multibinder.wire.addresses.address import Address, IpEndpoint, split_prefix, unsupported
+from multibinder.wire.errors import AddressError
+from multibinder.wire.excerpt import excerpt
+
+#: The IP version that each prefix demands.
+_VERSIONS = {"": None, "tcp@": None, "ipv4@": 4, "tcp4@": 4, "ipv6@": 6, "tcp6@": 6}
+#: RFC 4291, section 2.5.5.2: an IPv4 address as an IPv6 socket shows it.
+_MAPPED = "::ffff:"
+
+
+class TcpAddress(Address, frozen=True):
+    """A numeric TCP endpoint. ``str()`` prints what ``parse`` reads: ``192.0.2.1:80``, ``[2001:db8::1]:443``.
+
+    Create it with ``of`` or ``parse`` only: ``host`` is the text that inet_ntop(3) prints, so that equal addresses
+    compare equal. Port 0 asks the kernel for a free port (ip(7), ip_local_port_range).
+    """
+
+    kind: ClassVar[str] = "tcp"
+    prefixes: ClassVar[frozenset[str]] = frozenset(_VERSIONS)
+
+    host: str
+    port: int
+
+    @staticmethod
+    def of(host: str, port: int) -> TcpAddress:
+        """Return the address of a numeric host and a port from 0 to 65535. Raises AddressError."""
+        if not 0 <= port <= 65535:
+            raise AddressError(f"port {excerpt(str(port))} is out of range: a TCP port is a number from 0 to 65535")
+        return TcpAddress(_numeric_host(host), port)
+
+    @staticmethod
+    def parse(text: str) -> TcpAddress:
+        """Read ``host:port`` in HAProxy's grammar. Raises AddressError."""
+        prefix, rest = split_prefix(text)
+        if prefix not in _VERSIONS:
+            raise unsupported(text, prefix)
+        version = _VERSIONS[prefix]
+        host, colon, port = rest.rpartition(":")
+        if not colon or not re.fullmatch("[0-9]{1,9}", port):
+            raise AddressError(
+                f"{excerpt(repr(text))} has no port: write host:port, as in 192.0.2.1:80 or [2001:db8::1]:443"
+            )
+        if host.startswith("[") and host.endswith("]"):
+            host = host[1:-1]
+        address = TcpAddress.of(host, int(port))
+        if version is not None and address.version != version:
+            raise AddressError(f"{text!r}: {host} is not an IPv{version} address")
+        return address
+
+    @staticmethod
+    def of_name(name: tuple[str, int] | tuple[str, int, int, int]) -> TcpAddress:
+        """Return the address in a result of getsockname(2) or getpeername(2)."""
+        return TcpAddress.of(name[0].partition("%")[0], name[1])
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        return socket.AF_INET6 if ":" in self.host else socket.AF_INET
+
+    @property
+    def version(self) -> int:
+        """The IP version of the host: 4 or 6."""
+        return 6 if ":" in self.host else 4
+
+    @property
+    def sockaddr(self) -> tuple[str, int]:
+        return (self.host, self.port)
+
+    @property
+    def ip_endpoint(self) -> IpEndpoint:
+        number = int.from_bytes(socket.inet_pton(self.family, self.host))
+        return IpEndpoint(self.version, number, self.port)
+
+    @property
+    def is_wildcard(self) -> bool:
+        """Whether the host stands for every address of its IP version."""
+        return self.host in ("0.0.0.0", "::")
+
+    @property
+    def is_ipv4_mapped(self) -> bool:
+        """Whether the host is an IPv4 address in IPv6 notation: ``::ffff:192.0.2.1`` (ipv6(7))."""
+        return self.host.startswith(_MAPPED) and "." in self.host
+
+    @property
+    def header_bytes(self) -> int:
+        """The length of the IP and TCP headers without options (RFC 6691) of packets to and from this address."""
+        return 40 if self.unmapped().version == 4 else 60
+
+    def with_port(self, port: int) -> TcpAddress:
+        return TcpAddress(self.host, port)
+
+    def any_port(self) -> TcpAddress:
+        return self.with_port(0)
+
+    def wildcard(self) -> TcpAddress:
+        """Return the wildcard address of the same IP version and port."""
+        return TcpAddress("::" if ":" in self.host else "0.0.0.0", self.port)
+
+    def unmapped(self) -> TcpAddress:
+        """Return the IPv4 address of an IPv4-mapped one; every other address is returned as it is."""
+        return TcpAddress(self.host.removeprefix(_MAPPED), self.port) if self.is_ipv4_mapped else self
+
+    def matches(self, bound: Address) -> bool:
+        """Return whether a socket that is bound to ``bound`` satisfies a request for this address: port 0 accepts
+        any port."""
+        return isinstance(bound, TcpAddress) and self.host == bound.host and self.port in (0, bound.port)
+
+    def wire_fields(self) -> tuple[str, int]:
+        return self.host, self.port
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@functools.lru_cache(maxsize=1024)
+def _numeric_host(host: str) -> str:
+    if host in ("", "*"):
+        raise AddressError(f"host {host!r} is ambiguous: write 0.0.0.0 for every IPv4 address, :: for IPv6")
+    shown = excerpt(repr(host))
+    if "%" in host:
+        raise AddressError(
+            f"host {shown} has an IPv6 scope, which is not supported: "
+            "bind the address without it, or :: and filter by interface"
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with contextlib.suppress(OSError, ValueError):  # ValueError: a NUL, or not ASCII
+        return socket.inet_ntop(family, socket.inet_pton(family, host))
+    if re.fullmatch(r"[0-9.]+", host) or ":" in host:
+        raise AddressError(f"host {shown} is not a valid IP address")
+    raise AddressError(
+        f"host {shown} is a name: give a numeric address. A name can mean several addresses, and another one "
+        "after the next DNS answer; a listener must not depend on that"
+    )

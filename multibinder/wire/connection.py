@@ -1,0 +1,168 @@
+"""One connection to the control socket: a request goes out, and its reply comes back with its descriptors in time."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import struct
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from multibinder.wire import messages, transport
+from multibinder.wire.decoder import Decoder
+from multibinder.wire.errors import (
+    BindError,
+    BinderTimeout,
+    BinderUnavailable,
+    ConfigurationError,
+    LimitReached,
+    NotAllowed,
+    RemoteProtocolError,
+    RequestError,
+)
+from multibinder.wire.messages import ListenerParams, Reply
+
+#: The path of the control socket, for every client and for ``multibinder serve``.
+SOCKET_VARIABLE = "MULTIBINDER_SOCK"
+
+#: The binder is trusted, but a bug there must not fill our memory: 10,000 listeners in a list have about 3 MB.
+_REPLY_LIMIT = 64 * 1024 * 1024
+
+_ERRORS = {
+    messages.COULD_NOT_BIND: BindError,
+    messages.LIMIT_REACHED: LimitReached,
+    messages.NOT_ALLOWED: NotAllowed,
+}
+_reply = msgspec.json.Decoder(Reply)
+
+
+class Connection:
+    """A connected control socket. One request at a time, from one thread.
+
+    ``path`` defaults to $MULTIBINDER_SOCK. The constructor connects within ``timeout`` seconds; it raises
+    ConfigurationError or BinderUnavailable.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, timeout: float) -> None:
+        self.path = os.fspath(path or os.environ.get(SOCKET_VARIABLE) or "")
+        if not self.path:
+            raise ConfigurationError(
+                f"{SOCKET_VARIABLE} is not set: set it to the path of the binder's control socket "
+                "(as given to 'multibinder serve --socket'), or pass socket_path="
+            )
+        self._ids = itertools.count(1)
+        self._decoder = Decoder(_REPLY_LIMIT)
+        #: Received, and not taken yet.
+        self._descriptors: list[int] = []
+        self.socket, self._waits_s = _connect(self.path, timeout)
+
+    def close(self) -> None:
+        """Close the connection, and the descriptors that were received and not taken."""
+        self.socket.close()
+        transport.close_all(self._descriptors)
+        self._descriptors.clear()
+
+    def take_descriptors(self) -> list[int]:
+        """Return the descriptors that came with the replies since the last call. The caller owns them."""
+        descriptors, self._descriptors = self._descriptors, []
+        return descriptors
+
+    @property
+    def received(self) -> int:
+        """The number of descriptors that ``take_descriptors`` would return."""
+        return len(self._descriptors)
+
+    def ask(self, method: str, params: Sequence[ListenerParams], timeout: float, deadline: float) -> Reply:
+        """Send a request and return its reply.
+
+        ``deadline`` is in seconds of time.monotonic(); ``timeout`` is only named in messages. Raises BinderUnavailable,
+        BinderTimeout, RemoteProtocolError, and RequestError for a refusal.
+        """
+        request_id = str(next(self._ids))
+        try:
+            self._send(messages.encode_request(method, request_id, list(params)), deadline)
+            reply = self.next_reply(deadline)
+        except TimeoutError as error:
+            raise BinderTimeout(f"the binder at {self.path} did not answer '{method}' within {timeout:g} s") from error
+        if reply.error is not None:
+            kind = _ERRORS.get(reply.error.code, RequestError)
+            raise kind(reply.error.message, reply.error.code, reply.error.data)
+        if reply.id != request_id:
+            raise RemoteProtocolError(f"asked with id {request_id}, answered with id {reply.id!r}")
+        return reply
+
+    def next_reply(self, deadline: float) -> Reply:
+        """Return the next message of the binder. Raises TimeoutError, BinderUnavailable, RemoteProtocolError."""
+        while (text := self._decoder.next_message()) is None:
+            self._wait_until(deadline)
+            try:
+                arrived, descriptors = transport.receive(self.socket)
+            except BlockingIOError as error:
+                raise TimeoutError from error
+            except ConnectionResetError:
+                arrived, descriptors = b"", []
+            if not arrived:
+                raise BinderUnavailable(f"the binder at {self.path} closed the connection without an answer")
+            self._descriptors += descriptors
+            self._decoder.feed(arrived)
+        try:
+            return _reply.decode(text)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise RemoteProtocolError(f"not a JSON-RPC reply: {text[:80]!r} ({error})") from error
+
+    def _send(self, request: bytes, deadline: float) -> None:
+        rest = memoryview(request)
+        while rest:
+            self._wait_until(deadline)
+            try:
+                rest = rest[transport.send(self.socket, rest) :]
+            except BlockingIOError as error:
+                raise TimeoutError from error
+            except (BrokenPipeError, ConnectionResetError):
+                # The binder closed its end. What it said before that is the better message, and is read next.
+                return
+
+    def _wait_until(self, deadline: float) -> None:
+        """Let the next call on the socket block until the deadline, or a twentieth longer: that saves system calls."""
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        if not left_s <= self._waits_s <= left_s * 1.05:
+            _limit_waits(self.socket, left_s)
+            self._waits_s = left_s
+
+
+def _connect(path: str, timeout: float) -> tuple[socket.socket, float]:
+    """Return a connected socket in blocking mode, and how long it waits, in seconds."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # A non-blocking connect() fails at once when the binder's queue is full; a blocking one waits for its turn,
+        # as long as the send timeout says (unix_stream_connect() in net/unix/af_unix.c).
+        _limit_waits(sock, timeout)
+        sock.connect(path)
+    except BlockingIOError as error:
+        sock.close()
+        raise BinderTimeout(f"the binder at {path} did not accept the connection within {timeout:g} s") from error
+    except OSError as error:
+        sock.close()
+        raise _unavailable(path, error) from error
+    return sock, timeout
+
+
+def _limit_waits(sock: socket.socket, seconds: float) -> None:
+    """Set SO_SNDTIMEO and SO_RCVTIMEO (socket(7)): past them a blocking call fails with EAGAIN."""
+    timeval = struct.pack("@ll", *divmod(max(1, int(seconds * 1e6)), 10**6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+
+
+def _unavailable(path: str, error: OSError) -> BinderUnavailable:
+    why = {
+        FileNotFoundError: "there is no such socket; is 'multibinder serve' running?",
+        ConnectionRefusedError: "nobody listens there any more; is 'multibinder serve' running?",
+        PermissionError: "permission denied; the binder's --mode and --group say who may connect",
+    }.get(type(error), str(error.strerror or error))
+    return BinderUnavailable(f"cannot reach the binder at {path}: {why}")

@@ -1,0 +1,100 @@
+"""The structure of ``summary.json``: what every local user may know of an instance (docs/instance-summary.md).
+
+The launcher writes the file; the exporter, the doctor and other monitoring read it. An added field needs a default: a
+reader meets the files of earlier versions, and ignores the fields of later ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+#: Below the directory of the instance.
+FILE_NAME = "summary.json"
+#: Of the structure: fields may be added, a change of what is here raises it.
+VERSION = 1
+
+
+class MasterProcess(msgspec.Struct, frozen=True):
+    """The process that manages an instance's workers.
+
+    ``start_ticks`` is field 22 of proc_pid_stat(5), or 0 if it is unknown. A later process with the same PID has
+    another one.
+    """
+
+    pid: int
+    start_ticks: int
+
+
+class SourceFile(msgspec.Struct, frozen=True):
+    """A file that the loaded configuration came from, as stat(2) described it just before it was read.
+
+    ``mtime_ns`` is None if the file did not exist: an optional include.
+    """
+
+    path: str
+    mtime_ns: int | None
+    size: int
+    inode: int
+
+
+class SourceDirectory(msgspec.Struct, frozen=True):
+    """A directory that the loaded configuration came from.
+
+    ``files`` are the names that counted: those that end in one of ``suffixes`` and do not begin with a dot.
+    """
+
+    path: str
+    files: Sequence[str]
+    suffixes: Sequence[str]
+
+
+class InstanceSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole document. Times are in seconds since the epoch; PIDs are those of the instance's PID namespace."""
+
+    name: str = ""
+    version: int
+    state: str
+    master: MasterProcess | None
+    generation: int
+    fallback: bool
+    written: float
+    started: float | None
+    last_load: float | None
+    last_success: float | None
+    last_failure: float | None
+    last_failure_phase: str | None = None
+    starts_total: int
+    reloads_total: int
+    failures_total: int
+    workers: Sequence[int]
+    old_workers: Sequence[int]
+    binds: Sequence[str]
+    sources: Sequence[SourceFile]
+    directories: Sequence[SourceDirectory]
+
+    @staticmethod
+    def of_new_instance(name: str) -> InstanceSummary:
+        """Return the summary of an instance that has never been started."""
+        return InstanceSummary(
+            name=name,
+            version=VERSION,
+            state="stopped",
+            master=None,
+            generation=0,
+            fallback=False,
+            written=0.0,
+            started=None,
+            last_load=None,
+            last_success=None,
+            last_failure=None,
+            starts_total=0,
+            reloads_total=0,
+            failures_total=0,
+            workers=[],
+            old_workers=[],
+            binds=[],
+            sources=[],
+            directories=[],
+        )

@@ -1,0 +1,30 @@
+"""Kinds of sockets: one module a kind. Everything that differs between kinds is a method of the kind."""
+
+from __future__ import annotations
+
+import socket
+
+from multibinder.wire.addresses import Address
+from multibinder.wire.kinds.kind import Kind, Queue
+from multibinder.wire.kinds.tcp import TCP
+
+__all__ = ["KINDS", "Kind", "Queue", "address_of", "of_address", "of_socket"]
+
+KINDS: tuple[Kind, ...] = (TCP,)
+_BY_NAME = {kind.name: kind for kind in KINDS}
+
+
+def of_address(address: Address) -> Kind:
+    """Return the kind that opens sockets on this address."""
+    return _BY_NAME[address.kind]
+
+
+def of_socket(sock: socket.socket) -> Kind | None:
+    """Return the kind of a socket, as the kernel describes it; None if no kind knows such sockets."""
+    return next((kind for kind in KINDS if kind.recognizes(sock)), None)
+
+
+def address_of(sock: socket.socket) -> Address | None:
+    """Return the address that a socket is bound to (getsockname(2)); None if no kind knows such sockets."""
+    kind = of_socket(sock)
+    return None if kind is None else kind.address_of(sock)

@@ -1,0 +1,126 @@
+"""The interface of a kind."""
+
+from __future__ import annotations
+
+import abc
+import socket
+from collections.abc import Set as AbstractSet
+from typing import ClassVar, NamedTuple
+
+from multibinder.wire.addresses import Address
+from multibinder.wire.options import Options
+
+
+class Queue(NamedTuple):
+    """Where clients of one socket wait. ``length`` and ``limit`` have no meaning unless ``ready``.
+
+    For a stream socket both count connections (listen(2)).
+    """
+
+    ready: bool
+    length: int
+    limit: int
+
+
+class Kind(abc.ABC):
+    """A kind of socket that the binder can hold. It has no state: a socket and its address are arguments.
+
+    A socket is ready when clients can reach it: a stream socket listens.
+    """
+
+    #: The name in messages and metrics.
+    name: ClassVar[str]
+
+    @abc.abstractmethod
+    def recognizes(self, sock: socket.socket) -> bool:
+        """Return whether a socket is of this kind. Costs no system call."""
+
+    @abc.abstractmethod
+    def address_of(self, sock: socket.socket) -> Address:
+        """Return the address that a socket of this kind is bound to (getsockname(2))."""
+
+    @abc.abstractmethod
+    def check(self, address: Address, options: Options) -> None:
+        """Raise AddressError if an option has no meaning for this address."""
+
+    @abc.abstractmethod
+    def effective_addresses(self, address: Address, v6only: bool | None) -> tuple[Address, ...]:
+        """Return every address that a listener on ``address`` takes, the most specific name of it first.
+
+        ``v6only`` is what the listener has or what is asked for; None means the default.
+        """
+
+    @abc.abstractmethod
+    def open(self, address: Address, options: Options) -> socket.socket:
+        """Return a socket that is bound to ``address``, close-on-exec and not ready yet.
+
+        The caller owns it. Raises OSError; no descriptor is left open then.
+        """
+
+    @abc.abstractmethod
+    def actual_options(self, sock: socket.socket, options: Options) -> Options:
+        """Return ``options`` with the values that the socket itself reports for what is fixed at bind(2)."""
+
+    @abc.abstractmethod
+    def make_ready(self, sock: socket.socket, backlog: int | None) -> int:
+        """Let clients in, with a queue of at most ``backlog``, and return the limit that the kernel made of it.
+
+        Call it again on a ready socket to change its queue. None asks for all that the kernel allows. Raises OSError.
+        """
+
+    @abc.abstractmethod
+    def repair(self, sock: socket.socket, address: Address, backlog: int | None) -> int:
+        """Make a socket ready again that another holder has shut down; ``address`` is the one it had. Returns and
+        raises what ``make_ready`` does."""
+
+    @abc.abstractmethod
+    def retire(self, sock: socket.socket) -> None:
+        """Keep new clients from the socket, for every process that holds it. The caller still has to close it.
+
+        Raises OSError. A socket that is not ready any more is not an error.
+        """
+
+    @abc.abstractmethod
+    def is_ready(self, sock: socket.socket) -> bool:
+        """Return whether clients can reach the socket. One system call."""
+
+    @abc.abstractmethod
+    def queue(self, sock: socket.socket) -> Queue:
+        """Read the queue from the socket. One system call."""
+
+    @abc.abstractmethod
+    def drops(self, sock: socket.socket) -> int:
+        """Return how many packets of clients the socket has dropped since it was created. One system call.
+
+        The kernel's counter has 32 bits and wraps around.
+        """
+
+    @abc.abstractmethod
+    def largest_queue(self) -> int:
+        """Return the limit that the kernel gives to a queue at most, at this moment; 0 if that cannot be read."""
+
+    @abc.abstractmethod
+    def colliding_inodes(self, address: Address) -> AbstractSet[int]:
+        """Return the inodes of the sockets, in this network namespace, that keep ``address`` from being bound.
+
+        Raises OSError if the kernel's list cannot be read.
+        """
+
+    @abc.abstractmethod
+    def ready_inodes(self) -> AbstractSet[int]:
+        """Return the inodes of all ready sockets of this kind in this network namespace.
+
+        Raises OSError if the kernel's list cannot be read.
+        """
+
+    @abc.abstractmethod
+    def explain_refusal(self, address: Address, number: int, holders: str) -> str | None:
+        """Return the remedy for the errno ``number`` of ``open``, as a text that follows the kernel's word for it.
+
+        ``holders`` names who has the address, after EADDRINUSE; empty if that is unknown. None: this kind has nothing
+        to add.
+        """
+
+    @abc.abstractmethod
+    def ss_command(self, address: Address, show: str) -> str:
+        """Return the ss(8) command that lists the sockets on this address; ``show`` are further options, as ``p``."""

@@ -1,0 +1,183 @@
+"""TCP: LISTEN sockets of IPv4 and IPv6."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import sys
+from collections.abc import Iterator
+from typing import ClassVar
+
+import msgspec
+
+from multibinder.kernel.accept_queue import TCP_LISTEN, accept_queue
+from multibinder.kernel.socket_options import drops_of
+from multibinder.wire.addresses import Address, TcpAddress
+from multibinder.wire.errors import AddressError
+from multibinder.wire.kinds.kind import Kind, Queue
+from multibinder.wire.options import Options
+
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+#: The largest argument of listen(2). The kernel reduces it to net.core.somaxconn.
+_MOST = 2**31 - 1
+
+
+class Tcp(Kind):
+    """TCP over IPv4 and IPv6. A socket is ready when it is in state LISTEN."""
+
+    name: ClassVar[str] = "tcp"
+
+    def recognizes(self, sock: socket.socket) -> bool:
+        return sock.type == socket.SOCK_STREAM and sock.family in _FAMILIES
+
+    def address_of(self, sock: socket.socket) -> TcpAddress:
+        return TcpAddress.of_name(sock.getsockname())
+
+    def check(self, address: Address, options: Options) -> None:
+        if options.v6only is not None and _tcp(address).version == 4:
+            raise AddressError(f"{address}: v6only has a meaning for IPv6 addresses only")
+
+    def effective_addresses(self, address: Address, v6only: bool | None) -> tuple[TcpAddress, ...]:
+        """See ipv6(7): a listener on ``::`` takes IPv4 as well unless it has IPV6_V6ONLY, and ``::ffff:192.0.2.1`` is
+        192.0.2.1."""
+        tcp = _tcp(address).unmapped()
+        if tcp.version == 6 and tcp.is_wildcard and not v6only:
+            return tcp, TcpAddress("0.0.0.0", tcp.port)
+        return (tcp,)
+
+    def open(self, address: Address, options: Options) -> socket.socket:
+        """SO_REUSEADDR is always set: connections in TIME_WAIT must not keep a port from us (socket(7)). SO_REUSEPORT
+        never is: with it any process of the same uid could bind the port as well and take a share of the clients."""
+        tcp = _tcp(address)
+        sock = socket.socket(tcp.family, socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if options.v6only is not None and tcp.version == 6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, options.v6only)
+            sock.bind(tcp.sockaddr)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def actual_options(self, sock: socket.socket, options: Options) -> Options:
+        if sock.family != socket.AF_INET6:
+            return options
+        v6only = bool(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
+        return msgspec.structs.replace(options, v6only=v6only)
+
+    def make_ready(self, sock: socket.socket, backlog: int | None) -> int:
+        """The kernel reduces every backlog to the net.core.somaxconn that the socket's network namespace has at this
+        moment (__sys_listen() in net/socket.c)."""
+        sock.listen(_MOST if backlog is None else backlog)
+        return self.queue(sock).limit
+
+    def repair(self, sock: socket.socket, address: Address, backlog: int | None) -> int:
+        # A port that the kernel chose is given up when the socket stops listening (inet_put_port() without
+        # SOCK_BINDPORT_LOCK), although getsockname() still shows it; listen() alone would choose another one.
+        try:
+            sock.bind(_tcp(address).sockaddr)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # EINVAL: the socket still has its port
+                raise
+        return self.make_ready(sock, backlog)
+
+    def retire(self, sock: socket.socket) -> None:
+        """Only shutdown(2) ends listening for all holders (inet_shutdown() in net/ipv4/af_inet.c): an old HAProxy
+        worker, for one, keeps its copy until it has drained."""
+        try:
+            sock.shutdown(socket.SHUT_RDWR)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:  # ENOTCONN: it does not listen any more
+                raise
+
+    def is_ready(self, sock: socket.socket) -> bool:
+        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+    def queue(self, sock: socket.socket) -> Queue:
+        return Queue(*accept_queue(sock))
+
+    def drops(self, sock: socket.socket) -> int:
+        """A packet is a SYN, or the ACK that ends a handshake. A client retries, so it may count more than once."""
+        return drops_of(sock)
+
+    def largest_queue(self) -> int:
+        try:
+            with open("/proc/sys/net/core/somaxconn") as setting:
+                return int(setting.read())
+        except OSError:
+            return 0
+
+    def colliding_inodes(self, address: Address) -> frozenset[int]:
+        tcp = _tcp(address)
+        return frozenset(
+            inode
+            for bound, inode in _listeners()
+            if bound.port == tcp.port and (bound.host == tcp.host or bound.is_wildcard or tcp.is_wildcard)
+        )
+
+    def ready_inodes(self) -> frozenset[int]:
+        return frozenset(inode for _, inode in _listeners())
+
+    def explain_refusal(self, address: Address, number: int, holders: str) -> str | None:
+        if number == errno.EADDRINUSE:
+            whom = f", by {holders}; stop it" if holders else "; find who has it ('ss -ltnp', as root)"
+            return f"{whom} or choose another port"
+        if number == errno.EACCES:
+            return (
+                f": a port below {_first_unprivileged_port()} needs CAP_NET_BIND_SERVICE in the binder "
+                "(AmbientCapabilities= in its unit), or a lower net.ipv4.ip_unprivileged_port_start"
+            )
+        if number == errno.EADDRNOTAVAIL:
+            return (
+                f": no interface of this host has {_tcp(address).host}; for an address that moves between hosts "
+                "set net.ipv4.ip_nonlocal_bind=1"
+            )
+        return None
+
+    def ss_command(self, address: Address, show: str) -> str:
+        return f"ss -ltn{show} 'sport = :{_tcp(address).port}'"
+
+
+TCP = Tcp()
+
+
+def _tcp(address: Address) -> TcpAddress:
+    if not isinstance(address, TcpAddress):
+        raise TypeError(f"{address} is no TCP address")
+    return address
+
+
+def _listeners() -> Iterator[tuple[TcpAddress, int]]:
+    """Yield address and inode of each LISTEN socket (proc_net_tcp in the kernel's documentation)."""
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        # A kernel without IPv6 has no tcp6.
+        with contextlib.suppress(FileNotFoundError), open(table) as lines:
+            next(lines)
+            yield from _listening(lines)
+
+
+def _listening(lines: Iterator[str]) -> Iterator[tuple[TcpAddress, int]]:
+    """Yield address and inode of each LISTEN socket of a table."""
+    for line in lines:
+        columns = line.split()
+        if int(columns[3], 16) != TCP_LISTEN:
+            # Listeners come first (tcp_seq_start() in net/ipv4/tcp_ipv4.c). A busy host has 100,000 others.
+            return
+        host, _, port = columns[1].partition(":")
+        family = socket.AF_INET if len(host) == 8 else socket.AF_INET6
+        yield TcpAddress(socket.inet_ntop(family, _network_order(host)), int(port, 16)), int(columns[9])
+
+
+def _network_order(column: str) -> bytes:
+    # The kernel prints an address as native 32-bit integers.
+    return b"".join(int(column[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(column), 8))
+
+
+def _first_unprivileged_port() -> str:
+    try:
+        with open("/proc/sys/net/ipv4/ip_unprivileged_port_start") as setting:
+            return setting.read().strip()
+    except OSError:
+        return "1024"

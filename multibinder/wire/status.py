@@ -1,0 +1,124 @@
+"""The structures of ``list`` and ``status``: listeners, and the binder itself."""
+
+from __future__ import annotations
+
+import msgspec
+
+#: Upper bounds of the buckets of ``Counters.request_buckets``, in seconds.
+REQUEST_BOUNDS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1)
+
+
+class ListenerStatus(msgspec.Struct, frozen=True):
+    """One listener as ``list`` shows it.
+
+    ``backlog`` is the effective limit, ``backlog_requested`` what was asked for (None: the kernel's limit);
+    ``created`` is in seconds since the epoch; ``cookie`` is SO_COOKIE, which identifies the socket for its whole life.
+    """
+
+    address: str
+    name: str | None
+    owners: list[str]
+    backlog: int
+    backlog_requested: int | None
+    v6only: bool | None
+    handoffs: int
+    created: float
+    cookie: int
+
+
+class Counters(msgspec.Struct):
+    """The counters of a binder since its process started to serve.
+
+    ``requests`` by method, unknown methods as ``other``; ``refusals`` by reason: ``policy``, ``owner``, ``bind``,
+    ``invalid``, ``internal``, ``timeout``, or the limit that was reached; ``handoffs``: descriptors given to clients;
+    ``connections`` accepted; ``evictions``: idle connections that were closed to make room. ``request_buckets``: how
+    many requests took up to each of REQUEST_BOUNDS_S, and last how many took longer; ``request_seconds``: the sum.
+    """
+
+    requests: dict[str, int] = {}
+    refusals: dict[str, int] = {}
+    handoffs: int = 0
+    connections: int = 0
+    evictions: int = 0
+    request_buckets: list[int] = []
+    request_seconds: float = 0.0
+
+
+class HolderStatus(msgspec.Struct, frozen=True):
+    """A process that has a listener open. ``role``: ``accepting``, ``draining`` or ``holding``."""
+
+    pid: int
+    name: str
+    role: str
+
+
+class OwnerStatus(msgspec.Struct, frozen=True):
+    """An owner of a listener: its label, which may be empty, and its user id."""
+
+    label: str
+    uid: int
+
+
+class ListenerHealth(msgspec.Struct, frozen=True):
+    """One listener as ``status`` shows it. Times are in seconds since the epoch.
+
+    ``state`` is ``serving``; ``orphan``: it has no holder; ``stalled``: clients wait and no process accepts them;
+    ``repaired``: a holder had shut it down, or changed its backlog, within the last hour. ``queue`` connections wait
+    now, ``limit`` may wait. ``drops`` counts the packets that the socket has dropped since it was created, each of a
+    client that has to try again (SO_MEMINFO); ``drops_per_s`` is the rate between the last two looks. ``holders`` are
+    those of the last look, without the keeper; None if some process may not be looked into and no holder was found.
+    ``orphan_ttl_s`` is the age at which an orphan is closed; None: never. ``kept``: it would survive a crash of the
+    binder.
+    """
+
+    address: str
+    name: str | None
+    owners: list[OwnerStatus]
+    state: str
+    queue: int
+    limit: int
+    backlog_requested: int | None
+    v6only: bool | None
+    drops: int
+    drops_per_s: float
+    handoffs: int
+    created: float
+    cookie: int
+    inode: int
+    holders: list[HolderStatus] | None
+    orphan_since: float | None
+    orphan_ttl_s: float | None
+    stalled_since: float | None
+    repairs: int
+    repaired_at: float | None
+    kept: bool
+
+
+class BinderStatus(msgspec.Struct, frozen=True):
+    """The binder and its listeners as ``status`` shows them. Times are in seconds since the epoch.
+
+    ``format`` is the version of this structure: fields may be added, a change of an existing field raises it.
+    ``started`` is the start of this process or its last upgrade; ``starts`` and ``upgrades`` count since boot.
+    ``policy`` is the policy file, None for none. ``descriptors`` are open, ``descriptors_limit`` may be;
+    ``descriptors_in_flight`` were sent to clients that have not confirmed them. ``keeper`` is ``systemd``, ``guard`` or
+    None; it has ``kept`` sockets and room for ``kept_limit``. ``looked_at`` is when holders were last looked for.
+    """
+
+    format: int
+    version: str
+    pid: int
+    started: float
+    starts: int
+    upgrades: int
+    policy: str | None
+    clients: int
+    descriptors: int
+    descriptors_limit: int
+    descriptors_in_flight: int
+    listeners_limit: int
+    keeper: str | None
+    kept: int
+    kept_limit: int
+    looked_at: float | None
+    counters: Counters
+    listeners: list[ListenerHealth]

@@ -1,0 +1,26 @@
+"""A listener store for tests that ask it directly."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Sequence
+
+from multibinder.binder.bind_refusal import BindRefusals, WhoListens
+from multibinder.binder.records import Record
+from multibinder.binder.store import ListenerStore
+from multibinder.wire.addresses import Address
+
+
+class NothingDurable:
+    """Records that survive nothing."""
+
+    def write(self, changed: Sequence[Record]) -> None:
+        pass
+
+    def recover(self, address: Address) -> tuple[Record, socket.socket] | None:
+        return None
+
+
+def new_store(limit: int = 100, who_listens: WhoListens = lambda address: "") -> ListenerStore:
+    return ListenerStore(BindRefusals(who_listens), NothingDurable(), limit=limit, limit_per_uid=sys.maxsize)

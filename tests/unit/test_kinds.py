@@ -1,0 +1,183 @@
+"""A kind answers what differs between kinds of sockets; nobody else asks what a socket is."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import multibinder
+from multibinder import Address, AddressError, Options, TcpAddress
+from multibinder.wire import kinds
+from multibinder.wire.kinds.tcp import TCP
+from tests.support import PATIENCE_S, can_connect, descriptors_unchanged, require_ipv6, somaxconn
+
+LOCAL = TcpAddress.of("127.0.0.1", 0)
+
+
+@pytest.fixture
+def sock() -> Iterator[socket.socket]:
+    """Bound, and not ready."""
+    with TCP.open(LOCAL, Options()) as sock:
+        yield sock
+
+
+def test_every_kind_is_found_by_its_addresses_and_its_sockets(sock: socket.socket) -> None:
+    assert kinds.of_address(LOCAL) is TCP
+    assert kinds.of_socket(sock) is TCP
+    assert kinds.address_of(sock) == LOCAL.with_port(sock.getsockname()[1])
+    assert len({kind.name for kind in kinds.KINDS}) == len(kinds.KINDS)
+    families = [family for family in Address.__subclasses__() if family.__module__.startswith("multibinder.")]
+    assert {family.kind for family in families} == {kind.name for kind in kinds.KINDS}
+
+
+@pytest.mark.parametrize(
+    ("family", "sort"), [(socket.AF_UNIX, socket.SOCK_STREAM), (socket.AF_INET, socket.SOCK_DGRAM)]
+)
+def test_a_socket_that_no_kind_knows_is_told_as_that(family: socket.AddressFamily, sort: socket.SocketKind) -> None:
+    with socket.socket(family, sort) as other:
+        assert kinds.of_socket(other) is None
+        assert kinds.address_of(other) is None
+
+
+def test_a_socket_becomes_ready_with_the_queue_that_was_asked_for(sock: socket.socket) -> None:
+    assert not TCP.is_ready(sock)
+    assert not TCP.queue(sock).ready
+    assert TCP.make_ready(sock, 5) == 5
+    assert TCP.is_ready(sock)
+    with socket.create_connection(sock.getsockname(), PATIENCE_S):
+        assert TCP.queue(sock) == (True, 1, 5)
+    assert TCP.make_ready(sock, 7) == TCP.queue(sock).limit == 7
+    assert TCP.drops(sock) == 0
+
+
+def test_no_backlog_is_all_that_the_kernel_allows(sock: socket.socket) -> None:
+    assert TCP.make_ready(sock, None) == TCP.largest_queue() == somaxconn()
+
+
+def test_what_was_retired_refuses_its_clients_also_through_another_copy(sock: socket.socket) -> None:
+    TCP.make_ready(sock, 5)
+    with sock.dup() as copy:
+        TCP.retire(copy)
+        assert not TCP.is_ready(sock)
+        assert not can_connect(sock.getsockname())
+        TCP.retire(sock)  # once more is no error
+
+
+def test_what_was_retired_is_repaired_with_the_port_that_the_kernel_chose_once(sock: socket.socket) -> None:
+    TCP.make_ready(sock, 5)
+    address = TCP.address_of(sock)
+    TCP.retire(sock)
+    assert TCP.repair(sock, address, 6) == 6
+    assert TCP.address_of(sock) == address
+    assert can_connect(address.sockaddr)
+
+
+def test_a_repair_says_so_when_the_port_is_another_sockets_now() -> None:
+    with TCP.open(LOCAL, Options()) as sock:
+        TCP.make_ready(sock, 5)
+        address = TCP.address_of(sock)
+        TCP.retire(sock)
+        with socket.socket() as other:
+            other.bind(address.sockaddr)
+            other.listen()
+            with pytest.raises(OSError, match="in use"):
+                TCP.repair(sock, address, 5)
+
+
+def test_an_address_in_use_leaves_no_descriptor_and_names_who_has_it(sock: socket.socket) -> None:
+    TCP.make_ready(sock, 5)
+    address = TCP.address_of(sock)
+    with descriptors_unchanged(), pytest.raises(OSError, match="in use") as refusal:
+        TCP.open(address, Options())
+    assert refusal.value.errno == errno.EADDRINUSE
+    assert TCP.colliding_inodes(address) == TCP.colliding_inodes(address.wildcard()) != frozenset()
+
+
+def test_nothing_collides_with_a_socket_that_does_not_listen(sock: socket.socket) -> None:
+    assert TCP.colliding_inodes(TCP.address_of(sock)) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("number", "holders", "remedy"),
+    [
+        (errno.EADDRINUSE, "nginx (pid 8)", ", by nginx (pid 8); stop it or choose another port"),
+        (errno.EADDRINUSE, "", "; find who has it ('ss -ltnp', as root) or choose another port"),
+        (errno.EACCES, "", "needs CAP_NET_BIND_SERVICE"),
+        (errno.EADDRNOTAVAIL, "", ": no interface of this host has 127.0.0.1;"),
+    ],
+)
+def test_a_refusal_comes_with_its_remedy(number: int, holders: str, remedy: str) -> None:
+    assert remedy in (TCP.explain_refusal(LOCAL, number, holders) or "")
+
+
+def test_a_refusal_that_has_nothing_to_do_with_the_kind_is_not_explained_by_it() -> None:
+    assert TCP.explain_refusal(LOCAL, errno.EMFILE, "") is None
+
+
+@pytest.mark.parametrize(
+    ("address", "v6only", "takes"),
+    [
+        ("192.0.2.1:80", None, ["192.0.2.1:80"]),
+        ("0.0.0.0:80", None, ["0.0.0.0:80"]),
+        ("[::]:80", None, ["[::]:80", "0.0.0.0:80"]),
+        ("[::]:80", False, ["[::]:80", "0.0.0.0:80"]),
+        ("[::]:80", True, ["[::]:80"]),
+        ("[::1]:80", None, ["[::1]:80"]),
+        ("[::ffff:192.0.2.1]:80", None, ["192.0.2.1:80"]),
+    ],
+)
+def test_which_addresses_a_listener_takes(address: str, v6only: bool | None, takes: list[str]) -> None:
+    assert [str(each) for each in TCP.effective_addresses(Address.parse(address), v6only)] == takes
+
+
+def test_v6only_is_for_ipv6_alone() -> None:
+    TCP.check(TcpAddress.of("::1", 80), Options(v6only=True))
+    TCP.check(LOCAL, Options(backlog=5))
+    with pytest.raises(AddressError, match="v6only has a meaning for IPv6 addresses only"):
+        TCP.check(LOCAL, Options(v6only=False))
+
+
+@pytest.mark.parametrize("v6only", [True, False])
+def test_the_socket_itself_says_what_is_fixed_at_bind(v6only: bool) -> None:
+    require_ipv6()
+    with TCP.open(TcpAddress.of("::", 0), Options(v6only=v6only)) as sock:
+        assert TCP.actual_options(sock, Options(9, None, "web")) == Options(9, v6only, "web")
+
+
+def test_ipv4_has_no_v6only(sock: socket.socket) -> None:
+    assert TCP.actual_options(sock, Options(9, None, "web")) == Options(9, None, "web")
+
+
+def test_ss_is_asked_for_the_port() -> None:
+    assert TCP.ss_command(LOCAL.with_port(80), "p") == "ss -ltnp 'sport = :80'"
+
+
+def test_a_client_that_nobody_accepts_waits_while_the_socket_is_made_ready_again(sock: socket.socket) -> None:
+    TCP.make_ready(sock, 5)
+    with socket.create_connection(sock.getsockname(), PATIENCE_S) as client:
+        TCP.make_ready(sock, 9)
+        with sock.accept()[0] as accepted:
+            accepted.sendall(b"here")
+        assert client.recv(4) == b"here"
+
+
+def asks_what_it_is(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and node.attr in ("TCP_INFO", "IPV6_V6ONLY"):
+            yield f"{path.name}:{node.lineno}: {node.attr}"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance":
+            of = ast.unparse(node.args[1])
+            if of.endswith("Address"):
+                yield f"{path.name}:{node.lineno}: isinstance(…, {of})"
+
+
+def test_nobody_else_asks_what_kind_a_socket_is() -> None:
+    package = Path(multibinder.__file__).parent
+    own = (package / "wire" / "kinds", package / "wire" / "addresses", package / "kernel")
+    others = [path for path in package.rglob("*.py") if not any(path.is_relative_to(each) for each in own)]
+    assert [found for path in others for found in asks_what_it_is(path)] == []

@@ -1,0 +1,177 @@
+"""From a request to its answer, without a daemon: real sockets, and collaborators that answer when the test says so."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+
+from multibinder.binder.answer import Answer, turn_down
+from multibinder.binder.caller import Caller
+from multibinder.binder.counters import RequestCounters
+from multibinder.binder.listener import Listener
+from multibinder.binder.methods import Methods, OnRehearsed, OnStored
+from multibinder.binder.policy import Policy
+from multibinder.binder.policy_in_force import PolicyInForce
+from multibinder.wire.messages import INTERNAL_ERROR, LIMIT_REACHED, METHOD_NOT_FOUND, NOT_ALLOWED
+from multibinder.wire.status import BinderStatus
+from tests.stores import new_store
+from tests.support import Json
+
+
+class Surroundings:
+    """What Methods needs beside the store. Each notes what it is asked, and answers when the test says so."""
+
+    def __init__(self) -> None:
+        self.stored: list[tuple[Sequence[tuple[str, int]], OnStored]] = []
+        self.looks: list[Callable[[], Sequence[Listener]]] = []
+        self.upgrades: list[OnRehearsed] = []
+
+    def keep(self, descriptors: Sequence[tuple[str, int]], confirmed: OnStored, /) -> None:
+        self.stored.append((descriptors, confirmed))
+
+    def status(self, visible: Callable[[], Sequence[Listener]], tell: Callable[[BinderStatus], None], /) -> None:
+        self.looks.append(visible)
+
+    def upgrade(self, on_rehearsed: OnRehearsed, /) -> None:
+        self.upgrades.append(on_rehearsed)
+
+
+class Bench:
+    """Methods on a store of its own, and the answers that came later than their requests."""
+
+    def __init__(self, caller: Caller) -> None:
+        self.store = new_store()
+        self.surroundings = Surroundings()
+        self.policy = PolicyInForce(None)
+        self.counters = RequestCounters()
+        self.caller = caller
+        self.later: list[Answer] = []
+        self.methods = Methods(
+            self.store,
+            "1.2.3",
+            policy=self.policy,
+            counters=self.counters,
+            status_source=self.surroundings,
+            upgrader=self.surroundings,
+            keeper=self.surroundings,
+        )
+
+    def ask(self, method: str, *params: Json) -> Answer | None:
+        text = json.dumps({"jsonrpc": "2.0", "method": method, "id": "1", "params": params}).encode()
+        return self.methods.answer(text, self.caller, self.later.append)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        bench = Bench(Caller(ours))
+        yield bench
+        bench.store.close()
+
+
+def said(answer: Answer | None) -> Json:
+    assert answer is not None
+    reply: Json = json.loads(answer.parts[0][0])
+    return reply
+
+
+def local(port: int = 0) -> Json:
+    return {"address": "127.0.0.1", "port": port}
+
+
+def test_a_bind_is_answered_after_the_keeper_has_the_listener(bench: Bench) -> None:
+    assert bench.ask("bind", local()) is None
+    [(descriptors, confirmed)] = bench.surroundings.stored
+    [listener] = bench.store.listeners()
+    assert descriptors == [(listener.kept_name, listener.socket.fileno())]
+    assert not bench.later
+    confirmed(True)
+    [answer] = bench.later
+    assert "warning" not in said(answer)["result"]["listeners"][0]
+    assert answer.parts[0][1] == [listener.socket.fileno()]
+    assert listener.kept
+    assert bench.ask("bind", local(listener.address.sockaddr[1])) is not None, "it is kept already"
+
+
+def test_a_bind_that_the_keeper_could_not_store_is_answered_with_a_warning(bench: Bench) -> None:
+    bench.ask("bind", local())
+    bench.surroundings.stored[0][1](False)
+    assert "would not survive a crash" in said(bench.later[0])["result"]["listeners"][0]["warning"]
+
+
+def test_a_listener_that_was_released_before_it_was_kept_is_not_handed_over(bench: Bench) -> None:
+    bench.ask("bind", local())
+    [listener] = bench.store.listeners()
+    bench.ask("release", local(listener.address.sockaddr[1]))
+    bench.surroundings.stored[0][1](True)
+    assert "released by its owner before" in said(bench.later[0])["error"]["message"]
+    assert bench.later[0].parts[0][1] == ()
+
+
+def test_a_status_shows_the_listeners_that_are_there_after_the_look(bench: Bench) -> None:
+    assert bench.ask("status") is None
+    bench.ask("bind", local())
+    assert bench.surroundings.looks[0]() == bench.store.listeners()
+
+
+def test_an_upgrade_is_answered_when_the_rehearsal_has_ended(bench: Bench) -> None:
+    assert bench.ask("upgrade") is None
+    bench.ask("upgrade")
+    bench.surroundings.upgrades[0]("1.3.0", "")
+    bench.surroundings.upgrades[1](None, "it does not start")
+    assert said(bench.later[0])["result"] == {"before": "1.2.3", "after": "1.3.0"}
+    assert said(bench.later[1])["error"]["message"] == (
+        "Could not upgrade: it does not start; the running binder goes on"
+    )
+
+
+def test_a_policy_that_is_replaced_decides_from_the_next_request_on(bench: Bench) -> None:
+    assert "result" in said(bench.ask("list"))
+    # Of another user's binder: nothing is allowed to us by being its own user.
+    bench.caller.uid = os.geteuid() + 4242
+    assert "result" in said(bench.ask("list"))
+    bench.policy.replace(Policy("/etc/policy.toml", (), os.geteuid()))
+    assert said(bench.ask("list"))["error"]["code"] == NOT_ALLOWED
+    bench.policy.replace(None)
+    assert "result" in said(bench.ask("list"))
+    assert bench.counters.totals.refusals == {"policy": 1}
+
+
+def test_a_bug_costs_one_request(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> list[Listener]:
+        raise ZeroDivisionError("of no use")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.store, "listeners", broken)
+        assert said(bench.ask("list"))["error"]["code"] == INTERNAL_ERROR
+    assert "result" in said(bench.ask("list"))
+    assert bench.counters.totals.refusals == {"internal": 1}
+
+
+def test_what_is_asked_and_refused_is_counted(bench: Bench) -> None:
+    bench.ask("hello")
+    bench.ask("check", local(), local())
+    assert said(bench.ask("check", {"address": "nowhere", "port": 1}))["error"]["message"].startswith("Invalid params:")
+    assert said(bench.ask("nonsense"))["error"]["code"] == METHOD_NOT_FOUND
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        bench.ask("bind", local(other.getsockname()[1]))
+    totals = bench.counters.totals
+    assert totals.requests == {"hello": 1, "check": 2, "other": 1, "bind": 1}
+    assert totals.refusals == {"invalid": 2, "bind": 1}
+    assert totals.handoffs == 0
+    assert sum(totals.request_buckets) == 4, "a request for no known method takes no time"
+
+
+def test_a_request_that_is_turned_down_is_answered_by_its_id() -> None:
+    answer = turn_down(b'{"jsonrpc":"2.0","method":"bind","id":"7","params":[]}', "rate", "too many")
+    assert said(answer) == {
+        "jsonrpc": "2.0",
+        "id": "7",
+        "error": {"code": LIMIT_REACHED, "message": "Not now: too many; try again later", "data": {"limit": "rate"}},
+    }
+    assert said(turn_down(b"{", "rate", "too many"))["id"] is None
