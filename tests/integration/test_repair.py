@@ -18,8 +18,8 @@ from multibinder.binder.settings import Settings
 from multibinder.binder.store import ListenerStore
 from multibinder.cli.binder_main import Invocation
 from multibinder.kernel.accept_queue import accept_queue
-from tests.stores import new_store
 from tests.support import Binder, can_connect, wait_until
+from tests.support.stores import new_store
 
 #: A binder that looks after its listeners more often than every 15 s.
 _HASTY = """
