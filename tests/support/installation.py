@@ -39,7 +39,6 @@ _NOT_NEEDED = (
     "lib2to3",
     "ensurepip",
     "site-packages",
-    "__pycache__",
     "config-*",
 )
 
@@ -148,9 +147,10 @@ def copy_dependencies(roots: set[str], target: Path) -> None:
         if name == "multibinder":
             continue
         for file in distribution.files or ():
-            if ".." not in file.parts and "__pycache__" not in file.parts:
+            if ".." not in file.parts and os.path.exists(file.locate()):
                 (target / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(str(file.locate()), target / file)
+                # With its time, so that the compiled code, which is copied too, is that of this file.
+                shutil.copy2(str(file.locate()), target / file)
 
 
 def _is_installed(name: str) -> bool:

@@ -168,8 +168,14 @@ class Machine:
         return pid
 
     def journal(self, *arguments: str, lines: int = 60) -> str:
-        done = self.run("journalctl", "--no-pager", "--output=short-monotonic", "-n", str(lines), *arguments)
-        return f"--- journal:\n{done.stdout}"
+        """Return the last lines of the journal, or of the part of it that journalctl's arguments choose."""
+        # journalctl's own -n gives the first lines where there is an --after-cursor.
+        done = self.run("journalctl", "--no-pager", "--output=short-monotonic", *arguments)
+        return "\n".join(["--- journal:", *done.stdout.splitlines()[-lines:], ""])
+
+    def cursor(self) -> str:
+        """Return the present end of the journal, for ``journal(f"--after-cursor={…}")``."""
+        return self.must("journalctl", "-n", "0", "--show-cursor").rpartition("cursor: ")[2].strip()
 
 
 def _own_control_groups() -> list[Path]:
