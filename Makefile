@@ -5,22 +5,35 @@ BIN := $(VENV)/bin
 LOCKS := requirements-build.lock requirements-dev.lock
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation
 
-.PHONY: demo test lint bench fuzz screenshots lock clean
+.PHONY: demo test unit lint docs bench fuzz screenshots lock clean
 
 demo: $(VENV)/ready
 	@tools/need haproxy:haproxy
 	@$(BIN)/python -m benchmarks.demo
 
+# How many processes run the tests: most of them wait most of the time. Tests that must not run beside each other are in a
+# group (tests/conftest.py). One test:  make test PYTEST='-k test_name'  or, by its file,
+# make test PYTEST=tests/integration/test_serve.py::test_name
+JOBS ?= $(shell echo $$((2 * $$(nproc))))
+
 test: $(VENV)/ready
 	@tools/need haproxy:haproxy setpriv:util-linux unshare:util-linux prlimit:util-linux \
 		systemd-nspawn:systemd-container strace:strace
-	@$(BIN)/pytest $(PYTEST)
+	@$(BIN)/pytest -n $(JOBS) --dist loadgroup $(PYTEST)
+
+# No process is started: some ten seconds.
+unit: $(VENV)/ready
+	@$(BIN)/pytest tests/unit $(PYTEST)
 
 lint: $(VENV)/ready
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m tools.audit $(LOCKS)
+
+# The pages that are made from the code: docs/errors.md and docs/reference/commands.md.
+docs: $(VENV)/ready
+	@$(BIN)/python -m tools.reference
 
 bench: $(VENV)/ready
 	@tools/need haproxy:haproxy

@@ -1,11 +1,11 @@
-"""What clients see while HAProxy reloads, crashes and is upgraded: with multibinder and, beside it, without.
+"""Show what clients see while HAProxy reloads, crashes and is upgraded, with multibinder and without.
 
-``python -m benchmarks.demo`` (or ``make demo``) starts a binder, a HAProxy on its sockets, and the same HAProxy on
-sockets of its own; puts a steady load of new connections on both, and takes both through the same events. Everything
-lives in a temporary directory and on loopback addresses of its own, and is gone afterwards.
+``python -m benchmarks.demo`` (or ``make demo``) starts a binder, a HAProxy on the binder's sockets, and the same
+HAProxy on its own sockets. It puts a steady load of new connections on both, and takes both through the same events.
+It uses a temporary directory and loopback addresses of its own, and leaves nothing behind.
 
-Exit status: 0 if with multibinder no connection was lost, but for those cut in a HAProxy killed with SIGKILL; 1 if one
-was, or a step failed; 2 for wrong usage; 130 after Ctrl-C.
+Exit status: 0 if no connection was lost with multibinder, except those cut in a HAProxy killed with SIGKILL; 1 if one
+was lost, or a step failed; 2 for wrong usage; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -30,15 +30,17 @@ from functools import partial
 from pathlib import Path
 
 try:
-    from multibinder_haproxy.errors import NotRunning, ReloadFailed
-    from multibinder_haproxy.master import Master, is_alive
+    from multibinder_haproxy.errors import ReloadFailed
+    from multibinder_haproxy.master import Master
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
     from rich.table import Table
     from rich.text import Text
 
-    from benchmarks.load import Load, LoadError, Phase, Result
     from multibinder import __version__
+    from multibinder.kernel.process import is_alive
+    from multibinder.launch.errors import NotRunning
+    from tests.support.load import Load, LoadError, Phase, Result
 except ImportError as error:
     sys.exit(f"demo: {error}; 'make demo' installs what is needed in .venv, and runs this")
 except KeyboardInterrupt:
@@ -47,16 +49,16 @@ except KeyboardInterrupt:
 BIN = Path(sys.executable).parent
 WRAPPER = str(BIN / "multibinder-haproxy")
 HAPROXY_PLACES = "/usr/sbin:/usr/local/sbin:/usr/local/bin:/usr/bin"
-#: What would tell a child of ours things that are meant for somebody else.
-NOT_OURS = ("MULTIBINDER_", "HAPROXY", "LISTEN_", "NOTIFY_SOCKET", "JOURNAL_STREAM")
-#: A Load begins with this phase; marked again, it goes on. It counts what is scheduled outside of a side's own events.
+#: Prefixes of variables that the children must not inherit, because they address other processes.
+FOREIGN_VARIABLES = ("MULTIBINDER_", "HAPROXY", "LISTEN_", "NOTIFY_SOCKET", "JOURNAL_STREAM")
+#: The phase that a Load begins with. Marked again, it goes on. It counts what is scheduled outside a side's own events.
 STEADY = "start"
 
 PATIENCE_S = 20.0
 STEADY_S = 5.0
-#: Between the beginnings of two reloads; and of traffic that counts for an event, before it and after it.
+#: The time between the beginnings of two reloads, and the traffic before and after an event that counts for it.
 RELOAD_EVERY_S, BEFORE_S, AFTER_S = 0.75, 0.3, 1.5
-#: How long HAProxy is away, from its end to its start.
+#: The time from the end of HAProxy to its start.
 DOWN_S = 1.0
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
@@ -74,11 +76,11 @@ frontend demo
 
 
 class DemoError(Exception):
-    """A step did not do what it must. The message is a sentence for whoever runs the demo."""
+    """A step of the demo failed. The message is a sentence for its user."""
 
 
 class Display:
-    """A progress bar in a terminal, plain lines anywhere else. Time passes in here, so that the bar can show it."""
+    """The output: a progress bar in a terminal, plain lines elsewhere. All waiting is done here, to advance the bar."""
 
     def __init__(self, total_s: float) -> None:
         self.console = Console(highlight=False)
@@ -97,20 +99,20 @@ class Display:
         self.progress.update(self._task, description=what)
 
     def pause(self, seconds: float, since: float | None = None) -> None:
-        """Return ``seconds`` after ``since``, a time.monotonic(); after now without it."""
+        """Return ``seconds`` after ``since``, a time of time.monotonic(). The default is now."""
         begun = time.monotonic() if since is None else since
         while (left := begun + seconds - time.monotonic()) > 0:
             time.sleep(min(left, 0.1))
         self.progress.advance(self._task, seconds)
 
     def line(self, text: str, style: str = "", label: str = "") -> None:
-        """One paragraph, beside its label if it has one."""
+        """Print a paragraph, at the right of its label."""
         wrapped = textwrap.fill(text, self.console.width, initial_indent=label, subsequent_indent=" " * len(label))
         self.console.print(Text(wrapped, style))
 
 
 class Haproxy:
-    """HAProxy on sockets of its own, which its own reload hands on; and the load on it. The demo is its supervisor."""
+    """HAProxy on its own sockets, which its own reload passes on, and the load on it. The demo is its supervisor."""
 
     title, config_file = "plain HAProxy", "plain.cfg"
 
@@ -120,23 +122,23 @@ class Haproxy:
         self.config_path = directory / self.config_file
         self.log_path = directory / f"{self.config_file}.log"
         self.master_socket = directory / f"{self.config_file}.sock"
-        self.environment = {key: value for key, value in os.environ.items() if not key.startswith(NOT_OURS)}
+        self.environment = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN_VARIABLES)}
         self.load: Load
         self._process: subprocess.Popen[bytes]
 
     def bind(self, port: int | str) -> str:
-        """What follows 'bind' in the configuration. A port that is a name stands for nothing: the bind is broken."""
+        """Return the arguments of 'bind' in the configuration. A name instead of a port makes it invalid."""
         return f"{self.host}:{port}"
 
     def configure(self, *binds: str) -> None:
         self.config_path.write_text(CONFIG.format(binds="\n".join(f"    bind {bind}" for bind in binds)))
 
     def command(self) -> list[str]:
-        """What a supervisor starts."""
+        """Return the command that a supervisor starts."""
         return [self.haproxy, "-Ws", "-f", str(self.config_path), "-S", str(self.master_socket)]
 
     def start(self) -> None:
-        """Return when a worker answers."""
+        """Start HAProxy, and return when a worker answers."""
         with self.log_path.open("ab") as log:
             self._process = start(self.command(), self.environment, self.directory, log.fileno())
         try:
@@ -145,7 +147,7 @@ class Haproxy:
             raise DemoError(f"{self.title}: HAProxy does not start: {self._last_words() or 'no reason'}") from None
 
     def reload(self) -> None:
-        """Return when a new worker answers. Raises ReloadFailed with the message that an operator gets."""
+        """Reload HAProxy, and return when a new worker answers. Raises ReloadFailed with the operator's message."""
         old, log_size = self.workers(), self.log_path.stat().st_size
         try:
             Master(str(self.master_socket)).reload(PATIENCE_S)
@@ -154,21 +156,21 @@ class Haproxy:
             raise ReloadFailed(self._last_words("parsing [", log_size) or failure) from None
 
     def kill(self) -> None:
-        """SIGKILL to the master and to every worker, as the OOM killer or a wrong script does it."""
+        """Send SIGKILL to the master and every worker, as the OOM killer or a faulty script may."""
         victims = [self._process.pid, *children_of(self._process.pid)]
         for pid in victims:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._process.wait(PATIENCE_S)
-        wait_until(lambda: not any(map(is_alive, victims)), f"{self.title}: a killed process is still there")
+        wait_until(lambda: not any(map(is_alive, victims)), f"{self.title}: a killed process still exists")
 
     def stop(self) -> None:
-        """Gracefully: no new connections, those under way are finished. Return when it has ended."""
+        """Stop HAProxy gracefully: it finishes the open connections. Return when it has ended."""
         self._request_stop()
         wait_until(lambda: self._process.poll() is not None, f"{self.title}: HAProxy does not stop")
 
     def workers(self) -> set[int]:
-        """Those that have not ended, of this load of the configuration and of earlier ones."""
+        """Return the PIDs of the present workers and of the old ones that have not ended."""
         processes = Master(str(self.master_socket)).processes()
         return {worker.pid for worker in (*processes.workers, *processes.old_workers)}
 
@@ -180,13 +182,13 @@ class Haproxy:
         master.await_new_worker(old, time.monotonic() + PATIENCE_S, lambda: self._process.poll() is None)
 
     def _last_words(self, marker: str = "", skip: int = 0) -> str:
-        """The last line of HAProxy's log with ``marker`` in it, past the first ``skip`` bytes; empty without one."""
+        """Return the last line of HAProxy's log that has ``marker``, after the first ``skip`` bytes; empty if none."""
         lines = self.log_path.read_bytes()[skip:].decode(errors="replace").splitlines()
         return next((line for line in reversed(lines) if marker in line), "")
 
 
 class HaproxyOnBinder(Haproxy):
-    """The same on the binder's sockets, through ``multibinder-haproxy``."""
+    """HAProxy on the binder's sockets, through ``multibinder-haproxy``, and the load on it."""
 
     title, config_file = "multibinder", "demo.cfg.j2"
 
@@ -205,7 +207,7 @@ class HaproxyOnBinder(Haproxy):
         self._run("reload", "demo")
 
     def _request_stop(self) -> None:
-        # Without --keep-listeners the ports would close; but this is a restart, and the clients shall wait for it.
+        # This is a restart: with --keep-listeners the ports stay open, and clients wait for the start.
         self._run("stop", "demo", "--keep-listeners")
 
     def _run(self, *arguments: str) -> None:
@@ -277,9 +279,10 @@ def stop_and_start(side: Haproxy, display: Display) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happens to one side at a time; ``act`` takes about ``seconds`` and returns a remark.
+    """A step that each side goes through by itself. ``act`` takes about ``seconds`` and returns a remark.
 
-    ``away``: no HAProxy is there for a while. ``kills``: what it had accepted is cut, which no socket can prevent.
+    ``away`` means that no HAProxy runs for a while. ``kills`` means that its accepted connections are cut, which no
+    socket can prevent.
     """
 
     name: str
@@ -334,7 +337,7 @@ def side_table(title: str, phases: Sequence[Phase]) -> Table:
 
 
 def report(planned: Sequence[Event], ours: Result, plain: Result, display: Display) -> int:
-    """Print the table and the verdict. The exit status."""
+    """Print the table and the verdict, and return the exit status."""
     names = {STEADY: "steady traffic"} | {event.name: event.name for event in planned}
     labels = Table("\n", title=" ", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name in (*names.values(), "total"):
@@ -354,19 +357,19 @@ def report(planned: Sequence[Event], ours: Result, plain: Result, display: Displ
     else:
         display.line(verdict(planned, ours, plain), "bold")
     display.line(
-        "'reset': connected, then cut. A HAProxy killed with SIGKILL cuts what it had accepted, on either side; "
-        "without multibinder, also what waited in its accept queue. A refusal is quick: it is no long wait."
+        "'reset' is a connection that was made and then cut. A HAProxy killed with SIGKILL cuts those that it had "
+        "accepted; without multibinder, also those that waited in its accept queue. A refused client does not wait."
     )
     for title, side in sides.items():
         if others := side.total.bad_status + side.total.other:
             display.line(f"{title}: {others:,} more ended in another way: {side.total.causes}")
     lag_s = max(ours.total.generator_lag_max_s, plain.total.generator_lag_max_s)
-    display.line(f"Waits count from the scheduled moment; the load processes were up to {lag_s * 1e3:.0f} ms late.")
+    display.line(f"Waits count from the scheduled moment. The load processes were up to {lag_s * 1e3:.0f} ms late.")
     return 1 if failures else 0
 
 
 def lost_of(phase: Phase, resets_are_due: bool) -> str:
-    """What was lost, in words; empty if nothing was."""
+    """Return the numbers of lost connections in words; empty if none was lost."""
     counts = {
         "refused": phase.refused,
         "timed out": phase.timed_out,
@@ -377,17 +380,17 @@ def lost_of(phase: Phase, resets_are_due: bool) -> str:
 
 
 def verdict(planned: Sequence[Event], ours: Result, plain: Result) -> str:
-    """For a run in which multibinder kept its promise."""
+    """Return the summary of a run in which multibinder lost no connection."""
     away = sum(plain.phase(event.name).failed for event in planned if event.away)
     return (
-        f"With multibinder nobody was refused and nobody timed out, in {ours.total.tried:,} connections, and "
-        f"{ours.total.reset} were cut in the killed process; without it, {away:,} were lost while HAProxy was away, "
+        f"With multibinder, none of {ours.total.tried:,} connections was refused or timed out, and "
+        f"{ours.total.reset:,} were cut in the killed process. Without it, {away:,} were lost while HAProxy was away, "
         f"and {plain.total.failed - away:,} at its own reloads and at all other times."
     )
 
 
 def start(command: Sequence[str], environment: dict[str, str], directory: Path, output: int) -> subprocess.Popen[bytes]:
-    """In a process group of its own: Ctrl-C is for the demo, which then ends what it started."""
+    """Start a program in its own process group, so that Ctrl-C reaches the demo alone, which then ends the program."""
     return subprocess.Popen(
         command, env=environment, cwd=directory, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
         process_group=0,
@@ -395,7 +398,7 @@ def start(command: Sequence[str], environment: dict[str, str], directory: Path, 
 
 
 def wait_until(condition: Callable[[], object], complaint: str) -> None:
-    """Raises DemoError with ``complaint``."""
+    """Return when the condition holds. Raises DemoError with ``complaint`` if it does not in time."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         if time.monotonic() > deadline:
@@ -414,7 +417,7 @@ def is_refused(host: str, port: int) -> bool:
 
 
 def children_of(pid: int) -> list[int]:
-    """The processes that any thread of ``pid`` started or, for a subreaper, inherited."""
+    """Return the processes that any thread of ``pid`` started or, as a subreaper, inherited."""
     children: list[int] = []
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
@@ -423,12 +426,12 @@ def children_of(pid: int) -> list[int]:
 
 
 def end_all_children() -> None:
-    """SIGTERM, then SIGKILL, to every process that this one started, and to those that these left behind."""
+    """End every process that this one started or inherited, with SIGTERM and then with SIGKILL."""
     for number, patience_s in ((signal.SIGTERM, 3.0), (signal.SIGKILL, PATIENCE_S)):
         deadline, told = time.monotonic() + patience_s, set[int]()
         while (children := children_of(os.getpid())) and time.monotonic() < deadline:
             for pid in {*children} - told:
-                os.kill(pid, number)  # it cannot be gone: nobody but us waits for it
+                os.kill(pid, number)  # the PID is still its own, because only this process reaps it
             told |= {*children}
             with contextlib.suppress(ChildProcessError):
                 while os.waitpid(-1, os.WNOHANG)[0]:
@@ -438,12 +441,12 @@ def end_all_children() -> None:
 
 @contextlib.contextmanager
 def cleaned_up() -> Iterator[Path]:
-    """A directory, and the promise that neither it nor any process started in the block outlives the block."""
-    # A worker whose master was killed becomes our child, not init's: so we can find it, and wait for it.
+    """Make a temporary directory; at the end of the block, remove it and end every process started in the block."""
+    # A worker whose master was killed becomes a child of this process and not of init, so that it can be ended.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
-    # Not in $TMPDIR: a Unix socket's path has at most 107 bytes.
+    # $TMPDIR may be too long: a Unix socket's path has at most 107 bytes.
     directory = Path(tempfile.mkdtemp(prefix="mb-demo-", dir="/tmp"))
     try:
         yield directory
@@ -455,7 +458,7 @@ def cleaned_up() -> Iterator[Path]:
 
 
 def find_haproxy(name: str) -> tuple[str, str]:
-    """Its absolute path, and its version."""
+    """Return the absolute path of HAProxy, and its version."""
     path = shutil.which(name)
     if path is None:
         line = f"{'' if os.geteuid() == 0 else 'sudo '}apt-get install -y haproxy"
@@ -465,12 +468,12 @@ def find_haproxy(name: str) -> tuple[str, str]:
     except (OSError, subprocess.SubprocessError) as error:
         raise DemoError(f"{path} -v: {error}") from None
     if not words.startswith(("HAProxy version ", "HA-Proxy version ")):
-        raise DemoError(f"{path} is not HAProxy: '{path} -v' does not say so")
+        raise DemoError(f"{path} is not HAProxy: '{path} -v' prints no HAProxy version")
     return os.path.abspath(path), words.split()[2]
 
 
 def free_ports(hosts: Sequence[str], count: int) -> list[int]:
-    """Ports from 8000 on that nobody listens at, neither on these hosts nor on all."""
+    """Return ports from 8000 on that no socket is bound to, neither on these hosts nor on the wildcard address."""
     found = []
     for port in range(8000, 9000):
         with contextlib.ExitStack() as open_sockets, contextlib.suppress(OSError):
@@ -483,16 +486,16 @@ def free_ports(hosts: Sequence[str], count: int) -> list[int]:
 
 
 def run(haproxy: str, version: str, rate: float, reloads: int) -> int:
-    """The demo. The exit status."""
-    # Tests of this project live on 127.64 to 127.191, the load comes from 127.0.0.2 on.
+    """Run the demo, and return its exit status."""
+    # The tests of this project use 127.64 to 127.191, and the load comes from 127.0.0.2 and above.
     network = f"127.{192 + os.getpid() % 62}.{os.getpid() // 62 % 254 + 1}"
     ports = free_ports([f"{network}.1", f"{network}.2"], 2)
     planned = events(reloads)
     display = Display(STEADY_S + 2 * sum(event.seconds + BEFORE_S + AFTER_S for event in planned))
     display.line(
         f"Two HAProxy {version}, {rate:g} new connections/s on each all the time, each from a load process of its own. "
-        "Every event happens to one side after the other, and only what is scheduled during a side's own event counts "
-        "for it: neither pays for the other's work."
+        "Every event happens to one side after the other. For a side counts only what is scheduled during its own "
+        "event, so neither pays for the other's work."
     )
     with cleaned_up() as directory, contextlib.ExitStack() as loads, display.progress:
         ours = HaproxyOnBinder(directory, haproxy, f"{network}.1", ports)
@@ -522,13 +525,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     default = os.environ.get("HAPROXY") or shutil.which("haproxy", path=HAPROXY_PLACES) or "/usr/sbin/haproxy"
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.demo",
-        description="What clients see while HAProxy reloads, crashes and is upgraded: with multibinder, and without.",
+        description="Show what clients see while HAProxy reloads, crashes and restarts, with and without multibinder.",
         epilog="example: python -m benchmarks.demo --rate 1000 --reloads 50 --haproxy /opt/haproxy-3.2/haproxy",
     )
     parser.add_argument(
         "--rate", type=float, default=500, metavar="N", help="new connections/s on each side (%(default)s)"
     )
-    parser.add_argument("--reloads", type=int, default=20, metavar="N", help="how many in a row (%(default)s)")
+    parser.add_argument("--reloads", type=int, default=20, metavar="N", help="reloads in a row (%(default)s)")
     parser.add_argument("--haproxy", default=default, metavar="PATH", help="$HAPROXY, or else /usr/sbin/haproxy")
     options = parser.parse_args(arguments)
     if not 1 <= options.rate <= 3000:

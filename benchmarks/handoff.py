@@ -1,12 +1,12 @@
-"""Handoffs per second, as a ratio to the same exchange without any protocol.
+"""Measure handoffs per second, as a ratio to the same exchange without any protocol.
+
+    python -m benchmarks.handoff
 
 The bare exchange is two processes and a Unix socket: the client sends as many bytes as a request of ours has, the
 server receives them and sends as many as a reply of ours has, with one descriptor (SCM_RIGHTS), and the client receives
 them and closes the descriptor. Ours is the real daemon in its own process and the real client library. Both run with
-one connection for all handoffs and with a connection for each, in turns, so that a busy machine is busy for both; once
-with client and server on a core each, and once with both on the same.
-
-    python benchmarks/handoff.py
+one connection for all handoffs and with a connection for each, in turns, so that a busy machine slows both: first with
+client and server on a core each, then with both on the same core.
 """
 
 from __future__ import annotations
@@ -16,21 +16,18 @@ import array
 import contextlib
 import multiprocessing
 import os
-import signal
 import socket
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import multibinder
+from benchmarks import rig
 from multibinder.wire.messages import ListenerParams, encode_request
 
-#: The aim: ours reaches this share of the bare exchange.
+#: The aim: our share of the rate of the bare exchange.
 AIM = 0.60
 
 _HOST = "127.0.0.1"
@@ -38,22 +35,22 @@ _RIGHTS_SIZE = socket.CMSG_SPACE(array.array("i").itemsize)
 
 
 class Exchange(NamedTuple):
-    """``handoffs(n)`` does so many, with the process ``server``."""
+    """A way of handing off. ``handoffs(n)`` performs n of them; ``server`` is the PID of the process that sends."""
 
     handoffs: Callable[[int], None]
     server: int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=25, help="of each kind, in turns (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=0.2, help="one round lasts (default: %(default)s)")
+    parser = argparse.ArgumentParser(description=rig.summary_of(__doc__))
+    parser.add_argument("--rounds", type=int, default=25, help="rounds of each kind, in turns (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=0.2, help="the length of a round (default: %(default)s)")
     arguments = parser.parse_args()
 
     with contextlib.ExitStack() as running:
-        directory = running.enter_context(tempfile.TemporaryDirectory(prefix="multibinder-bench-"))
-        path = os.path.join(directory, "control.sock")
-        binder = running.enter_context(_binder(path))
+        directory = running.enter_context(rig.directory())
+        path = str(directory / "control.sock")
+        binder = running.enter_context(rig.binder(directory / "control.sock")).pid
         port = _free_port(path)
         sizes = _sizes(path, port)
         pairs = {
@@ -62,7 +59,7 @@ def main() -> None:
                 running.enter_context(_ours_on_one_connection(path, port, binder)),
             ),
             "a connection each": (
-                running.enter_context(_bare_with_a_connection_each(os.path.join(directory, "bare.sock"), *sizes)),
+                running.enter_context(_bare_with_a_connection_each(str(directory / "bare.sock"), *sizes)),
                 _ours_with_a_connection_each(path, port, binder),
             ),
         }
@@ -77,8 +74,11 @@ def main() -> None:
 
 
 def _placements() -> dict[str, Sequence[int]]:
-    """Where client and server may run: left alone, the scheduler puts such a pair on one core or two as it likes, also
-    in the middle of a run, and the bare exchange is three times as fast on one."""
+    """Return the cores for client and server.
+
+    The scheduler would put such a pair on one core or on two, and change that in the middle of a run. The bare
+    exchange is three times as fast on one.
+    """
     cores = sorted(os.sched_getaffinity(0))
     return {"a core each": cores[:2], "on one core": cores[:1]} if len(cores) > 1 else {"on one core": cores}
 
@@ -95,7 +95,7 @@ def _report(what: str, bare: Exchange, ours: Exchange, rounds: int, seconds: flo
 
 
 def _rate(exchange: Exchange, seconds: float) -> float:
-    """Handoffs per second, over about that many seconds. The first few are not counted."""
+    """Return the handoffs per second, measured for about that many seconds after some that are not counted."""
     exchange.handoffs(50)
     done, started = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - started) < seconds:
@@ -135,7 +135,7 @@ def _bare_on_one_connection(request_size: int, reply_size: int) -> Iterator[Exch
                 _bare_handoff(near, request, reply_size)
 
         yield Exchange(handoffs, server)
-        near.close()  # the server reads the end, and ends
+        near.close()  # the server reads EOF, and ends
 
 
 @contextlib.contextmanager
@@ -154,7 +154,7 @@ def _bare_with_a_connection_each(path: str, request_size: int, reply_size: int) 
 
             yield Exchange(handoffs, server)
             with socket.socket(socket.AF_UNIX) as connection:
-                connection.connect(path)  # and nothing said: the server ends
+                connection.connect(path)  # and send nothing: the server ends
 
 
 def _bare_handoff(connection: socket.socket, request: bytes, reply_size: int) -> None:
@@ -200,24 +200,6 @@ def _process(target: Callable[..., None], *arguments: object) -> Iterator[int]:
         process.kill()
 
 
-@contextlib.contextmanager
-def _binder(path: str) -> Iterator[int]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "multibinder", "serve", "--quiet", "--socket", path],
-        cwd=os.path.dirname(path),  # not the project's directory, which would win over PYTHONPATH
-    )
-    try:
-        deadline = time.monotonic() + 10
-        while not Path(path).exists():
-            if process.poll() is not None or time.monotonic() > deadline:
-                sys.exit("the binder did not start")
-            time.sleep(0.01)
-        yield process.pid
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(10)
-
-
 def _free_port(path: str) -> int:
     listener = multibinder.bind(_HOST, 0, name="bench", socket_path=path)
     port: int = listener.getsockname()[1]
@@ -226,7 +208,7 @@ def _free_port(path: str) -> int:
 
 
 def _sizes(path: str, port: int) -> tuple[int, int]:
-    """Bytes in a request for a handoff, and in its reply."""
+    """Return the bytes of a request for a handoff, and of its reply."""
     request = encode_request("bind", "1000", [ListenerParams(_HOST, port)])
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(path)

@@ -1,8 +1,9 @@
-#!/usr/bin/env python3
-"""What it costs to learn who holds 10,000 listeners: one pass over /proc, on a host with some 500 processes.
+"""Measure one pass over /proc that finds the holders of 10,000 listeners, on a host with some 500 processes.
 
-The three holders have an epoll instance that watches them all, as HAProxy's workers do. The process that asks has the
-listeners too and is left out, as the binder leaves itself out.
+    python -m benchmarks.holders
+
+Each of the three holders has an epoll instance that watches all listeners, as HAProxy's workers do. The process that
+searches has the listeners open too and leaves itself out, as the binder does.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import resource
 import socket
 import statistics
 import subprocess
 import sys
 import time
 
+from benchmarks import rig
 from multibinder.kernel.descriptors import scan
 from multibinder.observe.holders import holders_of
 from multibinder.observe.sock_diag import listening_sockets
@@ -34,14 +35,13 @@ epoll.poll()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--listeners", type=int, default=10_000)
-    parser.add_argument("--holders", type=int, default=3)
-    parser.add_argument("--processes", type=int, default=400, help="that hold nothing")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser = argparse.ArgumentParser(description=rig.summary_of(__doc__))
+    parser.add_argument("--listeners", type=int, default=10_000, help="(default: %(default)s)")
+    parser.add_argument("--holders", type=int, default=3, help="processes that hold them all (default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=400, help="other processes (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="(default: %(default)s)")
     options = parser.parse_args()
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, options.listeners + 200), hard))
+    rig.raise_descriptor_limit()
     with contextlib.ExitStack() as stack:
         inodes = []
         numbers = []
@@ -59,8 +59,8 @@ def main() -> None:
             holder.stdout.readline()
         myself = {os.getpid()}
         for what, ask in (
-            ("scan(): who has them open", lambda: scan(inodes, myself)),
-            ("holders_of(): and who accepts", lambda: holders_of(inodes, myself)),
+            ("scan(): the processes that have them", lambda: scan(inodes, myself)),
+            ("holders_of(): also which of them accept", lambda: holders_of(inodes, myself)),
             ("listening_sockets(): queues and drops", listening_sockets),
         ):
             times = []

@@ -1,12 +1,13 @@
-"""What a good client waits for an answer, alone and beside hostile ones, in one run.
+"""Measure how long a well-behaved client waits for an answer, alone and beside hostile clients.
 
-The good client says hello and binds (a descriptor comes back, and is closed), one connection for all. Beside it 1,000
-clients that have sent half a request each, then also one that floods the binder with requests on eight connections, or
-with new connections: as another user where we are root, and as the good client's own user. All limits are the defaults,
-but for the clients in total, and that half a request may take as long as the run does. The hostile processes have the
-lowest priority: they keep the binder as busy as it lets them, and the figures are the wait for it, not for a core.
+    python -m benchmarks.hostile
 
-    python benchmarks/hostile.py
+The well-behaved client says hello and binds (a descriptor comes back, and is closed), all on one connection. Beside it
+are 1,000 clients that have sent half a request each, and then also one that floods the binder with requests on eight
+connections, or with new connections: as another user if this runs as root, and as the well-behaved client's own user.
+All limits are the defaults, except the number of clients and the time for half a request, which lasts as long as the
+run. The hostile processes have the lowest priority: they keep the binder busy, and the figures are the wait for the
+binder and not for a core.
 """
 
 from __future__ import annotations
@@ -14,34 +15,33 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import resource
 import select
 import signal
 import socket
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import multibinder
+from benchmarks import rig
 
-#: The aim: the 99th percentile of each while it happens.
+#: The aim for the 99th percentile of each request.
 AIM_S = 0.005
 _STALLED = 1_000
 _HOST = "127.0.0.1"
 _HALF = b'{"jsonrpc":"2.0","method":"bind","id":1,"params":[{"add'
 _BINDS = b'{"jsonrpc":"2.0","method":"bind","id":1,"params":[{"address":"127.0.0.1","port":0,"name":"flood"}]}\n'
 _HELLO = b'{"jsonrpc":"2.0","method":"hello","id":1}\n'
-#: Users that no system gives to anybody in particular: the stalled ones, four of them, and the flooding one.
+#: The uids of the hostile clients: four for the stalled ones, and one that floods. Systems do not assign them.
 _STALLED_UIDS = (64001, 64002, 64003, 64004)
 _FLOODING_UID = 64005
 
 
 class _Latency(NamedTuple):
-    """In seconds."""
+    """The distribution of a latency, in seconds."""
 
     p50: float
     p99: float
@@ -49,17 +49,16 @@ class _Latency(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=4, help="for each figure (default: %(default)s)")
+    parser = argparse.ArgumentParser(description=rig.summary_of(__doc__))
+    parser.add_argument("--seconds", type=float, default=4, help="the time for each figure (default: %(default)s)")
     parser.add_argument("--flooding", type=int, default=8, help="connections that flood (default: %(default)s)")
     arguments = parser.parse_args()
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    rig.raise_descriptor_limit()
 
-    with tempfile.TemporaryDirectory(prefix="multibinder-bench-") as directory:
-        os.chmod(directory, 0o711)
-        path = os.path.join(directory, "control.sock")
-        with _binder(path), multibinder.Client(path, timeout=60) as client:
+    with rig.directory() as directory:
+        path = directory / "control.sock"
+        options = ("--mode", "0666", "--max-clients", "2048", "--request-timeout", "3600")
+        with rig.binder(path, *options, quiet=True), multibinder.Client(path, timeout=60) as client:
             measure = _Measure(client, arguments.seconds)
             measure.row("alone")
             with contextlib.ExitStack() as stalled:
@@ -78,11 +77,11 @@ def main() -> None:
                                 measure.row(f"and a flood of {name}, {whose}")
                 measure.row("beside the stalled again")
                 if client.status().clients < _STALLED:
-                    sys.exit("not all stalled clients were there to the end: these figures mean nothing")
+                    sys.exit("some stalled clients were closed before the end: these figures are not valid")
 
 
 class _Measure:
-    """Prints a row for each situation; the first one is what the others are compared with."""
+    """A table with a row for each situation. The others are compared with the first."""
 
     def __init__(self, client: multibinder.Client, seconds: float) -> None:
         self._client = client
@@ -110,7 +109,7 @@ class _Measure:
 
 
 def _latency(ask: Callable[[], object], seconds: float) -> _Latency:
-    """Of one request after the other, with a pause between them: a flood leaves traces in each, not in a few."""
+    """Measure one request after the other, with a pause between them, so that a flood affects each of them."""
     ask()
     taken = []
     end = time.monotonic() + seconds
@@ -123,7 +122,7 @@ def _latency(ask: Callable[[], object], seconds: float) -> _Latency:
     return _Latency(statistics.median(taken), taken[int(len(taken) * 0.99)], taken[-1])
 
 
-def _stall(path: str, count: int, ready: Callable[[], None]) -> None:
+def _stall(path: Path, count: int, ready: Callable[[], None]) -> None:
     clients = [_connected(path) for _ in range(count)]
     for client in clients:
         client.sendall(_HALF)
@@ -131,8 +130,8 @@ def _stall(path: str, count: int, ready: Callable[[], None]) -> None:
     signal.pause()
 
 
-def _flood_with_requests(path: str, count: int, ready: Callable[[], None], request: bytes = _HELLO) -> None:
-    """As fast as they are taken; what is answered is read, so that it does not end."""
+def _flood_with_requests(path: Path, count: int, ready: Callable[[], None], request: bytes = _HELLO) -> None:
+    """Send requests as fast as the binder reads them, and read the answers, so that the binder goes on reading."""
     clients = {client.fileno(): client for client in (_connected(path) for _ in range(count))}
     poll = select.poll()
     for client in clients.values():
@@ -152,8 +151,8 @@ def _flood_with_requests(path: str, count: int, ready: Callable[[], None], reque
                     os.close(descriptor)
 
 
-def _flood_with_connections(path: str, ready: Callable[[], None]) -> None:
-    """Each says hello, and is left open until there are too many."""
+def _flood_with_connections(path: Path, ready: Callable[[], None]) -> None:
+    """Open connections, send requests on each, and close the oldest when there are 400."""
     clients: list[socket.socket] = []
     ready()
     while True:
@@ -164,21 +163,18 @@ def _flood_with_connections(path: str, ready: Callable[[], None]) -> None:
             clients.pop(0).close()
 
 
-def _connected(path: str) -> socket.socket:
+def _connected(path: Path) -> socket.socket:
     client = socket.socket(socket.AF_UNIX)
-    client.connect(path)
+    client.connect(str(path))
     return client
-
-
-def _answers(path: str) -> bool:
-    with contextlib.suppress(OSError), _connected(path):
-        return True
-    return False
 
 
 @contextlib.contextmanager
 def _process(uid: int | None, work: Callable[[Callable[[], None]], None]) -> Iterator[None]:
-    """A process of that user, if we may make one; from when it is ready to the end of the block."""
+    """Run ``work`` in a process of that user, if this runs as root, until the end of the block.
+
+    The block begins when ``work`` calls the function that it is given.
+    """
     reading, writing = os.pipe()
     parent = os.getpid()
     pid = os.fork()
@@ -200,32 +196,12 @@ def _process(uid: int | None, work: Callable[[Callable[[], None]], None]) -> Ite
         os.read(reading, 1)
         yield
         if os.waitpid(pid, os.WNOHANG) != (0, 0):
-            sys.exit("a hostile client ended before its time: these figures mean nothing")
+            sys.exit("a hostile client ended too early: these figures are not valid")
     finally:
         os.close(reading)
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-
-
-@contextlib.contextmanager
-def _binder(path: str) -> Iterator[None]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "multibinder", "serve", "--quiet", "--socket", path, "--mode", "0666",
-         "--max-clients", "2048", "--request-timeout", "3600"],
-        cwd=os.path.dirname(path),  # not the project's directory, which would win over PYTHONPATH
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 10
-        while not _answers(path):
-            if process.poll() is not None or time.monotonic() > deadline:
-                sys.exit("the binder did not start")
-            time.sleep(0.01)
-        yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(10)
 
 
 if __name__ == "__main__":

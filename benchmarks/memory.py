@@ -1,25 +1,22 @@
-"""The binder's resident memory with 1, 1,000 and 10,000 listeners, and how often it wakes up while nobody asks.
+"""Measure the binder's resident memory with 1, 1,000 and 10,000 listeners, and its wake-ups while idle.
 
-    python benchmarks/memory.py               # in this environment
-    python benchmarks/memory.py --clean-venv  # in one with nothing but multibinder and what it needs (installs it)
+    python -m benchmarks.memory               # in this environment
+    python -m benchmarks.memory --clean-venv  # in a new one that has only multibinder and its dependencies
 
-What else is installed matters: msgspec imports typing_extensions where it finds it (mypy brings it), for 1.3 MB more.
+Other packages matter: msgspec imports typing_extensions if it is installed (mypy brings it), which adds 1.3 MB.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import resource
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import multibinder
+from benchmarks import rig
 
 #: The aims: resident memory with 1,000 listeners, and wake-ups in ten seconds.
 MEMORY_AIM_KIB = 18_000_000 // 1024
@@ -28,81 +25,40 @@ WAKEUPS_AIM = 1
 _COUNTS = (1, 1_000, 10_000)
 _COUNT_OF_AIM = 1_000
 _IDLE_S = 10
-#: What the binder keeps free for its clients and itself, and some more.
-_OTHER_DESCRIPTORS = 1_200
-_BATCH = 500
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(description=rig.summary_of(__doc__))
     parser.add_argument("--clean-venv", action="store_true", help="measure in a new virtual environment")
     arguments = parser.parse_args()
 
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    counts = [count for count in _COUNTS if hard == resource.RLIM_INFINITY or count + _OTHER_DESCRIPTORS <= hard]
-    with tempfile.TemporaryDirectory(prefix="multibinder-bench-") as name:
-        directory = Path(name)
+    counts = rig.affordable(_COUNTS)
+    with rig.directory() as directory:
         python = _clean_python(directory / "venv") if arguments.clean_venv else sys.executable
         socket_path = directory / "control.sock"
-        with _binder(python, socket_path) as pid, multibinder.Client(socket_path, timeout=60) as client:
+        with rig.binder(socket_path, python=python) as binder, multibinder.Client(socket_path, timeout=60) as client:
             print(f"{'listeners':>10}{'resident':>14}{'of it private':>16}{'a listener':>14}")
-            before = 0
+            baseline = bound = 0
             for count in counts:
-                _bind(client, count)
-                resident, private = (_status(pid, key) for key in ("VmRSS", "RssAnon"))
-                each = f"{(resident - before) * 1024 / count:,.0f} B" if before else ""
-                aim = _verdict(resident <= MEMORY_AIM_KIB, f"{MEMORY_AIM_KIB:,} KiB") if count == _COUNT_OF_AIM else ""
-                print(f"{count:>10,}{resident:>10,} KiB{private:>12,} KiB{each:>14}{aim}", flush=True)
-                before = before or resident
+                for listener in rig.bind(client, count - bound):
+                    listener.close()
+                bound = count
+                resident, private = (rig.status_field(binder.pid, key) for key in ("VmRSS", "RssAnon"))
+                each = f"{(resident - baseline) * 1024 / count:,.0f} B" if baseline else ""
+                aim = rig.verdict(resident <= MEMORY_AIM_KIB, f"{MEMORY_AIM_KIB:,} KiB")
+                print(f"{count:>10,}{resident:>10,} KiB{private:>12,} KiB{each:>14}", end="")
+                print(f"   {aim}" if count == _COUNT_OF_AIM else "", flush=True)
+                baseline = baseline or resident
                 if count == _COUNT_OF_AIM:
-                    wakeups = _wakeups(pid)
-            aim = _verdict(wakeups <= WAKEUPS_AIM, str(WAKEUPS_AIM))
-            print(f"wake-ups in {_IDLE_S} s with {_COUNT_OF_AIM:,} listeners and a silent client: {wakeups}{aim}")
-
-
-def _verdict(reached: bool, aim: str) -> str:
-    return f"   aim {aim}: {'reached' if reached else 'missed'}"
-
-
-def _bind(client: multibinder.Client, count: int) -> None:
-    """Until there are so many. They stay: the binder has its own copies."""
-    missing = count - len(client.list())
-    while missing > 0:
-        # No other program is likely to be in the way on this loopback address.
-        for listener in client.bind([("127.1.2.3", 0)] * min(missing, _BATCH)):
-            listener.close()
-        missing -= _BATCH
+                    wakeups = _wakeups(binder.pid)
+                    aim = rig.verdict(wakeups <= WAKEUPS_AIM, str(WAKEUPS_AIM))
+                    print(f"wake-ups in {_IDLE_S} s with {count:,} listeners and an idle client: {wakeups}   {aim}")
 
 
 def _wakeups(pid: int) -> int:
-    before = _status(pid, "voluntary_ctxt_switches")
+    before = rig.status_field(pid, "voluntary_ctxt_switches")
     time.sleep(_IDLE_S)
-    return _status(pid, "voluntary_ctxt_switches") - before
-
-
-def _status(pid: int, key: str) -> int:
-    """A number of /proc/PID/status (proc(5)); memory is in KiB."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
-
-
-@contextlib.contextmanager
-def _binder(python: str, socket_path: Path) -> Iterator[int]:
-    process = subprocess.Popen(
-        [python, "-m", "multibinder", "serve", "--quiet", "--socket", str(socket_path)],
-        cwd=socket_path.parent,  # not the project's directory: what is installed is measured
-    )
-    try:
-        deadline = time.monotonic() + 10
-        while not socket_path.exists():
-            if process.poll() is not None or time.monotonic() > deadline:
-                sys.exit("the binder did not start")
-            time.sleep(0.01)
-        yield process.pid
-    finally:
-        process.terminate()
-        process.wait(10)
+    return rig.status_field(pid, "voluntary_ctxt_switches") - before
 
 
 def _clean_python(directory: Path) -> str:

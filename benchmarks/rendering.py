@@ -1,73 +1,66 @@
-#!/usr/bin/env python3
-"""What 1, 100 and 1,000 binds in one template cost: ``multibinder-haproxy run``, from its start to the exec.
+"""Measure ``multibinder-haproxy run`` with 1, 100 and 1,000 binds in a template, from its start to the exec.
 
-/bin/true stands in for HAProxy, so that nothing but the wrapper and the binder is measured, as a whole process. *first*
-makes the listeners and has the configuration checked; *again* is what a restart after a crash does. The sizes take
-turns, because the machine's speed drifts; the figure to quote is the ratio to one bind.
+    python -m benchmarks.rendering
+
+/bin/true takes HAProxy's place, so that only the wrapper and the binder are measured, as a whole process. *first*
+binds the listeners and has the configuration checked; *again* is a restart after a crash. The sizes take turns,
+because the machine's speed drifts. The ratio to one bind is the figure to quote.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
-SIZES = (1, 100, 1000)
-WRAPPER = Path(sys.executable).parent / "multibinder-haproxy"
-TEMPLATE = "{{% for port in range(20000, {end}) %}}bind {{{{ bind_tcp('{host}', port) }}}}\n{{% endfor %}}"
+from benchmarks import rig
+
+#: The aim: the largest template takes at most this many times as long as the smallest.
+AIM = 2.0
+
+_SIZES = (1, 100, 1000)
+_WRAPPER = Path(sys.executable).parent / "multibinder-haproxy"
+_TEMPLATE = "{{% for port in range(20000, {end}) %}}bind {{{{ bind_tcp('{host}', port) }}}}\n{{% endfor %}}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser = argparse.ArgumentParser(description=rig.summary_of(__doc__))
+    parser.add_argument("--rounds", type=int, default=10, help="restarts of each size (default: %(default)s)")
     rounds = parser.parse_args().rounds
-    with tempfile.TemporaryDirectory(prefix="mb-") as name, binder(Path(name)) as environment:
-        directory = Path(name)
-        for number, size in enumerate(SIZES):
+    with rig.directory() as directory, rig.binder(directory / "mb.sock"):
+        environment = {
+            **os.environ,
+            "MULTIBINDER_SOCK": str(directory / "mb.sock"),
+            "MULTIBINDER_HAPROXY_RUNTIME_DIR": str(directory / "run"),
+        }
+        for number, size in enumerate(_SIZES):
             host = f"127.{100 + os.getpid() % 100}.9.{number + 1}"
-            (directory / f"b{size}.cfg.j2").write_text(TEMPLATE.format(end=20000 + size, host=host))
-        first = {size: [run(directory, size, environment)] for size in SIZES}
-        again: dict[int, list[float]] = {size: [] for size in SIZES}
+            (directory / f"b{size}.cfg.j2").write_text(_TEMPLATE.format(end=20000 + size, host=host))
+        first = {size: _run_s(directory, size, environment) for size in _SIZES}
+        again: dict[int, list[float]] = {size: [] for size in _SIZES}
         for _ in range(rounds):
-            for size in SIZES:
-                again[size].append(run(directory, size, environment))
+            for size in _SIZES:
+                again[size].append(_run_s(directory, size, environment))
     print(f"{'binds':>6}  {'first, ms':>10}  {'again, ms (median of ' + str(rounds) + ')':>28}  {'ratio to 1':>10}")
-    base = statistics.median(again[1])
-    for size in SIZES:
-        median = statistics.median(again[size])
-        print(f"{size:>6}  {first[size][0] * 1000:>10.1f}  {median * 1000:>28.1f}  {median / base:>10.2f}")
-    print("aim: 1,000 binds in at most twice the time of 1")
+    base = statistics.median(again[_SIZES[0]])
+    for size in _SIZES:
+        ratio = statistics.median(again[size]) / base
+        print(f"{size:>6}  {first[size] * 1000:>10.1f}  {ratio * base * 1000:>28.1f}  {ratio:>10.2f}")
+    print(rig.verdict(ratio <= AIM, f"{_SIZES[-1]:,} binds in {AIM:g} times the time of {_SIZES[0]}"))
 
 
-@contextlib.contextmanager
-def binder(directory: Path) -> Iterator[dict[str, str]]:
-    path = directory / "mb.sock"
-    command = [sys.executable, "-m", "multibinder", "serve", "--quiet", "--socket", str(path)]
-    with subprocess.Popen(command) as process:
-        try:
-            while not path.exists():
-                if process.poll() is not None:
-                    sys.exit("the binder did not start")
-                time.sleep(0.01)
-            runtime = str(directory / "run")
-            yield {**os.environ, "MULTIBINDER_SOCK": str(path), "MULTIBINDER_HAPROXY_RUNTIME_DIR": runtime}
-        finally:
-            process.terminate()
-
-
-def run(directory: Path, size: int, environment: dict[str, str]) -> float:
-    """Seconds."""
-    command = [str(WRAPPER), "run", "--name", f"b{size}", "--", "/bin/true", "-Ws", "-f", f"{directory}/b{size}.cfg.j2"]
-    begun = time.perf_counter()
+def _run_s(directory: Path, size: int, environment: Mapping[str, str]) -> float:
+    """Run the wrapper once, and return the seconds that it took."""
+    template = f"{directory}/b{size}.cfg.j2"
+    command = [str(_WRAPPER), "run", "--name", f"b{size}", "--", "/bin/true", "-Ws", "-f", template]
+    began = time.perf_counter()
     subprocess.run(command, env=environment, check=True)
-    return time.perf_counter() - begun
+    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def main() -> None:
         listener = multibinder.bind(arguments.host, arguments.port, owner="echo")
     except multibinder.MultibinderError as error:
         sys.exit(f"echo_server: {error}")
-    # Another copy may be quicker at taking the client that woke us up; accept() must not wait for the next one then.
+    # Another copy of this program may accept the client that woke up this one. accept() must not block then.
     listener.setblocking(False)
     stop = _stop_signal()
     watched: list[socket.socket | int] = [listener, stop]
@@ -32,9 +32,9 @@ def main() -> None:
         with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
             client, _ = listener.accept()
             threading.Thread(target=_echo, args=(client,)).start()
-    # The binder keeps the port: who connects from now on is another copy's, or waits for the next.
+    # The binder keeps the port open. New clients go to another copy, or wait for the next one.
     listener.close()
-    # Python ends when the last thread has.
+    # Python exits when the last thread has ended.
     print(f"stopping: pid {os.getpid()} has {threading.active_count() - 1} clients to finish", flush=True)
 
 
@@ -45,7 +45,7 @@ def _echo(client: socket.socket) -> None:
 
 
 def _stop_signal() -> int:
-    """A descriptor that is readable after the first SIGTERM or SIGINT; the second one kills."""
+    """Return a descriptor that becomes readable at the first SIGTERM or SIGINT. A second one ends the process."""
     readable, writable = os.pipe()
 
     def on_signal(number: int, _: object) -> None:

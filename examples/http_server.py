@@ -1,4 +1,4 @@
-"""An asyncio HTTP server: start the new copy, then stop the old one, and no request is lost. See README.md."""
+"""An asyncio HTTP server that loses no request if its new copy starts before its old one stops. See README.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sys
 
 import multibinder
 
-#: For a client to send its request.
+#: The time that a client has to send its request.
 REQUEST_TIMEOUT_S = 10
 
 
@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--host", default="127.0.0.1", help="numeric (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8080, help="(default: %(default)s)")
-    parser.add_argument("--version-text", default="1", help="what to answer beside the PID (default: %(default)s)")
+    parser.add_argument("--version-text", default="1", help="text of the answer, after the PID (default: %(default)s)")
     arguments = parser.parse_args()
     try:
         listener = multibinder.bind(arguments.host, arguments.port, owner="http")
@@ -41,19 +41,19 @@ async def serve(listener: socket.socket, text: str) -> None:
         try:
             client, _ = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
-            return  # another copy was quicker, or the client has gone again
+            return  # another copy accepted the client, or the client went away
         task = loop.create_task(answer(client, text))
         clients.add(task)
         task.add_done_callback(clients.discard)
 
-    # Not asyncio.start_server(): it calls listen(), which sets the length of the queue for every holder, and its
+    # asyncio.start_server() is no choice: it calls listen(), which changes the queue limit for every holder, and its
     # close() can drop a client that it has just accepted.
     listener.setblocking(False)
     loop.add_reader(listener, accept)
     host, port = listener.getsockname()[:2]
     print(f"ready: {text} on {host}:{port}", flush=True)
     await stop.wait()
-    # The binder keeps the port. Who connects from now on is the other copy's, or waits for the next.
+    # The binder keeps the port open. New clients go to another copy, or wait for the next one.
     loop.remove_reader(listener)
     listener.close()
     print(f"stopping: {text} has {len(clients)} requests to finish", flush=True)
@@ -61,7 +61,7 @@ async def serve(listener: socket.socket, text: str) -> None:
 
 
 async def answer(client: socket.socket, text: str) -> None:
-    """One request, one response."""
+    """Read one request, and send one response."""
     reader, writer = await asyncio.open_connection(sock=client)
     try:
         async with asyncio.timeout(REQUEST_TIMEOUT_S):
@@ -71,7 +71,7 @@ async def answer(client: socket.socket, text: str) -> None:
         writer.write(f"HTTP/1.1 {status}\r\n{fields}\r\n\r\n{text}\n".encode())
         await writer.drain()
     except (ConnectionError, EOFError, TimeoutError, asyncio.LimitOverrunError):
-        pass  # it went away, or sent no request
+        pass  # the client went away, or sent no request
     finally:
         writer.close()
         with contextlib.suppress(ConnectionError):

@@ -9,10 +9,30 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import Binder, Stranger, own_host, require
+from tests.support import Binder, Stranger, installation, own_host, require, same_tree
 
 StartBinder = Callable[..., Binder]
 Meet = Callable[[int], Stranger]
+
+_SYSTEMD = Path(__file__).parent / "systemd"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the directory of the run; end the run if this process and the installed commands have different code."""
+    if installation.is_in_a_run():
+        return  # a process of pytest-xdist, or of tests.support.namespaces
+    if difference := same_tree.difference():
+        raise pytest.UsageError(difference)
+    of_the_run = contextlib.ExitStack()
+    config.add_cleanup(of_the_run.close)
+    of_the_run.enter_context(installation.directory_of_the_run())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the booted systemd into one group: one process runs them all, on one machine."""
+    for item in items:
+        if item.path.is_relative_to(_SYSTEMD):
+            item.add_marker(pytest.mark.xdist_group("systemd"))
 
 
 @pytest.fixture

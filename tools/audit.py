@@ -1,7 +1,7 @@
-"""Whether what this project is built from is what the lock files say. ``make lint`` runs it; see --help.
+"""Check that the lock files are complete, that exactly they are installed, and that no advisory names a package.
 
-Without a network: the lock files pin, with hashes, everything that pyproject.toml asks for and everything that these
-need; the virtual environment has exactly that. With one: no advisory is known for any of it.
+``make lint`` runs this. Offline it checks that the lock files pin, with hashes, every package that pyproject.toml and
+its dependencies need, and that the virtual environment has exactly these. Online it asks for known advisories.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from packaging.markers import default_environment
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-#: osv.dev gathers the advisories of PyPA and GitHub and answers for a whole lock file in one request.
+#: osv.dev collects the advisories of PyPA and GitHub, and answers for a whole lock file in one request.
 ADVISORIES = "https://api.osv.dev/v1/querybatch"
-#: Lint is run all day long. This bounds the resolver too, which has no time limit of its own.
+#: Developers run lint all day, so it must not wait long. This bounds the DNS resolver too, which has no time limit.
 ADVISORIES_TIMEOUT_S = 4.0
 _HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
-#: What a virtual environment has of itself.
+#: The packages that a virtual environment brings along.
 _NOT_LOCKED = {"pip"}
 
 
 class Pin(NamedTuple):
-    """One package of a lock file, where it stands there, and how many files of it have a hash."""
+    """A package of a lock file. ``place`` is its file and line, ``hashes`` the number of its files with a hash."""
 
     requirement: Requirement
     version: str
@@ -47,7 +47,7 @@ class Pin(NamedTuple):
 
 
 class Lock:
-    """All lock files together; ``problems`` has what they must not contain."""
+    """The pins of all lock files. ``problems`` are sentences about lines that a lock file must not have."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.pins: dict[str, list[Pin]] = {}
@@ -62,7 +62,7 @@ class Lock:
         try:
             requirement = Requirement(text)
         except InvalidRequirement:
-            self.problems.append(f"{place}: {text.strip()!r} is no pinned package (an option, a URL or a path?)")
+            self.problems.append(f"{place}: {text.strip()!r} is not a pinned package (an option, a URL or a path?)")
             return
         version = re.fullmatch(r"==([^*,]+)", str(requirement.specifier))
         if version is None or requirement.url is not None:
@@ -84,7 +84,7 @@ class Lock:
 
 
 class Project:
-    """What pyproject.toml asks for."""
+    """The requirements and accepted advisories of pyproject.toml."""
 
     def __init__(self, path: Path) -> None:
         content = tomllib.loads(path.read_text())
@@ -102,7 +102,10 @@ class Project:
 
 
 def check_lock(lock: Lock, project: Project) -> Iterator[str]:
-    """Every package that any Python of ours needs is pinned, to a version that will do; and no other is."""
+    """Yield a sentence for each needed package that is not pinned to a usable version, and for each unneeded pin.
+
+    The packages are those that any supported Python needs.
+    """
     yield from lock.problems
     yield from lock.disagreements(environment_for())
     reached: set[str] = set()
@@ -112,16 +115,19 @@ def check_lock(lock: Lock, project: Project) -> Iterator[str]:
             reached.add(canonicalize_name(requirement.name))
             pin = lock.pin_of(requirement.name, environment)
             if pin is None:
-                yield f"{requirement.name} is in no lock file, and {who} needs it with Python {python}"
+                yield f"{requirement.name} is in no lock file, but {who} needs it with Python {python}"
             elif not requirement.specifier.contains(pin.version, prereleases=True):
-                yield f"{pin.place}: {requirement.name} is locked to {pin.version}, and {who} needs {requirement}"
+                yield f"{pin.place}: {requirement.name} is locked to {pin.version}, but {who} needs {requirement}"
     for name in sorted(lock.pins.keys() - reached):
         if pin := lock.pin_of(name, environment_for()):
             yield f"{pin.place}: nothing needs {name} any more"
 
 
 def check_installed(lock: Lock, project: Project) -> Iterator[str]:
-    """The environment that runs us has what is locked, in that version, and nothing else (but for other extras)."""
+    """Yield a sentence for each installed package that differs from the lock files, or is in none of them.
+
+    Packages of extras that are not locked are allowed.
+    """
     environment = environment_for()
     installed: dict[str, str] = {
         canonicalize_name(found.metadata["Name"]): found.version for found in importlib.metadata.distributions()
@@ -129,14 +135,15 @@ def check_installed(lock: Lock, project: Project) -> Iterator[str]:
     for name in sorted(lock.pins):
         pin = lock.pin_of(name, environment)
         if pin and installed.get(name) != pin.version:
-            yield f"{pin.place}: {name} is locked to {pin.version}, and {installed.get(name, 'nothing')} is installed"
+            yield f"{pin.place}: {name} is locked to {pin.version}, but {installed.get(name, 'nothing')} is installed"
     others = {canonicalize_name(requirement.name) for requirement, _ in needed(project.unlocked, environment)}
     for name in sorted(installed.keys() - {project.name} - _NOT_LOCKED - others):
         if lock.pin_of(name, environment) is None:
-            yield f"{name} {installed[name]} is installed, and in no lock file"
+            yield f"{name} {installed[name]} is installed, but in no lock file"
 
 
 def check_consistency() -> Iterator[str]:
+    """Yield what ``pip check`` complains about."""
     done = subprocess.run(
         [sys.executable, "-m", "pip", "--disable-pip-version-check", "check"],
         capture_output=True,
@@ -148,7 +155,10 @@ def check_consistency() -> Iterator[str]:
 
 
 def needed(roots: Iterable[Requirement], environment: Mapping[str, str]) -> Iterator[tuple[Requirement, str]]:
-    """``(requirement, who needs it)`` for all that is needed, as far as the packages are installed and can be asked."""
+    """Yield every needed requirement and the name of what needs it.
+
+    The dependencies of a package are known only if it is installed.
+    """
     queue = [(requirement, "pyproject.toml", "") for requirement in roots]
     seen = set()
     while queue:
@@ -168,7 +178,7 @@ def needed(roots: Iterable[Requirement], environment: Mapping[str, str]) -> Iter
 
 
 def environment_for(python: str | None = None) -> dict[str, str]:
-    """What markers are evaluated against: this machine, with this Python or another one."""
+    """Return the values for markers: those of this machine, with its own Python or another version."""
     environment: dict[str, Any] = {**default_environment(), "extra": ""}
     if python:
         environment |= {"python_version": python, "python_full_version": f"{python}.0"}
@@ -176,7 +186,10 @@ def environment_for(python: str | None = None) -> dict[str, str]:
 
 
 def known_advisories(lock: Lock, url: str) -> dict[str, list[str]]:
-    """Advisories by package (``name version``), where there are any. Raises OSError, ValueError or HTTPException."""
+    """Return the advisories by package (``name version``), for packages that have any.
+
+    Raises OSError, ValueError or HTTPException.
+    """
     pins = [pin for pins in lock.pins.values() for pin in pins]
     queries = [
         {"package": {"name": canonicalize_name(pin.requirement.name), "ecosystem": "PyPI"}, "version": pin.version}
@@ -188,17 +201,20 @@ def known_advisories(lock: Lock, url: str) -> dict[str, list[str]]:
     with urllib.request.urlopen(request, timeout=ADVISORIES_TIMEOUT_S) as reply:  # noqa: S310
         results = json.load(reply)
     try:
-        # Fewer answers than questions would read as "nothing is known".
+        # strict: a missing result would look like a package without advisories.
         found = [[str(each["id"]) for each in result.get("vulns", ())] for result in results["results"]]
         return {
             f"{pin.requirement.name} {pin.version}": sorted(ids) for pin, ids in zip(pins, found, strict=True) if ids
         }
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError("it does not answer as osv.dev does") from error
+        raise ValueError("the answer does not have the format of osv.dev") from error
 
 
 def check_advisories(lock: Lock, project: Project, url: str, *, required: bool) -> tuple[list[str], str | None]:
-    """The problems, and why nothing could be found out, if so: that is a problem too where it is ``required``."""
+    """Return the problems, and the reason if the advisories could not be checked.
+
+    With ``required``, an unchecked advisory is a problem too.
+    """
     answer: list[dict[str, list[str]] | str] = []
 
     def ask() -> None:
@@ -207,7 +223,7 @@ def check_advisories(lock: Lock, project: Project, url: str, *, required: bool) 
         except (OSError, ValueError, http.client.HTTPException) as error:
             answer.append(str(error))
 
-    # getaddrinfo(3) cannot be given a time limit; a daemon thread can be left behind.
+    # getaddrinfo(3) takes no time limit, but a daemon thread that hangs does not keep the program from ending.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(ADVISORIES_TIMEOUT_S)
@@ -218,8 +234,9 @@ def check_advisories(lock: Lock, project: Project, url: str, *, required: bool) 
     for package, ids in outcome.items():
         if unaccepted := [each for each in ids if each not in project.accepted]:
             problems.append(
-                f"{package} has known vulnerabilities: {', '.join(unaccepted)}; 'make lock UPGRADE=1' brings newer "
-                "versions, or say in pyproject.toml's [tool.audit.accepted] why these do not matter here"
+                f"{package} has known vulnerabilities: {', '.join(unaccepted)}; install newer versions with "
+                "'make lock UPGRADE=1', or give the reason why these do not matter in pyproject.toml's "
+                "[tool.audit.accepted]"
             )
     return problems, None
 
@@ -228,7 +245,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.audit", description=__doc__)
     parser.add_argument("locks", nargs="+", type=Path, metavar="LOCK", help="a file that pip installs with hashes")
     parser.add_argument("--project", type=Path, default=Path("pyproject.toml"), metavar="FILE")
-    parser.add_argument("--advisories", default=ADVISORIES, metavar="URL", help="where to ask (default: %(default)s)")
+    parser.add_argument(
+        "--advisories", default=ADVISORIES, metavar="URL", help="the service to ask (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     lock, project = Lock(arguments.locks), Project(arguments.project)
     offline = [*check_lock(lock, project), *check_installed(lock, project), *check_consistency()]
@@ -238,7 +257,7 @@ def main() -> int:
     for problem in problems:
         print(f"audit: {problem}", file=sys.stderr)
     if offline:
-        print("audit: 'make lock' makes the lock files anew from pyproject.toml; 'make' installs them", file=sys.stderr)
+        print("audit: 'make lock' makes the lock files from pyproject.toml; 'make' installs them", file=sys.stderr)
     if unknown:
         print(f"audit: advisories were not checked: {arguments.advisories}: {unknown}", file=sys.stderr)
     if not problems:
@@ -249,7 +268,7 @@ def main() -> int:
 
 
 def _logical_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """``(file:line, text)`` as pip reads them: a backslash continues a line, ``#`` after a space begins a comment."""
+    """Yield ``(file:line, text)`` for each line as pip reads it: a backslash continues it, `` #`` begins a comment."""
     joined, began = "", 0
     for number, line in enumerate(path.read_text().splitlines(), 1):
         began = began if joined else number

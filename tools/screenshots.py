@@ -1,8 +1,8 @@
-"""Makes docs/images/*.svg from real runs: a binder, servers, clients and HAProxy, in namespaces of their own.
+"""Make docs/images/*.svg from real runs of a binder, servers, clients and HAProxy.
 
-    make screenshots        # as root: PID, network and mount namespaces
+    make screenshots        # as root: it makes PID, network and mount namespaces
 
-In them /run is empty, so the paths in the pictures are those of an installed host, and nothing needs to be replaced.
+In these namespaces /run is empty, so that the paths in the pictures are those of an installed host.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich._export_format import CONSOLE_SVG_FORMAT
@@ -35,9 +35,9 @@ _INSIDE = "MULTIBINDER_SCREENSHOTS"
 _BIN = Path(sys.executable).parent
 _SOCKET = "/run/multibinder/control.sock"
 _WIDTH, _HEIGHT = 100, 24
-#: The binder has looked twice by then (every 15 s, and 10 s without a holder make an orphan).
+#: Long enough for two searches for holders, one every 15 s. A listener without one for 10 s is an orphan.
 _PATIENCE_S = 60
-#: Rich's own would have the reader's browser load a font from elsewhere.
+#: Rich's own format would make the reader's browser load a font from another host.
 _FORMAT = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 _TEMPLATE = """global
     maxconn 2000
@@ -69,14 +69,11 @@ def main() -> None:
         _traffic(stack)
         _shoot("status", ["multibinder", "status"])
         _watch()
-        if subprocess.run(["multibinder", "doctor", "--help"], capture_output=True, check=False).returncode == 0:  # noqa: S607
-            _shoot("doctor", ["multibinder", "doctor"])
-        else:
-            print("there is no 'multibinder doctor' in this version: no picture of it")
+        _shoot("doctor", ["multibinder", "doctor"])
 
 
 def _haproxy(stack: contextlib.ExitStack) -> None:
-    """One instance, and its reload with one more bind."""
+    """Start an instance, and take a picture of its reload with one more bind."""
     Path("/run/web.cfg.j2").write_text(_TEMPLATE % "")
     command = ["multibinder-haproxy", "run", "--name", "web", "--", "/usr/sbin/haproxy", "-Ws", "-f", "/run/web.cfg.j2"]
     _start(stack, *command)
@@ -86,7 +83,7 @@ def _haproxy(stack: contextlib.ExitStack) -> None:
 
 
 def _traffic(stack: contextlib.ExitStack) -> None:
-    """A server that does not accept, with more clients than its queue takes; and one that is gone."""
+    """Make a stalled listener, which has more clients than its queue takes, and an orphan."""
     with Client() as client:
         api, old = client.bind(
             [
@@ -116,7 +113,7 @@ def _shoot(name: str, command: list[str]) -> None:
 
 
 def _watch() -> None:
-    """One frame, as the terminal has it: rich begins each at the top left corner."""
+    """Take a picture of the last whole frame on a terminal. Rich starts each frame at the top left corner."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 12, _WIDTH, 0, 0))
     command = ["multibinder", "status", "--watch", "--interval", "0.5"]
@@ -137,7 +134,7 @@ def _watch() -> None:
 def _export(name: str, text: str) -> None:
     shown = Text.from_ansi(text)
     if str(_ROOT) in shown.plain:
-        sys.exit(f"the picture of {name} would show where this checkout lies")
+        sys.exit(f"the picture of {name} would show the path of this checkout")
     with open(os.devnull, "w") as nowhere:
         console = Console(record=True, width=_WIDTH, file=nowhere, force_terminal=True, highlight=False)
         console.print(shown, soft_wrap=False)
@@ -168,12 +165,11 @@ def _answers(port: int) -> bool:
     return True
 
 
-def _wait_until(condition: object) -> None:
-    assert callable(condition)  # noqa: S101
+def _wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + _PATIENCE_S
     while not condition():
         if time.monotonic() > deadline:
-            sys.exit("what the picture is to show did not happen in time")
+            sys.exit(f"the state for the next picture was not reached within {_PATIENCE_S} s")
         time.sleep(0.1)
 
 

@@ -1,10 +1,8 @@
-"""The control socket's path: one binder for each, and no file deleted that is not ours."""
+"""The control socket: its file, its lock, and who may connect."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import grp
 import os
 import socket
@@ -12,6 +10,14 @@ import stat
 from types import TracebackType
 
 from multibinder.binder import events
+from multibinder.binder.control_lock import (
+    ControlSocketError,
+    already_served,
+    cannot_create,
+    is_at,
+    release_lock,
+    take_lock,
+)
 from multibinder.binder.inherit import CONTROL, LOCK
 from multibinder.kernel import files
 from multibinder.kernel.socket_options import peer_credentials, refuse_descriptors
@@ -23,97 +29,21 @@ PATH_BYTES = 107
 _BACKLOG = 1024
 
 
-class ControlSocketError(MultibinderError):
-    """The control socket cannot be had; the message says why and what to do."""
-
-
 class ControlSocket:
-    """A socket listening at ``path`` for as long as the block runs; then its file is removed, unless it was left to a
-    next self, or came from somebody else (a socket unit's file is systemd's).
+    """A socket that listens at ``path`` until the end of a ``with`` block, which closes it and removes its file.
 
-    ``mode`` and ``group`` say who may connect: nobody else can at any moment. ``inherited`` and ``lock``, if given,
-    are taken instead of new ones. Raises ControlSocketError when another binder serves the path, when something else
-    is in the way, or when the directory does not let us.
+    ``detach`` before the end gives the socket and the lock away; then the file stays. ``lock`` is None for a socket
+    unit's socket, whose file is systemd's. ``file`` is what lstat(2) returned for the file to remove, None for none.
     """
 
-    def __init__(
-        self,
-        path: str,
-        mode: int,
-        group: str | None,
-        inherited: socket.socket | None = None,
-        lock: int | None = None,
-    ) -> None:
-        if len(os.fsencode(path)) > PATH_BYTES:
-            raise ControlSocketError(
-                f"{path}: the path has {len(os.fsencode(path))} bytes, a Unix socket's may have {PATH_BYTES} "
-                "(sun_path, unix(7)); choose a shorter one"
-            )
+    def __init__(self, path: str, sock: socket.socket, lock: int | None, file: os.stat_result | None) -> None:
         self.path = path
+        self.socket = sock
         self._lock = lock
-        self._file: os.stat_result | None = None
-        if inherited is not None and lock is not None and _was_cleaned_up(path, lock):
-            inherited.close()
-            os.close(lock)
-            inherited = self._lock = None
-        if inherited is not None:
-            self.socket = inherited
-            refuse_descriptors(inherited)
-            try:
-                self._check_directory()
-            except MultibinderError as error:
-                events.error("directory-unsafe", why=error)  # too late to refuse: clients may be connected
-            with contextlib.suppress(OSError):
-                self._file = os.lstat(path) if lock is not None else None
-            return
-        self._check_directory()
-        group_id = -1 if group is None else _group_id(group)
-        self._lock = _lock(path)
-        try:
-            _clear_the_way(path)
-            self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                _bind(self.socket, path, mode if group_id < 0 else mode & 0o700)
-                self._file = os.lstat(path)
-                if group_id >= 0:
-                    _give(path, mode, group_id, group)
-                refuse_descriptors(self.socket)
-                self.socket.listen(_BACKLOG)
-            except OSError as error:
-                raise _explained(path, error) from error
-        except ControlSocketError:
-            self.close()
-            raise
+        self._file = file
 
-    def _check_directory(self) -> None:
-        directory = os.path.dirname(self.path) or "."
-        try:
-            for distrust in files.distrusts(directory):
-                self._refuse_or_warn(directory, distrust)
-        except OSError as error:
-            raise _explained(self.path, error) from error
-
-    @staticmethod
-    def _refuse_or_warn(directory: str, distrust: files.Distrust) -> None:
-        path, status = distrust.path, distrust.status
-        if distrust.reason == "group":
-            # Root's group is root's.
-            if status.st_gid != 0:
-                why = f"group {status.st_gid} may write in {path}, and so replace the files that we make"
-                events.warning("directory-doubtful", why=why)
-            return
-        if distrust.reason == "others":
-            raise ControlSocketError(
-                f"everybody may write in {path} (mode {distrust.mode}), and so replace the files that we make in "
-                f"{directory}; 'chmod o-w {path}', or choose another directory"
-            )
-        raise ControlSocketError(
-            f"{path} belongs to uid {status.st_uid}, who could replace the files that we make in {directory}; "
-            "choose a directory of root or of this user, as /run/multibinder"
-        )
-
-    def warn_who_may_connect(self, has_policy: bool) -> None:
-        """Say in the log what a control socket gives away that others than its owner can connect to."""
+    def warn_who_may_connect(self, *, has_policy: bool) -> None:
+        """Log a warning if other users can connect, and no policy restricts what they may ask for."""
         try:
             status = os.stat(self.path)
         except OSError:
@@ -125,33 +55,29 @@ class ControlSocket:
                 "open-to-others",
                 mode=f"{mode:04o}",
                 who=who,
-                why="whoever can connect may bind any address that this binder may, and gets every listener; a policy "
-                "file narrows that ('multibinder policy --help')",
+                why="all who can connect may bind any address that this binder may bind, and get every listener; a "
+                "policy file restricts that ('multibinder policy --help')",
             )
 
-    def kept(self) -> list[tuple[str, int]]:
-        """The kind and descriptor of each that is ours to keep beyond a crash; a socket unit's is systemd's."""
+    def for_keeper(self) -> list[tuple[str, int]]:
+        """Return the names and descriptors to keep through a crash; none of a socket unit, whose socket systemd has."""
         return [] if self._lock is None else [(CONTROL, self.socket.fileno()), (LOCK, self._lock)]
 
-    def leave(self) -> list[tuple[str, int]]:
-        """Give the socket and the lock to the caller: their kinds and descriptors."""
-        kept = [(CONTROL, self.socket.detach())]
+    def detach(self) -> list[tuple[str, int]]:
+        """Give the socket and the lock to the caller: their names and descriptors."""
+        descriptors = [(CONTROL, self.socket.detach())]
         if self._lock is not None:
-            kept.append((LOCK, self._lock))
+            descriptors.append((LOCK, self._lock))
         self._lock = self._file = None
-        return kept
+        return descriptors
 
     def close(self) -> None:
-        if hasattr(self, "socket"):
-            self.socket.close()
-        with contextlib.suppress(OSError):  # somebody has cleaned up before us
-            if self._file is not None and os.path.samestat(os.lstat(self.path), self._file):
-                os.unlink(self.path)
+        self.socket.close()
+        if self._file is not None:
+            _remove(self.path, self._file)
+            self._file = None
         if self._lock is not None:
-            with contextlib.suppress(OSError):
-                if _is_at(self._lock, f"{self.path}.lock"):
-                    os.unlink(f"{self.path}.lock")
-            os.close(self._lock)
+            release_lock(self.path, self._lock)
             self._lock = None
 
     def __enter__(self) -> ControlSocket:
@@ -163,6 +89,123 @@ class ControlSocket:
         self.close()
 
 
+def open_control_socket(
+    path: str, mode: int, group: str | None, inherited: socket.socket | None = None, lock: int | None = None
+) -> ControlSocket:
+    """Take over an inherited control socket, or create one.
+
+    ``mode`` and ``group`` say who may connect to a new one; nobody else can at any moment. ``inherited`` and ``lock``
+    belong to the control socket from now on. Raises ControlSocketError if another binder serves the path, another file
+    is in the way, or another user could replace the socket.
+    """
+    if (size := len(os.fsencode(path))) > PATH_BYTES:
+        raise ControlSocketError(
+            f"{path}: the path has {size} bytes, a Unix socket's may have {PATH_BYTES} "
+            "(sun_path, unix(7)); choose a shorter one"
+        )
+    if inherited is not None and (lock is None or not _was_removed(path, lock)):
+        return _take_over(path, inherited, lock)
+    if inherited is not None:
+        inherited.close()
+    if lock is not None:
+        os.close(lock)
+    return _create(path, mode, group)
+
+
+def _take_over(path: str, inherited: socket.socket, lock: int | None) -> ControlSocket:
+    refuse_descriptors(inherited)
+    try:
+        _check_directory(path)
+    except MultibinderError as error:
+        events.error("directory-unsafe", why=error)  # not refused: clients may be connected already
+    file = None
+    if lock is not None:
+        with contextlib.suppress(OSError):
+            file = os.lstat(path)
+    return ControlSocket(path, inherited, lock, file)
+
+
+def _create(path: str, mode: int, group: str | None) -> ControlSocket:
+    _check_directory(path)
+    group_id = None if group is None else _group_id(group)
+    with contextlib.ExitStack() as undo:
+        lock = take_lock(path)
+        undo.callback(release_lock, path, lock)
+        try:
+            _remove_stale(path)
+            sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            _bind(sock, path, mode if group_id is None else mode & 0o700)
+            file = os.lstat(path)
+            undo.callback(_remove, path, file)
+            if group_id is not None:
+                _give_to_group(path, mode, group_id, str(group))
+            refuse_descriptors(sock)
+            sock.listen(_BACKLOG)
+        except OSError as error:
+            raise cannot_create(path, error) from error
+        undo.pop_all()
+    return ControlSocket(path, sock, lock, file)
+
+
+def _check_directory(path: str) -> None:
+    """Raise ControlSocketError if another user could replace what is made in the directory of ``path``."""
+    directory = os.path.dirname(path) or "."
+    try:
+        for distrust in files.distrusts(directory):
+            _refuse_or_warn(directory, distrust)
+    except OSError as error:
+        raise cannot_create(path, error) from error
+
+
+def _refuse_or_warn(directory: str, distrust: files.Distrust) -> None:
+    path, status = distrust.path, distrust.status
+    if distrust.reason == "group":
+        # Root's group is root's.
+        if status.st_gid != 0:
+            why = f"group {status.st_gid} may write in {path}, and so replace the files that we make"
+            events.warning("directory-doubtful", why=why)
+        return
+    if distrust.reason == "others":
+        raise ControlSocketError(
+            f"everybody may write in {path} (mode {distrust.mode}), and so replace the files that we make in "
+            f"{directory}; 'chmod o-w {path}', or choose another directory"
+        )
+    raise ControlSocketError(
+        f"{path} belongs to uid {status.st_uid}, who could replace the files that we make in {directory}; "
+        "choose a directory of root or of this user, as /run/multibinder"
+    )
+
+
+def _was_removed(path: str, lock: int) -> bool:
+    """Return whether a kept socket has lost its file, and a new one can be made.
+
+    A binder that stops removes the file. The keeper may have the socket still, but no client could connect to it.
+    """
+    return os.path.isdir(os.path.dirname(path) or ".") and not (is_at(lock, f"{path}.lock") and os.path.exists(path))
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket file on which no process listens. Raises ControlSocketError for anything else at ``path``."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ControlSocketError(f"{path} exists and is not a socket; it is left alone. Choose another --socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except FileNotFoundError:
+            return
+        except BlockingIOError:
+            raise already_served(path, "") from None  # its queue is full, so it is alive
+        raise already_served(path, str(peer_credentials(probe).pid))
+
+
 def _bind(sock: socket.socket, path: str, mode: int) -> None:
     # bind(2) makes the file with 0777 less the umask.
     before = os.umask(0o777 & ~mode)
@@ -172,8 +215,11 @@ def _bind(sock: socket.socket, path: str, mode: int) -> None:
         os.umask(before)
 
 
-def _give(path: str, mode: int, group_id: int, group: str | None) -> None:
-    """Until the group is right, its bits stay off. Neither call follows a link that somebody puts there meanwhile."""
+def _give_to_group(path: str, mode: int, group_id: int, group: str) -> None:
+    """Change the group, and only then the mode, which has the group's bits.
+
+    Neither call follows a link that another process puts there meanwhile.
+    """
     try:
         descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -190,96 +236,11 @@ def _give(path: str, mode: int, group_id: int, group: str | None) -> None:
         ) from error
 
 
-def _lock(path: str) -> int:
-    """A descriptor that holds the lock: two binders that start together must not both find the path free."""
-    lock = f"{path}.lock"
-    while True:
-        try:
-            descriptor = _open_or_create(lock)
-        except FileNotFoundError as error:
-            if os.path.isdir(os.path.dirname(path) or "."):
-                continue  # it was there a moment ago
-            raise _explained(path, error) from error
-        except OSError as error:
-            if error.errno == errno.ELOOP:
-                raise ControlSocketError(f"{lock} is a link; see who made it, and remove it") from error
-            raise _explained(path, error) from error
-        try:
-            if not files.is_ours(descriptor):
-                status = os.fstat(descriptor)
-                raise ControlSocketError(
-                    f"{lock} is not ours: uid {status.st_uid} made it, mode {stat.S_IMODE(status.st_mode):04o}; "
-                    "remove it, or choose another --socket"
-                )
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(descriptor, lock):
-                os.truncate(descriptor, 0)
-                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-                return descriptor
-        except BlockingIOError:
-            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
-            os.close(descriptor)
-            raise _already_served(path, holder) from None
-        except ControlSocketError:
-            os.close(descriptor)
-            raise
-        except OSError as error:
-            os.close(descriptor)
-            raise _explained(path, error) from error
-        os.close(descriptor)  # its last owner unlinked the file between our open() and our flock()
-
-
-def _open_or_create(lock: str) -> int:
-    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    try:
-        return os.open(lock, flags | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        # Without O_CREAT, so that it is we who say whose it is, not the kernel (protected_regular, proc_sys_fs(5)).
-        return os.open(lock, flags)
-
-
-def _was_cleaned_up(path: str, lock: int) -> bool:
-    """Whether a socket of ours that somebody kept has lost its file meanwhile (its last user stopped in good order), so
-    that nobody could ever connect to it; and a new one can be made."""
-    return os.path.isdir(os.path.dirname(path) or ".") and not (_is_at(lock, f"{path}.lock") and os.path.exists(path))
-
-
-def _is_at(descriptor: int, path: str) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
-    except FileNotFoundError:
-        return False
-
-
-def _clear_the_way(path: str) -> None:
-    """Remove a socket file that nobody listens on any more; complain about anything else that is there."""
-    try:
-        kind = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise _explained(path, error) from error
-    if not stat.S_ISSOCK(kind):
-        raise ControlSocketError(f"{path} exists and is not a socket; it is left alone. Choose another --socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
+def _remove(path: str, file: os.stat_result) -> None:
+    """Remove a file, unless it has been removed, or another file has its name by now."""
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.lstat(path), file):
             os.unlink(path)
-            return
-        except FileNotFoundError:
-            return
-        except BlockingIOError:
-            raise _already_served(path, "") from None  # its queue is full, so it is alive
-        except OSError as error:
-            raise _explained(path, error) from error
-        raise _already_served(path, str(peer_credentials(probe).pid))
-
-
-def _already_served(path: str, pid: str) -> ControlSocketError:
-    who = f"process {pid}" if pid else "another process"
-    return ControlSocketError(f"{path} is served by {who} already; stop it first, or choose another --socket")
 
 
 def _group_name(number: int) -> str:
@@ -294,14 +255,3 @@ def _group_id(group: str) -> int:
         return grp.getgrnam(group).gr_gid
     except KeyError:
         raise ConfigurationError(f"--group {group}: there is no such group (see 'getent group')") from None
-
-
-def _explained(path: str, error: OSError) -> ControlSocketError:
-    directory = os.path.dirname(path) or "."
-    reason = {
-        errno.ENOENT: f"the directory {directory} does not exist; create it first",
-        errno.EACCES: f"no permission to write in {directory}; run as root, or choose another --socket",
-        errno.ENOSPC: f"no space left on the file system of {directory}",
-        errno.EROFS: f"{directory} is on a read-only file system",
-    }.get(error.errno or 0, error.strerror)
-    return ControlSocketError(f"{path}: cannot create the control socket: {reason}")

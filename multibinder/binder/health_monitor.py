@@ -1,322 +1,254 @@
-"""Looking after listeners: who has them, whether anybody accepts there, what was dropped; and closing orphans."""
+"""The health of listeners: their holders, whether a process accepts from them, and what they dropped."""
 
 from __future__ import annotations
 
-import contextlib
-import fnmatch
-import os
-import signal
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from multibinder.binder import events
+from multibinder.binder.holder_scan import HolderScan
 from multibinder.binder.listener import Listener
 from multibinder.binder.loop import Loop
+from multibinder.binder.orphan_ttl import OrphanTtl, orphan_ttl_of
 from multibinder.binder.store import ListenerStore
-from multibinder.kernel.accept_queue import accept_queue
-from multibinder.kernel.socket_options import cookie_of, drops_of, inode_of
-from multibinder.observe.holders import Holder, holders_of
+from multibinder.observe.holders import Holder, Holders
 from multibinder.wire.status import HolderStatus, ListenerHealth, OwnerStatus
 
-#: From one look to the next.
-LOOK_EVERY_S = 15.0
-#: A listener is an orphan when no look has found a holder for so long: a server that restarts has none for a moment.
-#: Nor is it one for so long after a handoff: what is on its way is nobody's yet. With the above: within half a minute.
-GRACE_S = 10.0
-#: A queue that is not empty is watched this closely: if nobody accepts in all of this time, it does not move.
-_SAMPLE_EVERY_S, _SAMPLES = 0.05, 20
-#: A repair is shown for so long.
+#: A listener is shown as repaired for this long after a repair.
 _REPAIRED_S = 3600.0
-#: Of an answer of the child's.
-_CHUNK = 1 << 20
+#: The kernel counts drops in 32 bits.
+_DROPS_MODULUS = 2**32
 
 
-class OrphanTtl(msgspec.Struct, frozen=True):
-    """How long an orphan may live, in seconds; None for ever. ``of`` is an address, an owner's label (a pattern as in
-    fnmatch), or empty for all others."""
+class _Observation(msgspec.Struct):
+    """What the monitor knows about one listener.
 
-    of: str
-    seconds: float | None
+    Names with ``since`` are wall-clock times, to be shown; names with ``at`` are times of time.monotonic(), to
+    calculate with.
 
-
-class _Seen(msgspec.Struct):
-    """What is known of one listener. ``dropped`` at ``dropped_at`` is what drops per second are reckoned from.
-    ``alone_since``: the first look that found no holder, and none has since; ``orphan``: that is long enough ago.
-
-    ``since`` are times of time.time(), to be told; ``at`` those of time.monotonic(), to be reckoned with.
+    ``drops`` were counted at ``drops_at``; the rate is calculated from them at the next look.
+    ``holders`` is None if none was found and some process may not be looked into.
+    ``unheld_since``, ``unheld_at`` are of the first look since which no look has found a holder.
     """
 
-    dropped: int
-    dropped_at: float
+    drops: int
+    drops_at: float
     drops_per_s: float = 0.0
     holders: Sequence[Holder] | None = None
-    alone_since: float | None = None
-    alone_at: float = 0.0
-    orphan: bool = False
+    unheld_since: float | None = None
+    unheld_at: float = 0.0
+    is_orphan: bool = False
     stalled_since: float | None = None
 
 
-class _Held(msgspec.Struct, frozen=True):
-    """What the child found. ``hidden``: any process that it may not look into might be a holder too."""
+class HealthMonitor:
+    """Looks at all listeners when ``look`` is called, and closes orphans whose time is over.
 
-    by_inode: Mapping[int, Sequence[Holder]]
-    hidden: bool
-
-
-class Watch:
-    """Looks every 15 seconds, and whenever ``look`` is called. ``keepers`` are processes that have copies for us."""
+    ``grace_s`` is explained at ``settings.Timings``. A queue that is not empty is sampled every ``sample_every_s``;
+    its listener is stalled if the queue has not become shorter in any of ``samples`` samples.
+    """
 
     def __init__(
-        self, loop: Loop, store: ListenerStore, orphan_ttl: Sequence[OrphanTtl], keepers: Collection[int]
+        self,
+        loop: Loop,
+        store: ListenerStore,
+        scan: HolderScan,
+        orphan_ttls: Sequence[OrphanTtl] = (),
+        *,
+        grace_s: float = 10.0,
+        sample_every_s: float = 0.05,
+        samples: int = 20,
     ) -> None:
         self._loop = loop
         self._store = store
-        self._ttl = orphan_ttl
-        self._keepers = frozenset(keepers)
-        self._seen: dict[Listener, _Seen] = {}
-        self._waiting: list[Callable[[], None]] = []
-        self._child = 0
-        self._reading = -1
-        self._began = 0.0
-        self._said = b""
-        self._looks_again = False
-        self.looked_at: float | None = None  # time.time()
+        self._scan = scan
+        self._orphan_ttls = orphan_ttls
+        self._grace_s = grace_s
+        self._sample_every_s = sample_every_s
+        self._samples = samples
+        self._observations: dict[Listener, _Observation] = {}
+        self._on_looked: list[Callable[[], None]] = []
+        self._look_began_at = 0.0
+        self._extra_look_is_due = False
+        self._looked_at: float | None = None
 
-    def look_now_and_then(self) -> None:
-        self._loop.call_later(LOOK_EVERY_S, self.look_now_and_then)
-        self.look(lambda: None)
+    @property
+    def looked_at(self) -> float | None:
+        """Return the time of the last look that was complete, in seconds since the epoch; None before the first."""
+        return self._looked_at
 
-    def look(self, seen: Callable[[], None]) -> None:
-        """Look at everything now; ``seen`` is called from the loop when that is done.
+    def look(self, on_looked: Callable[[], None] = lambda: None) -> None:
+        """Look at all listeners now. ``on_looked`` is called from the loop when that is done, also after a failure.
 
-        A pass over /proc takes some milliseconds, on a large host some hundreds, so a child of ours does it: nobody
-        else's request waits for it.
+        During a look, further callers wait for the end of the same one.
         """
         if not len(self._store):
-            self._seen.clear()
-            self._loop.call_later(0, seen)
+            self._observations.clear()
+            self._loop.call_later(0, on_looked)
             return
-        self._waiting.append(seen)
-        if self._child:
-            return
-        inodes = [inode_of(listener.socket) for listener in self._store.listeners()]
-        self._began = time.monotonic()
-        reading, writing = os.pipe2(os.O_CLOEXEC)
-        except_ = {os.getpid(), *self._keepers}
-        try:
-            self._child = os.fork()
-        except OSError as error:
-            os.close(reading)
-            os.close(writing)
-            events.warning("cannot-look", why=error.strerror)
-            self._loop.call_later(0, lambda: self._finish(None))
-            return
-        if not self._child:
-            _look_and_die(inodes, except_, writing)
-        os.close(writing)
-        self._reading = reading
-        self._said = b""
-        self._loop.watch(reading, self._listen)
+        self._on_looked.append(on_looked)
+        if not self._scan.is_running:
+            self._look_began_at = time.monotonic()
+            self._scan.start([listener.inode for listener in self._store.listeners()], self._finish_look)
 
     def stop(self) -> None:
-        """Leave no child behind, whatever it is about. Nobody is told."""
-        if self._child:
-            os.kill(self._child, signal.SIGKILL)
-            self._reap()
+        """End a look that is under way. Its callers are not told."""
+        self._scan.stop()
 
     def health(self, listeners: Sequence[Listener]) -> list[ListenerHealth]:
-        """As of the last look; queues and drops as of now."""
+        """Return the health of listeners: holders as of the last look, queues and drops as of now."""
         now = time.time()
-        return [self._health(listener, self._seen.get(listener) or _Seen(0, 0.0), now) for listener in listeners]
+        unknown = _Observation(0, 0.0)
+        return [self._health(listener, self._observations.get(listener, unknown), now) for listener in listeners]
 
-    def _listen(self) -> None:
-        chunk = os.read(self._reading, _CHUNK)
-        self._said += chunk
-        if chunk:
-            return
-        self._loop.unwatch(self._reading)
-        self._reap()
-        held = None
-        try:
-            held = msgspec.json.decode(self._said, type=_Held)
-        except msgspec.DecodeError:
-            events.warning("cannot-look", why="whoever was to look into /proc ended too early, or took too long")
-        self._said = b""
-        self._finish(held)
-
-    def _reap(self) -> None:
-        os.close(self._reading)
-        # Whoever started us may have us ignore SIGCHLD: then the kernel has reaped it.
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self._child, 0)
-        self._child = 0
-
-    def _finish(self, held: _Held | None) -> None:
-        if held is not None:
-            self.looked_at = time.time()
+    def _finish_look(self, found: Holders | None) -> None:
+        if found is not None:
+            self._looked_at = time.time()
         listeners = self._store.listeners()
-        for gone in self._seen.keys() - set(listeners):
-            del self._seen[gone]
-        suspects = []
+        for gone in self._observations.keys() - set(listeners):
+            del self._observations[gone]
+        waiting: list[tuple[Listener, int]] = []
         for listener in listeners:
-            seen = self._look_at_drops(listener)
-            if held is not None:
-                self._note_holders(listener, seen, held)
-            length = accept_queue(listener.socket).length
-            if not length:
-                seen.stalled_since = None
+            observation = self._count_drops(listener)
+            if found is not None:
+                self._note_holders(listener, observation, found)
+            length = listener.kind.queue(listener.socket).length
+            if length:
+                waiting.append((listener, length))
             else:
-                suspects.append((listener, length))
-        if suspects:
-            self._loop.call_later(_SAMPLE_EVERY_S, lambda: self._sample(suspects, _SAMPLES))
-        if held is not None:
-            # Only now: nobody has it, as this very look has found.
+                observation.stalled_since = None
+        if waiting:
+            self._loop.call_later(self._sample_every_s, lambda: self._sample_queues(waiting, self._samples))
+        if found is not None:
+            # Not earlier: this look has just confirmed that no process has them open.
             for listener in listeners:
-                self._close_orphan(listener)
-        waiting, self._waiting = self._waiting, []
-        for tell in waiting:
-            tell()
+                self._close_if_orphan_expired(listener)
+        callbacks, self._on_looked = self._on_looked, []
+        for on_looked in callbacks:
+            on_looked()
 
-    def _look_at_drops(self, listener: Listener) -> _Seen:
-        now, dropped = time.monotonic(), drops_of(listener.socket)
-        seen = self._seen.get(listener)
-        if seen is None:
-            # What it dropped before we saw it, in another life of ours, it did not drop just now.
-            seen = self._seen[listener] = _Seen(dropped, now)
-        elif now - seen.dropped_at >= 1:
-            seen.drops_per_s = (dropped - seen.dropped) % 2**32 / (now - seen.dropped_at)
-            seen.dropped, seen.dropped_at = dropped, now
-        return seen
+    def _count_drops(self, listener: Listener) -> _Observation:
+        now, drops = time.monotonic(), listener.kind.drops(listener.socket)
+        observation = self._observations.get(listener)
+        if observation is None:
+            # Drops from before the first look, perhaps from before an upgrade, say nothing about the rate now.
+            observation = self._observations[listener] = _Observation(drops, now)
+        elif now - observation.drops_at >= 1:
+            new_drops = (drops - observation.drops) % _DROPS_MODULUS
+            observation.drops_per_s = new_drops / (now - observation.drops_at)
+            observation.drops, observation.drops_at = drops, now
+        return observation
 
-    def _note_holders(self, listener: Listener, seen: _Seen, held: _Held) -> None:
-        found = held.by_inode.get(inode_of(listener.socket), ())
-        hidden = held.hidden or listener.held_outside_pid_namespace
-        seen.holders = None if hidden and not found else found
-        if found or hidden or listener.last_handoff_at > self._began - GRACE_S:
-            if seen.orphan:
-                why = found[0] if found else "some processes cannot be seen" if hidden else "it was asked for"
+    def _note_holders(self, listener: Listener, observation: _Observation, found: Holders) -> None:
+        holders = found.of(listener.inode)
+        hidden = found.hidden or listener.held_outside_pid_namespace
+        observation.holders = None if hidden and not holders else holders
+        if holders or hidden or listener.last_handoff_at > self._look_began_at - self._grace_s:
+            if observation.is_orphan:
+                why = holders[0] if holders else "some processes cannot be seen" if hidden else "it was asked for"
                 events.info("orphan-no-more", address=listener.address, why=why)
-            seen.alone_since, seen.orphan = None, False
-        elif seen.alone_since is None:
-            seen.alone_since, seen.alone_at = time.time(), self._began
-            self._look_again(seen.alone_at + GRACE_S)
-        elif not seen.orphan and self._began < seen.alone_at + GRACE_S:
-            self._look_again(seen.alone_at + GRACE_S)
-        elif not seen.orphan:
-            seen.orphan = True
-            events.warning(
-                "orphan",
-                address=listener.address,
-                owners=",".join(label or "-" for label in listener.labels),
-                waiting=accept_queue(listener.socket).length,
-                why="no process has it open: its clients wait for nobody",
-            )
+            observation.unheld_since, observation.is_orphan = None, False
+            return
+        if observation.unheld_since is None:
+            observation.unheld_since, observation.unheld_at = time.time(), self._look_began_at
+        if observation.is_orphan:
+            return
+        grace_ends_at = observation.unheld_at + self._grace_s
+        if self._look_began_at < grace_ends_at:
+            self._look_again(grace_ends_at)
+            return
+        observation.is_orphan = True
+        events.warning(
+            "orphan",
+            address=listener.address,
+            owners=",".join(label or "-" for label in listener.labels),
+            waiting=listener.kind.queue(listener.socket).length,
+            why="no process has it open: its clients wait for nobody",
+        )
 
     def _look_again(self, at: float) -> None:
-        """When one that has no holder now will be an orphan, unless it has found one by then."""
-        if self._looks_again:
+        """Look again when the grace of a listener without a holder ends, rather than at the next regular look."""
+        if self._extra_look_is_due:
             return
 
         def look() -> None:
-            self._looks_again = False
-            self.look(lambda: None)
+            self._extra_look_is_due = False
+            self.look()
 
-        self._looks_again = True
+        self._extra_look_is_due = True
         self._loop.call_later(max(0.0, at - time.monotonic()), look)
 
-    def _sample(self, suspects: Sequence[tuple[Listener, int]], left: int) -> None:
-        """A queue that somebody accepts from is shorter now and then, however many come."""
-        still = []
-        for listener, longest in suspects:
-            seen = self._seen.get(listener)
-            if seen is None or listener.socket.fileno() < 0:
+    def _sample_queues(self, waiting: Sequence[tuple[Listener, int]], samples_left: int) -> None:
+        """Find stalled listeners among those with the queue lengths of the last sample.
+
+        A queue from which a process accepts becomes shorter now and then, however many clients connect.
+        """
+        unmoved = []
+        for listener, longest in waiting:
+            observation = self._observations.get(listener)
+            if observation is None or listener.socket.fileno() < 0:
                 continue
-            length = accept_queue(listener.socket).length
+            length = listener.kind.queue(listener.socket).length
             if length < longest:
-                seen.stalled_since = None
+                observation.stalled_since = None
             else:
-                still.append((listener, length))
-        if left and still:
-            self._loop.call_later(_SAMPLE_EVERY_S, lambda: self._sample(still, left - 1))
+                unmoved.append((listener, length))
+        if samples_left and unmoved:
+            self._loop.call_later(self._sample_every_s, lambda: self._sample_queues(unmoved, samples_left - 1))
             return
         now = time.time()
-        for listener, length in still:
-            seen = self._seen[listener]
-            if seen.stalled_since is None and not seen.orphan:
-                seen.stalled_since = now - _SAMPLE_EVERY_S * _SAMPLES
+        for listener, length in unmoved:
+            observation = self._observations[listener]
+            if observation.stalled_since is None and not observation.is_orphan:
+                observation.stalled_since = now - self._sample_every_s * self._samples
                 events.warning("stalled", address=listener.address, waiting=length, why="nobody accepts from its queue")
 
-    def _close_orphan(self, listener: Listener) -> None:
-        seen, ttl = self._seen[listener], self.ttl_of(listener)
-        if not seen.orphan or ttl is None or self._began - seen.alone_at < ttl:
+    def _close_if_orphan_expired(self, listener: Listener) -> None:
+        observation, ttl_s = self._observations[listener], self._orphan_ttl_s(listener)
+        unheld_s = self._look_began_at - observation.unheld_at
+        if not observation.is_orphan or ttl_s is None or unheld_s < ttl_s:
             return
-        waiting = accept_queue(listener.socket).length
-        del self._seen[listener]
+        waiting = listener.kind.queue(listener.socket).length
+        del self._observations[listener]
         self._store.close_orphan(listener)
-        events.warning(
-            "orphan-closed", address=listener.address, after_s=int(self._began - seen.alone_at), reset=waiting
-        )
+        events.warning("orphan-closed", address=listener.address, after_s=int(unheld_s), reset=waiting)
 
-    def ttl_of(self, listener: Listener) -> float | None:
-        """The most particular one: of its address, of an owner, of all."""
-        address, labels = str(listener.address), listener.labels
-        found = [
-            (rank, ttl.seconds)
-            for ttl in self._ttl
-            for rank in [
-                0 if ttl.of == address else 1 if any(label and fnmatch.fnmatchcase(label, ttl.of) for label in labels)
-                else 2 if not ttl.of else 3
-            ]
-            if rank < 3
-        ]  # fmt: skip
-        return min(found, key=lambda each: each[0])[1] if found else None
+    def _orphan_ttl_s(self, listener: Listener) -> float | None:
+        return orphan_ttl_of(self._orphan_ttls, str(listener.address), listener.labels)
 
-    def _health(self, listener: Listener, seen: _Seen, now: float) -> ListenerHealth:
-        queue = accept_queue(listener.socket)
-        holders = seen.holders
-        repaired = bool(listener.repaired_at) and now - listener.repaired_at < _REPAIRED_S
+    def _health(self, listener: Listener, observation: _Observation, now: float) -> ListenerHealth:
+        queue = listener.kind.queue(listener.socket)
+        holders = observation.holders
+        if observation.is_orphan:
+            state = "orphan"
+        elif observation.stalled_since is not None and queue.length:
+            state = "stalled"
+        elif listener.repaired_at and now - listener.repaired_at < _REPAIRED_S:
+            state = "repaired"
+        else:
+            state = "serving"
         return ListenerHealth(
             address=str(listener.address),
             name=listener.options.name,
             owners=[OwnerStatus(owner.label, owner.uid) for owner in listener.claims],
-            state="orphan" if seen.orphan
-            else "stalled" if seen.stalled_since is not None and queue.length
-            else "repaired" if repaired else "serving",
+            state=state,
             queue=queue.length,
             limit=queue.limit,
             backlog_requested=listener.options.backlog,
             v6only=listener.options.v6only,
-            drops=drops_of(listener.socket),
-            drops_per_s=seen.drops_per_s,
+            drops=listener.kind.drops(listener.socket),
+            drops_per_s=observation.drops_per_s,
             handoffs=listener.handoffs,
             created=listener.created,
-            cookie=cookie_of(listener.socket),
-            inode=inode_of(listener.socket),
+            cookie=listener.cookie,
+            inode=listener.inode,
             holders=None if holders is None else [HolderStatus(each.pid, each.name, each.role) for each in holders],
-            orphan_since=seen.alone_since if seen.orphan else None,
-            orphan_ttl_s=self.ttl_of(listener),
-            stalled_since=seen.stalled_since,
+            orphan_since=observation.unheld_since if observation.is_orphan else None,
+            orphan_ttl_s=self._orphan_ttl_s(listener),
+            stalled_since=observation.stalled_since,
             repairs=listener.repairs,
             repaired_at=listener.repaired_at or None,
             kept=listener.kept,
-        )  # fmt: skip
-
-
-def _look_and_die(inodes: Sequence[int], except_: Collection[int], writing: int) -> None:
-    """In the child: it reads /proc, writes to the pipe, and is gone."""
-    try:
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, signal.SIG_DFL)
-        # If we are killed meanwhile, our copies must not keep ports open, nor the lock that the next binder needs.
-        os.closerange(3, writing)
-        os.closerange(max(3, writing + 1), 1 + max(map(int, os.listdir("/proc/self/fd"))))
-        signal.alarm(int(LOOK_EVERY_S) or 1)
-        found = holders_of(inodes, {*except_, os.getpid()})
-        text = memoryview(msgspec.json.encode(_Held(found.by_inode, found.hidden)))
-        while text:
-            text = text[os.write(writing, text) :]
-    finally:
-        os._exit(0)
+        )

@@ -1,7 +1,6 @@
-"""Descriptors from whoever started us, and to our own next self: LISTEN_PID, LISTEN_FDS, LISTEN_FDNAMES.
+"""Descriptors from systemd, the guard, or the version before: LISTEN_PID, LISTEN_FDS, LISTEN_FDNAMES.
 
-The protocol is sd_listen_fds(3)'s, for all who give sockets: systemd's socket units and our own re-exec. A name is a
-hint and no more: what a descriptor is, the kernel says.
+All of them pass descriptors as sd_listen_fds(3) describes it. A name is a hint; the kernel says what a descriptor is.
 """
 
 from __future__ import annotations
@@ -9,42 +8,54 @@ from __future__ import annotations
 import os
 import socket
 import stat
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 
 import msgspec
 
 from multibinder.binder import events, records
-from multibinder.binder.records import Header, Records
+from multibinder.binder.records import Header, Record
 from multibinder.kernel.listen_fds import take_listen_fds
-from multibinder.wire.kinds import address_of
+from multibinder.wire import kinds
 
+#: Names of descriptors that are not listeners. A journal's name is RECORDS and a number that grows.
 CONTROL, LOCK, PEER, RECORDS = "control", "lock", "peer", "records"
 
 
-class Inheritance(msgspec.Struct):
-    """What came, told apart. Every descriptor in it is ours, close-on-exec, and to be closed by whoever takes it."""
+class Inheritance(msgspec.Struct, frozen=True):
+    """The descriptors that were passed to this process, by what they are.
 
-    control: socket.socket | None = None
-    lock: int | None = None
-    listeners: list[tuple[str, socket.socket]] = []
-    peers: list[socket.socket] = []
-    records: Records = {}
-    header: Header | None = None
-    record_names: list[str] = []
+    All are close-on-exec, and belong to the object that takes them. ``listeners`` have the names that they came with.
+    The journals, whose names are ``record_names``, are read and closed: ``header`` and ``records`` are what they say.
+    """
+
+    control: socket.socket | None
+    lock: int | None
+    listeners: Sequence[tuple[str, socket.socket]]
+    peers: Sequence[socket.socket]
+    header: Header | None
+    records: Mapping[int, Record]
+    record_names: Sequence[str]
+
+    @property
+    def kept_names(self) -> list[str]:
+        """Return the names under which a keeper may have what came: journals and listeners."""
+        return [*self.record_names, *(name for name, _ in self.listeners)]
 
 
 def receive(environment: MutableMapping[str, str]) -> Inheritance:
-    """Take what is there for this process, told apart; what cannot be identified is closed."""
-    came = Inheritance()
-    # Where a crash left an older and a newer set of records, the newer one has the higher number.
-    # All else keeps its order.
+    """Take the descriptors that were passed to this process. Those that cannot be identified are closed."""
+    sorter = _Sorter()
     for name, descriptor in sorted(take_listen_fds(environment, _warn_not_open), key=_age):
-        _sort(came, descriptor, name)
-    return came
+        sorter.sort(name, descriptor)
+    return sorter.result()
 
 
-def _age(pair: tuple[str, int]) -> tuple[int, str]:
-    name, _ = pair
+def _age(named: tuple[str, int]) -> tuple[int, str]:
+    """Sort an older journal before a newer one, whose number is higher. All else keeps its order.
+
+    A crash may leave both of them; then records of the newer one replace those of the older one.
+    """
+    name, _ = named
     return (len(name), name) if name.startswith(RECORDS) else (0, "")
 
 
@@ -52,38 +63,63 @@ def _warn_not_open(descriptor: int, error: OSError) -> None:
     events.warning("inherited-unknown", descriptor=descriptor, what=error.strerror)
 
 
-def _sort(came: Inheritance, descriptor: int, name: str) -> None:
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode):
-        if name.startswith(RECORDS):
-            written = records.read(descriptor)
-            came.records |= written.records
-            came.header = written.header or came.header
-            came.record_names.append(name)
-            os.close(descriptor)
-        elif name == LOCK and came.lock is None:
-            came.lock = descriptor
+class _Sorter:
+    """Finds out what each descriptor is."""
+
+    def __init__(self) -> None:
+        self._control: socket.socket | None = None
+        self._lock: int | None = None
+        self._listeners: list[tuple[str, socket.socket]] = []
+        self._peers: list[socket.socket] = []
+        self._header: Header | None = None
+        self._records: dict[int, Record] = {}
+        self._record_names: list[str] = []
+
+    def sort(self, name: str, descriptor: int) -> None:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISSOCK(mode):
+            self._sort_socket(name, socket.socket(fileno=descriptor))
+        elif not stat.S_ISREG(mode):
+            _close(descriptor, name, "no socket")
+        elif name.startswith(RECORDS):
+            self._read_journal(name, descriptor)
+        elif name == LOCK and self._lock is None:
+            self._lock = descriptor
         else:
-            _refuse(descriptor, name, "a file")
-        return
-    if not stat.S_ISSOCK(mode):
-        _refuse(descriptor, name, "no socket")
-        return
-    sock = socket.socket(fileno=descriptor)
-    listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    if sock.family == socket.AF_UNIX and sock.type == socket.SOCK_STREAM:
-        if not listening:
-            came.peers.append(sock)
-        elif came.control is None:
-            came.control = sock
+            _close(descriptor, name, "a file")
+
+    def result(self) -> Inheritance:
+        return Inheritance(
+            self._control,
+            self._lock,
+            self._listeners,
+            self._peers,
+            self._header,
+            self._records,
+            self._record_names,
+        )
+
+    def _read_journal(self, name: str, descriptor: int) -> None:
+        recorded = records.read(descriptor)
+        os.close(descriptor)
+        self._records |= recorded.records
+        self._header = recorded.header or self._header
+        self._record_names.append(name)
+
+    def _sort_socket(self, name: str, sock: socket.socket) -> None:
+        if sock.family == socket.AF_UNIX and sock.type == socket.SOCK_STREAM:
+            if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                self._peers.append(sock)
+            elif self._control is None:
+                self._control = sock
+            else:
+                _close(sock.detach(), name, "a second control socket")
+        elif kinds.of_socket(sock) is not None:
+            self._listeners.append((name, sock))
         else:
-            _refuse(sock.detach(), name, "a second control socket")
-    elif address_of(sock) is not None:
-        came.listeners.append((name, sock))
-    else:
-        _refuse(sock.detach(), name, f"a socket of a kind that this version does not know ({sock.family!r})")
+            _close(sock.detach(), name, f"a socket of a kind that this version does not know ({sock.family!r})")
 
 
-def _refuse(descriptor: int, name: str, what: str) -> None:
+def _close(descriptor: int, name: str, what: str) -> None:
     events.warning("inherited-unknown", descriptor=descriptor, called=name or "-", what=what, done="closed")
     os.close(descriptor)

@@ -1,7 +1,8 @@
-"""Who keeps the sockets while the binder is dead: systemd's descriptor store, or the guard's, which speaks the same.
+"""The keeper of sockets while the binder is dead: systemd's descriptor store, or the guard, by the same protocol.
 
-sd_notify(3): FDSTORE=1 with FDNAME= and descriptors, FDSTOREREMOVE=1, and BARRIER=1, whose descriptor is closed when
-all that was sent before it has been seen to. $FDSTORE (systemd 254, the guard, our unit) says how many are kept.
+sd_notify(3): FDSTORE=1 stores a descriptor under FDNAME=, FDSTOREREMOVE=1 removes it. BARRIER=1 carries a descriptor
+that the keeper closes when it has processed all earlier messages. $FDSTORE says how many descriptors the keeper takes
+(systemd 254, the guard, our unit).
 """
 
 from __future__ import annotations
@@ -15,24 +16,28 @@ from multibinder.binder import events
 from multibinder.binder.loop import WRITE, Loop
 from multibinder.wire import transport
 
-#: For the store to say that it has what it was sent. It takes milliseconds; systemd may be in the middle of a reload.
+#: The keeper must confirm within this time. It takes milliseconds, but systemd may be in the middle of a reload.
 CONFIRM_S = 10.0
 
-#: Set by the guard for the binder that it starts.
+#: Set by the guard in the environment of the binder that it starts.
 GUARDED = "MULTIBINDER_GUARDED"
 
-#: Called with True when what was sent is safe, else False.
-Confirmed = Callable[[bool], None]
+#: Called with True when the keeper has all descriptors that were sent, else with False.
+OnConfirmed = Callable[[bool], None]
 
 
 class Keeper:
-    """Sends without ever blocking; ``close`` it before the loop is given up."""
+    """The binder's side of a descriptor store. It never blocks; ``close`` it before the loop is closed.
 
-    def __init__(self, loop: Loop, address: str, limit: int, who: str) -> None:
+    ``limit`` is how many descriptors the keeper takes; ``who`` is ``systemd`` or ``guard``. ``kept_names`` are those of
+    the descriptors that it has already, because they came from it.
+    """
+
+    def __init__(self, loop: Loop, address: str, limit: int, who: str, kept_names: Iterable[str] = ()) -> None:
         self._loop = loop
         self.limit = limit
         self.who = who
-        self._names: set[str] = set()
+        self._names = set(kept_names)
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._silent = False
         self._watching = False
@@ -42,15 +47,11 @@ class Keeper:
 
     @property
     def kept(self) -> int:
-        """How many descriptors it has."""
+        """Return how many descriptors the keeper has."""
         return len(self._names)
 
-    def has(self, names: Iterable[str]) -> None:
-        """These are there already: they came from the store."""
-        self._names.update(names)
-
-    def keep(self, descriptors: Sequence[tuple[str, int]], confirmed: Confirmed) -> None:
-        """Store (name, descriptor) each; the descriptors stay the caller's. ``confirmed`` is called from the loop."""
+    def keep(self, descriptors: Sequence[tuple[str, int]], confirmed: OnConfirmed) -> None:
+        """Store (name, descriptor) each, and call ``confirmed`` from the loop. The descriptors stay the caller's."""
         new = [pair for pair in descriptors if pair[0] not in self._names]
         fits = max(0, self.limit - len(self._names))
         if len(new) > fits:
@@ -62,13 +63,14 @@ class Keeper:
             )
         for name, descriptor in new[:fits]:
             self._names.add(name)
-            # FDPOLL=0: else a socket that a holder shuts down is dropped from the store.
+            # Without FDPOLL=0, systemd drops a socket that a holder shuts down.
             message = f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0".encode()
             self._unsent.append((message, [os.dup(descriptor)]))
         complete = len(new) <= fits
         self._barrier(lambda arrived: confirmed(arrived and complete))
 
     def forget(self, names: Sequence[str]) -> None:
+        """Remove descriptors from the keeper, by their names; names that it does not have are skipped."""
         for name in names:
             if name in self._names:
                 self._names.discard(name)
@@ -76,34 +78,35 @@ class Keeper:
         self._flush()
 
     def close(self) -> None:
+        """Close the connection. Messages that were not sent are lost."""
         self._socket.close()
         for _, descriptors in self._unsent:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def _barrier(self, confirmed: Confirmed) -> None:
+    def _barrier(self, confirmed: OnConfirmed) -> None:
         reading, writing = os.pipe2(os.O_CLOEXEC)
         self._unsent.append((b"BARRIER=1", [writing]))
-        told = False
+        called = False
 
         def closed() -> None:
-            nonlocal told
+            nonlocal called
             self._loop.unwatch(reading)
             os.close(reading)
             self._silent = False
-            if not told:
-                told = True
+            if not called:
+                called = True
                 confirmed(True)
 
         def overdue() -> None:
-            nonlocal told
-            if not told:
-                told = self._silent = True
-                events.error("store-silent", seconds=CONFIRM_S, why="who keeps our sockets does not confirm it")
+            nonlocal called
+            if not called:
+                called = self._silent = True
+                events.error("store-silent", seconds=CONFIRM_S, why="the keeper does not confirm what it was sent")
                 confirmed(False)
 
         self._loop.watch(reading, closed)
-        # Once it was silent, nobody waits for it, until it speaks again.
+        # After one timeout, no client waits for the keeper until it has confirmed something again.
         self._loop.call_later(0 if self._silent else CONFIRM_S, overdue)
         self._flush()
 
@@ -127,13 +130,13 @@ class Keeper:
             self._loop.unwatch(self._socket)
 
 
-def keeper_for(environment: Mapping[str, str], loop: Loop) -> Keeper | None:
-    """The keeper that the environment names; None where there is none."""
+def keeper_for(environment: Mapping[str, str], loop: Loop, kept_names: Iterable[str] = ()) -> Keeper | None:
+    """Return the keeper that $NOTIFY_SOCKET and $FDSTORE name; None if there is none, or it cannot be reached."""
     address, limit = environment.get("NOTIFY_SOCKET", ""), environment.get("FDSTORE", "")
     if not address or not limit.isdigit() or int(limit) == 0:
         return None
     try:
-        return Keeper(loop, address, int(limit), "guard" if GUARDED in environment else "systemd")
+        return Keeper(loop, address, int(limit), "guard" if GUARDED in environment else "systemd", kept_names)
     except OSError as error:
         events.error("store-unreachable", socket=address, why=error.strerror)
         return None

@@ -53,6 +53,15 @@ class Loop:
         """Call ``callback`` once, after this many seconds."""
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._timer_numbers), callback))
 
+    def call_every(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Call ``callback`` again and again, for the first time after this many seconds."""
+
+        def again() -> None:
+            self.call_later(seconds, again)
+            callback()
+
+        self.call_later(seconds, again)
+
     def stop(self) -> None:
         """Make ``run`` return at the end of this turn."""
         self._stopping = True

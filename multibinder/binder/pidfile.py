@@ -14,8 +14,11 @@ class PidFileError(MultibinderError):
 
 
 def write_pidfile(path: str) -> None:
-    """Atomically: whoever reads it finds a whole number. Call it when the control socket is ours: what an older file
-    says then is outdated, also if that number is alive, because it belongs to a stranger by now."""
+    """Write our PID to a file, atomically. Raises PidFileError.
+
+    The caller has the control socket, so a PID that an older file names is not that of a binder of this path, even if
+    a process has it.
+    """
     try:
         files.replace(path, f"{os.getpid()}\n".encode(), 0o644)
     except OSError as error:
@@ -23,7 +26,7 @@ def write_pidfile(path: str) -> None:
 
 
 def remove_pidfile(path: str) -> None:
-    """At the end, if it is still ours."""
+    """Remove the pid file if it names this process."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(descriptor, encoding="ascii", errors="replace") as file:

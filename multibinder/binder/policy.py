@@ -16,7 +16,7 @@ from multibinder.wire.options import OPTION_NAMES
 
 #: What rules are about. A client that may ``bind`` may also ``check``; every client may ask ``hello``.
 METHODS = ("bind", "release", "list", "status", "upgrade")
-#: Those that are about listeners.
+#: The methods that are about listeners.
 ABOUT_LISTENERS = ("bind", "release", "list", "status")
 
 
@@ -172,7 +172,7 @@ def covers(earlier: Rule, later: Rule) -> bool:
         and (not earlier.uids or (bool(later.uids) and earlier.uids >= later.uids))
         and (not earlier.gids or (bool(later.gids) and earlier.gids >= later.gids))
         and (not earlier.units or _all_covered(earlier.units, later.units))
-        # A denial by unit is also for those whose unit cannot be told.
+        # A rule that denies a unit also denies a process whose unit is unknown.
         and not (earlier.allow and not later.allow and earlier.units)
         and (
             not earlier.addresses

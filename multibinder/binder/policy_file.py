@@ -1,13 +1,13 @@
-"""The policy file: TOML, one ``[[rule]]`` after the other.
+"""Read and check the policy file: TOML, a list of ``[[rule]]``.
 
 ::
 
     [[rule]]
-    name = "web"                              # shown in refusals; may be left out
-    unit = "multibinder-haproxy@web.service"  # uid, gid, unit: who; several of one kind: any of them
+    name = "web"                              # shown in refusals; optional
+    unit = "multibinder-haproxy@web.service"  # uid, gid, unit: who; a list matches any of its entries
     allow = ["bind", "release", "list"]       # or deny; of METHODS, or "*"
     address = ["*:80", "[2001:db8::/32]:443"]
-    options = ["backlog", "v6only"]           # none other may be given
+    options = ["backlog", "v6only"]           # no other option may be given
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import pwd
 import re
 import stat
+import tomllib  # noqa: F401 (msgspec.toml imports it at its first use, which SIGHUP may be)
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
@@ -59,7 +60,7 @@ class _FileText(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def load(path: str) -> Policy:
-    """Read and check a file. Raises PolicyError; also for a file that others than root and we could write."""
+    """Read and check a file. Raises PolicyError, also for a file that users other than root and ours may write."""
     try:
         # O_NONBLOCK: a FIFO must not keep the loop waiting for its writer.
         with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
@@ -79,20 +80,20 @@ def load(path: str) -> Policy:
 
 
 def parse(text: bytes, path: str) -> Policy:
-    """Raises PolicyError."""
+    """Return the policy that a text describes; ``path`` is for messages. Raises PolicyError."""
     try:
         content = msgspec.toml.decode(text, type=_FileText)
     except msgspec.ValidationError as error:
         raise PolicyError(f"{path}: {_located(str(error))}") from None
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        # A ValueError says that it is not UTF-8, or that a number has 5,000 digits.
+        # ValueError: the text is not UTF-8, or a number has 5,000 digits.
         raise PolicyError(f"{path}: not TOML: {error}") from None
     rules = tuple(_rule(number, rule, path) for number, rule in enumerate(content.rule, 1))
     return Policy(path, rules, os.geteuid())
 
 
 def lint(policy: Policy) -> Iterator[str]:
-    """What is probably not meant. A policy with nothing to say about may still be wrong, of course."""
+    """Yield a sentence about each rule that probably does not do what its author meant."""
     if not policy.rules:
         yield "no rule: only root and the binder's own user may ask for anything"
     names: dict[str, Rule] = {}
@@ -121,7 +122,7 @@ def lint(policy: Policy) -> Iterator[str]:
         ):
             at = "" if not rule.addresses else " there"
             yield f"{rule}: denies root too{at}; put a rule that allows uid 0 before it if that is not meant"
-        # A denial of status is about all of it or nothing.
+        # A rule can deny status as a whole only, not for an address.
         about = set(ABOUT_LISTENERS) if rule.allow else set(ABOUT_LISTENERS) - {"status"}
         if rule.addresses and not rule.methods & about:
             yield f"{rule}: never matches: {', '.join(sorted(rule.methods))} is about no address"
@@ -139,15 +140,15 @@ def _rule(number: int, text: _RuleText, path: str) -> Rule:
     where = f'{path}: rule {number} ("{text.name}")' if text.name else f"{path}: rule {number}"
     if (text.allow is None) == (text.deny is None):
         raise PolicyError(f'{where}: give either allow or deny, a list of {", ".join(METHODS)}, or "*"')
-    wanted = _list(text.allow if text.allow is not None else text.deny)
+    methods = _list(text.allow if text.allow is not None else text.deny)
     for name, given in (("uid", text.uid), ("gid", text.gid), ("unit", text.unit), ("address", text.address)):
         if given is not None and not _list(given):
             raise PolicyError(f"{where}: {name} is an empty list, which nobody can match; leave it out for any")
     if "" in _list(text.unit):
         raise PolicyError(f"{where}: unit is an empty string, which is no unit's name; leave it out for any")
-    if not wanted:
+    if not methods:
         raise PolicyError(f'{where}: no method; name some of {", ".join(METHODS)}, or "*"')
-    if unknown := [method for method in wanted if method not in (*METHODS, "*")]:
+    if unknown := [method for method in methods if method not in (*METHODS, "*")]:
         raise PolicyError(f'{where}: there is no method {unknown[0]!r}; there are {", ".join(METHODS)}, and "*"')
     options = None if text.options is None else frozenset(_list(text.options))
     if options is not None and (strange := sorted(options - set(OPTION_NAMES))):
@@ -157,7 +158,7 @@ def _rule(number: int, text: _RuleText, path: str) -> Rule:
             number,
             text.name,
             allow=text.allow is not None,
-            methods=frozenset(METHODS if "*" in wanted else wanted),
+            methods=frozenset(METHODS if "*" in methods else methods),
             uids=frozenset(_ids(_list(text.uid), "user", lambda name: pwd.getpwnam(name).pw_uid)),
             gids=frozenset(_ids(_list(text.gid), "group", lambda name: grp.getgrnam(name).gr_gid)),
             units=tuple(_list(text.unit)),
@@ -169,7 +170,7 @@ def _rule(number: int, text: _RuleText, path: str) -> Rule:
 
 
 def _list(given: object) -> list:  # type: ignore[type-arg]
-    """Of a value that may be one or several."""
+    """Return the list of a value that may be None, one item or a list."""
     return [] if given is None else given if isinstance(given, list) else [given]
 
 
@@ -188,7 +189,10 @@ def _ids(given: Sequence[int | str], kind: str, look_up: Callable[[str], int]) -
 
 
 def _located(complaint: str) -> str:
-    """msgspec counts from 0 and says where at the end: ``Object contains unknown field `adress` - at `$.rule[1]```."""
+    """Put the place first in a complaint of msgspec.
+
+    msgspec counts rules from 0 and names the place last: ``Object contains unknown field `adress` - at `$.rule[1]```.
+    """
     what, _, where = complaint.rpartition(" - at ")
     found = re.match(r"`\$\.rule\[(\d+)\](?:\.(\w+))?", where)
     what = (what or complaint).replace("Object contains unknown field", "there is no such key:")

@@ -1,17 +1,20 @@
-"""Telling whoever detached us that we serve."""
+"""The report of a detached binder or guard to the process that started it: ``multibinder serve --detach``."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 
-#: Set in the environment of a binder (or guard) whose stderr is a pipe to the process that detached it.
+#: Set in the environment of a binder or guard whose stderr is a pipe to the process that detached it.
 DETACHED = "MULTIBINDER_DETACHED"
 READY = b"READY\n"
 
 
-def tell_and_let_go() -> None:
-    """Say it once, and leave that stderr: nobody reads it any more."""
+def report_ready() -> None:
+    """Write READY to the process that detached us, and replace stderr by /dev/null: that process exits now.
+
+    Does nothing if this process is not detached, or has reported before.
+    """
     if os.environ.pop(DETACHED, None) is None:
         return
     pipe = os.dup(2)

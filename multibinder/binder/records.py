@@ -1,9 +1,9 @@
-"""What the sockets themselves do not know: owners, names, options, times.
+"""Records of listeners: owners, names, options and times, which a socket does not know itself.
 
-One JSON object a line. The first names the format and the boot; each other one describes a listener, and replaces what
-came before about the same socket. A reader skips what it does not understand: the sockets are what counts, and a
-listener without a record is still a listener. The lines are kept in a memfd, which travels with the sockets (re-exec,
-descriptor store), and in a file, which is all there is when the binder's whole tree was killed.
+A journal has one JSON object a line. The first line names the format and the boot. Each other line describes a
+listener, and replaces earlier lines about the same socket. A reader skips what it does not understand: a listener
+without a record is still a listener. The lines are in a memfd, which travels with the sockets (an upgrade, the keeper),
+and in the state file, which is what remains when the binder and its keeper are killed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,13 @@ FORMAT = 1
 
 
 class Header(msgspec.Struct, frozen=True):
-    """``starts`` and ``upgrades`` of the binder since boot, this one included; ``policy``: one was in force."""
+    """The first line of a journal.
 
-    multibinder: int
+    ``format`` is the version of the journal's format. ``boot`` identifies the boot in which the sockets exist.
+    ``starts`` and ``upgrades`` count those of the binder since boot. ``policy`` tells whether one was in force.
+    """
+
+    format: int = msgspec.field(name="multibinder")
     boot: str
     starts: int = 1
     upgrades: int = 0
@@ -31,9 +35,13 @@ class Header(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One listener. ``cookie`` is the socket's SO_COOKIE and ``inode`` its st_ino, both for life; ``claims`` counts
-    the handoffs of each owner (``str(Owner)``); ``held_outside_pid_namespace``: a process that our PID namespace does
-    not show has received it; ``released``: it is gone, and must not be believed where it turns up again."""
+    """One listener.
+
+    ``cookie`` is the socket's SO_COOKIE and ``inode`` its st_ino; both stay the same for its life. ``claims`` counts
+    the handoffs of each owner (``str(Owner)``). ``held_outside_pid_namespace`` tells whether a process that our PID
+    namespace does not show has received it. A ``released`` listener is closed: it must not be believed if its socket
+    turns up again.
+    """
 
     address: str
     cookie: int
@@ -48,16 +56,25 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     released: bool = False
 
 
-Records = dict[int, Record]
+class Recorded(msgspec.Struct, frozen=True):
+    """The content of a journal: the last record of each socket, by its cookie.
+
+    ``header`` is None if there is no journal of this boot.
+    """
+
+    header: Header | None = None
+    records: dict[int, Record] = {}
+
 
 _record = msgspec.json.Decoder(Record)
 _encode = msgspec.json.Encoder().encode
 
 
 class Journal:
-    """Appends records to a memfd, and to a file if there is a ``path``. Begins with ``records``.
+    """Appends records to a memfd, and to the state file at ``path`` if that is not None.
 
-    An append is one write(2) each; what goes wrong with the file (a full disk) is logged once, and costs the file.
+    It begins with ``header`` and ``records``, which replace the content of the file. An append is one write(2) each.
+    An error of the file, as a full disk, is logged once; the journal goes on without the file.
     """
 
     def __init__(self, records: Iterable[Record], path: str | None, header: Header | None = None) -> None:
@@ -71,7 +88,7 @@ class Journal:
             try:
                 self._file = files.replace_and_keep_open(path, text)
             except OSError as error:
-                self._give_up(error)
+                self._give_up_file(error)
 
     def append(self, records: Iterable[Record]) -> None:
         text = b"".join(_encode(record) + b"\n" for record in records)
@@ -81,15 +98,23 @@ class Journal:
             try:
                 files.write_all(self._file, text)
             except OSError as error:
-                self._give_up(error)
+                self._give_up_file(error)
 
     def close(self) -> None:
+        """Close the memfd and the file, which stays."""
         os.close(self.memfd)
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
-    def _give_up(self, error: OSError) -> None:
+    def detach(self) -> int:
+        """Close the file, and return the memfd, which the caller owns."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        return self.memfd
+
+    def _give_up_file(self, error: OSError) -> None:
         why = f"{error.strerror}; without it, a binder whose whole tree is killed cannot find its sockets again"
         events.error("state-file-lost", path=self._path, why=why)
         if self._file >= 0:
@@ -97,64 +122,58 @@ class Journal:
             self._file = -1
 
 
-class Written(msgspec.Struct):
-    """What was read. ``header`` is None where there was nothing of this boot."""
-
-    header: Header | None = None
-    records: Records = {}
-
-
-def read(descriptor: int) -> Written:
-    """By cookie. The descriptor stays the caller's. Raises nothing: what makes no sense is logged and skipped."""
+def read(descriptor: int) -> Recorded:
+    """Read a journal from its memfd, which stays the caller's. Lines that make no sense are logged and skipped."""
     with open(os.dup(descriptor), "rb") as file:
         file.seek(0)
         return _parse(file.read(), f"descriptor {descriptor}")
 
 
-def read_file(path: str) -> Written:
-    """The same from a file; empty if there is none, or it is of another boot: no socket survives that."""
+def read_file(path: str) -> Recorded:
+    """Read a journal from a state file. The result is empty if the file does not exist, or is of another boot, which
+    no socket survives."""
     try:
-        with open(path, "rb", opener=_no_link) as file:
+        with open(path, "rb", opener=_open_without_link) as file:
             if not files.is_ours(file.fileno()):
                 events.warning("state-file-unreadable", path=path, why="somebody else made it, or may write it")
-                return Written()
+                return Recorded()
             return _parse(file.read(), path)
     except FileNotFoundError:
-        return Written()
+        return Recorded()
     except OSError as error:
         events.warning("state-file-unreadable", path=path, why=error.strerror)
-        return Written()
+        return Recorded()
 
 
 def boot_id() -> str:
-    """random(4)."""
+    """Return the identifier of this boot (random(4))."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _parse(text: bytes, where: str) -> Written:
+def _parse(text: bytes, where: str) -> Recorded:
     first, *lines = text.splitlines() or [b""]
     try:
         header = msgspec.json.decode(first, type=Header)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        events.warning("records-unreadable", where=where, why="it does not begin like one of ours")
-        return Written()
+        events.warning("records-unreadable", where=where, why="its first line is not that of a journal of multibinder")
+        return Recorded()
     if header.boot != boot_id():
         events.info("records-outdated", where=where, why="from before the last boot")
-        return Written()
-    found: Records = {}
-    strange = 0
+        return Recorded()
+    found: dict[int, Record] = {}
+    damaged = 0
     for line in lines:
         try:
             record = _record.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            strange += 1
+            damaged += 1
         else:
             found[record.cookie] = record
-    if strange:
-        events.warning("records-damaged", where=where, lines=strange, why="owners or names of listeners may be lost")
-    return Written(header, found)
+    if damaged:
+        events.warning("records-damaged", where=where, lines=damaged, why="owners or names of listeners may be lost")
+    return Recorded(header, found)
 
 
-def _no_link(path: str, flags: int) -> int:
-    # A FIFO that somebody planted there must not keep us waiting for its other end.
+def _open_without_link(path: str, flags: int) -> int:
+    # O_NONBLOCK: if another user has put a FIFO there, the open(2) must not wait for its other end.
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)

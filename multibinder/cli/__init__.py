@@ -1,1 +1,1 @@
-"""The command line: the only place that prints or exits."""
+"""The command lines. Only these modules print or exit."""

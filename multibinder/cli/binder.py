@@ -1,4 +1,4 @@
-"""The name of ``binder_main`` up to version 0.1.0: a running binder of that version executes it to upgrade itself."""
+"""Redirect to ``binder_main``: a running binder of version 0.1.0 executes this name to upgrade itself."""
 
 from multibinder.cli.binder_main import main, rehearse
 

@@ -1,4 +1,4 @@
-"""``multibinder serve --detach``: a classic daemon, for what has no better supervisor."""
+"""Detach from the terminal, as ``multibinder serve --detach`` does where no supervisor runs the binder."""
 
 from __future__ import annotations
 
@@ -10,33 +10,36 @@ from multibinder.kernel.listen_fds import pass_listen_fds, take_listen_fds
 
 
 def detach() -> None:
-    """Go on in a detached process; the calling one waits for the binder's word that it serves, and exits: 0 when it
-    does, else 1 with what the binder said. Inherited descriptors stay."""
-    from daemon import DaemonContext
+    """Go on in a detached process, which keeps the inherited descriptors.
+
+    The calling process waits until the binder reports that it is ready, and exits with 0. If the binder ends before,
+    the calling process prints the binder's error and exits with 1.
+    """
+    from daemon import DaemonContext  # python-daemon; the process is replaced by the binder's right after
 
     given = take_listen_fds(os.environ)
     reading, writing = os.pipe()
     if os.fork():
         os.close(writing)
-        _wait(reading)
+        _exit_when_ready(reading)
     os.close(reading)
     # python-daemon closes every descriptor outside files_preserve, sets the umask to 0 and changes to /.
     kept = [*(descriptor for _, descriptor in given), writing]
     stderr = os.fdopen(writing, "w", closefd=False)
     DaemonContext(files_preserve=kept, umask=0o077, stderr=stderr, detach_process=True).open()
     for number in (0, 1, 2):
-        # Its /dev/null is close-on-exec where open(2) gave it the right number at once.
+        # python-daemon's /dev/null is close-on-exec if open(2) returned one of these numbers.
         os.set_inheritable(number, True)
     os.environ[DETACHED] = "1"
     pass_listen_fds(given, os.environ)
 
 
-def _wait(reading: int) -> None:
-    said = b""
+def _exit_when_ready(reading: int) -> None:
+    output = b""
     while chunk := os.read(reading, 65536):
-        said += chunk
-        if READY in said.splitlines(keepends=True):  # more may come at once, from a guard's binder
+        output += chunk
+        if READY in output.splitlines(keepends=True):  # a guard's binder may write more in the same chunk
             os._exit(0)
-    sys.stderr.write(said.decode(errors="replace") or "multibinder: the binder ended without a word\n")
+    sys.stderr.write(output.decode(errors="replace") or "multibinder: the binder ended without an error message\n")
     sys.stderr.flush()
     os._exit(1)

@@ -1,4 +1,4 @@
-"""``multibinder doctor``: what is wrong on this host, why it matters, and the line to type."""
+"""``multibinder doctor``: the command, its report in two forms, and its exit codes."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ from typing import Any
 import click
 import msgspec
 
-from multibinder import SOCKET_VARIABLE, __version__
+from multibinder import __version__
+from multibinder.cli.options import socket_option
 from multibinder.cli.systemd import InstallError, commands_directory, installed_units
+from multibinder.cli.wording import count
 from multibinder.observe.doctor.checks import diagnose
 from multibinder.observe.doctor.facts import Unit
 from multibinder.observe.doctor.finding import Finding, Unchecked
 from multibinder.observe.doctor.reader import read_facts
 
-#: Of the JSON below; a change that an old reader would misread raises it.
+#: The version of the JSON. A change that an old reader would misread raises it.
 _FORMAT = 1
-#: Where our unit has it.
-_USUAL_SOCKET = "/run/multibinder/control.sock"
+#: The control socket of the unit multibinder.service.
+_DEFAULT_SOCKET = "/run/multibinder/control.sock"
 
 OK, WARNING, PROBLEM, UNKNOWN = range(4)
 _WORDS = {OK: "ok", WARNING: "warning", PROBLEM: "problem", UNKNOWN: "unknown"}
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What ``--json`` prints. ``status``: ok, warning, problem or unknown, as the exit code 0, 1, 2 or 3 says it."""
+    """The object that ``--json`` prints. ``status`` is ok, warning, problem or unknown: exit code 0, 1, 2 or 3."""
 
     version: int
     multibinder: str
@@ -40,7 +42,7 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class _Command(click.Command):
-    """Wrong usage is 3 here, as for a monitoring plugin: 2 says that clients are lost."""
+    """A command whose exit code for wrong usage is 3, because 2 means that clients are lost."""
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
         try:
@@ -50,38 +52,49 @@ class _Command(click.Command):
             raise
 
 
-@click.command("doctor", cls=_Command)
-@click.option(
-    "--socket", "socket_path", envvar=SOCKET_VARIABLE, metavar="PATH", show_envvar=True,
-    help=f"The binder's control socket. Default: {_USUAL_SOCKET}, if there is one.",
-)  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="For programs: one JSON object.")
+@click.command("doctor", cls=_Command, short_help="Check this host for what loses clients, and name the remedies.")
+@socket_option(f"The binder's control socket. Default: {_DEFAULT_SOCKET}, if it exists.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 @click.option("--prefix", default="/", metavar="DIR", show_default=True, type=click.Path(file_okay=False),
-              help="Where the unit files were installed.")  # fmt: skip
+              help="The root directory that the unit files were installed into.")  # fmt: skip
 def doctor_command(socket_path: str | None, as_json: bool, prefix: str) -> None:
-    """Check this host: what loses clients, or will, with the reason and the remedy of each.
+    """Check this host for what loses clients, or will lose them, and name the reason and the remedy of each.
 
-    Changes nothing. Works also without a binder, as far as it can; as root it sees more.
+    It changes nothing. Without a binder it checks what it can. Root sees more than other users.
 
     \b
     Exit codes, as of a monitoring plugin:
-      0  nothing is wrong (there may be notes)
-      1  a warning: nothing is lost now, but will be when something else happens
-      2  a problem: clients are lost or hang, or anybody can reach the binder
-      3  nothing was found wrong, but something could not be checked; or wrong usage
+      0  Nothing is wrong. There may be notes.
+      1  Warning: nothing is lost now, but something will be when another fault is added.
+      2  Problem: clients are lost or wait in vain, or every user can reach the binder.
+      3  Nothing wrong was found, but something could not be checked; or wrong usage.
 
     \b
-    With --json: version (1; it grows when an old reader would misread), multibinder, status ("ok", "warning",
-    "problem", "unknown"), binder (whether one answered), findings (check, level, what, where, why, remedy), unchecked
-    (what, why, remedy).
+    The JSON object:
+      version      The version of this format, 1. A change that an old reader would misread raises it.
+      multibinder  The version of this program.
+      status       "ok", "warning", "problem" or "unknown": exit code 0, 1, 2 or 3.
+      binder       Whether a binder answered.
+      findings     A list of objects with check, level, what, where, why, remedy.
+      unchecked    A list of objects with what, why, remedy.
 
     \b
     Example:
       multibinder doctor
       multibinder doctor --json | jq -r '.findings[] | select(.level == "problem") | .what'
     """
-    if socket_path is None and _is_socket(_USUAL_SOCKET):
-        socket_path = _USUAL_SOCKET
+    if socket_path is None and _is_socket(_DEFAULT_SOCKET):
+        socket_path = _DEFAULT_SOCKET
+    report, code = _examine(socket_path, prefix)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(report)))
+    else:
+        _print(report)
+    sys.exit(code)
+
+
+def _examine(socket_path: str | None, prefix: str) -> tuple[Report, int]:
+    """Return the report of this host, and the exit code."""
     unchecked: list[Unchecked] = []
     units: list[Unit] = []
     wrapper = None
@@ -94,16 +107,16 @@ def doctor_command(socket_path: str | None, as_json: bool, prefix: str) -> None:
     findings = diagnose(facts)
     unchecked = [*facts.unchecked, *unchecked]
     if socket_path is not None and facts.binder is None:
-        why = next((each.why for each in unchecked if each.what.startswith("the binder")), "")
+        # The checks that need the binder are no findings by themselves: one problem says why it does not answer.
+        why = next((each.why for each in unchecked if _is_about_the_binder(each)), "")
         findings.insert(0, _no_binder(socket_path, why))
-        unchecked = [each for each in unchecked if not each.what.startswith("the binder")]
+        unchecked = [each for each in unchecked if not _is_about_the_binder(each)]
     code = _exit_code(findings, unchecked)
-    report = Report(_FORMAT, __version__, _WORDS[code], facts.binder is not None, findings, unchecked)
-    if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(report)))
-    else:
-        _print(report)
-    sys.exit(code)
+    return Report(_FORMAT, __version__, _WORDS[code], facts.binder is not None, findings, unchecked), code
+
+
+def _is_about_the_binder(unchecked: Unchecked) -> bool:
+    return unchecked.what.startswith("the binder")
 
 
 def _is_socket(path: str) -> bool:
@@ -119,7 +132,7 @@ def _no_binder(path: str, why: str) -> Finding:
         "problem",
         "the binder does not answer",
         path,
-        f"Servers that are running go on, but cannot get a socket, not at a restart nor for a new port ({why})",
+        f"Running servers go on, but no server can get a socket, neither at a restart nor for a new port ({why})",
         "systemctl start multibinder",
     )
 
@@ -134,7 +147,7 @@ def _exit_code(findings: list[Finding], unchecked: list[Unchecked]) -> int:
 
 
 def _print(report: Report) -> None:
-    """For people: in 80 columns, in a pipe, with and without colour; the line to type is never broken in two."""
+    """Print the report for people, wrapped to the terminal. The command of a remedy is never broken in two."""
     from rich.console import Console
     from rich.text import Text
 
@@ -146,7 +159,7 @@ def _print(report: Report) -> None:
         for line in rest:
             console.print(Text(line))
 
-    # Colours that are as good on a light terminal as on a dark one; the word says it without them.
+    # These colours are readable on a light and on a dark background. The word stands there in any case.
     styles = {"problem": "bold red", "warning": "bold magenta", "note": "bold"}
     for finding in report.findings:
         paragraph(finding.level.upper(), styles[finding.level], f" {finding.what}")
@@ -166,9 +179,8 @@ def _print(report: Report) -> None:
 def _summary(report: Report) -> str:
     counted = []
     for level in ("problem", "warning", "note"):
-        count = sum(finding.level == level for finding in report.findings)
-        if count:
-            counted.append(f"{count} {level}{'s' if count > 1 else ''}")
+        if number := sum(finding.level == level for finding in report.findings):
+            counted.append(count(number, level))
     if report.unchecked:
         counted.append(f"{len(report.unchecked)} not checked")
     return ", ".join(counted) or "Nothing is wrong."

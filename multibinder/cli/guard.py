@@ -1,4 +1,4 @@
-"""The name of ``guard_main`` up to version 0.1.0: a running guard of that version executes it to upgrade itself."""
+"""Redirect to ``guard_main``: a running guard of version 0.1.0 executes this name to upgrade itself."""
 
 from multibinder.cli.guard_main import main
 

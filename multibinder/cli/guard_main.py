@@ -1,4 +1,4 @@
-"""The guard's process: ``multibinder serve --guard`` becomes ``python -m multibinder.cli.guard_main SETTINGS``."""
+"""Run the guard: ``multibinder serve --guard`` becomes ``python -m multibinder.cli.guard_main SETTINGS``."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import sys
 import msgspec
 
 from multibinder import MultibinderError
-from multibinder.binder.guard import Guard
+from multibinder.binder import guard
 from multibinder.cli import binder_main
 from multibinder.cli.logs import log_to
 
 
 def command(settings: str) -> list[str]:
+    """Return the command that becomes the guard, in the version that is installed now."""
     return [sys.executable, "-P", "-m", "multibinder.cli.guard_main", settings]
 
 
 def main() -> None:
+    """Run the guard with the settings in the first argument. A second argument asks for a trial of the import only."""
     settings, *rehearse = sys.argv[1:]
     invocation = msgspec.json.decode(settings, type=binder_main.Invocation)
     if rehearse:
@@ -28,8 +30,8 @@ def main() -> None:
     pidfile = invocation.settings.pidfile
     guarded = msgspec.structs.replace(invocation, settings=msgspec.structs.replace(invocation.settings, pidfile=None))
     binder_command = binder_main.command(msgspec.json.encode(guarded).decode())
-    status = Guard(binder_command, command(settings), pidfile).run()
-    sys.exit(128 - status if status < 0 else status)  # as a shell says it: killed by a signal
+    status = guard.run(binder_command, command(settings), pidfile)
+    sys.exit(128 - status if status < 0 else status)  # as a shell reports death by a signal
 
 
 if __name__ == "__main__":

@@ -8,27 +8,14 @@ import time
 import click
 import msgspec
 
-from multibinder import (
-    SOCKET_VARIABLE,
-    Address,
-    AddressError,
-    Client,
-    ListenerStatus,
-)
-
-_socket_option = click.option(
-    "--socket",
-    "socket_path",
-    envvar=SOCKET_VARIABLE,
-    metavar="PATH",
-    show_envvar=True,
-    help="The control socket.",
-)
+from multibinder import Address, Client, ListenerStatus
+from multibinder.cli.options import AddressType, socket_option
+from multibinder.cli.wording import age
 
 
-@click.command("list")
-@_socket_option
-@click.option("--json", "as_json", is_flag=True, help="For programs: the listeners as a JSON array.")
+@click.command("list", short_help="Show every listener that the binder holds.")
+@socket_option()
+@click.option("--json", "as_json", is_flag=True, help="Print the listeners as a JSON array.")
 def list_command(socket_path: str | None, as_json: bool) -> None:
     """Show every listener that the binder holds.
 
@@ -46,28 +33,30 @@ def list_command(socket_path: str | None, as_json: bool) -> None:
         _print_table(listeners)
 
 
-@click.command("release")
-@_socket_option
-@click.option("--owner", default="", metavar="LABEL", help="Whose claim to drop; without it, the unlabelled one.")
-@click.option("--all-owners", is_flag=True, help="Drop every claim: the port closes.")
-@click.argument("addresses", nargs=-1, required=True, metavar="ADDRESS...")
-def release_command(socket_path: str | None, owner: str, all_owners: bool, addresses: tuple[str, ...]) -> None:
-    """Give up a claim on listeners. Without any claim left, the port closes for every process that holds it.
+@click.command("release", short_help="Give up a claim on listeners; without a claim, the port closes.")
+@socket_option()
+@click.option("--owner", default="", metavar="LABEL", help="The owner whose claim is given up. Default: the claim "
+              "without a label.")  # fmt: skip
+@click.option("--all-owners", is_flag=True, help="Give up every claim, so that the port closes.")
+@click.argument("addresses", nargs=-1, required=True, metavar="ADDRESS...", type=AddressType())
+def release_command(socket_path: str | None, owner: str, all_owners: bool, addresses: tuple[Address, ...]) -> None:
+    """Give up a claim on listeners.
 
-    Exit code 1 if the binder has no such listener.
+    A listener without any claim left is closed, for every process that holds it.
+
+    \b
+    Exit codes:
+      0  The claim on every listener is given up.
+      1  The binder has no such listener, or it refused.
 
     \b
     Example:
       multibinder release --owner haproxy@web 192.0.2.1:80 '[::]:443'
     """
-    try:
-        wanted = [Address.parse(text) for text in addresses]
-    except AddressError as error:
-        raise click.BadParameter(str(error)) from error
     absent = False
     with Client(socket_path) as binder:
         held = {listener.address: listener for listener in binder.list()}
-        for address in wanted:
+        for address in addresses:
             listener = held.get(str(address))
             for label in listener.owners if all_owners and listener else [owner]:
                 [outcome] = binder.release([address], owner=label)
@@ -101,11 +90,3 @@ def _print_table(listeners: list[ListenerStatus]) -> None:
             age(time.time() - listener.created),
         )
     Console().print(table)
-
-
-def age(seconds: float) -> str:
-    """In one unit, rounded down: ``59s``, ``3h``."""
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= size:
-            return f"{int(seconds // size)}{unit}"
-    return f"{max(0, int(seconds))}s"

@@ -1,4 +1,4 @@
-"""How an event of the binder becomes a line: ``key=value`` or JSON, with the journal's priority where it is read."""
+"""Write the binder's events as lines: ``key=value`` or JSON, with syslog priorities where stderr is the journal."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import sys
 
 from multibinder import ConfigurationError
 from multibinder.binder import events
+from multibinder.cli.wording import reason_of
 from multibinder.kernel.files import open_log
 
 #: sd-daemon(3): a line that starts with <N> has syslog priority N.
@@ -21,14 +22,17 @@ _BARE = re.compile(r"[^\s\"'=\\]+")
 
 
 def log_to(path: str | None, log_format: str, level: int) -> None:
-    """Events go to stderr, or to the end of a file, which may be moved away at any time (logrotate)."""
+    """Write events to stderr, or append them to a file. The file is opened again if logrotate moves it.
+
+    Raises ConfigurationError if the file cannot be opened.
+    """
     journal = path is None and _stderr_is_the_journal()
-    # Both flush after each line.
+    # Both handlers flush after each line.
     handler: logging.Handler = logging.StreamHandler(sys.stderr) if path is None else _file_handler(path)
     handler.setFormatter(_Json() if log_format == "json" else _KeyValue(timestamps=not journal))
     if journal:
         handler.setFormatter(_Prioritized(handler.formatter))
-    # A full disk behind stderr must not stop the binder, nor fill what is left with tracebacks.
+    # If the disk behind stderr is full, the binder goes on, without a traceback for each lost line.
     logging.raiseExceptions = False
     events.logger.addHandler(handler)
     events.logger.setLevel(level)
@@ -36,7 +40,8 @@ def log_to(path: str | None, log_format: str, level: int) -> None:
 
 
 def _file_handler(path: str) -> logging.Handler:
-    from logging.handlers import WatchedFileHandler  # imports pickle, queue and more: 1 MB that few need
+    # Imported here, at the start of the process, because it imports pickle, queue and more: 1 MB of memory.
+    from logging.handlers import WatchedFileHandler
 
     class File(WatchedFileHandler):
         def _open(self) -> io.TextIOWrapper:
@@ -46,7 +51,7 @@ def _file_handler(path: str) -> logging.Handler:
             try:
                 super().emit(record)
             except OSError as error:
-                # It cannot be opened again after it was moved away. The next line tries it anew.
+                # The file was moved away and cannot be opened again. The next event retries.
                 self.stream = None
                 with contextlib.suppress(OSError):
                     sys.stderr.write(f"{self.format(record)} log_file_lost={_quoted(str(error.strerror))}\n")
@@ -55,10 +60,12 @@ def _file_handler(path: str) -> logging.Handler:
     try:
         return File(path, encoding="utf-8")
     except OSError as error:
-        raise ConfigurationError(f"--log-file {path}: {(error.strerror or str(error)).lower()}") from error
+        raise ConfigurationError(f"--log-file {path}: {reason_of(error)}") from error
 
 
 class _KeyValue(logging.Formatter):
+    """``time=… level=info event=bound address=127.0.0.1:80``."""
+
     def __init__(self, timestamps: bool) -> None:
         super().__init__()
         self._timestamps = timestamps
@@ -71,12 +78,16 @@ class _KeyValue(logging.Formatter):
 
 
 class _Json(logging.Formatter):
+    """The same pairs as one JSON object."""
+
     def format(self, record: logging.LogRecord) -> str:
         head = {"time": _time(record), "level": record.levelname.lower(), "event": record.getMessage()}
         return _json({**head, **_fields(record)})
 
 
 class _Prioritized(logging.Formatter):
+    """A line of another formatter with its syslog priority before it."""
+
     def __init__(self, inner: logging.Formatter | None) -> None:
         super().__init__()
         self._inner = inner or logging.Formatter()
@@ -96,7 +107,10 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def _json(value: object) -> str:
-    """With nothing in it that a terminal obeys, or a reader takes for the end of a line: clients choose their names."""
+    """Return the value as JSON with every unprintable character escaped.
+
+    Clients choose their labels, which must neither control a terminal nor end a log line.
+    """
     text = json.dumps(value, default=str, ensure_ascii=False)
     return text if text.isprintable() else json.dumps(value, default=str)
 
@@ -106,7 +120,7 @@ def _quoted(value: str) -> str:
 
 
 def _stderr_is_the_journal() -> bool:
-    """systemd.exec(5): $JOURNAL_STREAM is the device and inode of the stream, as it was when the unit started."""
+    """Return whether stderr is the stream that $JOURNAL_STREAM names by device and inode (systemd.exec(5))."""
     try:
         status = os.fstat(sys.stderr.fileno())
     except (OSError, ValueError):

@@ -9,7 +9,7 @@ import click
 
 from multibinder import MultibinderError, __version__
 
-#: Each command's module, imported only when it runs: the daemon must not pay for what the others import.
+#: The module of each command. It is imported only when the command is used, so that no command pays for another.
 _COMMANDS = {
     "serve": "multibinder.cli.serve",
     "status": "multibinder.cli.status",
@@ -36,7 +36,7 @@ class _Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        # Units and scripts of the Ruby program say 'multibinder /run/multibinder.sock'.
+        # Units and scripts for the Ruby program run 'multibinder /run/multibinder.sock'.
         if args and "/" in args[0] and args[0] not in _COMMANDS:
             args = ["serve", "--socket", *args]
         return super().resolve_command(ctx, args)
@@ -47,7 +47,7 @@ class _Commands(click.Group):
 def multibinder() -> None:
     """Keep ports open while everything behind them restarts.
 
-    The binder ('multibinder serve') owns the listening sockets and hands them to programs over a Unix socket.
+    The binder ('multibinder serve') owns the listening sockets. It hands them to programs over a Unix socket.
 
     \b
     Example:
@@ -58,7 +58,7 @@ def multibinder() -> None:
 
 
 def main() -> None:
-    """The console script. An error of ours is one sentence on stderr and exit code 1; wrong usage is 2."""
+    """Run the console script. A MultibinderError becomes a sentence on stderr and exit code 1; wrong usage is 2."""
     try:
         multibinder(prog_name="multibinder")
     except MultibinderError as error:

@@ -1,28 +1,48 @@
-"""``multibinder policy check`` and ``multibinder policy lint``: what a policy file means, without a binder."""
+"""``multibinder policy check`` and ``multibinder policy lint``: explain a policy file without a binder."""
 
 from __future__ import annotations
 
 import os
 import pwd
 import sys
+from typing import Any
 
 import click
 import msgspec
 
 from multibinder import Address, AddressError, ListenerSpec, Options
-from multibinder.binder.daemon import DEFAULT_POLICY
 from multibinder.binder.policy import METHODS, AccessRequest, access_requests, explain
 from multibinder.binder.policy_file import lint, load
+from multibinder.binder.settings import DEFAULT_POLICY
+from multibinder.cli.wording import count
 from multibinder.wire.options import OPTION_NAMES
 
 
 class _Asker(msgspec.Struct, frozen=True):
+    """The caller that the policy is asked about."""
+
     uid: int
     gids: frozenset[int]
     unit: str
 
 
-class _User(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic since click 8.4
+class CheckOptions(msgspec.Struct, frozen=True):
+    """The options of ``multibinder policy check`` as click parsed them. A field has the name of its parameter."""
+
+    path: str
+    uid: int
+    gids: tuple[int, ...]
+    unit: str
+    bind: str | None
+    release: str | None
+    method: str | None
+    own_uid: int
+    options: tuple[str, ...]
+
+
+class _UserType(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic since click 8.4
+    """A user's name on this host, or a uid."""
+
     name = "user"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
@@ -35,79 +55,82 @@ class _User(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generi
             self.fail(f"there is no user {text!r} on this host", param, ctx)
 
 
-@click.group("policy")
+@click.group("policy", short_help="Check and explain the policy: which client may ask for what.")
 def policy_command() -> None:
-    """Who may ask the binder for what.
+    """Check and explain the policy, which says which client may ask the binder for what.
 
-    A policy file has rules. The first that matches the caller (uid, gid, systemd unit, as the kernel has them), the
-    method, the address and the options decides. What no rule matches is denied, but to root and to the binder's user.
-    Without a policy file, whoever can connect to the control socket may ask for everything.
+    A policy file is a list of rules. The first rule that matches decides. A rule matches by the caller (its uid, gid
+    and systemd unit, as the kernel reports them), the method, the address and the options. A request that no rule
+    matches is denied, unless root or the binder's own user asks. Without a policy file, every client that can connect
+    to the control socket may ask for everything.
 
     \b
       [[rule]]
       name = "web"
-      unit = "multibinder-haproxy@web.service"    # or uid = …, gid = …
-      allow = ["bind", "release", "list"]         # or deny = …; status, upgrade; "*" for all
+      unit = "multibinder-haproxy@web.service"    # or uid = ..., gid = ...
+      allow = ["bind", "release", "list"]         # or deny = ...; also "status", "upgrade", "*"
       address = ["*:80", "*:443"]                 # 192.0.2.0/24:80, [2001:db8::/32]:1024-65535, ipv4@*:*
-      options = ["backlog", "v6only"]             # no others may be given
+      options = ["backlog", "v6only"]             # a request with another option does not match
 
-    Send the binder SIGHUP after a change. A file that it cannot use changes nothing, and its log says so.
+    Send SIGHUP to the binder after a change. If the file is not usable, the binder keeps its present policy and logs
+    the reason.
     """
 
 
-@policy_command.command("check")
-@click.option("--policy", "path", default=DEFAULT_POLICY, show_default=True, metavar="FILE", help="The policy.")
-@click.option("--uid", type=_User(), required=True, metavar="USER", help="Who would ask: a name or a number.")
+@policy_command.command("check", short_help="Explain rule by rule what the policy decides for a request.")
+@click.option("--policy", "path", default=DEFAULT_POLICY, show_default=True, metavar="FILE", help="The policy file.")
+@click.option("--uid", type=_UserType(), required=True, metavar="USER", help="The caller: a user's name or uid.")
 @click.option("--gid", "gids", type=int, multiple=True, metavar="N",
-              help="A group of the caller; again for more. Default: those that USER has on this host.")  # fmt: skip
+              help="A group of the caller. May be repeated. Default: the groups of USER on this host.")  # fmt: skip
 @click.option("--unit", default="", metavar="UNIT", help="The systemd unit that the caller runs in.")
-@click.option("--bind", "bind", metavar="ADDRESS", help="Would it get this one? As in 0.0.0.0:443, [::]:443.")
-@click.option("--release", "release", metavar="ADDRESS", help="Might it give this one up?")
-@click.option("--method", type=click.Choice(METHODS), help="Might it ask this at all?")
-@click.option("--binder", "own_uid", type=_User(), default="root", show_default=True, metavar="USER",
+@click.option("--bind", "bind", metavar="ADDRESS", help="Ask for a bind to this address, as in 0.0.0.0:443, [::]:443.")
+@click.option("--release", "release", metavar="ADDRESS", help="Ask for a release of this address.")
+@click.option("--method", type=click.Choice(METHODS), help="Ask for this method, at any address.")
+@click.option("--binder", "own_uid", type=_UserType(), default="root", show_default=True, metavar="USER",
               help="The user that the binder runs as.")  # fmt: skip
 @click.option("--option", "options", type=click.Choice(OPTION_NAMES), multiple=True,
-              help="With --bind: an option that it gives; again for more.")  # fmt: skip
-def check_command(
-    path: str,
-    uid: int,
-    gids: tuple[int, ...],
-    unit: str,
-    bind: str | None,
-    release: str | None,
-    method: str | None,
-    own_uid: int,
-    options: tuple[str, ...],
-) -> None:
-    """Explain what a policy decides, rule by rule. Exit code 0: allowed, 1: denied.
+              help="An option of the bind. May be repeated.")  # fmt: skip
+def check_command(**parameters: Any) -> None:
+    """Explain rule by rule what the policy decides for a request.
+
+    \b
+    Exit codes:
+      0  Allowed.
+      1  Denied, or the policy file is not usable.
 
     \b
     Example:
       multibinder policy check --uid www-data --bind 0.0.0.0:443
     """
-    if sum(given is not None for given in (bind, release, method)) != 1:
+    asked = CheckOptions(**parameters)
+    if sum(given is not None for given in (asked.bind, asked.release, asked.method)) != 1:
         raise click.UsageError("give one of --bind, --release and --method")
-    policy = msgspec.structs.replace(load(path), own_uid=own_uid)
-    asker = _Asker(uid, frozenset(gids) if gids else _groups_of(uid), unit)
-    name = method or ("bind" if bind else "release")
-    where = bind or release
+    policy = msgspec.structs.replace(load(asked.path), own_uid=asked.own_uid)
+    asker = _Asker(asked.uid, frozenset(asked.gids) if asked.gids else _groups_of(asked.uid), asked.unit)
+    who = f"uid {asker.uid}, groups {', '.join(map(str, sorted(asker.gids))) or 'none'}, {asker.unit or 'no unit'}"
+    method = asked.method or ("bind" if asked.bind else "release")
+    address = asked.bind or asked.release
     allowed = True
-    for request in _access_requests(where, options) if where else [None]:
+    for request in _access_requests(address, asked.options) if address else [None]:
         if not allowed:
             break
-        who = f"uid {uid}, groups {', '.join(map(str, sorted(asker.gids))) or 'none'}, {unit or 'no unit'}"
-        click.echo(f"{name}{f' {request.address}' if request else ''} ({who}):")
-        for line in explain(policy, asker, name, request):
+        click.echo(f"{method}{f' {request.address}' if request else ''} ({who}):")
+        for line in explain(policy, asker, method, request):
             click.echo(f"  {line}")
-        allowed = policy.decide(asker, name, request).allowed
+        allowed = policy.decide(asker, method, request).allowed
     click.echo("allowed" if allowed else "denied")
     sys.exit(0 if allowed else 1)
 
 
-@policy_command.command("lint")
+@policy_command.command("lint", short_help="Report errors and probable mistakes in a policy file.")
 @click.argument("path", metavar="FILE", default=DEFAULT_POLICY)
 def lint_command(path: str) -> None:
-    """Say what is wrong with a policy file, and what is probably not meant. Exit code 0: nothing, 1: something.
+    """Report errors and probable mistakes in a policy file.
+
+    \b
+    Exit codes:
+      0  There are none.
+      1  There are some.
 
     \b
     Example:
@@ -118,8 +141,7 @@ def lint_command(path: str) -> None:
     for sentence in found:
         click.echo(f"{path}: {sentence}")
     if not found:
-        rules = len(policy.rules)
-        click.echo(f"{path}: {rules} rule{'s' if rules != 1 else ''}, nothing to say about")
+        click.echo(f"{path}: {count(len(policy.rules), 'rule')}, nothing to report")
     sys.exit(1 if found else 0)
 
 

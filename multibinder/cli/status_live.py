@@ -1,4 +1,4 @@
-"""``multibinder status --watch``."""
+"""Refresh the status in a terminal or a pipe: ``multibinder status --watch``."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from rich.live import Live
 from rich.text import Text
 
 from multibinder import BinderTimeout, BinderUnavailable, Client, RemoteProtocolError
-from multibinder.cli.status import COLOURS, lines_of, wants_colour
 from multibinder.cli.status_report import Report, report_of
-from multibinder.cli.status_text import Line, clock, remarks, summary, table
+from multibinder.cli.status_table import Line, table
+from multibinder.cli.status_text import COLOURS, lines_of, remarks, summary, wants_colour
+from multibinder.cli.wording import clock
 
-#: So many answers are remembered of each queue.
+#: How many lengths of each queue are remembered.
 _HISTORY = 16
 
 
-class Watching:
-    """What ``--watch`` has seen so far. It draws itself into any terminal, the worst listeners first."""
+class LiveStatus:
+    """The reports of one ``--watch`` so far. Rich renders it at the size of the terminal, the worst listeners first."""
 
     def __init__(self, socket_path: str | None) -> None:
         self._socket_path = socket_path
@@ -38,16 +39,19 @@ class Watching:
 
     @property
     def report(self) -> Report | None:
-        """The last one, while the binder answers."""
+        """The latest report; None while the binder does not answer."""
         return None if self._away_since else self._report
 
     @property
     def away(self) -> str:
-        """Since when the binder does not answer, and why; empty while it does."""
+        """Since when the binder has not answered, and why; empty while it answers."""
         return f"No answer since {clock(self._away_since)}: {self._why}" if self._away_since else ""
 
-    def look(self) -> None:
-        """Ask the binder. One that goes away may come back; but one that was never there is an error."""
+    def refresh(self) -> None:
+        """Ask the binder. If it stops answering, note that and keep the latest report.
+
+        Raises MultibinderError if it has never answered.
+        """
         try:
             if self._client is None:
                 self._client = Client(self._socket_path)
@@ -61,14 +65,14 @@ class Watching:
             self._why = str(error)
             return
         self._away_since = None
-        self._note(report, asked_at)
+        self._update(report, asked_at)
 
     def close(self) -> None:
         if self._client is not None:
             self._client.close()
             self._client = None
 
-    def _note(self, report: Report, asked_at: float) -> None:
+    def _update(self, report: Report, asked_at: float) -> None:
         if self._report is not None:
             before = {row.cookie: row.drops for row in self._report.listeners}
             passed_s = asked_at - self._asked_at
@@ -85,7 +89,7 @@ class Watching:
         self._report, self._asked_at = report, asked_at
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        assert self._report is not None  # noqa: S101 (the first look gave one, or raised)
+        assert self._report is not None  # noqa: S101 (the first refresh set it, or raised)
         height = options.height or console.size.height
         utf8 = options.encoding.lower().startswith("utf")
         head, blocks = table(self._report, options.max_width, self._rates, self._histories, ascii_only=not utf8)
@@ -97,11 +101,11 @@ class Watching:
         top = [*top[: max(1, height - 4)], Text(head.text, style="bold", overflow="crop", no_wrap=True)]
         room = height - len(top)
         if sum(map(len, blocks)) > room:
-            shown, used = 0, 1  # a line says how many are left out
+            shown, used = 0, 1  # the last line has the number of those left out
             while shown < len(blocks) and used + len(blocks[shown]) <= room:
                 used += len(blocks[shown])
                 shown += 1
-            left_out = f"{len(blocks) - shown:,} more not shown, none in a worse state: 'multibinder status' has all"
+            left_out = f"{len(blocks) - shown:,} more not shown, none in a worse state: 'multibinder status' shows all"
         else:
             shown, left_out = len(blocks), ""
         yield from top
@@ -119,30 +123,30 @@ def _text(line: Line) -> Text:
 
 
 def watch_status(socket_path: str | None, interval_s: float) -> None:
-    """Until SIGINT or SIGTERM, which leave the terminal as it was. In a pipe, one table after the other."""
+    """Show the status until SIGINT or SIGTERM, and restore the terminal then. A pipe gets one table after the other."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    watching = Watching(socket_path)
+    live = LiveStatus(socket_path)
     try:
-        watching.look()
+        live.refresh()
         if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
             console = Console(no_color=not wants_colour(), highlight=False)
-            with Live(watching, console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
-                _again_and_again(watching, interval_s, live.refresh)
+            with Live(live, console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as screen:
+                _repeat(live, interval_s, screen.refresh)
         else:
-            _again_and_again(watching, interval_s, lambda: _print(watching))
+            _repeat(live, interval_s, lambda: _print(live))
     except KeyboardInterrupt:
         pass
     finally:
-        watching.close()
+        live.close()
 
 
-def _again_and_again(watching: Watching, interval_s: float, show: Callable[[], None]) -> None:
+def _repeat(live: LiveStatus, interval_s: float, show: Callable[[], None]) -> None:
     while True:
         show()
         time.sleep(interval_s)
-        watching.look()
+        live.refresh()
 
 
-def _print(watching: Watching) -> None:
-    lines = lines_of(report, 80, colour=False) if (report := watching.report) else [watching.away]
+def _print(live: LiveStatus) -> None:
+    lines = lines_of(report, 80, colour=False) if (report := live.report) else [live.away]
     click.echo("\n".join([*lines, ""]))

@@ -1,4 +1,4 @@
-"""``multibinder systemd install``: the units of ``systemd/``, with the paths of this installation."""
+"""``multibinder systemd install``: write the units of ``systemd/`` with the paths of this installation."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import click
 import msgspec
 
 from multibinder import MultibinderError
+from multibinder.cli.wording import reason_of
 from multibinder.kernel.files import replace
 
-#: Where each file goes, below the prefix. All in /etc: packages own /usr/lib, an administrator /etc.
-_PLACES = {
+#: The directory of each file, below the prefix. All are in /etc, because packages own /usr/lib.
+_DIRECTORIES = {
     "multibinder.service": "etc/systemd/system",
     "multibinder.socket": "etc/systemd/system",
     "multibinder-haproxy@.service": "etc/systemd/system",
@@ -25,10 +26,11 @@ _PLACES = {
     "sysusers.d/multibinder.conf": "etc/sysusers.d",
 }
 _COMMANDS = ("multibinder", "multibinder-haproxy")
-#: Somebody without any right, as the service's user is, which need not exist yet: nobody's number everywhere.
+#: The uid of the user nobody. It stands in for the service's user, which may not exist yet and has no more rights.
 _NOBODY = 65534
-#: What the service executes.
-_TRIAL = "import multibinder.cli.binder_main"
+#: The program that the service executes.
+_TRIAL_IMPORT = "import multibinder.cli.binder_main"
+#: The first line of an installed file, with the digest of the rest.
 _SEAL = re.compile(r"\A# Written by 'multibinder systemd install'; changed by hand if not sha256 ([0-9a-f]{64})\n")
 
 
@@ -37,31 +39,39 @@ class InstallError(MultibinderError):
 
 
 class _File(msgspec.Struct, frozen=True):
+    """A file to install. ``state`` and ``detail`` describe the file that is at its path now.
+
+    ``state`` is absent, unchanged, outdated (written by another version of this command) or changed (by a user).
+    """
+
     path: Path
     content: str
-    #: What is there now: absent, unchanged, outdated (an older one of ours), or changed by somebody.
-    now: str
-    what: str = ""
+    state: str
+    detail: str = ""
 
 
-@click.group("systemd")
+@click.group("systemd", short_help="Run the binder and HAProxy as systemd services.")
 def systemd_command() -> None:
-    """Run the binder and HAProxy as services."""
+    """Run the binder and HAProxy as systemd services."""
 
 
-@systemd_command.command("install")
+@systemd_command.command("install", short_help="Write the unit files with the paths of this installation.")
 @click.option("--prefix", default="/", show_default=True, metavar="DIR", type=click.Path(file_okay=False),
-              help="The root directory of the system to install into, e.g. of an image.")  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+              help="The root directory of the system to install into, for example of an image.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Report what would be written, and write nothing.")
 @click.option("--force", is_flag=True,
-              help="Replace also units changed by hand; accept an installation that only root can read.")  # fmt: skip
+              help="Replace units that were changed by hand, and accept an installation that only root can "
+              "read.")  # fmt: skip
 def install(prefix: str, dry_run: bool, force: bool) -> None:
-    """Write the units, with the paths of this installation. Again after an upgrade: it replaces what it wrote itself.
+    """Write the unit files with the paths of this installation.
 
-    A unit that somebody changed by hand is left alone (exit code 1, and nothing is written), unless --force is given. A
-    drop-in ('systemctl edit UNIT') is the better place for a change: drop-ins are never touched.
+    Run it again after an upgrade: it replaces the files that it wrote itself.
 
-    The binder runs as the user multibinder, who must be able to read the installation: this is tried first (as root).
+    If a unit was changed by hand, nothing is written, and the exit code is 1, unless --force is given. A drop-in
+    ('systemctl edit UNIT') is the better place for a change, because this command never touches drop-ins.
+
+    The binder runs as the user multibinder, which must be able to read the installation. As root, this command tries
+    that first.
 
     \b
     Example:
@@ -73,12 +83,12 @@ def install(prefix: str, dry_run: bool, force: bool) -> None:
     if not force and (obstacle := _obstacle(commands)):
         raise InstallError(
             f"{commands}: the service runs as the user multibinder, who cannot use this installation: {obstacle}; "
-            "nothing was written. Install it where every user may read it, as in 'python3 -m venv /opt/multibinder' "
-            "(--force writes the units all the same)"
+            "nothing was written. Install it where every user may read it, as in 'python3 -m venv /opt/multibinder', "
+            "or write the units nevertheless with --force"
         )
     files = _plan(root, commands)
-    kept = [file for file in files if file.now == "changed" and not force]
-    todo = [] if kept or dry_run else [file for file in files if file.now != "unchanged"]
+    kept = [file for file in files if file.state == "changed" and not force]
+    todo = [] if kept or dry_run else [file for file in files if file.state != "unchanged"]
     for file in files:
         if file in todo:
             _write(file)
@@ -93,13 +103,16 @@ def install(prefix: str, dry_run: bool, force: bool) -> None:
 
 
 def installed_units(root: Path) -> list[tuple[Path, str]]:
-    """Each file that ``install`` would write, and what is there now: ``absent``, ``unchanged``, ``outdated`` (an older
-    one of ours) or ``changed`` by somebody. Raises InstallError."""
-    return [(file.path, file.now) for file in _plan(root, commands_directory())]
+    """Return the path of each file that ``install`` writes, and the state of the file that is there now.
+
+    The state is ``absent``, ``unchanged``, ``outdated`` (written by another version) or ``changed`` (by a user).
+    Raises InstallError.
+    """
+    return [(file.path, file.state) for file in _plan(root, commands_directory())]
 
 
 def commands_directory() -> Path:
-    """Where this installation's commands are. Raises InstallError."""
+    """Return the directory of this installation's commands. Raises InstallError."""
     beside_python = os.path.dirname(sys.executable)
     script = shutil.which(sys.argv[0]) if "/" not in sys.argv[0] else sys.argv[0]
     candidates = [os.path.dirname(os.path.abspath(script))] if script else []
@@ -110,25 +123,27 @@ def commands_directory() -> Path:
         raise InstallError(
             f"there are no commands {' and '.join(_COMMANDS)} in {beside_python}; install the project with pip first"
         )
-    # systemd.service(5): quotes and backslashes mean something in ExecStart=, and '%' is a specifier.
+    # systemd.service(5): ExecStart= interprets quotes, backslashes, '$' and ';'. '%' is escaped below.
     if re.search(r"[\s\"'\\$;]", directory):
         raise InstallError(f"{directory!r} has a character that a unit's ExecStart= cannot have; install elsewhere")
     return Path(directory)
 
 
 def _obstacle(commands: Path) -> str:
-    """Why somebody who is not root cannot run the binder from here; empty if nothing is in the way, or if we are not
-    root and cannot try. Found out by doing it: modes, ACLs, a private home directory, all of it counts."""
+    """Return why a user other than root cannot run the binder from this installation; empty if one can.
+
+    It tries, so that modes, ACLs and private home directories all count. Without root it cannot try.
+    """
     if os.geteuid() != 0:
         return ""
-    for trial in ([str(commands / "multibinder"), "--version"], [sys.executable, "-P", "-c", _TRIAL]):
+    for trial in ([str(commands / "multibinder"), "--version"], [sys.executable, "-P", "-c", _TRIAL_IMPORT]):
         try:
             done = subprocess.run(  # noqa: S603
                 trial, user=_NOBODY, group=_NOBODY, extra_groups=[], cwd="/", stdin=subprocess.DEVNULL,
                 capture_output=True, check=False,
             )  # fmt: skip
         except OSError as error:
-            return f"{trial[0]}: {_why(error)}"
+            return f"{trial[0]}: {reason_of(error)}"
         if done.returncode != 0:
             lines = done.stderr.decode(errors="replace").strip().splitlines()
             return lines[-1] if lines else f"{trial[0]} ended with {done.returncode}"
@@ -137,10 +152,8 @@ def _obstacle(commands: Path) -> str:
 
 def _templates() -> Path:
     package = Path(__file__).resolve().parent.parent
-    for directory in (
-        package / "systemd_units",
-        package.parent / "systemd",
-    ):  # a wheel has the one, a checkout the other
+    # A wheel has the first directory, a checkout the second.
+    for directory in (package / "systemd_units", package.parent / "systemd"):
         if (directory / "multibinder.service").is_file():
             return directory
     raise InstallError(f"{package / 'systemd_units'}: the unit files are missing; the installation is not complete")
@@ -151,7 +164,7 @@ def _plan(root: Path, commands: Path) -> list[_File]:
     if not root.is_dir():
         raise InstallError(f"{root}: there is no such directory")
     files = []
-    for name, place in _PLACES.items():
+    for name, place in _DIRECTORIES.items():
         text = (templates / name).read_text(encoding="utf-8").replace("@BINDIR@", str(commands).replace("%", "%%"))
         content = f"# Written by 'multibinder systemd install'; changed by hand if not sha256 {_digest(text)}\n{text}"
         path = root / place / os.path.basename(name)
@@ -171,37 +184,33 @@ def _state(path: Path, content: str) -> tuple[str, str]:
     except FileNotFoundError:
         return "absent", ""
     except OSError as error:
-        raise InstallError(f"{path}: cannot read what is there: {_why(error)}") from error
+        raise InstallError(f"{path}: cannot read it: {reason_of(error)}") from error
     if present == content:
         return "unchanged", ""
     if (seal := _SEAL.match(present)) and seal[1] == _digest(present[seal.end() :]):
         return "outdated", ""
-    return "changed", "changed by hand" if seal else "not ours"
+    return "changed", "changed by hand" if seal else "not written by this command"
 
 
 def _outcome(file: _File, dry_run: bool, force: bool, blocked: bool) -> str:
-    if file.now == "unchanged":
+    if file.state == "unchanged":
         return "unchanged"
-    if file.now == "changed" and not force:
-        return f"left alone: {file.what}"
+    if file.state == "changed" and not force:
+        return f"left alone: {file.detail}"
     if blocked:
         return "not written"
-    verb = "written" if file.now == "absent" else "replaced"
-    return f"{'would be ' if dry_run else ''}{verb}{f' ({file.what})' if file.what else ''}"
+    verb = "written" if file.state == "absent" else "replaced"
+    return f"{'would be ' if dry_run else ''}{verb}{f' ({file.detail})' if file.detail else ''}"
 
 
 def _write(file: _File) -> None:
-    """All of it or nothing, also in a power cut; 0644, as systemd asks of units."""
+    """Replace the file atomically, on the disk too, with the mode that systemd asks of units."""
     try:
         file.path.parent.mkdir(parents=True, exist_ok=True)
         replace(str(file.path), file.content.encode(), 0o644, sync=True)
     except OSError as error:
         remedy = "; run this as root" if isinstance(error, PermissionError) and os.geteuid() != 0 else ""
-        raise InstallError(f"{file.path}: cannot write: {_why(error)}{remedy}") from error
-
-
-def _why(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
+        raise InstallError(f"{file.path}: cannot write: {reason_of(error)}{remedy}") from error
 
 
 def _next_steps(root: Path) -> str:
@@ -213,7 +222,7 @@ def _next_steps(root: Path) -> str:
   systemctl enable --now multibinder.socket multibinder.service
 and for each HAProxy, with its template in /etc/haproxy/NAME.cfg.j2:
   systemctl enable --now multibinder-haproxy@NAME
-Prometheus metrics, if you want them (the unit says what it may do, and what a policy takes from it):
+For Prometheus metrics (the unit's comments say what the exporter may do, and how a policy limits it):
   systemctl enable --now multibinder-exporter
-An installation that was upgraded: systemctl reload multibinder   (in place; nothing restarts)
-A unit that was replaced: systemctl daemon-reload && systemctl restart multibinder   (the listeners stay)"""
+After an upgrade of the installation: systemctl reload multibinder   (in place; nothing restarts)
+After a unit was replaced: systemctl daemon-reload && systemctl restart multibinder   (the listeners stay)"""

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import click
 
-from multibinder import SOCKET_VARIABLE, Client
+from multibinder import Client
+from multibinder.cli.options import socket_option
 
-#: The rehearsal of the new code limits itself to 30 s.
+#: More than the 30 s that the binder gives the new version for its trial start.
 _TIMEOUT_S = 45.0
 
 
-@click.command("upgrade")
-@click.option(
-    "--socket", "socket_path", envvar=SOCKET_VARIABLE, metavar="PATH", show_envvar=True, help="The control socket."
-)
+@click.command("upgrade", short_help="Replace the running binder by the installed version, in place.")
+@socket_option()
 def upgrade_command(socket_path: str | None) -> None:
-    """Have the running binder become the version that is installed now.
+    """Replace the running binder by the version that is installed now, in place.
 
-    Same PID, same listeners, same control socket; no client is refused. The new code is started on trial first: if it
-    cannot start, the running binder goes on, and this says why and exits with 1.
+    The PID, the listeners and the control socket stay, and no client is refused. The binder first starts the new
+    version on trial. If that fails, the binder goes on as it is, and this command says why and exits with 1.
 
     \b
     Example:

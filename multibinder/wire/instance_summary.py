@@ -1,4 +1,8 @@
-"""The structure of an instance's ``summary.json``, as docs/instance-summary.md describes it."""
+"""The structure of ``summary.json``: what every local user may know of an instance (docs/instance-summary.md).
+
+The launcher writes the file; the exporter, the doctor and other monitoring read it. An added field needs a default: a
+reader meets the files of earlier versions, and ignores the fields of later ones.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +17,21 @@ VERSION = 1
 
 
 class MasterProcess(msgspec.Struct, frozen=True):
-    """The master of an instance. A PID and ``start_ticks``, field 22 of proc_pid_stat(5), name one process for ever."""
+    """The process that manages an instance's workers.
+
+    ``start_ticks`` is field 22 of proc_pid_stat(5), or 0 if it is unknown. A later process with the same PID has
+    another one.
+    """
 
     pid: int
     start_ticks: int
 
 
 class SourceFile(msgspec.Struct, frozen=True):
-    """A file as it was just before it was read; ``mtime_ns`` is None if it did not exist."""
+    """A file that the loaded configuration came from, as stat(2) described it just before it was read.
+
+    ``mtime_ns`` is None if the file did not exist: an optional include.
+    """
 
     path: str
     mtime_ns: int | None
@@ -29,7 +40,10 @@ class SourceFile(msgspec.Struct, frozen=True):
 
 
 class SourceDirectory(msgspec.Struct, frozen=True):
-    """A directory of the command line: the names of its ``files`` that end in one of ``suffixes``."""
+    """A directory that the loaded configuration came from.
+
+    ``files`` are the names that counted: those that end in one of ``suffixes`` and do not begin with a dot.
+    """
 
     path: str
     files: Sequence[str]
@@ -37,7 +51,7 @@ class SourceDirectory(msgspec.Struct, frozen=True):
 
 
 class InstanceSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """What every user may know of an instance. Times are in seconds since the epoch."""
+    """The whole document. Times are in seconds since the epoch; PIDs are those of the instance's PID namespace."""
 
     name: str = ""
     version: int

@@ -25,6 +25,7 @@ from multibinder.observe.holders import Process
 from tests.conftest import StartBinder
 from tests.doctor.support import Network, doctor, findings
 from tests.support import Binder, clean_environment, multibinder, require, wait_until, without_privileges
+from tests.support.installation import for_everybody
 
 MakeNetwork = Callable[[], Network]
 
@@ -274,9 +275,7 @@ def test_without_rights_the_doctor_says_what_it_could_not_see(
     done = subprocess.run(
         [
             *without_privileges(),
-            sys.executable,
-            "-m",
-            "multibinder",
+            *for_everybody().program,
             "doctor",
             "--json",
             "--socket",

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.metrics import documented, series_names
 from tests.support import require
+from tests.support.metrics import documented, series_names
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RULES = EXAMPLES / "prometheus" / "rules.yml"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -15,7 +16,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from multibinder_haproxy.master import Master, Processes
 
+from multibinder.launch.errors import NotRunning
 from tests.support import PATIENCE_S, clean_environment, descriptors, require, wait_until
 
 #: What the project's promises are tested with; Debian's by default.
@@ -109,8 +112,8 @@ class Haproxy:
     def is_up(self) -> bool:
         if self.process is not None and self.process.poll() is not None:
             pytest.fail(f"{self.name} ended with {self.process.returncode}\n{self.log()}")
-        status = self.command("status", "--json", self.name)
-        return status.returncode in (0, 1) and bool(msgspec.json.decode(status.stdout)["workers"])
+        processes = self.processes()
+        return processes is not None and bool(processes.serving)
 
     def command(self, *arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
         """Run ``multibinder-haproxy`` to its end."""
@@ -138,9 +141,21 @@ class Haproxy:
         status: Json = msgspec.json.decode(done.stdout)
         return status
 
+    def processes(self) -> Processes | None:
+        """Return what the master CLI says, asked by this process; None if it does not answer."""
+        with contextlib.suppress(FileNotFoundError, NotRunning):
+            record = msgspec.json.decode((self.runtime / self.name / "instance.json").read_bytes())
+            arguments: list[str] = record["arguments"]
+            return Master(arguments[arguments.index("-S") + 1].partition(",")[0]).processes()
+        return None
+
     def workers(self) -> list[int]:
-        workers: list[int] = self.status()["workers"]
-        return workers
+        """Return the PIDs of the workers that serve. A master that executes itself anew is waited for."""
+        return wait_until(self.processes, f"the master of {self.name} answers", log=self.log).serving
+
+    def old_workers(self) -> list[int]:
+        """Return the PIDs of the workers that a reload replaced and that still have connections."""
+        return wait_until(self.processes, f"the master of {self.name} answers", log=self.log).draining
 
     def loaded(self) -> Json:
         loaded: Json = msgspec.json.decode((self.runtime / self.name / "loaded.json").read_bytes())

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import sys
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,42 +12,18 @@ import pytest
 
 from tests.conftest import StartBinder
 from tests.haproxy.support import Haproxy, bind_tcp, config, get
-from tests.support import Binder, require, wait_until
+from tests.support import Binder, as_user, require, wait_until
+from tests.support.installation import for_everybody
 
-ROOT = Path(__file__).parents[2]
 USER = 65534
-AS_USER = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
-
-
-def wrapper_for_everybody(directory: Path) -> Path:
-    """The command as another user can execute it too: the interpreter that runs us may be in root's home."""
-    ours = Path(sys.executable).resolve()
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    said = ""
-    for python in (ours, Path("/usr/bin", version), Path("/usr/local/bin", version)):
-        wrapper = directory / "multibinder-haproxy"
-        paths = [sysconfig.get_path("purelib"), str(ROOT), str(ROOT / "wrappers/haproxy")]
-        wrapper.write_text(
-            f"#!{python}\nimport sys\nsys.path[:0] = {paths}\nfrom multibinder_haproxy.entry import main\nmain()\n"
-        )
-        wrapper.chmod(0o755)
-        # By way of a shell: setpriv itself executes with the rights that it gives up.
-        command = [*AS_USER, "sh", "-c", f"exec {wrapper} --version"]
-        tried = subprocess.run(command, capture_output=True, text=True, check=False)
-        if tried.returncode == 0:
-            return wrapper
-        said += tried.stderr
-    require("stranger", False, f"no {version} that another user can execute: {said}")
-    raise AssertionError
 
 
 @pytest.fixture
 def theirs(start_binder: StartBinder, run_dir: Path) -> Iterator[Haproxy]:
     """An instance that another user made and runs, in a directory of that user's."""
     require("root", os.geteuid() == 0, "acting as another user needs root")
-    require("setpriv", shutil.which("setpriv"), "acting as another user needs setpriv (util-linux)")
     run_dir.chmod(0o755)
-    wrapper = wrapper_for_everybody(run_dir)
+    wrapper = for_everybody().wrapper
     home = run_dir / "home"
     home.mkdir(mode=0o755)
     binder: Binder = start_binder("--mode", "0666")
@@ -61,7 +34,7 @@ def theirs(start_binder: StartBinder, run_dir: Path) -> Iterator[Haproxy]:
 
 def start(theirs: Haproxy, text: str) -> None:
     theirs.template.write_text(text)
-    theirs.start(prefix=AS_USER)
+    theirs.start(prefix=as_user(USER))
 
 
 def test_roots_commands_work_on_another_users_instance(theirs: Haproxy, host: str) -> None:

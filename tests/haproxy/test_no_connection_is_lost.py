@@ -10,10 +10,10 @@ import signal
 import threading
 from pathlib import Path
 
-from benchmarks.load import Load
 from tests.haproxy.conftest import MakeHaproxy
 from tests.haproxy.support import HAPROXY, Haproxy, bind_tcp, config, get
 from tests.support import Binder, descriptors, require, wait_until
+from tests.support.load import Load
 
 
 def test_fifty_reloads_at_2000_connections_a_second_with_binds_added_and_dropped_lose_none(
@@ -139,7 +139,7 @@ def test_a_hundred_reloads_leave_no_descriptor_behind(haproxy: Haproxy, binder: 
 
     def counts() -> tuple[int, int, int]:
         worker = wait_until(lambda: len(haproxy.workers()) == 1 and haproxy.workers()[0], "one worker is left")
-        wait_until(lambda: not haproxy.status()["old_workers"], "the old worker has ended")
+        wait_until(lambda: not haproxy.old_workers(), "the old worker has ended")
         return len(binder.descriptors()), len(descriptors(haproxy.pid)), len(descriptors(worker))
 
     before = counts()

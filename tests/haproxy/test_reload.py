@@ -12,10 +12,10 @@ import msgspec
 import pytest
 
 import multibinder
-from benchmarks.load import Load
 from tests.haproxy.conftest import MakeHaproxy
 from tests.haproxy.support import Haproxy, bind_tcp, config, get
 from tests.support import PATIENCE_S, Binder, can_connect, wait_until
+from tests.support.load import Load
 
 
 @pytest.fixture

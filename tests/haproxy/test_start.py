@@ -135,7 +135,7 @@ def test_a_second_run_of_the_same_instance_is_refused_and_names_the_first(haprox
     [
         (["/no/such/haproxy", "-Ws", "-f", "T"], "/no/such/haproxy: no such program; install HAProxy"),
         ([HAPROXY, "-f", "T"], "HAProxy must run in master-worker mode to reload: add -Ws"),
-        ([HAPROXY, "-W", "-D", "-f", "T"], "-D would take HAProxy away from whoever supervises it"),
+        ([HAPROXY, "-W", "-D", "-f", "T"], "-D would take HAProxy away from its supervisor"),
         ([HAPROXY, "-Ws"], "HAProxy's arguments name no configuration: add -f FILE.j2"),
         ([HAPROXY, "-Ws", "-f"], "HAProxy's option -f needs a value"),
         ([HAPROXY, "-Ws", "-c", "-f", "T"], "-c only checks: use 'multibinder-haproxy check' for that"),

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.load import Load
 from tests.haproxy.conftest import MakeHaproxy
 from tests.haproxy.support import HAPROXY, Haproxy, bind_tcp, config, get
-from tests.support import Binder, is_alive, require, wait_until
+from tests.support import Binder, as_user, is_alive, wait_until
+from tests.support.load import Load
 
 Json = dict[str, Any]
 
@@ -297,15 +296,12 @@ def test_a_summary_that_cannot_be_written_is_a_warning_and_nothing_else(web: Hap
 
 
 def test_another_user_can_read_the_summary_and_nothing_else(web: Haproxy) -> None:
-    setpriv = shutil.which("setpriv")
-    require("root", os.geteuid() == 0 and setpriv, "becoming another user needs root and setpriv (util-linux)")
     web.directory.chmod(0o711)
     web.must_reload()
     directory = web.runtime / "web"
 
     def as_nobody(*command: str) -> subprocess.CompletedProcess[str]:
-        prefix = [str(setpriv), "--reuid=65534", "--regid=65534", "--clear-groups"]
-        return subprocess.run([*prefix, *command], capture_output=True, text=True, check=False)
+        return subprocess.run([*as_user(65534), *command], capture_output=True, text=True, check=False)
 
     assert as_nobody("ls", str(web.runtime)).stdout == "web\n"
     assert json.loads(as_nobody("cat", str(directory / "summary.json")).stdout) == summary(web)

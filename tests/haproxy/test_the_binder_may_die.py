@@ -18,12 +18,12 @@ import msgspec
 import pytest
 
 import multibinder
-from benchmarks.load import Load, Result
 from tests.conftest import StartBinder
 from tests.haproxy.conftest import MakeHaproxy
 from tests.haproxy.support import Haproxy, bind_tcp, children_of, config, get
 from tests.support import PATIENCE_S, Binder, can_connect, later, require, wait_until
 from tests.support import multibinder as command_line
+from tests.support.load import Load, Result
 
 MakeFleet = Callable[[Path], "Fleet"]
 

@@ -26,6 +26,7 @@ from tests.support import (
     wait_until,
     without_privileges,
 )
+from tests.support.installation import for_everybody
 
 
 @pytest.fixture
@@ -198,7 +199,7 @@ def test_who_has_an_address_is_not_guessed_where_it_cannot_be_seen(
     start_binder: StartBinder, taken: tuple[str, int]
 ) -> None:
     require("root", os.geteuid() == 0, "a process whose user can see less than this one needs root")
-    binder = start_binder(prefix=without_privileges())
+    binder = start_binder(prefix=without_privileges(), program=for_everybody().program)
     reply = ask(binder.socket_path, bind_request(port=taken[1]))
     assert "address already in use, by a process that this user may not see;" in reply["error"]["message"]
 
@@ -206,7 +207,7 @@ def test_who_has_an_address_is_not_guessed_where_it_cannot_be_seen(
 def test_a_privileged_port_without_the_right_is_refused_with_the_remedy(start_binder: StartBinder) -> None:
     first = unprivileged_port()
     require("privileged-ports", first > 80, f"net.ipv4.ip_unprivileged_port_start is {first}: anybody may bind port 80")
-    binder = start_binder(prefix=without_privileges())
+    binder = start_binder(prefix=without_privileges(), program=for_everybody().program)
     reply = ask(binder.socket_path, bind_request(port=80))
     assert reply["error"]["message"] == (
         f"Could not bind: 127.0.0.1:80: permission denied: a port below {first} needs CAP_NET_BIND_SERVICE in the "

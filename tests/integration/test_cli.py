@@ -110,7 +110,7 @@ def test_release_knows_an_ipv6_address_however_it_is_written(binder: Binder) -> 
 def test_an_address_that_is_none_is_wrong_usage(address: str) -> None:
     done = multibinder("release", "--socket", "/nowhere", address)
     assert done.returncode == 2
-    assert "Invalid value: " in done.stderr
+    assert "Invalid value for 'ADDRESS...': " in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -154,6 +154,14 @@ def test_help_has_an_example_for_each_command() -> None:
         done = multibinder(*command, "--help")
         assert done.returncode == 0
         assert "Example:\n" in done.stdout
+
+
+@pytest.mark.parametrize("group", [(), ("policy",), ("systemd",)])
+def test_the_list_of_commands_has_whole_sentences(group: tuple[str, ...]) -> None:
+    _, _, commands = multibinder(*group, "--help").stdout.partition("\nCommands:\n")
+    sentences = [line.split(maxsplit=1)[1] for line in commands.splitlines()]
+    assert sentences
+    assert [sentence for sentence in sentences if not sentence.endswith(".") or sentence.endswith("..")] == []
 
 
 def test_the_version_is_told() -> None:

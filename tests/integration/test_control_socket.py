@@ -10,19 +10,29 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from multibinder import Client
 from tests.conftest import StartBinder
-from tests.support import Binder, clean_environment, multibinder, require, wait_until, without_privileges
+from tests.support import (
+    PROGRAM,
+    Binder,
+    as_user,
+    clean_environment,
+    multibinder,
+    require,
+    wait_until,
+    without_privileges,
+)
+from tests.support.installation import for_everybody, interpreter_for_everybody
 
 
-def refusal(path: Path | str, *options: str, prefix: list[str] | None = None) -> str:
+def refusal(path: Path | str, *options: str, prefix: Sequence[str] = (), program: Sequence[str] = PROGRAM) -> str:
     """What a binder says that cannot start: one sentence, exit status 1."""
-    done = multibinder("serve", "--socket", path, *options, prefix=prefix or [])
+    done = multibinder("serve", "--socket", path, *options, prefix=prefix, program=program)
     assert done.returncode == 1, done.stderr
     assert done.stdout == ""
     assert done.stderr.startswith("multibinder: ")
@@ -171,7 +181,7 @@ def test_a_directory_without_write_permission_is_named(run_dir: Path) -> None:
     directory = run_dir / "locked"
     directory.mkdir(mode=0o500)
     path = directory / "mb.sock"
-    assert refusal(path, prefix=without_privileges()) == (
+    assert refusal(path, prefix=without_privileges(), program=for_everybody().program) == (
         f"{path}: cannot create the control socket: no permission to write in {directory}; "
         "run as root, or choose another --socket"
     )
@@ -195,7 +205,7 @@ def test_a_group_that_the_binder_may_not_give_is_refused_and_leaves_no_file(run_
         mine.add(0)
     foreign = next(group.gr_name for group in grp.getgrall() if group.gr_gid not in mine)
     path = run_dir / "mb.sock"
-    said = refusal(path, "--group", foreign, prefix=without_privileges())
+    said = refusal(path, "--group", foreign, prefix=without_privileges(), program=for_everybody().program)
     assert "cannot give the control socket to group" in said
     assert list(run_dir.iterdir()) == []
 
@@ -227,16 +237,11 @@ def test_a_group_may_connect_that_was_named(start_binder: StartBinder, options: 
 
 
 def test_a_stranger_may_not_connect(run_dir: Path, start_binder: StartBinder) -> None:
-    require("root", os.geteuid() == 0, "acting as another user needs root")
     run_dir.chmod(0o755)
     binder = start_binder()
-    # (python3 of the system: nobody may not look into the virtualenv of a root.)
     script = f"import socket; socket.socket(socket.AF_UNIX).connect({str(binder.socket_path)!r})"
-    python = "/usr/bin/python3"
-    require("python3", os.access(python, os.X_OK), f"there is no {python}")
-    done = subprocess.run(
-        [python, "-c", script], user=65534, group=65534, extra_groups=[], capture_output=True, text=True, check=False
-    )
+    command = [*as_user(65534), str(interpreter_for_everybody()), "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "PermissionError" in done.stderr
 
 

@@ -13,9 +13,8 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -26,10 +25,11 @@ from multibinder.kernel.accept_queue import accept_queue
 from multibinder.kernel.socket_options import drops_of
 from tests.conftest import StartBinder
 from tests.haproxy.support import Haproxy, bind_tcp, config
-from tests.metrics import Samples, families_of, lint, samples_of
 from tests.support import (
     PATIENCE_S,
+    PROGRAM,
     Binder,
+    as_user,
     clean_environment,
     descriptors,
     multibinder,
@@ -37,6 +37,8 @@ from tests.support import (
     require_ipv6,
     wait_until,
 )
+from tests.support.installation import for_everybody
+from tests.support.metrics import Samples, families_of, lint, samples_of
 
 NOBODY = 65534
 
@@ -45,7 +47,12 @@ class Exporter:
     """``multibinder exporter`` in a process of its own."""
 
     def __init__(
-        self, log_path: Path, *options: str, prefix: tuple[str, ...] = (), listen: str = "127.0.0.1:0"
+        self,
+        log_path: Path,
+        *options: str,
+        prefix: Sequence[str] = (),
+        program: Sequence[str] = PROGRAM,
+        listen: str = "127.0.0.1:0",
     ) -> None:
         self._log_path = log_path
         self._notify = log_path.with_suffix(".notify")
@@ -55,7 +62,7 @@ class Exporter:
         self._notifications.settimeout(PATIENCE_S)
         with log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "multibinder", "exporter", "--listen", listen, *options],
+                [*prefix, *program, "exporter", "--listen", listen, *options],
                 env=clean_environment({"NOTIFY_SOCKET": str(self._notify)}),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -300,8 +307,6 @@ def test_reloads_failures_and_drift_of_an_instance_are_seen_also_without_the_bin
 def test_another_user_needs_no_more_than_the_right_to_ask_for_the_status(
     run_dir: Path, host: str, start_binder: StartBinder, start_exporter: StartExporter
 ) -> None:
-    require("root", os.geteuid() == 0, "only root can start an exporter as another user")
-    require("setpriv", shutil.which("setpriv"), "there is no setpriv (util-linux)")
     run_dir.chmod(0o755)
     policy = run_dir / "policy.toml"
     shown, hidden = (host, 8000), (host, 8001)
@@ -310,8 +315,7 @@ def test_another_user_needs_no_more_than_the_right_to_ask_for_the_status(
     with Client(binder.socket_path) as client:
         for sock in client.bind([shown, hidden]):
             sock.close()
-    as_nobody = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
-    exporter = start_exporter(binder.socket_path, prefix=as_nobody)
+    exporter = start_exporter(binder.socket_path, prefix=as_user(NOBODY), program=for_everybody().program)
     assert os.stat(f"/proc/{exporter.process.pid}").st_uid == NOBODY
     samples = exporter.samples()
     assert (samples["multibinder_up"], samples["multibinder_policy_active"]) == (1, 1)

@@ -386,14 +386,15 @@ def test_a_control_socket_that_was_replaced_before_it_got_its_group_is_not_follo
     """Where a group may write in the directory, one of it may try."""
     code = (
         "import os, sys\n"
+        "from multibinder import MultibinderError\n"
         "from multibinder.binder import control_socket\n"
         "path, target = sys.argv[1:]\n"
         "bind = control_socket._bind\n"
         "def swapped(*args):\n"
         "    bind(*args); os.unlink(path); os.symlink(target, path)\n"
         "control_socket._bind = swapped\n"
-        "try: control_socket.ControlSocket(path, 0o666, 'tty')\n"
-        "except control_socket.ControlSocketError as error: print(error)\n"
+        "try: control_socket.open_control_socket(path, 0o666, 'tty')\n"
+        "except MultibinderError as error: print(error)\n"
     )
     require("root", os.geteuid() == 0, "only root can give a file to any group")
     said = subprocess.run(

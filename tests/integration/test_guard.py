@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from multibinder import Client, ListenerSpec, Options, TcpAddress
 from tests.support import (
     Binder,
     BrokenCode,
+    as_user,
     can_connect,
     children,
     clean_environment,
@@ -25,6 +26,7 @@ from tests.support import (
     serving_pid,
     wait_until,
 )
+from tests.support.installation import interpreter_for_everybody
 
 
 class Guard(Binder):
@@ -305,22 +307,45 @@ def test_its_descriptors_do_not_grow(guard: Guard, host: str) -> None:
     assert children(guard.pid) == [pid]
 
 
-def test_a_strangers_message_does_not_reach_it(guard: Guard, host: str) -> None:
-    require("root", os.geteuid() == 0, "being somebody else needs root")
+_SEND = """
+import array, socket, sys
+address, message = sys.argv[1:]
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, socket.create_server(("127.0.0.1", 0)) as mine:
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [mine.fileno()]))]
+    sock.sendmsg([message.encode()], rights if message.startswith("FDSTORE=1") else [], 0, chr(0) + address[1:])
+"""
+
+
+def test_messages_of_another_user_do_not_reach_it(guard: Guard, host: str) -> None:
+    as_another = as_user(65534)
     with Client(guard.socket_path) as client:
         client.bind([(host, 8000)])[0].close()
     before = identities(guard.socket_path)
-    name = Path(f"/proc/{serving_pid(guard.socket_path)}/environ").read_bytes().split(b"NOTIFY_SOCKET=")[1]
-    address = name.split(b"\0")[0].decode()
-    if not address.startswith("@"):
-        return  # a file, which only we can reach
-    script = (
-        "import socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); "
-        f"s.sendto(b'FDSTOREREMOVE=1\\nFDNAME=l{before[0][1]:x}', '\\x00{address[1:]}')"
-    )
-    subprocess.run(["setpriv", "--reuid=65534", "/usr/bin/python3", "-c", script], check=False, env=clean_environment())
-    guard.kill_binder()
+
+    def names_and_address() -> tuple[list[str], str]:
+        """What the guard kept until now, and where it hears: in the environment that it gave to this binder."""
+        entries = Path(f"/proc/{guard.kill_binder()}/environ").read_text().split("\0")
+        environment = dict(entry.partition("=")[::2] for entry in entries)
+        assert environment["NOTIFY_SOCKET"].startswith("@"), "an abstract name, which everybody can send to"
+        return environment["LISTEN_FDNAMES"].split(":"), environment["NOTIFY_SOCKET"]
+
+    def send(message: str, prefix: Sequence[str]) -> None:
+        python = str(interpreter_for_everybody())
+        subprocess.run([*prefix, python, "-c", _SEND, address, message], check=True, env=clean_environment())
+
+    names, address = names_and_address()
+    for name in names:
+        send(f"FDSTOREREMOVE=1\nFDNAME={name}", as_another)
+        send(f"FDSTORE=1\nFDNAME={name}", as_another)
+    refused = "event=guard-refused uid=65534"
+    wait_until(lambda: guard.log().count(refused) == 2 * len(names), "it says so", log=guard.log)
+    names, _ = names_and_address()
     assert identities(guard.socket_path) == before
+    # The same messages of the guard's own user are obeyed: it was the user that they were refused for.
+    for name in names:
+        send(f"FDSTOREREMOVE=1\nFDNAME={name}", [])
+    guard.kill_binder()
+    assert identities(guard.socket_path) == []
 
 
 def test_as_pid_1_it_reaps_and_starts_its_binder_again(run_dir: Path, host: str) -> None:

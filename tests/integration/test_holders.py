@@ -19,6 +19,7 @@ from multibinder.kernel.process import is_program, stat_of
 from multibinder.kernel.socket_options import drops_of
 from multibinder.observe.holders import Holder, Holders, holders_of
 from tests.support import clean_environment, wait_until, without_privileges
+from tests.support.installation import for_everybody
 
 #: Programs that get the descriptors of listeners as arguments.
 ACCEPT = "import socket, sys; socket.socket(fileno=int(sys.argv[1])).accept()"
@@ -167,7 +168,7 @@ print(json.dumps([len(found.of(int(sys.argv[1]))), found.hidden, found.hidden_us
     if os.geteuid() != 0:
         pytest.skip("as a user, which processes may be looked into depends on whatever else runs on this machine")
     done = subprocess.run(
-        [*without_privileges(), sys.executable, "-c", program, str(inode(listener))],
+        [*without_privileges(), str(for_everybody().python), "-P", "-c", program, str(inode(listener))],
         env=clean_environment(),
         capture_output=True,
         text=True,

@@ -34,6 +34,7 @@ from tests.support import (
     wait_until,
     without_privileges,
 )
+from tests.support.installation import for_everybody
 
 HELLO = request("hello")
 #: What a good client may have to wait: far more than it takes, far less than any timeout.
@@ -557,7 +558,13 @@ def test_a_client_is_told_when_others_hold_too_many_descriptors_unread(start_bin
     # The kernel counts descriptors that were sent and not yet received, for all of a user's processes, against
     # RLIMIT_NOFILE of the sender, and refuses with ETOOMANYREFS (unix(7)); root is exempt.
     binder = start_binder(
-        "--max-clients", "50", "--request-timeout", "1", prefix=without_privileges(), nofile=(300, 300)
+        "--max-clients",
+        "50",
+        "--request-timeout",
+        "1",
+        prefix=without_privileges(),
+        program=for_everybody().program,
+        nofile=(300, 300),
     )
     with RawClient(binder.socket_path) as deaf:
         for _ in range(6):

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.load import Load, LoadError, Result, target_of
+from tests.support import load
+from tests.support.load import Load, LoadError, Result, target_of
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+LOAD = Path(load.__file__)
 
 Answer = Callable[[socket.socket], None]
 Name = tuple[str, int]
@@ -94,7 +95,7 @@ def outcome_of(target: Name, *, timeout_s: float = 5.0, expect_status: int = 200
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(BENCHMARKS / "load.py"), *arguments]
+    command = [sys.executable, str(LOAD), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
 
@@ -320,7 +321,7 @@ def test_a_load_whose_process_died_says_so() -> None:
 
 def test_the_process_goes_when_its_caller_is_gone() -> None:
     with server() as (host, port):
-        command = [sys.executable, str(BENCHMARKS / "load.py"), "--control", "--rate", "50", f"{host}:{port}"]
+        command = [sys.executable, str(LOAD), "--control", "--rate", "50", f"{host}:{port}"]
         ended = subprocess.run(command, stdout=subprocess.PIPE, input=b"", timeout=10, check=False)
     assert ended.returncode == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -49,6 +50,21 @@ address = "127.0.0.0/8:7"
 [[rule]]
 uid = "root"
 allow = ["upgrade", "list"]
+"""
+
+#: A server with two processes that wait for clients, each in its own way. By its name it is an HAProxy: a master, whose
+#: children are asked for. It says "ready" when both hold the listener.
+SERVER = """
+import os, select, sys, multibinder
+listener = multibinder.bind(sys.argv[2], 8000, owner="server", socket_path=sys.argv[1])
+with open("/proc/self/comm", "w") as name:
+    name.write("haproxy")
+if not os.fork():
+    listener.accept()
+epoll = select.epoll()
+epoll.register(listener, select.EPOLLIN)
+print("ready", flush=True)
+epoll.poll()
 """
 
 
@@ -173,6 +189,27 @@ def traced(run_dir: Path) -> Sequence[str]:
     return [str(program), "-f", "-qq", "-s", "4096", "-e", "signal=none", "-e", trace, "-o", str(run_dir / "trace")]
 
 
+@contextlib.contextmanager
+def server(binder: Binder, host: str) -> Iterator[None]:
+    """Two holders of the listener on ``host``, one in epoll_wait(2) and one in accept(2)."""
+    command = [sys.executable, "-c", SERVER, str(binder.socket_path), host]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as running:
+        try:
+            assert running.stdout is not None
+            assert running.stdout.readline() == b"ready\n"
+            yield
+        finally:
+            os.killpg(running.pid, signal.SIGKILL)
+
+
+def assert_both_accept(client: Client) -> None:
+    def roles() -> list[str]:
+        [listener] = client.status().listeners
+        return [holder.role for holder in listener.holders or []]
+
+    wait_until(lambda: roles() == ["accepting", "accepting"], "both holders accept", log=lambda: str(roles()))
+
+
 @pytest.fixture
 def names(run_dir: Path) -> dict[str, str]:
     flags = {
@@ -191,6 +228,14 @@ def test_the_table_is_understood() -> None:
     for path, ways in rows():
         assert ways, path
         assert {way for way in ways if not way.startswith("create-")} <= known, path
+
+
+def test_the_table_has_no_file_of_proc_that_the_code_does_not_name() -> None:
+    rooms = [PROJECT / "multibinder" / room for room in ("kernel", "wire", "observe", "binder")]
+    code = "\n".join(file.read_text() for room in rooms for file in room.rglob("*.py"))
+    named = {part for path, _ in rows() if path.startswith("/proc/") for part in path.split("/")[2:]} - {"PID", "*"}
+    assert {"wchan", "boot_id"} <= named
+    assert not {part for part in named if not re.search(rf"\b{part}\b", code)}
 
 
 def test_a_path_that_is_not_in_the_table_is_found(run_dir: Path, traced: Sequence[str], names: dict[str, str]) -> None:
@@ -213,7 +258,8 @@ def test_a_whole_life_opens_what_is_documented_and_nothing_else(
     with Client(binder.socket_path, timeout=60) as client, socket.create_server((host, 8001)):
         client.bind([(host, 8000)])[0].close()
         client.list()
-        client.status()
+        with server(binder, host):
+            assert_both_accept(client)
         with pytest.raises(BindError, match="in use, by"):
             client.bind([(host, 8001)])
         with pytest.raises(NotAllowed):
@@ -230,12 +276,23 @@ def test_a_whole_life_opens_what_is_documented_and_nothing_else(
     assert serving_pid(binder.socket_path) == pid
     with Client(binder.socket_path, timeout=60) as client:
         client.release([(host, 8000)])
+        client.release([(host, 8000)], owner="server")
     os.kill(pid, signal.SIGTERM)
     assert binder.wait() == 0
     seen = assert_documented(run_dir / "trace", names)
     ours = {path for path, _ in rows() if path.startswith(("SOCKET", "PIDFILE", "LOG", "POLICY", "$NOTIFY", "PYTHON"))}
     assert ours - {path for path, _ in seen} == set(), "the table has what is never opened"
-    assert {("/proc/net/tcp", "read"), ("/proc/PID/cgroup", "read"), ("SOCKET.lock", "create-0600")} <= seen
+    assert {
+        ("/proc/net/tcp", "read"),
+        ("/proc/PID/cgroup", "read"),
+        ("SOCKET.lock", "create-0600"),
+        ("/proc/PID/fd", "list"),
+        ("/proc/PID/fdinfo/*", "read"),
+        ("/proc/PID/task", "list"),
+        ("/proc/PID/task/*/syscall", "read"),
+        ("/proc/PID/task/*/children", "read"),
+        ("/proc/PID/comm", "read"),
+    } <= seen
 
 
 def test_recovery_opens_what_is_documented_and_nothing_else(

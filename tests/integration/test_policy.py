@@ -12,8 +12,8 @@ import pytest
 
 from multibinder import BindError, Client, ListenerSpec, Options, RequestError, TcpAddress
 from tests.conftest import StartBinder
-from tests.stranger import Stranger
 from tests.support import Binder, identities, multibinder, require, serving_pid, wait_until
+from tests.support.stranger import Stranger
 
 UID, OTHER_UID = 4242, 4343
 POLICY_REFUSES = 10003
@@ -57,13 +57,13 @@ def governed(policy: PolicyFile, start_binder: StartBinder) -> Binder:
 
 @pytest.fixture
 def stranger(governed: Binder) -> Iterator[Stranger]:
-    with Stranger(governed.socket_path, UID) as stranger:
+    with Stranger(UID, governed.socket_path) as stranger:
         yield stranger
 
 
 @pytest.fixture
 def other(governed: Binder) -> Iterator[Stranger]:
-    with Stranger(governed.socket_path, OTHER_UID) as other:
+    with Stranger(OTHER_UID, governed.socket_path) as other:
         yield other
 
 
@@ -109,9 +109,9 @@ def test_a_refusal_is_logged_with_who_it_was_and_counted(governed: Binder, stran
 def test_a_supplementary_group_is_enough(policy: PolicyFile, governed: Binder, host: str) -> None:
     policy.write(f'gid = 5151\nallow = "bind"\naddress = "{host}:*"')
     policy.reload(governed)
-    with Stranger(governed.socket_path, UID, groups=(5150, 5151)) as member:
+    with Stranger(UID, governed.socket_path, groups=(5150, 5151)) as member:
         assert member.bind(host, 80).addresses == [f"{host}:80"]
-    with Stranger(governed.socket_path, UID, groups=(5150,)) as stranger:
+    with Stranger(UID, governed.socket_path, groups=(5150,)) as stranger:
         assert stranger.bind(host, 80).received == []
 
 
@@ -184,7 +184,7 @@ def test_a_binder_that_has_listeners_comes_up_with_a_broken_policy_for_root_alon
 ) -> None:
     policy.write(everything(UID))
     guard = start_binder("--guard", "--mode", "0666", "--policy", str(policy.path))
-    with Stranger(guard.socket_path, UID) as stranger:
+    with Stranger(UID, guard.socket_path) as stranger:
         assert stranger.bind(host, 80).addresses == [f"{host}:80"]
         before = identities(guard.socket_path)
         policy.path.write_text("[[rule]\n")
@@ -293,7 +293,7 @@ def test_what_somebody_claims_without_a_label_is_theirs(
 def test_a_label_stays_whose_it_is(policy: PolicyFile, start_binder: StartBinder, host: str, how: str) -> None:
     policy.write(everything(UID, OTHER_UID))
     binder = start_binder("--guard", "--mode", "0666", "--policy", str(policy.path))
-    with Stranger(binder.socket_path, UID) as stranger, Stranger(binder.socket_path, OTHER_UID) as other:
+    with Stranger(UID, binder.socket_path) as stranger, Stranger(OTHER_UID, binder.socket_path) as other:
         stranger.ask("bind", web(host, 80, "app"), web(host, 81))
         pid = serving_pid(binder.socket_path)
         if how == "SIGKILL":
@@ -477,7 +477,7 @@ def test_policy_lint_says_what_is_wrong_and_what_is_probably_not_meant(policy: P
         return done.returncode, done.stdout, done.stderr
 
     policy.write(everything(UID))
-    assert lint() == (0, f"{policy.path}: 1 rule, nothing to say about\n", "")
+    assert lint() == (0, f"{policy.path}: 1 rule, nothing to report\n", "")
     policy.write('allow = "bind"', everything(UID).replace('"*"', '"bind"'))
     assert lint() == (
         1,

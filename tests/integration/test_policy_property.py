@@ -25,8 +25,8 @@ from hypothesis import strategies as st  # noqa: E402
 from multibinder import Client, MultibinderError  # noqa: E402
 from multibinder.wire.messages import ListenerParams  # noqa: E402
 from multibinder.wire.status import ListenerStatus  # noqa: E402
-from tests.stranger import Received, Stranger  # noqa: E402
 from tests.support import Binder, Json, own_host, require, require_ipv6, wait_until  # noqa: E402
+from tests.support.stranger import Received, Stranger  # noqa: E402
 
 UID, GID, GROUP = 4242, 4242, 5151
 SEQUENCES = int(os.environ.get("MULTIBINDER_POLICY_SEQUENCES", "0"))
@@ -180,7 +180,7 @@ class World:
 
     def open(self) -> None:
         self.binder.wait_until_ready()
-        self.stranger = Stranger(self.binder.socket_path, UID, GID, (GROUP,))
+        self.stranger = Stranger(UID, self.binder.socket_path, gid=GID, groups=(GROUP,))
         self._root = Client(self.binder.socket_path)
 
     def close(self) -> None:

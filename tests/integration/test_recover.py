@@ -8,19 +8,20 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from multibinder import BindError, Client, ListenerSpec, Options, TcpAddress
-from tests.support import Binder, can_connect, identities, require, wait_until, without_privileges
+from tests.support import PROGRAM, Binder, as_user, can_connect, identities, require, wait_until, without_privileges
+from tests.support.installation import for_everybody
 
 
 class Holder:
     """A process that holds the sockets with these descriptors of ours, and nothing else."""
 
-    def __init__(self, *numbers: int, prefix: tuple[str, ...] = ()) -> None:
+    def __init__(self, *numbers: int, prefix: Sequence[str] = ()) -> None:
         self._process = subprocess.Popen([*prefix, "sleep", "600"], pass_fds=numbers)
         self.pid = self._process.pid
         wait_until(lambda: Path(f"/proc/{self.pid}/comm").read_text() == "sleep\n", "the holder runs")
@@ -38,7 +39,7 @@ def holding() -> Iterator[contextlib.ExitStack]:
 
 
 def bind_and_hold(
-    binder: Binder, stack: contextlib.ExitStack, *wanted: ListenerSpec, prefix: tuple[str, ...] = ()
+    binder: Binder, stack: contextlib.ExitStack, *wanted: ListenerSpec, prefix: Sequence[str] = ()
 ) -> Holder:
     with Client(binder.socket_path) as client:
         sockets = client.bind(wanted, owner="me")
@@ -59,12 +60,14 @@ def kill(binder: Binder) -> None:
 
 
 @contextlib.contextmanager
-def successor(dead: Binder, *options: str, prefix: list[str] | None = None) -> Iterator[Binder]:
+def successor(
+    dead: Binder, *options: str, prefix: Sequence[str] = (), program: Sequence[str] = PROGRAM
+) -> Iterator[Binder]:
     """Another binder at the same path, with a log of its own."""
     directory = dead.socket_path.parent
-    command = [sys.executable, "-m", "multibinder", "serve", "--socket", str(dead.socket_path)]
+    command = [*program, "serve", "--socket", str(dead.socket_path)]
     name = f"next{len(list(directory.glob('next*.log')))}"
-    with Binder(directory, *options, name=name, command=command, prefix=prefix or []) as binder:
+    with Binder(directory, *options, name=name, command=command, prefix=prefix) as binder:
         binder.socket_path = dead.socket_path
         yield binder.wait_until_ready()
 
@@ -191,7 +194,7 @@ def test_a_full_disk_is_said_once_and_does_no_harm(run_dir: Path, host: str) -> 
     small = run_dir / "small"
     small.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4k", "none", str(small)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=4k,mode=0700", "none", str(small)], capture_output=True, check=False
     )
     require("mount", mounted.returncode == 0, f"cannot mount a tmpfs here: {mounted.stderr!r}")
     try:
@@ -214,11 +217,12 @@ def test_a_full_disk_is_said_once_and_does_no_harm(run_dir: Path, host: str) -> 
 def test_without_the_right_to_look_it_says_what_is_missing(
     first: Binder, holding: contextlib.ExitStack, host: str
 ) -> None:
-    require("root", os.geteuid() == 0, "a holder of another user needs root")
-    stranger = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
-    bind_and_hold(first, holding, spec(host, 8000), prefix=stranger)
+    bind_and_hold(first, holding, spec(host, 8000), prefix=as_user(65534))
     kill(first)
-    with successor(first, prefix=without_privileges()) as binder, Client(binder.socket_path) as client:
+    with (
+        successor(first, prefix=without_privileges(), program=for_everybody().program) as binder,
+        Client(binder.socket_path) as client,
+    ):
         assert client.list() == []
         with pytest.raises(BindError, match="address already in use") as raised:
             client.bind([(host, 8000)])

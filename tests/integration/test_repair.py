@@ -13,16 +13,20 @@ import msgspec
 import pytest
 
 from multibinder import Client, ListenerSpec, Options, TcpAddress
-from multibinder.binder.daemon import Settings
 from multibinder.binder.owner import Owner
+from multibinder.binder.settings import Settings
 from multibinder.binder.store import ListenerStore
 from multibinder.cli.binder_main import Invocation
 from multibinder.kernel.accept_queue import accept_queue
-from tests.stores import new_store
 from tests.support import Binder, can_connect, wait_until
+from tests.support.stores import new_store
 
 #: A binder that looks after its listeners more often than every 15 s.
-_HASTY = "import multibinder.cli.binder_main as b; b.daemon._REPAIR_EVERY_S = 0.1; b.main()"
+_HASTY = """
+from multibinder.binder.settings import Timings
+from multibinder.cli import binder_main
+binder_main.main(Timings(repair_every_s=0.1))
+"""
 
 
 NOBODY = Owner("", os.geteuid())

@@ -23,40 +23,40 @@ import msgspec
 import pytest
 
 from multibinder import Client, ListenerHealth, ListenerSpec, Options, TcpAddress
-from multibinder.binder.daemon import Settings
-from multibinder.binder.health_monitor import OrphanTtl
+from multibinder.binder.orphan_ttl import OrphanTtl
+from multibinder.binder.settings import Settings
 from multibinder.cli.binder_main import Invocation
 from multibinder.kernel.socket_options import drops_of
 from tests.conftest import StartBinder
-from tests.namespaces import alone
 from tests.support import (
     PATIENCE_S,
     Binder,
     RawClient,
+    as_user,
     can_connect,
     children,
     clean_environment,
     descriptors,
     multibinder,
     request,
-    require,
     require_ipv6,
     served_by,
     serving_pid,
     wait_until,
 )
+from tests.support.installation import for_everybody
+from tests.support.namespaces import alone
 
 #: A binder that looks more often than every 15 s.
 _HASTY = """
-import multibinder.cli.binder_main as b, multibinder.binder.health_monitor as w
-b.daemon.LOOK_EVERY_S = w.LOOK_EVERY_S = {look_s}
-w.GRACE_S = {grace_s}
-b.daemon._REPAIR_EVERY_S = 0.1
-{more}
-b.main()
+import time
+from multibinder.binder.settings import Timings
+from multibinder.cli import binder_main
+timings = Timings(look_every_s={look_s}, look_timeout_s={timeout_s}, grace_s={grace_s}, repair_every_s=0.1)
+binder_main.main(timings{more})
 """
 #: Looks that take very long.
-_SLOW = "import time; w.holders_of = lambda *args: time.sleep(30); w.int = lambda s: 60"
+_SLOW = ", find_holders=lambda *args: time.sleep(30)"
 _OWNER = "haproxy@web"
 
 
@@ -69,12 +69,13 @@ def hasty(run_dir: Path, start_binder: StartBinder) -> Callable[..., Binder]:
         more: str = "",
         mode: int = 0o600,
         prefix: Sequence[str] = (),
+        python: Path = Path(sys.executable),
         name: str = "mb",
     ) -> Binder:
         settings = Settings(str(run_dir / f"{name}.sock"), mode=mode, orphan_ttl=orphan_ttl)
-        program = _HASTY.format(look_s=look_s, grace_s=grace_s, more=more)
+        program = _HASTY.format(look_s=look_s, timeout_s=60 if more else 1, grace_s=grace_s, more=more)
         invocation = msgspec.json.encode(Invocation(settings)).decode()
-        command = [sys.executable, "-P", "-c", program, invocation]
+        command = [str(python), "-P", "-c", program, invocation]
         return start_binder(command=command, prefix=prefix, name=name)
 
     return start
@@ -266,12 +267,11 @@ def test_an_orphans_clients_are_reset_if_it_has_a_time_to_live(
 def test_nothing_is_closed_while_holders_cannot_be_seen_and_root_sees_the_orphan_itself(
     run_dir: Path, hasty: Callable[..., Binder], serve: Callable[..., Server]
 ) -> None:
-    prefix = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"]
-    usable = subprocess.run([*prefix, sys.executable, "-c", "import msgspec"], capture_output=True, check=False)
-    require("stranger", usable.returncode == 0, "this Python is not for every user of the host")
+    prefix = [*as_user(65534), "--bounding-set=-all", "--inh-caps=-all"]
+    everybody = for_everybody()
     os.chown(run_dir, 65534, 65534)
     os.umask(0)  # the test has a process of its own, and the binder's user must reach its notification socket
-    binder = hasty(OrphanTtl("", 0.0), mode=0o666, prefix=prefix)
+    binder = hasty(OrphanTtl("", 0.0), mode=0o666, prefix=prefix, python=everybody.python)
     server = serve(binder, spec("127.0.0.1"))
     look_for(binder, 2)
     assert (health(binder)[8000].holders, health(binder)[8000].state) == (None, "serving")
@@ -279,10 +279,15 @@ def test_nothing_is_closed_while_holders_cannot_be_seen_and_root_sees_the_orphan
     assert [each["pid"] for each in row["holders"]] == [server.pid]
     assert row["holders_complete"] is True
 
-    done = multibinder("status", "--socket", binder.socket_path, prefix=prefix)
+    done = multibinder("status", "--socket", binder.socket_path, prefix=prefix, program=everybody.program)
     assert "holders hidden" in done.stdout
     assert "Run this command as root" in " ".join(done.stdout.split())
-    assert multibinder("status", "--check", "--socket", binder.socket_path, prefix=prefix).returncode == 0
+    assert (
+        multibinder(
+            "status", "--check", "--socket", binder.socket_path, prefix=prefix, program=everybody.program
+        ).returncode
+        == 0
+    )
 
     server.kill()
     with clients("127.0.0.1", 8000, 2):
@@ -423,7 +428,7 @@ def test_a_crash_in_the_middle_of_a_look_leaves_nothing_behind(
     run_dir: Path, hasty: Callable[..., Binder], host: str
 ) -> None:
     settings = msgspec.json.encode(Invocation(Settings(str(run_dir / "mb.sock")))).decode()
-    program = _HASTY.format(look_s=0.1, grace_s=1, more=_SLOW)
+    program = _HASTY.format(look_s=0.1, timeout_s=60, grace_s=1, more=_SLOW)
     process = subprocess.Popen([sys.executable, "-P", "-c", program, settings], env=clean_environment(), stderr=-3)
     child = 0
     try:
@@ -489,7 +494,7 @@ def test_colour_is_for_terminals_and_can_be_refused(binder: Binder, host: str) -
     [
         (b'{"jsonrpc":"2.0","id":"1","result":{"name":"multibinder","version":"0.0.9","protocol":1}}',
          "(version 0.0.9) and does not know 'status'; bring it up to date"),
-        (b'{"error":{"code":-32601,"message":"Method not found"}}', "is another multibinder (the Ruby one)"),
+        (b'{"error":{"code":-32601,"message":"Method not found"}}', "is the Ruby multibinder"),
     ],
     ids=["older", "ruby"],
 )  # fmt: skip

@@ -22,7 +22,7 @@ def machine() -> Iterator[Machine]:
 
 @pytest.fixture(autouse=True)
 def _journal_of_a_failure(machine: Machine, request: pytest.FixtureRequest) -> Iterator[None]:
-    cursor = machine.must("journalctl", "-n", "0", "--show-cursor").rpartition("cursor: ")[2].strip()
+    cursor = machine.cursor()
     yield
     print(machine.journal(f"--after-cursor={cursor}", lines=120))  # noqa: T201 (pytest shows it when the test fails)
 

@@ -7,20 +7,19 @@ mount is left, however a test run ends. The network is the machine's: tests use 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
-import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from tests.support import PATIENCE_S, clean_environment, require, wait_until
+import pytest
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+from tests.support import PATIENCE_S, clean_environment, require, wait_until
+from tests.support.installation import copy_dependencies, site_packages, wheel
+
 #: Where the project is installed in the container.
 HOME = "/opt/multibinder"
 COMMANDS = f"{HOME}/bin"
@@ -111,30 +110,22 @@ class Machine:
 
     def _install(self) -> None:
         """As a user does: a wheel of this checkout, with pip, in a virtual environment of its own."""
-        wheels = self._directory.parent / "wheels"
-        build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-        done = subprocess.run(
-            [*build, "--wheel-dir", str(wheels), str(CHECKOUT)],
-            env=clean_environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd="/",
-        )
-        require("systemd", done.returncode == 0, f"cannot build a wheel (pip and hatchling?):\n{done.stderr[-2000:]}")
-        [wheel] = wheels.glob("*.whl")
-        shutil.copy(wheel, self.path("/opt"))
+        try:
+            built = wheel()
+        except pytest.fail.Exception as error:
+            require("systemd", False, f"cannot build a wheel (pip and hatchling?):\n{error}")
+        shutil.copy(built, self.path("/opt"))
         python = Path(os.path.realpath(sys.executable))
         # A service that is not root must reach it, also if it is in somebody's home directory.
         self.must("chmod", "a+rx", *map(str, python.parents))
         self.must(str(python), "-m", "venv", "--without-pip", HOME)
         # What it needs comes from the tests' own environment, not from the network.
-        _copy_distributions({"multibinder", "pip"}, self.path(self.site_packages()))
+        copy_dependencies({"multibinder", "pip"}, self.path(self.site_packages()))
         self.must(f"{COMMANDS}/python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index",
-                  "--root-user-action=ignore", f"/opt/{wheel.name}")  # fmt: skip
+                  "--root-user-action=ignore", f"/opt/{built.name}")  # fmt: skip
 
     def site_packages(self) -> str:
-        return sysconfig.get_path("purelib", "venv", {"base": HOME, "platbase": HOME})
+        return site_packages(HOME)
 
     def path(self, inside: str) -> Path:
         """A path in the container, seen from here."""
@@ -177,8 +168,14 @@ class Machine:
         return pid
 
     def journal(self, *arguments: str, lines: int = 60) -> str:
-        done = self.run("journalctl", "--no-pager", "--output=short-monotonic", "-n", str(lines), *arguments)
-        return f"--- journal:\n{done.stdout}"
+        """Return the last lines of the journal, or of the part of it that journalctl's arguments choose."""
+        # journalctl's own -n gives the first lines where there is an --after-cursor.
+        done = self.run("journalctl", "--no-pager", "--output=short-monotonic", *arguments)
+        return "\n".join(["--- journal:", *done.stdout.splitlines()[-lines:], ""])
+
+    def cursor(self) -> str:
+        """Return the present end of the journal, for ``journal(f"--after-cursor={…}")``."""
+        return self.must("journalctl", "-n", "0", "--show-cursor").rpartition("cursor: ")[2].strip()
 
 
 def _own_control_groups() -> list[Path]:
@@ -212,38 +209,6 @@ def _name(pid: int) -> str:
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/comm").read_text().strip()
     return ""
-
-
-def _copy_distributions(roots: set[str], target: Path) -> None:
-    """Copy what ``roots`` need to run, and of multibinder itself nothing."""
-    seen: set[str] = set()
-    todo = list(roots)
-    while todo:
-        name = re.sub(r"[-_.]+", "-", todo.pop()).lower()
-        if name in seen:
-            continue
-        seen.add(name)
-        distribution = importlib.metadata.distribution(name)
-        todo += [
-            match[0]
-            for requirement in distribution.requires or ()
-            if "extra ==" not in requirement
-            and (match := re.match(r"[\w.-]+", requirement))
-            # Markers for other systems and Pythons: what is not installed here is not needed here.
-            and _is_installed(match[0])
-        ]
-        if name == "multibinder":
-            continue
-        for file in distribution.files or ():
-            if ".." not in file.parts and "__pycache__" not in file.parts:
-                (target / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(str(file.locate()), target / file)
-
-
-def _is_installed(name: str) -> bool:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return bool(importlib.metadata.distribution(name))
-    return False
 
 
 def listening(machine: Machine, hosts: Sequence[str]) -> set[tuple[str, int]]:

@@ -6,9 +6,9 @@ import contextlib
 import json
 from collections.abc import Iterator
 
-from benchmarks.load import Result
 from tests.haproxy.support import bind_tcp, config
 from tests.support import own_host
+from tests.support.load import Result
 from tests.systemd.machine import Machine
 
 BINDER = "multibinder.service"

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from multibinder.observe.metrics.scrape import SOURCES
-from tests.metrics import Samples, samples_of
 from tests.support import wait_until
+from tests.support.metrics import Samples, samples_of
 from tests.systemd.machine import COMMANDS, Machine
 from tests.systemd.support import BINDER, CONTROL, EXPORTER, SOCKET_PATH, Instance, drop_in
 

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from multibinder import AddressError, MultibinderError, TcpAddress
+from multibinder import Address, AddressError, MultibinderError, TcpAddress
 from multibinder.wire.kinds import address_of
 from tests.support import require_ipv6
 
@@ -77,6 +77,34 @@ def test_what_names_no_address_is_refused_with_its_reason(text: str, complaint: 
     with pytest.raises(AddressError) as refusal:
         TcpAddress.parse(text)
     assert complaint in str(refusal.value)
+
+
+@pytest.mark.parametrize("text", ["192.0.2.1:80", "tcp6@[::1]:80", "[::]:0"])
+def test_an_address_of_any_family_is_read_by_its_prefix(text: str) -> None:
+    address = Address.parse(text)
+    assert address == TcpAddress.parse(text)
+    assert isinstance(address, TcpAddress)
+
+
+@pytest.mark.parametrize("text", ["unix@/run/web.sock", "udp@192.0.2.1:80"])
+def test_an_address_of_no_family_is_refused_the_same_way_by_all(text: str) -> None:
+    for parse in (Address.parse, TcpAddress.parse):
+        with pytest.raises(AddressError, match="addresses are not supported yet, only TCP"):
+            parse(text)
+
+
+def test_a_mapped_address_is_the_ipv4_address_in_it() -> None:
+    mapped = TcpAddress.of("::ffff:192.0.2.1", 80)
+    assert mapped.is_ipv4_mapped
+    assert mapped.unmapped() == TcpAddress.of("192.0.2.1", 80)
+    assert TcpAddress.of("2001:db8::1", 80).unmapped() == TcpAddress.of("2001:db8::1", 80)
+    assert (mapped.header_bytes, TcpAddress.of("::1", 80).header_bytes) == (40, 60)
+
+
+def test_the_wildcard_of_an_address_keeps_version_and_port() -> None:
+    assert str(TcpAddress.of("192.0.2.1", 80).wildcard()) == "0.0.0.0:80"
+    assert str(TcpAddress.of("::1", 80).wildcard()) == "[::]:80"
+    assert TcpAddress.of("::1", 80).wildcard().is_wildcard
 
 
 def test_a_port_of_thousands_of_digits_is_an_address_error_like_any_other() -> None:

@@ -59,19 +59,19 @@ def test_what_is_pinned_with_hashes_is_fine(tmp_path: Path, project: Project) ->
     ("text", "problem"),
     [
         ("click==8.1.0\n", "a.lock:1: click has no sha256 hash"),
-        ("click==8.1.0 --hash=md5:00\n", "is no pinned package"),
+        ("click==8.1.0 --hash=md5:00\n", "is not a pinned package"),
         (f"click>=8.1.0 {HASH}\n", "a.lock:1: 'click>=8.1.0' does not pin one version with =="),
         (f"click==8.* {HASH}\n", "does not pin one version"),
         (f"click {HASH}\n", "does not pin one version"),
         (f"click @ https://192.0.2.1/click.whl {HASH}\n", "does not pin one version"),
         (f"--extra-index-url https://192.0.2.1/\nclick==8.1.0 {HASH}\n", "a.lock:1: '--extra-index-url"),
         (f"-e .\nclick==8.1.0 {HASH}\n", "(an option, a URL or a path?)"),
-        ("", "click is in no lock file, and pyproject.toml needs it with Python 3.11"),
+        ("", "click is in no lock file, but pyproject.toml needs it with Python 3.11"),
         (
             f"click==8.1.0 ; python_version < '3.13' {HASH}\n",
-            "click is in no lock file, and pyproject.toml needs it with Python 3.13",
+            "click is in no lock file, but pyproject.toml needs it with Python 3.13",
         ),
-        (f"click==8.0.0 {HASH}\n", "a.lock:1: click is locked to 8.0.0, and pyproject.toml needs click>=8.1"),
+        (f"click==8.0.0 {HASH}\n", "a.lock:1: click is locked to 8.0.0, but pyproject.toml needs click>=8.1"),
         (f"click==8.1.0 {HASH}\nclick==8.2.0 {HASH}\n", "pinned twice: 8.1.0 in "),
         (f"click==8.1.0 {HASH}\nleft-pad==1.0 {HASH}\n", "a.lock:2: nothing needs left-pad any more"),
     ],
@@ -85,14 +85,14 @@ def test_a_lock_file_that_is_wrong_is_refused_with_what_is_wrong(
 def test_what_a_dependency_needs_must_be_locked_as_well(tmp_path: Path) -> None:
     project = make_project(tmp_path, "jinja2>=3")
     found = problems(tmp_path, project, f"jinja2=={importlib.metadata.version('jinja2')} {HASH}\n")
-    assert "MarkupSafe is in no lock file, and jinja2 needs it" in found
+    assert "MarkupSafe is in no lock file, but jinja2 needs it" in found
 
 
 def test_an_environment_that_has_another_version_or_more_is_noticed(tmp_path: Path, project: Project) -> None:
     found = [*check_installed(make_lock(tmp_path, f"click==0.1 {HASH}\nleft-pad==1.0 {HASH}\n"), project)]
-    assert f"{tmp_path}/a.lock:1: click is locked to 0.1, and {CLICK} is installed" in found
-    assert f"{tmp_path}/a.lock:2: left-pad is locked to 1.0, and nothing is installed" in found
-    assert f"msgspec {importlib.metadata.version('msgspec')} is installed, and in no lock file" in found
+    assert f"{tmp_path}/a.lock:1: click is locked to 0.1, but {CLICK} is installed" in found
+    assert f"{tmp_path}/a.lock:2: left-pad is locked to 1.0, but nothing is installed" in found
+    assert f"msgspec {importlib.metadata.version('msgspec')} is installed, but in no lock file" in found
 
 
 class Advisories(http.server.ThreadingHTTPServer):

@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 from multibinder_haproxy import arguments
 from multibinder_haproxy.arguments import Argument
-from multibinder_haproxy.errors import UsageError
-from multibinder_haproxy.invocation import check_name, without_haproxys_own
+from multibinder_haproxy.invocation import without_haproxys_own
+
+from multibinder.launch.errors import UsageError
+from multibinder.launch.instance_files import check_name
 
 LINE = [
     "-sf",

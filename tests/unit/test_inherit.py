@@ -180,7 +180,7 @@ def test_names_are_optional() -> None:
 
 def test_the_same_socket_twice_is_one_listener() -> None:
     said = in_a_process("""
-        from tests.stores import new_store
+        from tests.support.stores import new_store
         first = listener(3)
         os.dup2(3, 4)
         environment = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "2", "LISTEN_FDNAMES": "a:b"}

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from multibinder_haproxy import ownership
-from multibinder_haproxy.entry import _record
-from multibinder_haproxy.errors import NoSuchInstance, NotTrusted, WrapperError
-from multibinder_haproxy.instance import Instance, Loaded
+from multibinder_haproxy.config.model import Config
+from multibinder_haproxy.entry import _read_invocation
+from multibinder_haproxy.instance import Instance
 from multibinder_haproxy.invocation import Invocation
-from multibinder_haproxy.template import Config
+from multibinder_haproxy.records import Loaded
 
+from multibinder.launch.errors import LaunchError, NoSuchInstance, NotTrusted
+from multibinder.launch.owner import Owner, other_owner
 from tests.support import require
 
 STRANGER = 65534
@@ -104,7 +105,7 @@ def test_what_lies_where_a_draft_is_written_is_neither_followed_nor_written_to(
     instance.create()
     victim = run_dir / "victim"
     victim.write_text("precious")
-    draft = Path(instance.directory, f"web.cfg.{os.getpid()}.new")
+    draft = Path(instance.directory, f".web.cfg.{os.getpid()}.new")
     if readable:
         os.link(victim, draft)
         victim.chmod(0o644)
@@ -179,7 +180,7 @@ def test_a_link_or_a_file_in_place_of_a_directory_is_refused(instance: Instance,
     assert_refused(instance, f"{path} is a symbolic link", "remove it, or choose another --runtime-dir")
     path.unlink()
     path.write_text("")
-    with pytest.raises(WrapperError):
+    with pytest.raises(LaunchError):
         instance.create()
 
 
@@ -235,14 +236,58 @@ def test_the_copy_that_serves_a_re_exec_without_its_environment_is_believed_on_t
     fill(instance)
     arguments = ["-Ws", "-f", f"{instance.directory}/web.cfg"]
     record = Path(instance.directory, "instance.json")
-    assert _record(arguments) == record.read_text()
+    assert _read_invocation(arguments) == record.read_text()
     real = record.rename(record.with_suffix(".real"))
     record.symlink_to(real)
-    assert _record(arguments) is None
+    assert _read_invocation(arguments) is None
     record.unlink()
     real.rename(record)
     give_away(record)
-    assert _record(arguments) is None
+    assert _read_invocation(arguments) is None
+
+
+#: Each record as version 0.1.0 wrote it.
+OF_VERSION_0_1_0 = {
+    "instance.json": (
+        b'{"haproxy":"/usr/sbin/haproxy","directory":"/run/multibinder-haproxy/web","name":"web","wrapper":"/usr/bin/w",'
+        b'"arguments":["-Ws","-f","/run/multibinder-haproxy/web/web.cfg"],'
+        b'"sources":[{"path":"/etc/haproxy/web.cfg.j2","target":"web.cfg","is_directory":false}],"variables":[],'
+        b'"binder":"/run/multibinder/socket","strict":false,"wait_s":10.0,"cwd":"/","fds":{"127.0.0.1:80":3},'
+        b'"sandbox":false}'
+    ),
+    "loaded.json": (
+        b'{"generation":2,"at":1.5,"config":{"files":{"web.cfg":"bind fd@{127.0.0.1:80}\\n"},'
+        b'"slots":[{"host":"127.0.0.1","port":80}],"warnings":[],"origins":{"files":[{"path":"/etc/haproxy/web.cfg.j2",'
+        b'"mtime_ns":1,"size":2,"inode":3,"digest":"d"}],"directories":[{"path":"/d","files":["a"],"suffixes":[".cfg"]}]}},'
+        b'"master":7,"old_workers":[8],"fallback":null,"settled":true}'
+    ),
+    "last-good.json": (
+        b'{"config":{"files":{},"slots":[],"warnings":[],"origins":{"files":[],"directories":[]}},"at":1.5}'
+    ),
+    "last-reload.json": (
+        b'{"ok":true,"started_s":1.5,"took_s":0.5,"at":2.5,"message":"","generation":2,"added":[],"kept":["127.0.0.1:80"],'
+        b'"dropped":[],"kept_by_others":[],"old_workers":[8],"new_workers":[9],"warnings":[]}'
+    ),
+}
+
+
+def test_the_records_of_version_0_1_0_are_read_and_written_as_it_did(instance: Instance) -> None:
+    """It may be what started the HAProxy that we reload, and what reloads it after a downgrade."""
+    instance.create()
+    for name, content in OF_VERSION_0_1_0.items():
+        Path(instance.directory, name).write_bytes(content)
+    loaded, good, report = instance.read_loaded(), instance.read_last_good(), instance.read_report()
+    assert loaded is not None
+    assert good is not None
+    assert report is not None
+    invocation = instance.read_invocation()
+    assert (invocation.templates[0].target, invocation.fds) == ("web.cfg", {"127.0.0.1:80": 3})
+    assert [file.path for file in loaded.config.sources.files] == ["/etc/haproxy/web.cfg.j2"]
+    instance.write_invocation(invocation)
+    instance.write_loaded(loaded)
+    instance.write_report(report)
+    for name in ("instance.json", "loaded.json", "last-reload.json"):
+        assert Path(instance.directory, name).read_bytes() == OF_VERSION_0_1_0[name]
 
 
 def test_an_instance_that_never_was_is_still_told_from_one_that_is_not_trusted(instance: Instance) -> None:
@@ -252,11 +297,11 @@ def test_an_instance_that_never_was_is_still_told_from_one_that_is_not_trusted(i
 
 def test_for_root_the_owner_of_an_instance_is_who_its_directory_belongs_to(instance: Instance, run_dir: Path) -> None:
     fill(instance)
-    assert ownership.other_owner(instance.directory) is None
-    assert ownership.other_owner(str(run_dir / "nothing")) is None
+    assert other_owner(instance.directory) is None
+    assert other_owner(str(run_dir / "nothing")) is None
     give_away(Path(instance.directory))
-    assert ownership.other_owner(instance.directory) == ownership.Owner(STRANGER, STRANGER)
+    assert other_owner(instance.directory) == Owner(STRANGER, STRANGER)
     link = run_dir / "link"
     link.symlink_to(instance.directory)
     give_away(link)
-    assert ownership.other_owner(str(link)) is None
+    assert other_owner(str(link)) is None

@@ -111,6 +111,8 @@ def test_what_is_not_json_is_a_decode_error(text: bytes) -> None:
         (b"[1]", "Expected `object`, got `int` - at `params[0]`"),
         (b'[{"port":80}]', "missing required field `address` - at `params[0]`"),
         (b'[{"address":"127.0.0.1"}]', "missing required field `port` - at `params[0]`"),
+        (b'[{"address":"::1","port":80},{"address":"::1"}]', "missing required field `port` - at `params[1]`"),
+        (b'[{"address":"127.0.0.1","port":null}]', "Expected `int`, got `null` - at `params[0].port`"),
         (b'[{"address":127,"port":80}]', "Expected `str`, got `int` - at `params[0].address`"),
         (b'[{"address":"127.0.0.1","port":"80"}]', "Expected `int`, got `str` - at `params[0].port`"),
         (b'[{"address":"127.0.0.1","port":80.5}]', "Expected `int`, got `float` - at `params[0].port`"),

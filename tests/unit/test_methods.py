@@ -18,8 +18,8 @@ from multibinder.binder.policy import Policy
 from multibinder.binder.policy_in_force import PolicyInForce
 from multibinder.wire.messages import INTERNAL_ERROR, LIMIT_REACHED, METHOD_NOT_FOUND, NOT_ALLOWED
 from multibinder.wire.status import BinderStatus
-from tests.stores import new_store
 from tests.support import Json
+from tests.support.stores import new_store
 
 
 class Surroundings:

@@ -25,8 +25,8 @@ from multibinder.observe.metrics.family import Counter, Gauge, Histogram, Info
 from multibinder.observe.metrics.instances import of_the_instances
 from multibinder.observe.metrics.scrape import FAMILIES, Scrape
 from multibinder.wire.status import REQUEST_BOUNDS_S
-from tests.metrics import documented, families_of, lint, samples_of
 from tests.support import Json
+from tests.support.metrics import documented, families_of, lint, samples_of
 
 #: What a listener's name or an owner's label must not be able to break.
 NASTY = 'a"b\\c\nd} 1 ÄÖ\u2028'

@@ -7,10 +7,11 @@ import os
 import pwd
 import textwrap
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-from multibinder import AddressError
+from multibinder import Address, AddressError
 from multibinder.binder import policy_file
 from multibinder.binder.address_patterns import Network, PathPrefix, parse_pattern
 from multibinder.binder.policy import METHODS
@@ -224,6 +225,36 @@ def test_what_cannot_be_opened_is_a_sentence(tmp_path: Path) -> None:
 
 def linted(*rules: str) -> list[str]:
     return list(lint(parse("\n".join(f"[[rule]]\n{rule}" for rule in rules).encode(), "p")))
+
+
+class PathAddress(Address, frozen=True):
+    """An address of a kind that has paths."""
+
+    kind: ClassVar[str] = "path"
+    prefixes: ClassVar[frozenset[str]] = frozenset()
+
+    where: str
+
+    @property
+    def path(self) -> str:
+        return self.where
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "has"),
+    [
+        ("unix@/run/web/", "/run/web/a", True),
+        ("unix@/run/web/", "/run/web/deep/a", True),
+        ("unix@/run/web/", "/run/web", False),
+        ("unix@/run/web/", "/run/website", False),
+        ("unix@/run/web", "/run/web", True),
+        ("unix@/run/web", "/run/web/a", False),
+        ("*:*", "/run/web", False),
+    ],
+)
+def test_a_pattern_of_paths_asks_an_address_for_its_path(pattern: str, path: str, has: bool) -> None:
+    assert parse_pattern(pattern).has(PathAddress(path)) is has
+    assert parse_pattern(pattern).touches(PathAddress(path)) is has
 
 
 NEVER_DECIDES = "rule 2: never decides: rule 1 matches all that it would"

@@ -9,9 +9,10 @@ import msgspec
 import pytest
 
 from multibinder import BinderStatus, Counters, HolderStatus, OwnerStatus
-from multibinder.cli.status import judge, lines_of
+from multibinder.cli.status_check import judge
 from multibinder.cli.status_report import Report, Row
-from multibinder.cli.status_text import table
+from multibinder.cli.status_table import table
+from multibinder.cli.status_text import lines_of
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "status.md"
 NOW = 1_800_000_000.0

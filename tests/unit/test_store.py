@@ -14,7 +14,6 @@ from multibinder.binder.owner import Owner
 from multibinder.binder.store import ListenerStore
 from multibinder.kernel.accept_queue import accept_queue
 from multibinder.wire.addresses import Address
-from tests.stores import new_store
 from tests.support import (
     can_connect,
     descriptors_unchanged,
@@ -22,6 +21,7 @@ from tests.support import (
     require_ipv6,
     somaxconn,
 )
+from tests.support.stores import new_store
 
 
 @pytest.fixture

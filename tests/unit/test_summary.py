@@ -8,12 +8,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from multibinder_haproxy import summary
 from multibinder_haproxy.errors import BinderAway, BindRefused, ConfigRefused, ReloadFailed, TemplateFailure
-from multibinder_haproxy.instance import Instance, ReloadReport
-from multibinder_haproxy.master import is_child, start_ticks_of
+from multibinder_haproxy.instance import Instance
+from multibinder_haproxy.records import ReloadReport
 from multibinder_haproxy.status import Status
-from multibinder_haproxy.summary import Summary
+
+from multibinder.kernel.process import is_child, start_ticks_of
+from multibinder.wire.instance_summary import InstanceSummary
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "instance-summary.md"
 
@@ -26,7 +27,8 @@ def documented(heading: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("heading", "kind"), [("The file, version 1", Summary), ("`multibinder-haproxy status --json`, format 1", Status)]
+    ("heading", "kind"),
+    [("The file, version 1", InstanceSummary), ("`multibinder-haproxy status --json`, format 1", Status)],
 )
 def test_every_field_is_documented_and_nothing_else(heading: str, kind: type[msgspec.Struct]) -> None:
     assert documented(heading) == {*kind.__struct_fields__}
@@ -59,8 +61,8 @@ def instance(tmp_path: Path) -> Instance:
     ],
 )
 def test_a_failure_has_the_phase_in_which_it_came(instance: Instance, failure: Exception, phase: str) -> None:
-    summary.reload_refused(instance, failure)
-    found = summary.read(instance)
+    instance.summary.reload_refused(failure)
+    found = instance.summary.read()
     assert found is not None
     assert (found.last_failure_phase, found.failures_total, found.reloads_total) == (phase, 1, 1)
 
@@ -68,14 +70,14 @@ def test_a_failure_has_the_phase_in_which_it_came(instance: Instance, failure: E
 def test_no_count_is_lost_when_several_write_at_once(instance: Instance) -> None:
     def refuse() -> None:
         for _ in range(20):
-            summary.reload_refused(instance, ConfigRefused(""))
+            instance.summary.reload_refused(ConfigRefused(""))
 
     threads = [threading.Thread(target=refuse) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    found = summary.read(instance)
+    found = instance.summary.read()
     assert found is not None
     assert found.reloads_total == found.failures_total == 80
 
@@ -83,9 +85,9 @@ def test_no_count_is_lost_when_several_write_at_once(instance: Instance) -> None
 @pytest.mark.parametrize("content", [b"", b'{"version":1,"na', b'{"version":2,"name":"web","reloads_total":7}', b"[]"])
 def test_what_is_no_summary_of_this_version_is_replaced_by_one(instance: Instance, content: bytes) -> None:
     Path(instance.directory, "summary.json").write_bytes(content)
-    assert summary.read(instance) is None
-    summary.stopping(instance)
-    found = summary.read(instance)
+    assert instance.summary.read() is None
+    instance.summary.stopping()
+    found = instance.summary.read()
     assert found is not None
     assert (found.state, found.reloads_total) == ("stopping", 0)
 
@@ -95,7 +97,7 @@ def test_an_instance_that_cannot_be_written_is_one_warning_and_no_exception(
 ) -> None:
     missing = Instance(str(tmp_path), "nowhere")
     for _ in range(3):
-        summary.stopping(missing)
+        missing.summary.stopping()
     said = capfd.readouterr().err
     assert said.count("\n") == 1
     assert "nowhere/summary.json: cannot write: no such file or directory" in said

@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from multibinder_haproxy.config.jinja import Renderer
+from multibinder_haproxy.config.model import Config
+from multibinder_haproxy.config.variables import read_variables
 from multibinder_haproxy.errors import TemplateFailure
-from multibinder_haproxy.template import Config, Renderer, read_variables
 
 
 def render(

@@ -17,46 +17,60 @@ REASONS = ("policy", "owner", "bind", "invalid", "internal", "timeout")
 STATES = ("serving", "orphan", "stalled", "repaired")
 ROLES = ("accepting", "draining", "holding")
 
-_OF = ("address", "name")
+_LABELS = ("address", "name")
 
 UP = Gauge("multibinder_up", "Whether the binder answered this scrape.")
 BUILD = Info("multibinder_build_info", "The version of the binder that runs.", ("version",))
-START_TIME = Gauge("multibinder_start_time_seconds", "When this binder, or its last upgrade, began to serve.")
+START_TIME = Gauge("multibinder_start_time_seconds", "When this binder began to serve, or was last upgraded.")
 STARTS = Counter("multibinder_starts_total", "Starts of this binder since boot.")
 UPGRADES = Counter("multibinder_upgrades_total", "Upgrades in place of this binder since boot.")
-POLICY = Gauge("multibinder_policy_active", "Whether a policy file decides who may ask for what.")
+POLICY = Gauge("multibinder_policy_active", "Whether a policy file decides which client may ask for what.")
 CLIENTS = Gauge("multibinder_clients", "Clients connected to the control socket, this scrape's own among them.")
 DESCRIPTORS = Gauge("multibinder_descriptors", "Descriptors that the binder has open.")
 DESCRIPTORS_LIMIT = Gauge("multibinder_descriptors_limit", "Descriptors that the binder may have open.")
-IN_FLIGHT = Gauge("multibinder_descriptors_in_flight", "Descriptors sent to clients, not known to be received.")
-LISTENERS = Gauge("multibinder_listeners", "Listeners that the binder shows to the exporter.")
+IN_FLIGHT = Gauge(
+    "multibinder_descriptors_in_flight", "Descriptors sent to clients and not yet read by them, as far as is known."
+)
+LISTENERS = Gauge("multibinder_listeners", "Listeners that the binder reports to the exporter.")
 LISTENERS_LIMIT = Gauge("multibinder_listeners_limit", "Listeners that the binder may hold.")
-KEEPER = Info("multibinder_keeper_info", "Who keeps the sockets through a crash of the binder.", ("keeper",))
+KEEPER = Info("multibinder_keeper_info", "What keeps the sockets through a crash of the binder.", ("keeper",))
 KEPT = Gauge("multibinder_keeper_sockets", "Sockets that the keeper has.")
 KEPT_LIMIT = Gauge("multibinder_keeper_sockets_limit", "Sockets that the keeper takes.")
-LOOKED_AT = Gauge("multibinder_last_look_timestamp_seconds", "When holders were last looked for.")
+LOOKED_AT = Gauge("multibinder_last_look_timestamp_seconds", "When the binder last searched for holders.")
 REQUESTS = Counter("multibinder_requests_total", "Requests, by method.", ("method",))
 REFUSALS = Counter("multibinder_refusals_total", "Requests and clients refused, by reason.", ("reason",))
 DURATION = Histogram("multibinder_request_duration_seconds", "Time that the binder spent on a request.")
 HANDOFFS = Counter("multibinder_handoffs_total", "Descriptors given to clients.")
-CONNECTIONS = Counter("multibinder_connections_total", "Clients' connections accepted on the control socket.")
-EVICTIONS = Counter("multibinder_evictions_total", "Quiet connections that were closed to make room.")
+CONNECTIONS = Counter("multibinder_connections_total", "Connections accepted on the control socket.")
+EVICTIONS = Counter("multibinder_evictions_total", "Idle connections closed to make room for others.")
 
-QUEUE = Gauge("multibinder_listener_queue_length", "Connections that wait in the accept queue.", _OF)
-QUEUE_LIMIT = Gauge("multibinder_listener_queue_limit", "Connections that may wait in the accept queue.", _OF)
-BACKLOG = Gauge("multibinder_listener_backlog_requested", "The backlog that was asked for.", _OF)
-DROPS = Counter("multibinder_listener_drops_total", "Packets dropped by this socket: clients who must try again.", _OF)
-LISTENER_HANDOFFS = Counter("multibinder_listener_handoffs_total", "Descriptors of this listener given away.", _OF)
-HOLDERS = Gauge("multibinder_listener_holders", "Processes that have it open, by what they do.", (*_OF, "role"))
-HIDDEN = Gauge("multibinder_listener_holders_hidden", "Whether the binder may not see who has it open.", _OF)
-STATE = Gauge("multibinder_listener_state", "1 for the state that it is in, 0 for the others.", (*_OF, "state"))
-ORPHAN = Gauge("multibinder_listener_orphan_seconds", "For how long no process has had it open.", _OF)
-ORPHAN_TTL = Gauge("multibinder_listener_orphan_ttl_seconds", "After how long as an orphan it is closed.", _OF)
-STALLED = Gauge("multibinder_listener_stalled_seconds", "For how long clients have waited and nobody accepted.", _OF)
-REPAIRS = Counter("multibinder_listener_repairs_total", "Times that the binder made it listen again.", _OF)
-IS_KEPT = Gauge("multibinder_listener_kept", "Whether it would survive a crash of the binder.", _OF)
-CREATED = Gauge("multibinder_listener_created_timestamp_seconds", "When it was made.", _OF)
-OWNER = Info("multibinder_listener_owner_info", "Who has a claim to it.", ("owner", "uid"), _OF)
+QUEUE = Gauge("multibinder_listener_queue_length", "Connections in the accept queue.", _LABELS)
+QUEUE_LIMIT = Gauge("multibinder_listener_queue_limit", "The most connections that fit in the accept queue.", _LABELS)
+BACKLOG = Gauge("multibinder_listener_backlog_requested", "The backlog that was asked for.", _LABELS)
+DROPS = Counter(
+    "multibinder_listener_drops_total", "Packets dropped by this socket; their clients must retry.", _LABELS
+)
+LISTENER_HANDOFFS = Counter(
+    "multibinder_listener_handoffs_total", "Descriptors of this listener given to clients.", _LABELS
+)
+HOLDERS = Gauge("multibinder_listener_holders", "Processes that have the listener open, by role.", (*_LABELS, "role"))
+HIDDEN = Gauge("multibinder_listener_holders_hidden", "Whether holders may be hidden from the binder.", _LABELS)
+STATE = Gauge("multibinder_listener_state", "1 for the state of the listener, 0 for the others.", (*_LABELS, "state"))
+ORPHAN = Gauge("multibinder_listener_orphan_seconds", "The time since a process last had the listener open.", _LABELS)
+ORPHAN_TTL = Gauge(
+    "multibinder_listener_orphan_ttl_seconds", "The time after which the listener is closed as an orphan.", _LABELS
+)
+STALLED = Gauge(
+    "multibinder_listener_stalled_seconds", "The time for which clients have waited without an accept.", _LABELS
+)
+REPAIRS = Counter(
+    "multibinder_listener_repairs_total", "Repairs by the binder after a holder's shutdown() or listen().", _LABELS
+)
+IS_KEPT = Gauge("multibinder_listener_kept", "Whether the listener would survive a crash of the binder.", _LABELS)
+CREATED = Gauge("multibinder_listener_created_timestamp_seconds", "When the listener was created.", _LABELS)
+OWNER = Info(
+    "multibinder_listener_owner_info", "The owners that have a claim to the listener.", ("owner", "uid"), _LABELS
+)
 
 FAMILIES: Sequence[Described] = (
     UP, BUILD, START_TIME, STARTS, UPGRADES, POLICY, CLIENTS, DESCRIPTORS, DESCRIPTORS_LIMIT, IN_FLIGHT, LISTENERS,
@@ -117,13 +131,13 @@ def _by_label(family: Counter, always: Sequence[str], counted: Mapping[str, int]
 
 
 def _of_the_listeners(listeners: Sequence[ListenerHealth], now: float) -> Iterator[Metric]:
-    """Each family as a whole, as the formats want it."""
-    of = [(listener, (listener.address, listener.name or "")) for listener in listeners]
+    """Yield each family with the samples of all listeners: the exposition formats forbid a family in two parts."""
     queue, limit, backlog, drops = QUEUE.empty(), QUEUE_LIMIT.empty(), BACKLOG.empty(), DROPS.empty()
     handoffs, holders, hidden, state = LISTENER_HANDOFFS.empty(), HOLDERS.empty(), HIDDEN.empty(), STATE.empty()
     orphan, ttl, stalled, repairs = ORPHAN.empty(), ORPHAN_TTL.empty(), STALLED.empty(), REPAIRS.empty()
     kept, created, owner = IS_KEPT.empty(), CREATED.empty(), OWNER.empty()
-    for listener, labels in of:
+    for listener in listeners:
+        labels = (listener.address, listener.name or "")
         queue.add_metric(labels, listener.queue)
         limit.add_metric(labels, listener.limit)
         if listener.backlog_requested is not None:

@@ -14,26 +14,42 @@ from multibinder.observe.metrics.family import Counter, Described, Gauge
 
 STATES = ("running", "reloading", "stopping", "stopped")
 
-_OF = ("name",)
+_LABELS = ("name",)
 
-READABLE = Gauge("multibinder_instance_readable", "Whether its summary can be read; if not, no other metric is.", _OF)
-UP = Gauge("multibinder_instance_up", "Whether HAProxy's master lives.", _OF)
-STATE = Gauge("multibinder_instance_state", "1 for the state that it is in, 0 for the others.", (*_OF, "state"))
-STARTS = Counter("multibinder_instance_starts_total", "Starts of HAProxy, failed ones too.", _OF)
-RELOADS = Counter("multibinder_instance_reloads_total", "Reloads, failed and refused ones too.", _OF)
-FAILURES = Counter("multibinder_instance_failures_total", "Starts and reloads that failed or were refused.", _OF)
-GENERATION = Gauge("multibinder_instance_generation", "Which configuration it has: counts what HAProxy was given.", _OF)
-FALLBACK = Gauge("multibinder_instance_fallback", "Whether what runs is not what the templates said.", _OF)
-START_TIME = Gauge("multibinder_instance_start_time_seconds", "When HAProxy's master began.", _OF)
-LAST_LOAD = Gauge("multibinder_instance_last_load_timestamp_seconds", "When HAProxy was last given one.", _OF)
-LAST_SUCCESS = Gauge("multibinder_instance_last_success_timestamp_seconds", "When a load last succeeded.", _OF)
-LAST_FAILURE = Gauge("multibinder_instance_last_failure_timestamp_seconds", "When a load last failed.", _OF)
-WORKERS = Gauge("multibinder_instance_workers", "Workers that serve.", _OF)
-OLD_WORKERS = Gauge("multibinder_instance_old_workers", "Old workers that still finish their connections.", _OF)
-BINDS = Gauge("multibinder_instance_binds", "Addresses that the binder holds for it.", _OF)
-CHANGED = Gauge("multibinder_instance_config_changed", "Whether its files on disk are not those it loaded.", _OF)
-UNKNOWN = Gauge("multibinder_instance_config_unknown", "Whether it cannot be told if its files have changed.", _OF)
-WRITTEN = Gauge("multibinder_instance_summary_timestamp_seconds", "When what all this comes from was written.", _OF)
+READABLE = Gauge(
+    "multibinder_instance_readable", "Whether the summary can be read. Without it, there is no other metric.", _LABELS
+)
+UP = Gauge("multibinder_instance_up", "Whether HAProxy's master lives.", _LABELS)
+STATE = Gauge("multibinder_instance_state", "1 for the state of the instance, 0 for the others.", (*_LABELS, "state"))
+STARTS = Counter("multibinder_instance_starts_total", "Starts of HAProxy, failed ones too.", _LABELS)
+RELOADS = Counter("multibinder_instance_reloads_total", "Reloads, failed and refused ones too.", _LABELS)
+FAILURES = Counter("multibinder_instance_failures_total", "Starts and reloads that failed or were refused.", _LABELS)
+GENERATION = Gauge(
+    "multibinder_instance_generation", "The number of the configuration that HAProxy was last given.", _LABELS
+)
+FALLBACK = Gauge(
+    "multibinder_instance_fallback", "Whether HAProxy runs the last good configuration instead of a new one.", _LABELS
+)
+START_TIME = Gauge("multibinder_instance_start_time_seconds", "When HAProxy's master started.", _LABELS)
+LAST_LOAD = Gauge(
+    "multibinder_instance_last_load_timestamp_seconds", "When HAProxy was last given a configuration.", _LABELS
+)
+LAST_SUCCESS = Gauge(
+    "multibinder_instance_last_success_timestamp_seconds", "When a start or reload last succeeded.", _LABELS
+)
+LAST_FAILURE = Gauge(
+    "multibinder_instance_last_failure_timestamp_seconds", "When a start or reload last failed.", _LABELS
+)
+WORKERS = Gauge("multibinder_instance_workers", "Workers that serve.", _LABELS)
+OLD_WORKERS = Gauge("multibinder_instance_old_workers", "Old workers that finish their connections.", _LABELS)
+BINDS = Gauge("multibinder_instance_binds", "Addresses that the binder holds for the instance.", _LABELS)
+CHANGED = Gauge(
+    "multibinder_instance_config_changed", "Whether the files on disk differ from those that were loaded.", _LABELS
+)
+UNKNOWN = Gauge(
+    "multibinder_instance_config_unknown", "Whether a change of the files on disk cannot be detected.", _LABELS
+)
+WRITTEN = Gauge("multibinder_instance_summary_timestamp_seconds", "When the summary was written.", _LABELS)
 
 FAMILIES: Sequence[Described] = (
     READABLE, UP, STATE, STARTS, RELOADS, FAILURES, GENERATION, FALLBACK, START_TIME, LAST_LOAD, LAST_SUCCESS,

@@ -21,9 +21,13 @@ from multibinder.wire.status import BinderStatus
 SOURCES = ("binder", "instances")
 
 BUILD = Info("multibinder_exporter_build_info", "The version of this exporter.", ("version",))
-DURATION = Gauge("multibinder_exporter_scrape_duration_seconds", "How long this scrape's questions took.", ("source",))
-ERRORS = Counter("multibinder_exporter_scrape_errors_total", "Scrapes that lack something.", ("source",))
-HIDDEN = Gauge("multibinder_exporter_processes_hidden", "Whether /proc hides other users' processes from it.")
+DURATION = Gauge("multibinder_exporter_scrape_duration_seconds", "The duration of this scrape, by source.", ("source",))
+ERRORS = Counter(
+    "multibinder_exporter_scrape_errors_total", "Scrapes that could not read all of a source.", ("source",)
+)
+HIDDEN = Gauge(
+    "multibinder_exporter_processes_hidden", "Whether /proc hides processes of other users from the exporter."
+)
 
 #: All metrics of the exporter.
 FAMILIES: Sequence[Described] = (
@@ -49,7 +53,7 @@ class Scrape(Collector):
         self._version = version
         self._timeout_s = timeout_s
         self._complain = complain
-        self._said = dict.fromkeys(SOURCES, "")
+        self._complaints = dict.fromkeys(SOURCES, "")
         self._errors: Count[str] = Count()
         # Two Prometheus servers may scrape at once; the binder is asked one question at a time.
         self._lock = threading.Lock()
@@ -103,8 +107,8 @@ class Scrape(Collector):
 
     def _note(self, source: str, sentence: str) -> None:
         self._errors[source] += bool(sentence)
-        if sentence != self._said[source]:
-            self._said[source] = sentence
+        if sentence != self._complaints[source]:
+            self._complaints[source] = sentence
             self._complain(source, sentence)
 
 

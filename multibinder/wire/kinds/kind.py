@@ -107,6 +107,13 @@ class Kind(abc.ABC):
         """
 
     @abc.abstractmethod
+    def ready_inodes(self) -> AbstractSet[int]:
+        """Return the inodes of all ready sockets of this kind in this network namespace.
+
+        Raises OSError if the kernel's list cannot be read.
+        """
+
+    @abc.abstractmethod
     def explain_refusal(self, address: Address, number: int, holders: str) -> str | None:
         """Return the remedy for the errno ``number`` of ``open``, as a text that follows the kernel's word for it.
 

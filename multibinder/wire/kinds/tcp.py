@@ -110,19 +110,15 @@ class Tcp(Kind):
             return 0
 
     def colliding_inodes(self, address: Address) -> frozenset[int]:
-        """Reads /proc/net/tcp and tcp6 (proc_net_tcp in the kernel's documentation)."""
         tcp = _tcp(address)
-        found: set[int] = set()
-        for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-            # A kernel without IPv6 has no tcp6.
-            with contextlib.suppress(FileNotFoundError), open(table) as lines:
-                next(lines)
-                found |= {
-                    inode
-                    for bound, inode in _listening(lines)
-                    if bound.port == tcp.port and (bound.host == tcp.host or bound.is_wildcard or tcp.is_wildcard)
-                }
-        return frozenset(found)
+        return frozenset(
+            inode
+            for bound, inode in _listeners()
+            if bound.port == tcp.port and (bound.host == tcp.host or bound.is_wildcard or tcp.is_wildcard)
+        )
+
+    def ready_inodes(self) -> frozenset[int]:
+        return frozenset(inode for _, inode in _listeners())
 
     def explain_refusal(self, address: Address, number: int, holders: str) -> str | None:
         if number == errno.EADDRINUSE:
@@ -151,6 +147,15 @@ def _tcp(address: Address) -> TcpAddress:
     if not isinstance(address, TcpAddress):
         raise TypeError(f"{address} is no TCP address")
     return address
+
+
+def _listeners() -> Iterator[tuple[TcpAddress, int]]:
+    """Yield address and inode of each LISTEN socket (proc_net_tcp in the kernel's documentation)."""
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        # A kernel without IPv6 has no tcp6.
+        with contextlib.suppress(FileNotFoundError), open(table) as lines:
+            next(lines)
+            yield from _listening(lines)
 
 
 def _listening(lines: Iterator[str]) -> Iterator[tuple[TcpAddress, int]]:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
-from multibinder_haproxy.errors import UsageError
+from multibinder.launch.errors import UsageError
 
 _WITH_VALUE = {"-C", "-L", "-N", "-S", "-f", "-m", "-n", "-p", "-x", "-cc"}
 _WITH_PIDS = {"-sf", "-st"}
-#: What makes a process of its own, or touches the running one; a check must do neither.
+#: The options that start a process, or touch a running one; a check must do neither.
 _NOT_FOR_CHECK = {"-W", "-Ws", "-D", "-S", "-p", "-x", *_WITH_PIDS}
-TEMPLATE_SUFFIXES = (".j2", ".mb", ".erb")
-#: What HAProxy reads of a directory that -f names, and what is rendered to such a file (see templates_in).
-CONFIG_SUFFIX = ".cfg"
-RENDERED_SUFFIXES = (CONFIG_SUFFIX, *(f"{CONFIG_SUFFIX}{suffix}" for suffix in TEMPLATE_SUFFIXES))
 
 
 class Argument(msgspec.Struct, frozen=True):
@@ -31,7 +27,7 @@ class Argument(msgspec.Struct, frozen=True):
 
 
 def parse(arguments: Sequence[str]) -> list[Argument]:
-    """Split HAProxy's arguments; what ``parse`` splits, ``join`` puts together again."""
+    """Split HAProxy's arguments; ``join`` is the inverse. Raises UsageError if a value is missing."""
     found: list[Argument] = []
     rest = list(arguments)
     while rest:
@@ -54,13 +50,14 @@ def parse(arguments: Sequence[str]) -> list[Argument]:
 
 
 def join(arguments: Sequence[Argument]) -> list[str]:
+    """Return the words of a command line; ``parse`` is the inverse."""
     words = [word for argument in arguments if argument.flag for word in (argument.flag, *argument.values)]
     files = [path for argument in arguments if not argument.flag for path in argument.values]
     return [*words, "--", *files] if files else words
 
 
 def working_directory(arguments: Sequence[Argument], started_in: str | None = None) -> str:
-    """Where HAProxy looks for relative paths: -C changes it before any file is read."""
+    """Return the directory of HAProxy's relative paths: -C changes it before any file is read."""
     directory = started_in or os.getcwd()
     for argument in arguments:
         if argument.flag == "-C":
@@ -69,7 +66,7 @@ def working_directory(arguments: Sequence[Argument], started_in: str | None = No
 
 
 def master_socket(arguments: Sequence[Argument]) -> str | None:
-    """The path of the master CLI that -S names; None without -S. Only a Unix socket will do."""
+    """Return the path of the master CLI that -S names; None without -S. Raises UsageError for another socket."""
     for argument in arguments:
         if argument.flag == "-S":
             address = argument.values[0].partition(",")[0].removeprefix("unix@")
@@ -83,31 +80,10 @@ def master_socket(arguments: Sequence[Argument]) -> str | None:
 
 
 def for_check(arguments: Sequence[Argument]) -> list[Argument]:
-    """The same configuration, to be parsed by ``haproxy -c`` and nothing else."""
+    """Return the arguments with which ``haproxy -c`` parses the same configuration, and does nothing else."""
     return [Argument("-c"), *(argument for argument in arguments if argument.flag not in _NOT_FOR_CHECK)]
 
 
 def old_workers(arguments: Sequence[Argument]) -> list[int]:
-    """The workers that HAProxy's master wants to replace: -sf or -st, put in front of a re-exec's arguments."""
+    """Return the workers to replace: HAProxy's master puts -sf or -st in front of the arguments of a re-exec."""
     return [int(pid) for argument in arguments if argument.flag in _WITH_PIDS for pid in argument.values]
-
-
-def templates_in(directory: str) -> Iterator[tuple[str, str]]:
-    """``(path, target name)`` of what a configuration directory holds, template or not.
-
-    HAProxy reads the files whose names end in .cfg and do not begin with a dot (configuration manager, -f <dir>); so
-    a template counts when its name ends in .cfg and a template suffix, or becomes such a name without it.
-    """
-    for name in sorted(os.listdir(directory)):
-        target = without_suffix(name)
-        path = os.path.join(directory, name)
-        if not name.startswith(".") and target.endswith(CONFIG_SUFFIX) and os.path.isfile(path):
-            yield path, target
-
-
-def is_template(path: str) -> bool:
-    return path.endswith(TEMPLATE_SUFFIXES)
-
-
-def without_suffix(name: str) -> str:
-    return os.path.splitext(name)[0] if is_template(name) else name

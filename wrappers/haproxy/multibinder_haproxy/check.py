@@ -1,4 +1,4 @@
-"""Whether a configuration would do, without touching a listener or the running HAProxy."""
+"""Checks that touch neither a listener nor the running HAProxy."""
 
 from __future__ import annotations
 
@@ -6,20 +6,54 @@ import contextlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+from multibinder import SOCKET_VARIABLE
 from multibinder_haproxy import sockets
 from multibinder_haproxy.arguments import Argument, for_check, join, parse
-from multibinder_haproxy.errors import ConfigRefused
+from multibinder_haproxy.config.model import Config, Slot
+from multibinder_haproxy.errors import BinderAway, ConfigRefused
+from multibinder_haproxy.instance import Instance
 from multibinder_haproxy.invocation import Invocation, without_haproxys_own
-from multibinder_haproxy.template import Config
+from multibinder_haproxy.master import Master, environment_of
 
-#: Certificates by the thousand take minutes to load; a check that hangs for ever helps nobody.
+#: Thousands of certificates take minutes to load. Without a limit, a check that hangs would never report it.
 _HAPROXY_TIMEOUT_S = 600
 
 
+def check_reload(instance: Instance, invocation: Invocation) -> Config:
+    """Return the configuration that a reload would load. Raises LaunchError if the reload would fail.
+
+    Touches nothing, so it cannot know everything.
+    """
+    master = Master(invocation.master_socket).processes().master
+    loaded = instance.read_loaded()
+    environment = environment_of(master)
+    config = invocation.render(environment)
+    held = {slot.key: slot for slot in loaded.config.slots} if loaded else {}
+    _check_new_binds(invocation, [slot for slot in config.slots if held.get(slot.key) != slot])
+    check_with_haproxy(invocation, config, environment)
+    return config
+
+
+def check_start(invocation: Invocation, environment: Mapping[str, str]) -> tuple[Config, list[str]]:
+    """Return the configuration that a start would load, and what could not be checked.
+
+    Raises LaunchError if the start would fail. Touches nothing.
+    """
+    config = invocation.render(environment)
+    check_with_haproxy(invocation, config, environment)
+    if not invocation.binder:
+        return config, [f"{SOCKET_VARIABLE} is not set: HAProxy would bind by itself"]
+    try:
+        sockets.check_binds(invocation.binder, config.slots, invocation.owner)
+    except BinderAway as error:
+        return config, [f"whether the binder would grant the binds is unknown: {error}"]
+    return config, []
+
+
 def check_with_haproxy(invocation: Invocation, config: Config, environment: Mapping[str, str]) -> str:
-    """Run ``haproxy -c`` on the configuration, with placeholders for its sockets; what HAProxy said.
+    """Run ``haproxy -c`` on the configuration, with placeholders for its sockets; return HAProxy's output.
 
     Raises ConfigRefused with HAProxy's message.
     """
@@ -51,17 +85,26 @@ def check_with_haproxy(invocation: Invocation, config: Config, environment: Mapp
             raise ConfigRefused(f"{invocation.haproxy} -c did not end within {_HAPROXY_TIMEOUT_S} s") from error
         except OSError as error:
             raise ConfigRefused(f"cannot run {invocation.haproxy}: {error.strerror}") from error
-    said = finished.stdout.replace(f"{directory}/", "").strip()
+    output = finished.stdout.replace(f"{directory}/", "").strip()
     if finished.returncode != 0:
-        raise ConfigRefused(f"HAProxy refuses the configuration (exit code {finished.returncode}):\n{said}")
-    return said
+        raise ConfigRefused(f"HAProxy refuses the configuration (exit code {finished.returncode}):\n{output}")
+    return output
+
+
+def _check_new_binds(invocation: Invocation, slots: Sequence[Slot]) -> None:
+    if not invocation.binder:
+        return
+    try:
+        sockets.check_binds(invocation.binder, slots, invocation.owner)
+    except BinderAway as error:
+        new = ", ".join(slot.key for slot in slots)
+        raise BinderAway(f"the new configuration binds {new}, and the binder cannot be asked: {error}") from error
 
 
 def _write(directory: str, invocation: Invocation, files: Mapping[str, str]) -> None:
     with _explained(directory):
-        for source in invocation.sources:
-            if source.is_directory:
-                os.makedirs(os.path.join(directory, source.target), exist_ok=True)
+        for target in invocation.rendered_directories:
+            os.makedirs(os.path.join(directory, target), exist_ok=True)
         for target, text in files.items():
             with open(os.path.join(directory, target), "w", encoding="utf-8", newline="") as file:
                 file.write(text)

@@ -1,43 +1,41 @@
-"""The errors of the wrapper. Each message is a sentence for the operator: what happened, to what, why, what to do."""
+"""The errors of the wrapper, beside those of the launcher (multibinder.launch.errors).
+
+::
+
+    LaunchError
+    ├── TemplateFailure   a template cannot be rendered
+    ├── ConfigRefused     HAProxy refuses a configuration
+    ├── BindRefused       the binder does not grant what a configuration binds
+    │   └── BinderAway    the binder does not answer
+    └── ReloadFailed      HAProxy did not load the new configuration
+"""
 
 from __future__ import annotations
 
-
-class WrapperError(Exception):
-    """The wrapper cannot do what it was asked to do."""
+from multibinder.launch.errors import LaunchError
 
 
-class UsageError(WrapperError):
-    """The command line makes no sense."""
-
-
-class TemplateFailure(WrapperError):
+class TemplateFailure(LaunchError):
     """A template cannot be rendered; the message begins with its file and line."""
 
+    phase = "template"
 
-class ConfigRefused(WrapperError):
+
+class ConfigRefused(LaunchError):
     """HAProxy refuses a configuration; the message ends with HAProxy's own."""
 
+    phase = "check"
 
-class BindRefused(WrapperError):
+
+class BindRefused(LaunchError):
     """The binder does not grant what a configuration binds, or cannot be asked."""
+
+    phase = "binds"
 
 
 class BinderAway(BindRefused):
     """The binder does not answer."""
 
 
-class NotTrusted(WrapperError):
-    """A file or directory is another user's, or another user could replace it."""
-
-
-class NotRunning(WrapperError):
-    """There is no master process to talk to."""
-
-
-class NoSuchInstance(WrapperError):
-    """Nothing is known of an instance of that name."""
-
-
-class ReloadFailed(WrapperError):
+class ReloadFailed(LaunchError):
     """HAProxy did not load the new configuration. The old worker serves as before."""

@@ -9,27 +9,37 @@ from typing import Any
 
 import msgspec
 
-from multibinder_haproxy.arguments import (
+from multibinder.launch.errors import UsageError
+from multibinder.launch.instance_files import INVOCATION_FILE, LOCK_FILE
+from multibinder.wire import instance_summary
+from multibinder_haproxy.arguments import Argument, join, master_socket, parse, working_directory
+from multibinder_haproxy.config.jinja import Renderer
+from multibinder_haproxy.config.model import Config
+from multibinder_haproxy.config.sources import SourceRecorder
+from multibinder_haproxy.config.template_files import (
     CONFIG_SUFFIX,
     RENDERED_SUFFIXES,
-    Argument,
     is_template,
-    join,
-    master_socket,
-    parse,
     templates_in,
     without_suffix,
-    working_directory,
 )
-from multibinder_haproxy.errors import UsageError
-from multibinder_haproxy.origins import Recorder
-from multibinder_haproxy.template import Config, Renderer, read_variables
+from multibinder_haproxy.config.variables import read_variables
 
-#: The one environment variable in which an Invocation travels from ``run`` to each re-exec.
+#: The environment variable in which an Invocation travels from ``run`` to each re-exec.
 VARIABLE = "MULTIBINDER_HAPROXY"
-#: What an instance's directory holds of ours: no rendered file may have such a name.
+LOADED_FILE, LAST_GOOD_FILE, LAST_RELOAD_FILE = "loaded.json", "last-good.json", "last-reload.json"
+_MASTER_SOCKET = "master.sock"
+#: Our own files in an instance's directory: no rendered file may have such a name.
 _OUR_FILES = frozenset(
-    ["instance.json", "loaded.json", "last-good.json", "last-reload.json", "summary.json", "lock", "master.sock"]
+    [
+        INVOCATION_FILE,
+        LOADED_FILE,
+        LAST_GOOD_FILE,
+        LAST_RELOAD_FILE,
+        instance_summary.FILE_NAME,
+        LOCK_FILE,
+        _MASTER_SOCKET,
+    ]
 )
 #: sizeof(sun_path) less NUL, and less what HAProxy appends while it binds (".<pid>.tmp", sock_unix.c).
 _SOCKET_PATH_BYTES = 107 - len(".4194304.tmp")
@@ -39,7 +49,23 @@ _HAPROXYS_OWN = re.compile(
 )
 
 
-class Source(msgspec.Struct, frozen=True):
+class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of ``run``, which every reload uses too.
+
+    ``command`` is HAProxy's command line. ``wrapper`` is the path by which HAProxy's master executes us again.
+    ``socket`` is the binder's control socket; None if there is no binder. ``wait`` is in seconds.
+    """
+
+    command: Sequence[str]
+    wrapper: str
+    socket: str | None = None
+    variables: Sequence[str] = ()
+    strict: bool = False
+    wait: float = 10.0
+    sandbox: bool = False
+
+
+class TemplateArgument(msgspec.Struct, frozen=True):
     """One ``-f`` that the wrapper renders: an absolute path, and the name of the rendered file or directory."""
 
     path: str
@@ -48,10 +74,12 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class Invocation(msgspec.Struct, frozen=True):
-    """A record that an older version wrote is read by a newer one after an upgrade: a new field has a default.
+    """How an instance was started.
 
-    ``arguments`` are HAProxy's as it gets them, ``cwd`` where it was started; ``fds`` has the descriptors of the
-    listeners, by slot key; ``binder`` is the control socket, None where there is none.
+    ``arguments`` are HAProxy's as it gets them, ``cwd`` is the directory in which it was started. ``fds`` has the
+    descriptors of the listeners by slot key. ``binder`` is the control socket; None if there is no binder.
+
+    After an upgrade this version reads the record of an earlier one: an added field needs a default.
     """
 
     haproxy: str
@@ -59,7 +87,7 @@ class Invocation(msgspec.Struct, frozen=True):
     name: str
     wrapper: str
     arguments: list[str]
-    sources: list[Source]
+    templates: list[TemplateArgument] = msgspec.field(name="sources")  # as version 0.1.0 calls it
     variables: list[str]
     binder: str | None
     strict: bool
@@ -69,57 +97,44 @@ class Invocation(msgspec.Struct, frozen=True):
     sandbox: bool = False
 
     @classmethod
-    def plan(
-        cls,
-        name: str,
-        directory: str,
-        command: Sequence[str],
-        *,
-        wrapper: str,
-        variables: Sequence[str] = (),
-        binder: str | None = None,
-        strict: bool = False,
-        wait_s: float = 10.0,
-        sandbox: bool = False,
-    ) -> Invocation:
-        """Read HAProxy's command line; UsageError says what is wrong with it."""
-        haproxy, arguments = _executable(command[0]), parse(command[1:])
+    def plan(cls, name: str, directory: str, options: RunOptions) -> Invocation:
+        """Read HAProxy's command line for an instance in ``directory``. Raises UsageError."""
+        haproxy, arguments = _executable(options.command[0]), parse(options.command[1:])
         _check_mode(arguments)
         base = working_directory(arguments)
-        sources: list[Source] = []
+        templates: list[TemplateArgument] = []
         planned: list[Argument] = []
         for argument in arguments:
-            if argument.names_config and (source := _source(os.path.join(base, argument.values[0]), sources)):
-                sources.append(source)
-                planned.append(Argument(argument.flag, (os.path.join(directory, source.target),)))
-            else:
+            template = None
+            if argument.names_config:
+                template = _template_argument(os.path.join(base, argument.values[0]), templates)
+            if template is None:
                 planned.append(argument)
+            else:
+                templates.append(template)
+                planned.append(Argument(argument.flag, (os.path.join(directory, template.target),)))
         if not any(argument.names_config for argument in arguments):
             raise UsageError("HAProxy's arguments name no configuration: add -f FILE.j2")
         if master_socket(planned) is None:
-            path = os.path.join(directory, "master.sock")
-            if len(os.fsencode(path)) > _SOCKET_PATH_BYTES:
-                raise UsageError(
-                    f"{path}: too long for a Unix socket ({_SOCKET_PATH_BYTES} bytes); choose a shorter --runtime-dir"
-                )
-            planned.insert(0, Argument("-S", (f"{path},mode,600",)))
+            planned.insert(0, Argument("-S", (f"{_own_master_socket(directory)},mode,600",)))
         return cls(
-            haproxy,
-            directory,
-            name,
-            wrapper,
-            join(planned),
-            sources,
-            [os.path.abspath(path) for path in variables],
-            binder,
-            strict,
-            wait_s,
-            os.getcwd(),
-            sandbox=sandbox,
+            haproxy=haproxy,
+            directory=directory,
+            name=name,
+            wrapper=options.wrapper,
+            arguments=join(planned),
+            templates=templates,
+            variables=[os.path.abspath(path) for path in options.variables],
+            binder=os.path.abspath(options.socket) if options.socket else None,
+            strict=options.strict,
+            wait_s=options.wait,
+            cwd=os.getcwd(),
+            sandbox=options.sandbox,
         )
 
     @property
     def owner(self) -> str:
+        """The label with which the instance owns its listeners."""
         return f"haproxy@{self.name}"
 
     @property
@@ -130,58 +145,55 @@ class Invocation(msgspec.Struct, frozen=True):
 
     @property
     def command(self) -> list[str]:
-        """argv for execv(): HAProxy's master re-executes argv[0] to reload, so that names the wrapper."""
+        """HAProxy's argv. Its master re-executes argv[0] to reload, so that names the wrapper."""
         return [self.wrapper, *self.arguments]
 
+    @property
+    def rendered_directories(self) -> list[str]:
+        return [template.target for template in self.templates if template.is_directory]
+
     def render(self, environment: Mapping[str, str]) -> Config:
-        """Render every source as it is now. Raises TemplateFailure."""
-        recorder = Recorder()
+        """Render every template as it is now. Raises TemplateFailure."""
+        recorder = SourceRecorder()
         self._record_what_haproxy_reads(recorder)
         for path in self.variables:
-            recorder.file(path)
+            recorder.record_file(path)
         variables: dict[str, Any] = read_variables(self.variables)
-        pairs = []
-        for source in self.sources:
-            if source.is_directory:
-                recorder.directory(source.path, RENDERED_SUFFIXES)
-                found = templates_in(source.path)
-                pairs += [(path, os.path.join(source.target, target)) for path, target in found]
+        files = []
+        for template in self.templates:
+            if template.is_directory:
+                recorder.record_directory(template.path, RENDERED_SUFFIXES)
+                found = templates_in(template.path)
+                files += [(path, os.path.join(template.target, target)) for path, target in found]
             else:
-                pairs.append((source.path, source.target))
+                files.append((template.path, template.target))
         environment = without_haproxys_own(environment)
-        return Renderer(self.name, variables, environment, recorder, sandbox=self.sandbox).render(pairs)
+        return Renderer(self.name, variables, environment, recorder, sandbox=self.sandbox).render(files)
 
-    def _record_what_haproxy_reads(self, recorder: Recorder) -> None:
-        """Files and directories of -f without a template in them: HAProxy gets their own paths."""
+    def _record_what_haproxy_reads(self, recorder: SourceRecorder) -> None:
+        """Record the files and directories of -f that have no template: HAProxy gets their own paths."""
         arguments = parse(self.arguments)
         base = working_directory(arguments, self.cwd)
-        rendered = {os.path.join(self.directory, source.target) for source in self.sources}
+        rendered = {os.path.join(self.directory, template.target) for template in self.templates}
         for argument in arguments:
             path = os.path.join(base, argument.values[0]) if argument.names_config else ""
             if os.path.isdir(path):
                 if path not in rendered:
-                    recorder.directory(path, [CONFIG_SUFFIX])
+                    recorder.record_directory(path, [CONFIG_SUFFIX])
             elif path and path not in rendered:
-                recorder.file(path)
+                recorder.record_file(path)
 
     def with_fds(self, fds: Mapping[str, int]) -> Invocation:
         return msgspec.structs.replace(self, fds=dict(fds))
 
 
 def without_haproxys_own(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment as the operator made it: without what HAProxy and we put there on the way.
+    """Return the operator's environment, without the variables that HAProxy and we added.
 
     A template must not see more at a reload than it saw at the start, and ``haproxy -c`` with the master's
     HAPROXY_MWORKER_WAIT_ONLY would read no configuration at all.
     """
     return {key: value for key, value in environment.items() if key != VARIABLE and not _HAPROXYS_OWN.fullmatch(key)}
-
-
-def check_name(name: str) -> str:
-    """A name is a file name, a part of an owner label, and a systemd instance."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", name):
-        raise UsageError(f"{name!r} is no instance name: 1 to 64 of A-Z a-z 0-9 _ . -, not beginning with . or -")
-    return name
 
 
 def _executable(program: str) -> str:
@@ -202,11 +214,20 @@ def _check_mode(arguments: Sequence[Argument]) -> None:
     if "-c" in flags:
         raise UsageError("-c only checks: use 'multibinder-haproxy check' for that")
     if "-D" in flags:
-        raise UsageError("-D would take HAProxy away from whoever supervises it: leave it out and use -Ws")
+        raise UsageError("-D would take HAProxy away from its supervisor: leave it out and use -Ws")
 
 
-def _source(path: str, others: Sequence[Source]) -> Source | None:
-    """What to render for one -f; None when there is nothing in it to render."""
+def _own_master_socket(directory: str) -> str:
+    path = os.path.join(directory, _MASTER_SOCKET)
+    if len(os.fsencode(path)) > _SOCKET_PATH_BYTES:
+        raise UsageError(
+            f"{path}: too long for a Unix socket ({_SOCKET_PATH_BYTES} bytes); choose a shorter --runtime-dir"
+        )
+    return path
+
+
+def _template_argument(path: str, others: Sequence[TemplateArgument]) -> TemplateArgument | None:
+    """Return how to render one ``-f``; None if it has no template."""
     if os.path.isdir(path):
         if not any(is_template(member) for member, _ in templates_in(path)):
             return None
@@ -216,7 +237,7 @@ def _source(path: str, others: Sequence[Source]) -> Source | None:
         target = target if "." in target else f"{target}.cfg"
     else:
         return None
-    taken = {source.target for source in others}
+    taken = {other.target for other in others}
     while target in taken or target in _OUR_FILES:
         target = f"{len(others)}-{target}"
-    return Source(os.path.normpath(path), target, os.path.isdir(path))
+    return TemplateArgument(os.path.normpath(path), target, os.path.isdir(path))

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Callable, Collection
 
 import msgspec
 
-from multibinder_haproxy.errors import NotRunning, ReloadFailed
+from multibinder.kernel import process
+from multibinder.launch.errors import NotRunning
+from multibinder_haproxy.errors import ReloadFailed
 
 _POLL_S = 0.02
 
 
 class Worker(msgspec.Struct, frozen=True):
+    """A worker as ``show proc`` lists it. ``reloads`` counts the reloads since it was started."""
+
     pid: int
     reloads: int
     version: str
 
 
 class Processes(msgspec.Struct, frozen=True):
-    """``show proc``: the master, how often it reloaded and whether the last time failed, and its workers."""
+    """The answer of ``show proc``: the master and its workers.
+
+    ``reloads`` counts the master's reloads, ``failed`` those that failed since the last success.
+    """
 
     master: int
     version: str
@@ -32,22 +38,24 @@ class Processes(msgspec.Struct, frozen=True):
 
     @property
     def serving(self) -> list[int]:
-        """HAProxy from 3.1 on lists the worker that serves on after a failed reload as an old one."""
+        """The workers that accept connections."""
+        # HAProxy from 3.1 on lists the worker that serves on after a failed reload as an old one.
         return [worker.pid for worker in self.workers or self.old_workers[:1]]
 
     @property
     def draining(self) -> list[int]:
+        """The older workers, which finish their connections."""
         return [worker.pid for worker in (self.old_workers if self.workers else self.old_workers[1:])]
 
 
 class Master:
-    """Talks to the master at ``path``; each call is one connection. Raises NotRunning when nobody answers."""
+    """Talks to the master CLI at ``path``; each call is one connection. Raises NotRunning if no master answers."""
 
     def __init__(self, path: str) -> None:
         self.path = path
 
     def ask(self, command: str, timeout_s: float = 5.0) -> str:
-        """The answer to one command, empty when the master re-executes itself instead of answering."""
+        """Return the answer to one command; it is empty if the master re-executes itself instead of answering."""
         deadline = time.monotonic() + timeout_s
         answer = b""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -77,8 +85,9 @@ class Master:
         return processes
 
     def reload(self, timeout_s: float) -> str:
-        """Ask for a reload. HAProxy 2.7 and later answer its end; an empty answer means: watch ``processes``.
+        """Ask for a reload, and return HAProxy's answer.
 
+        HAProxy 2.7 and later answer at the end of the reload. After an empty answer, ``processes`` tells how it ends.
         Raises ReloadFailed with HAProxy's own words.
         """
         answer = self.ask("reload", timeout_s)
@@ -90,10 +99,10 @@ class Master:
     def await_new_worker(
         self, old_workers: Collection[int], deadline: float, master_alive: Callable[[], bool]
     ) -> list[Worker]:
-        """The workers that serve after a reload, all with PIDs not in ``old_workers``, once they answer.
+        """Wait for the workers of a reload, and return them once they answer. Their PIDs are not in ``old_workers``.
 
-        ``deadline`` is on time.monotonic(). Raises ReloadFailed when HAProxy gave up, TimeoutError at the deadline,
-        NotRunning when the master is gone.
+        ``deadline`` is on time.monotonic(). Raises ReloadFailed if HAProxy gave up, TimeoutError at the deadline,
+        NotRunning if the master is gone.
         """
         while time.monotonic() < deadline:
             try:
@@ -113,7 +122,7 @@ class Master:
         raise TimeoutError
 
     def _startup_log(self) -> str:
-        """What HAProxy said while it failed to start: its master knows from 2.7 on."""
+        """Return what HAProxy logged while it failed to start; its master knows that from 2.7 on."""
         try:
             log = self.ask("show startup-logs").strip()
         except NotRunning:
@@ -135,7 +144,7 @@ class Master:
 
 
 def parse_processes(text: str) -> Processes | None:
-    """Read ``show proc``; None if that is not what it is."""
+    """Read the answer of ``show proc``; None if ``text`` is something else."""
     section = ""
     master = None
     workers: dict[str, list[Worker]] = {"# workers": [], "# old workers": []}
@@ -155,40 +164,12 @@ def parse_processes(text: str) -> Processes | None:
     return Processes(*master, workers["# workers"], workers["# old workers"])
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process exists and is no zombie."""
-    fields = _fields_of(pid)
-    return fields is not None and fields[0] not in "ZX"
-
-
-def start_ticks_of(pid: int) -> int:
-    """When a process began, in clock ticks since boot (proc_pid_stat(5), field 22); 0 if it does not exist.
-
-    execve(2) does not change it, and no later process of the same PID has the same.
-    """
-    return int((_fields_of(pid) or ["0"] * 20)[19])
-
-
-def is_child(pid: int, parent: int) -> bool:
-    """Whether ``pid`` lives, and ``parent`` started it."""
-    fields = _fields_of(pid)
-    return fields is not None and fields[0] not in "ZX" and int(fields[1]) == parent
-
-
-def _fields_of(pid: int) -> list[str] | None:
-    """From the third field on: the second, the name in parentheses, may contain anything."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].decode().split()
-    except OSError:
-        return None
-
-
 def environment_of(pid: int) -> dict[str, str]:
-    """The environment with which a process was last executed. Raises NotRunning without the right to read it."""
+    """Return the environment with which HAProxy's master was last executed.
+
+    Raises NotRunning if it is gone, or we may not read it.
+    """
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            pairs = (entry.partition(b"=") for entry in file.read().split(b"\0") if entry)
-            return {os.fsdecode(key): os.fsdecode(value) for key, _, value in pairs}
+        return process.environment_of(pid)
     except OSError as error:
         raise NotRunning(f"cannot read the environment of HAProxy's master (pid {pid}): {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""The descriptors that HAProxy will inherit: those at hand, those asked of the binder."""
+"""The descriptors that HAProxy inherits: those that its master holds, and those that the binder hands over."""
 
 from __future__ import annotations
 
@@ -11,20 +11,15 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from multibinder import (
-    BinderUnavailable,
-    Client,
-    MultibinderError,
-    TcpAddress,
-)
+from multibinder import BinderUnavailable, Client, MultibinderError, TcpAddress
+from multibinder_haproxy.config.model import Slot
 from multibinder_haproxy.errors import BinderAway, BindRefused
-from multibinder_haproxy.template import Slot
 
-#: A descriptor must be below HAProxy's maxsock, which follows maxconn: so the first ones stay as low as they came.
-#: But HAProxy's master counts with a maxconn of 100 for itself, and exits when its own descriptors pass 214 (measured
-#: on 2.6.12; 235 on 3.2): so the numbers from here to there are left to it.
+#: A descriptor must be below HAProxy's maxsock, which follows maxconn: so the lowest ones keep their numbers. HAProxy's
+#: master counts with a maxconn of 100 for itself, and exits if one of its own descriptors is above 214 (measured on
+#: 2.6.12; 235 on 3.2): so these numbers are left to it.
 _MASTERS_OWN = range(100, 200)
-#: A binder that crashed is being started again, by systemd or its guard: until then it does not count as away.
+#: systemd or the guard starts a crashed binder again within this time; until then it does not count as away.
 RESTART_S = 2.0
 _TRY_AGAIN_S = 0.05
 
@@ -32,22 +27,22 @@ T = TypeVar("T")
 
 
 def at_hand(fds: Mapping[str, int]) -> dict[str, int]:
-    """Those of ``fds`` that are the listener of their key, by the sockets' own word. Others are not ours to touch."""
+    """Return those of ``fds`` whose socket is the listener of their key. The others are not ours to touch."""
     return {key: fd for key, fd in fds.items() if _is_listener(fd, address_of_key(key))}
 
 
 def address_of_key(key: str) -> TcpAddress:
-    """``127.0.0.1:0 (stats)`` names a listener; this is its address as it was asked for."""
+    """Return the requested address of a slot key: 127.0.0.1:0 of ``127.0.0.1:0 (stats)``."""
     return TcpAddress.parse(key.partition(" ")[0])
 
 
 def obtain(
     binder: str, slots: Sequence[Slot], owner: str, wait_s: float, timeout_s: float = 10.0
 ) -> tuple[dict[str, int], list[str]]:
-    """New descriptors for ``slots``, inheritable, and the caller's; and what the binder warns of. All or none.
+    """Ask the binder for all ``slots`` or none; return descriptors by slot key, and the binder's warnings.
 
-    Waits up to ``wait_s`` for a binder that is not there (yet), and ``timeout_s`` for the answer of one that is.
-    Raises BinderAway, BindRefused.
+    The descriptors are inheritable, and the caller owns them. Waits up to ``wait_s`` for a binder that is not there
+    (yet), and ``timeout_s`` for an answer. Raises BinderAway, BindRefused.
     """
     if not slots:
         return {}, []
@@ -66,9 +61,10 @@ def obtain(
 
 
 def release_others(binder: str, slots: Iterable[Slot], owner: str) -> tuple[list[str], list[str]]:
-    """Give back every listener of ``owner`` that is in none of ``slots``: those closed, those that others keep.
+    """Release every listener of ``owner`` that is in none of ``slots``.
 
-    Waits a moment for a binder that is being started again. Raises BinderUnavailable, RequestError.
+    Returns the addresses that were closed, and those that stay open because another owner keeps them. Waits a moment
+    for a binder that is being started again. Raises BinderUnavailable, RequestError.
     """
     wanted = {slot.key for slot in slots}
     surplus: list[TcpAddress] = []
@@ -84,14 +80,16 @@ def release_others(binder: str, slots: Iterable[Slot], owner: str) -> tuple[list
 
 @contextlib.contextmanager
 def placeholders(slots: Sequence[Slot]) -> Iterator[dict[str, int]]:
-    """Sockets that satisfy ``haproxy -c``, which wants each fd@N to be an open socket of the right family."""
+    """Open a socket for each slot: ``haproxy -c`` wants each fd@N to be an open socket of the right family."""
     with contextlib.ExitStack() as stack:
         yield {slot.key: stack.enter_context(socket.socket(slot.spec.address.family)).fileno() for slot in slots}
 
 
 def check_binds(binder: str, slots: Sequence[Slot], owner: str) -> None:
-    """Ask whether the binder would grant ``slots``; nothing is created. Waits a moment for a binder that is being
-    started again. Raises BinderAway, BindRefused."""
+    """Ask whether the binder would grant ``slots``; nothing is created. Raises BinderAway, BindRefused.
+
+    Waits a moment for a binder that is being started again.
+    """
     if not slots:
         return
     specs = [slot.spec for slot in slots]
@@ -104,7 +102,10 @@ def check_binds(binder: str, slots: Sequence[Slot], owner: str) -> None:
 
 
 def _ask(binder: str, question: Callable[[Client], T], wait_s: float, timeout_s: float = 10.0) -> T:
-    """Each question may be asked twice: a binder that died before it answered may have done what it was told."""
+    """Ask again until ``wait_s`` is over if the binder does not answer.
+
+    A binder that died before it answered may have done what it was told, so each question must bear to be asked twice.
+    """
     deadline = time.monotonic() + wait_s
     while True:
         try:
@@ -123,7 +124,7 @@ def close(fds: Iterable[int]) -> None:
 
 
 def _place(fd: int) -> int:
-    """The same socket, inheritable, with a number that leaves HAProxy's master room for its own."""
+    """Return the same socket with a number that leaves HAProxy's master room for its own descriptors."""
     if fd not in _MASTERS_OWN:
         return fd
     placed = fcntl.fcntl(fd, fcntl.F_DUPFD, _MASTERS_OWN.stop)

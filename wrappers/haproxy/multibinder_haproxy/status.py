@@ -1,26 +1,30 @@
-"""What is known of an instance, for people and for programs."""
+"""``status``: what is known of an instance, for people and for programs."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import msgspec
 
-from multibinder_haproxy import origins, summary
-from multibinder_haproxy.errors import NotRunning, WrapperError
-from multibinder_haproxy.instance import Instance, ReloadReport
-from multibinder_haproxy.master import Master, Processes, environment_of, is_child, start_ticks_of
-from multibinder_haproxy.summary import Summary
+from multibinder.kernel.process import is_child, start_ticks_of
+from multibinder.launch.errors import LaunchError, NotRunning
+from multibinder_haproxy.config import sources
+from multibinder_haproxy.instance import Instance
+from multibinder_haproxy.invocation import Invocation
+from multibinder_haproxy.master import Master, Processes, environment_of
+from multibinder_haproxy.records import Loaded, ReloadReport
 
-#: How long the master's CLI may be away while it executes itself, before that is worth a word.
+#: The master's CLI may be away so long while the master executes itself; then it becomes a problem.
 _MASTER_AWAY_S = 1.0
 FORMAT = 1
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """``state`` is ``running``, ``degraded`` (it runs, but see ``problems``) or ``stopped``.
+    """The answer of ``status --json``, described in docs/instance-summary.md.
 
-    ``version`` is HAProxy's; ``format`` is that of this document, described in docs/instance-summary.md.
+    ``state`` is ``running``, ``degraded`` (it runs, and has ``problems``) or ``stopped``. ``version`` is HAProxy's;
+    ``format`` is that of this document.
     """
 
     format: int = FORMAT
@@ -48,27 +52,17 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def status_of(instance: Instance) -> Status:
-    """Raises NoSuchInstance. Changes nothing."""
+    """Return the status of an instance. Changes nothing. Raises NoSuchInstance, NotTrusted."""
     invocation = instance.read_invocation()
-    processes, alive = _ask(instance, Master(invocation.master_socket))
-    known = summary.read(instance) or Summary(instance.name)
+    processes, alive = _ask_master(instance, Master(invocation.master_socket))
+    summary = instance.summary.read_or_new()
     loaded = instance.read_loaded()
     report = instance.read_report()
-    problems = []
+    problems: list[str] = []
     config_changed = False
     if processes is not None:
-        if loaded is not None and loaded.fallback:
-            problems.append(f"runs with the last good configuration, because: {loaded.fallback}")
-        if loaded is not None and not loaded.settled:
-            problems.append("the last reload has not ended, or nobody saw it end")
-        if processes.failed:
-            problems.append("the last reload failed" + (f": {report.message}" if report and report.message else ""))
-        try:
-            config = invocation.render(environment_of(processes.master))
-            config_changed = loaded is not None and not config.same_as(loaded.config)
-        except (WrapperError, OSError) as error:
-            config_changed = True
-            problems.append(f"the next reload would fail: {error}")
+        config_changed, next_reload = _compare(invocation, processes.master, loaded)
+        problems = [*_problems(processes, loaded, report), *next_reload]
     elif alive is not None:
         problems.append(
             f"HAProxy's master (pid {alive}) lives, but does not answer on its CLI: it loads its configuration, or "
@@ -79,38 +73,57 @@ def status_of(instance: Instance) -> Status:
         state="degraded" if problems else "running" if processes else "stopped",
         master=processes.master if processes else alive,
         version=processes.version if processes else None,
-        workers=processes.serving if processes else _children(alive, known.workers),
-        old_workers=processes.draining if processes else _children(alive, known.old_workers),
+        workers=processes.serving if processes else _children(alive, summary.workers),
+        old_workers=processes.draining if processes else _children(alive, summary.old_workers),
         generation=loaded.generation if loaded else 0,
         loaded_at=loaded.at if loaded else None,
-        started=known.started,
-        last_success=known.last_success,
-        last_failure=known.last_failure,
-        last_failure_phase=known.last_failure_phase,
-        starts_total=known.starts_total,
-        reloads_total=known.reloads_total,
-        failures_total=known.failures_total,
-        fallback=known.fallback,
+        started=summary.started,
+        last_success=summary.last_success,
+        last_failure=summary.last_failure,
+        last_failure_phase=summary.last_failure_phase,
+        starts_total=summary.starts_total,
+        reloads_total=summary.reloads_total,
+        failures_total=summary.failures_total,
+        fallback=summary.fallback,
         binds=[slot.key for slot in loaded.config.slots] if loaded else [],
         config_changed=config_changed,
-        changed=origins.changed(loaded.config.origins) if loaded else None,
+        changed=sources.changed(loaded.config.sources) if loaded else None,
         problems=problems,
         last_reload=report,
     )
 
 
-def _ask(instance: Instance, master: Master) -> tuple[Processes | None, int | None]:
-    """What HAProxy's master says; where it says nothing, its PID, if it lives.
+def _problems(processes: Processes, loaded: Loaded | None, report: ReloadReport | None) -> list[str]:
+    problems = []
+    if loaded is not None and loaded.fallback:
+        problems.append(f"runs with the last good configuration, because: {loaded.fallback}")
+    if loaded is not None and not loaded.settled:
+        problems.append("the last reload has not ended, or its end was not seen")
+    if processes.failed:
+        problems.append("the last reload failed" + (f": {report.message}" if report and report.message else ""))
+    return problems
 
-    A master that has just begun to execute itself anew is asked again for a moment.
+
+def _compare(invocation: Invocation, master: int, loaded: Loaded | None) -> tuple[bool, list[str]]:
+    """Return whether a reload would load another configuration or fail; in the latter case, also the problem."""
+    try:
+        config = invocation.render(environment_of(master))
+    except (LaunchError, OSError) as error:
+        return True, [f"the next reload would fail: {error}"]
+    return loaded is not None and not config.same_as(loaded.config), []
+
+
+def _ask_master(instance: Instance, master: Master) -> tuple[Processes | None, int | None]:
+    """Return HAProxy's processes by its master's word; if it does not answer, the master's PID if it is alive.
+
+    A master that has just begun to execute itself is asked again for a moment.
     """
     deadline = time.monotonic() + _MASTER_AWAY_S
     while True:
         try:
             return master.processes(), None
         except NotRunning:
-            known = summary.read(instance)
-            process = known.master if known else None
+            process = instance.summary.read_or_new().master
             if process is None or not process.start_ticks or start_ticks_of(process.pid) != process.start_ticks:
                 return None, None
             if time.monotonic() > deadline:
@@ -118,5 +131,5 @@ def _ask(instance: Instance, master: Master) -> tuple[Processes | None, int | No
         time.sleep(0.02)
 
 
-def _children(master: int | None, pids: list[int]) -> list[int]:
+def _children(master: int | None, pids: Sequence[int]) -> list[int]:
     return [pid for pid in pids if master is not None and is_child(pid, master)]

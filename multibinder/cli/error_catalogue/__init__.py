@@ -1,0 +1,14 @@
+"""Every error that an operator can meet, with its cause and its remedy: the source of docs/errors.md.
+
+A test compares the entries with the code in both directions: each error that is raised or logged has an entry, and each
+entry is about an error that exists. 'make docs' writes the page.
+"""
+
+from multibinder.cli.error_catalogue.entry import ErrorEntry, Section
+from multibinder.cli.error_catalogue.events import EVENTS
+from multibinder.cli.error_catalogue.haproxy import HAPROXY, OTHERS_MESSAGES
+from multibinder.cli.error_catalogue.messages import BIND, CLIENT, COMMANDS, POLICY, PROTOCOL, START
+
+SECTIONS = (CLIENT, BIND, START, POLICY, COMMANDS, HAPROXY, EVENTS, PROTOCOL, OTHERS_MESSAGES)
+
+__all__ = ["EVENTS", "OTHERS_MESSAGES", "SECTIONS", "ErrorEntry", "Section"]

@@ -1,0 +1,203 @@
+"""The events that the binder and the guard log as warnings or errors."""
+
+from __future__ import annotations
+
+from multibinder.cli.error_catalogue.entry import Section, entry
+
+EVENTS = Section(
+    "In the log",
+    "The binder and the guard log one line for each event, `event=NAME` with fields; `why=` has the reason. These "
+    "are the warnings "
+    "and errors. At most 20 lines of one kind about one uid are written in 10 seconds; `left_out=` says how many "
+    "were not.",
+    (
+        entry(
+            "orphan",
+            cause="no process has the listener open: its clients wait for nothing",
+            remedy="start the server again, `multibinder release` the address, or `serve --orphan-ttl 10m`",
+        ),
+        entry(
+            "orphan-closed",
+            cause="`serve --orphan-ttl` closed a listener without a holder; `reset=` clients were waiting",
+            remedy="nothing, if its server is gone for good; it binds again when it starts",
+        ),
+        entry(
+            "stalled",
+            cause="clients wait, and no holder accepts",
+            remedy="look at the server: it hangs, or is overloaded",
+        ),
+        entry(
+            "repaired",
+            "backlog-restored",
+            cause="a holder called shutdown(2), or listen(2) with a backlog of its own; the binder undid it",
+            remedy="nothing; the holder will do it again at its next start",
+        ),
+        entry(
+            "cannot-repair",
+            cause="the kernel refused to listen again, or another process took the address meanwhile",
+            remedy="`ss -ltnp` shows who has it; stop that process, and restart the server",
+        ),
+        entry(
+            "shutdown-failed",
+            cause="a released listener could not be shut down; it may stay open in its holders",
+            remedy="restart its holders",
+        ),
+        entry(
+            "backlog-capped",
+            cause="net.core.somaxconn is lower than the backlog that was asked for",
+            remedy="`sysctl -w net.core.somaxconn=…`, then restart the server",
+        ),
+        entry(
+            "cannot-look",
+            cause="the binder could not look for holders: a fork was refused, or the scan of /proc took too long",
+            remedy="memory, TasksMax= of the unit; orphans are not found meanwhile",
+        ),
+        entry(
+            "refused",
+            cause="a client asked for what it cannot have; `why=` is what it was told",
+            remedy="see that message on this page",
+        ),
+        entry(
+            "turned-away",
+            cause="a client, or its request, was above a limit",
+            remedy="the flag that `why=` names; a client that takes so much has a bug, or is hostile",
+        ),
+        entry(
+            "evicted",
+            cause="an idle connection was closed to make room for a new one",
+            remedy="close connections after use; `--max-clients`",
+        ),
+        entry(
+            "timed-out",
+            cause="a client sent half of a request, or did not read its answer, for `--request-timeout`",
+            remedy="repair the client, or a longer timeout for a slow host",
+        ),
+        entry(
+            "protocol-error",
+            cause="a client sent what is no request",
+            remedy="`command=` names the program: does it really want this socket?",
+        ),
+        entry(
+            "cannot-hand-over",
+            cause="the kernel refused to send descriptors: too many are in flight for this user (unix(7), "
+            "ETOOMANYREFS)",
+            remedy="raise `LimitNOFILE=` of the binder; see to clients that do not read",
+        ),
+        entry(
+            "cannot-accept",
+            cause="the binder has no descriptor or memory left for a new connection; it tries again",
+            remedy="`LimitNOFILE=`, `--max-clients`",
+        ),
+        entry(
+            "internal-error",
+            cause="a bug: a request failed in an unexpected way; the binder goes on",
+            remedy="report it with the line",
+        ),
+        entry(
+            "open-to-others",
+            cause="other users may connect to the control socket, and there is no policy",
+            remedy="[write a policy](how-to/policy.md), or `--mode 0600`",
+        ),
+        entry(
+            "policy-broken",
+            cause="the policy file was changed and cannot be used. At SIGHUP the previous policy holds; at a start "
+            "only root "
+            "and the binder's user may ask for anything",
+            remedy="`multibinder policy lint FILE`, correct it, SIGHUP",
+        ),
+        entry(
+            "directory-unsafe",
+            "directory-doubtful",
+            cause="another user, or a group, could replace the files in the control socket's directory",
+            remedy="`/run/multibinder`; `chown`, `chmod go-w`",
+        ),
+        entry(
+            "limit-lowered",
+            cause="RLIMIT_NOFILE is too low for `--max-listeners`",
+            remedy="`LimitNOFILE=`, or `ulimit -Hn`",
+        ),
+        entry(
+            "store-full",
+            cause="more sockets than systemd's descriptor store, or the guard, takes: the newest would not survive "
+            "a crash",
+            remedy="raise `FileDescriptorStoreMax=`, and `Environment=FDSTORE=` with it",
+        ),
+        entry(
+            "store-silent",
+            cause="systemd, or the guard, did not confirm within 10 s that it keeps a socket",
+            remedy="`systemctl status multibinder`; is NotifyAccess=main?",
+        ),
+        entry(
+            "store-unreachable",
+            cause="the notification socket cannot be used: sockets would not survive a crash",
+            remedy="restart the binder by systemd, not from a shell with NOTIFY_SOCKET set",
+        ),
+        entry(
+            "cannot-recover",
+            cause="a process of another user has a socket of a binder that was killed, and this binder may not take it",
+            remedy="install `ptrace.conf` and restart the binder (it has not forgotten the socket), or restart that "
+            "process",
+        ),
+        entry(
+            "inherited-lost",
+            cause="the sockets that were kept could not be taken over",
+            remedy="restart the servers behind them; report it with the line",
+        ),
+        entry(
+            "inherited-unknown",
+            "inherited-twice",
+            cause="a descriptor that came from systemd, the guard or the previous version is no socket of ours; it "
+            "was closed",
+            remedy="nothing, after a change of the socket unit; else report it",
+        ),
+        entry(
+            "records-unreadable",
+            "records-damaged",
+            cause="the record of owners and names is damaged; sockets are kept, owners or names may be lost",
+            remedy="`multibinder list` shows what is known; the next bind of each server restores it",
+        ),
+        entry(
+            "state-file-unreadable",
+            cause="the file beside the control socket is another user's, as after a binder that ran as root",
+            remedy="nothing: it is written anew",
+        ),
+        entry(
+            "state-file-lost",
+            cause="the file beside the control socket cannot be written",
+            remedy="free some space there",
+        ),
+        entry(
+            "signal-ignored",
+            cause="a signal for which this version has no use",
+            remedy="nothing",
+        ),
+        entry(
+            "upgrade-refused",
+            "upgrade-failed",
+            cause="the newly installed code cannot start, or could not be executed; the running version goes on",
+            remedy="repair the installation, `multibinder upgrade`",
+        ),
+        entry(
+            "guard-upgrade-refused",
+            "guard-upgrade-failed",
+            cause="the same, of the guard",
+            remedy="repair the installation, SIGUSR2",
+        ),
+        entry(
+            "binder-died",
+            cause="the binder ended without being told to; the guard keeps its sockets and starts it again",
+            remedy="`status=` says how (a negative number is a signal); report a crash",
+        ),
+        entry(
+            "guard-cannot-receive",
+            "guard-refused",
+            cause="a message to the guard was damaged, or came from another user",
+            remedy="nothing, once; else look who has the notification socket",
+        ),
+        entry(
+            "no-pidfile",
+            cause="the PID file cannot be written; the guard goes on without",
+            remedy="its directory must be writable",
+        ),
+    ),
+)

@@ -1,0 +1,215 @@
+"""The errors of multibinder-haproxy, and messages of HAProxy and systemd that its users meet."""
+
+from __future__ import annotations
+
+from multibinder.cli.error_catalogue.entry import Section, entry
+
+HAPROXY = Section(
+    "multibinder-haproxy",
+    "Exit codes: 1 failed, 2 wrong usage, 3 HAProxy is not running, 4 no such instance. After a failed reload the "
+    "old worker "
+    "serves as before.",
+    (
+        entry(
+            "…:…: Ruby is not run here",
+            cause="an ERB template with more than binds",
+            remedy="convert the line as the message says, and rename the file to `.j2`",
+        ),
+        entry(
+            "bind_tcp() has no option …",
+            "bind_tcp(…, …): …",
+            "bind_tcp(…, …) is asked for twice with different options",
+            cause="a call of `bind_tcp` in a template that makes no sense",
+            remedy="[templates](reference/templates.md) has its options; one address has one socket, with one set "
+            "of options",
+        ),
+        entry(
+            "the sandbox refuses this",
+            cause="a template under `--sandbox` reaches into Python",
+            remedy="compute it in a `--vars` file, or drop `--sandbox` if you trust who writes the template",
+        ),
+        entry(
+            "cannot read the variables",
+            "…: not valid …: …",
+            "the variables must be an object at the top",
+            "is the wrapper's own; rename it",
+            cause="a `--vars` file that cannot be read, is no TOML or JSON, or has a name that templates have already",
+            remedy="repair the file",
+        ),
+        entry(
+            "…: cannot read it: …",
+            "…: not UTF-8: …",
+            cause="a template is missing, not readable by this user, or in another encoding",
+            remedy="as the reason says; convert it to UTF-8",
+        ),
+        entry(
+            "HAProxy ignores '…' on a socket that it inherits",
+            cause="a warning: the binder owns what belongs to bind(2) and listen(2)",
+            remedy="as the message says: `bind_tcp(…, backlog=N)`, `v6only=true`, or bind this one without `bind_tcp`",
+        ),
+        entry(
+            "HAProxy refuses the configuration",
+            cause="`haproxy -c` found an error in the rendered configuration",
+            remedy="HAProxy's own message follows; `multibinder-haproxy render FILE` shows the text",
+        ),
+        entry(
+            "-c did not end within … s",
+            "cannot run …",
+            "cannot check: writing to … failed",
+            cause="the check itself failed: HAProxy hangs, cannot be executed, or there is no room for the rendered "
+            "files",
+            remedy="as the message says",
+        ),
+        entry(
+            "the new configuration binds …, and the binder cannot be asked",
+            cause="a reload with new binds while the binder is away; one without would work",
+            remedy="start the binder, and reload again",
+        ),
+        entry(
+            "… (waited … s)",
+            cause="the binder was not there when HAProxy was to be started, nor within `--wait`",
+            remedy="start the binder; the first part of the message is in the first table",
+        ),
+        entry(
+            "HAProxy must run in master-worker mode",
+            "-c only checks",
+            "-D would take HAProxy away",
+            "HAProxy's arguments name no configuration",
+            "HAProxy's option … needs a value",
+            "-S …: the wrapper talks to HAProxy's master over a Unix socket",
+            cause="HAProxy's arguments do not fit to a supervised HAProxy that can reload",
+            remedy="`-Ws -f FILE.j2`, without -c and -D",
+        ),
+        entry(
+            "is no instance name",
+            "too long for a Unix socket",
+            "no such program; install HAProxy",
+            "--sandbox goes with '-- HAPROXY ARGS...'",
+            "cannot find the installed '…' command",
+            cause="the command line of `run` or `check`",
+            remedy="as the message says",
+        ),
+        entry(
+            "… is running already, as process …",
+            cause="a second `run` of the same instance",
+            remedy="`multibinder-haproxy reload NAME`, or another `--name`",
+        ),
+        entry(
+            "another reload or stop of … is under way",
+            cause="reloads and stops of one instance are done one after the other",
+            remedy="wait; `multibinder-haproxy status NAME` says what is going on",
+        ),
+        entry(
+            "there is no instance …",
+            "…: permission denied; run this as …'s user",
+            cause="no instance of that name was started, or it is another user's, or in another `--runtime-dir`",
+            remedy="`multibinder-haproxy status` lists all; run as root or as HAProxy's user",
+        ),
+        entry(
+            "HAProxy's master … did not answer",
+            "HAProxy's master does not answer",
+            "HAProxy's master at … gave no list of processes",
+            "cannot read the environment of HAProxy's master",
+            cause="HAProxy does not run, or its master hangs or is loading",
+            remedy="look at its log; start it again",
+        ),
+        entry(
+            "no new worker answered within … s",
+            cause="HAProxy is still loading, or hangs",
+            remedy="its log says which; `--timeout` for thousands of certificates",
+        ),
+        entry(
+            "HAProxy counts a failed reload",
+            "HAProxy says no more",
+            "HAProxy reloaded, but without its wrapper",
+            cause="a configuration passed the check, and HAProxy failed to start with it; or the wrapper was removed",
+            remedy="HAProxy's log has the reason: a directory that is missing, an address in use",
+        ),
+        entry(
+            "still has connections after … s",
+            cause="`stop` waits for the connections that are open",
+            remedy="a longer `--timeout`, or `kill` the process that is named",
+        ),
+        entry(
+            "…: cannot write: …",
+            "…: cannot write: …; monitoring sees what was there before",
+            cause="the runtime directory is full or not writable; the running HAProxy is not touched",
+            remedy="free some space, or choose another `--runtime-dir`",
+        ),
+        entry(
+            "… binds are too many for one instance",
+            cause="the record of some 5,000 binds does not fit into the environment (execve(2))",
+            remedy="split the configuration into several instances",
+        ),
+        entry(
+            "… belongs to …, who could replace the configuration in it",
+            "can be written by others (mode …), who could replace the",
+            "is a symbolic link: it is not followed",
+            "is a symbolic link that … made",
+            "… is not a file; remove it",
+            "… belongs to …, and not to us",
+            "… … (of …); remove it, or choose another --runtime-dir",
+            cause="another user made the runtime directory or a file in it, or may write there",
+            remedy="remove it after a look at who made it, or choose another `--runtime-dir`",
+        ),
+        entry(
+            "… cannot be run as that user",
+            cause="root's command on another user's instance runs as that user, who cannot execute this installation",
+            remedy="install in `/opt`, where every user may read",
+        ),
+        entry(
+            "NOT the current configuration: HAProxy runs with the last good one",
+            cause="the templates are broken, or HAProxy refuses what they say; the reason stands before it",
+            remedy="correct them, then `multibinder-haproxy reload NAME`",
+        ),
+        entry(
+            "multibinder holds none of its sockets",
+            "multibinder holds none of HAProxy's sockets",
+            cause="a warning: no `-f` names a template, or no template calls `bind_tcp`",
+            remedy="rename the configuration to `.j2`, and write its binds with `bind_tcp`",
+        ),
+        entry(
+            "MULTIBINDER_SOCK is not set: HAProxy binds by itself, and A RESTART WILL REFUSE CONNECTIONS",
+            cause="a warning: nothing says where the binder is",
+            remedy="set MULTIBINDER_SOCK",
+            fragment="HAProxy binds by itself",
+        ),
+        entry(
+            "cannot ask the binder what else we own",
+            cause="a warning at a start: the binder did not answer, and ports that are bound no more may stay open",
+            remedy="the next reload makes it up; `multibinder list`",
+        ),
+        entry(
+            "cannot watch this reload",
+            cause="after a reload by signal no process could be started that watches it",
+            remedy="`multibinder-haproxy reload NAME` makes it up",
+        ),
+        entry(
+            "cannot execute …: …; is the haproxy package installed?",
+            cause="HAProxy's program is gone or cannot be executed",
+            remedy="install it; the old workers lost their master, so restart the service",
+        ),
+    ),
+)
+
+OTHERS_MESSAGES = Section(
+    "What HAProxy and systemd say",
+    "These are not multibinder's, but its users meet them.",
+    (
+        entry(
+            "Failed to get the sockets from the old process!",
+            cause="HAProxy asks its old worker for sockets (`-x`), which has none to give: they come from the binder",
+            remedy="nothing: it is harmless",
+        ),
+        entry(
+            "not enough free sockets",
+            cause="a descriptor's number is above what HAProxy's `maxconn` allows",
+            remedy="raise `maxconn`",
+        ),
+        entry(
+            "status=217/USER",
+            cause="the unit's user does not exist",
+            remedy="`systemd-sysusers multibinder.conf`",
+        ),
+    ),
+)

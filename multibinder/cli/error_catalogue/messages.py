@@ -1,0 +1,387 @@
+"""The errors of the library, the binder and the commands."""
+
+from __future__ import annotations
+
+from multibinder.cli.error_catalogue.entry import Section, entry
+
+CLIENT = Section(
+    "Asking the binder",
+    "From the library (`import multibinder`), and from every command that talks to the binder.",
+    (
+        entry(
+            "MULTIBINDER_SOCK is not set: set it to the path of the binder's control socket",
+            cause="nothing says where the binder is",
+            remedy="`export MULTIBINDER_SOCK=…`, or `--socket`, or `socket_path=`",
+            fragment="is not set: set it to the path of the binder's control socket",
+        ),
+        entry(
+            "cannot reach the binder at …: there is no such socket",
+            cause="no binder runs there",
+            remedy="start `multibinder serve --socket …`; under systemd `systemctl start multibinder.socket`",
+            fragment="there is no such socket",
+        ),
+        entry(
+            "cannot reach the binder at …: nobody listens there any more",
+            cause="the binder ended without removing its socket: it was killed",
+            remedy="start it again; it removes the file itself",
+            fragment="nobody listens there any more",
+        ),
+        entry(
+            "cannot reach the binder at …: permission denied",
+            cause="the control socket's mode does not let this user connect",
+            remedy="`serve --group NAME`, and be in that group",
+            fragment="permission denied; the binder's --mode and --group",
+        ),
+        entry(
+            "cannot reach the binder at …",
+            cause="the kernel refused the connection, for the reason that follows",
+            remedy="as the reason says; `multibinder doctor` looks at the control socket",
+        ),
+        entry(
+            "the binder at … did not accept the connection within … s",
+            "the binder at … did not answer '…' within … s",
+            "… of … descriptors came from … within … s",
+            cause="the binder is stopped (SIGSTOP), or overloaded, or the host is",
+            remedy="look at its log and at `multibinder status`; give `timeout=` more",
+        ),
+        entry(
+            "the binder at … closed the connection without an answer",
+            cause="the binder ended, or refused this client: it is at a limit",
+            remedy="ask again; its log says `event=turned-away` with the limit, or `event=evicted`",
+        ),
+        entry(
+            "the kernel dropped descriptors on their way to us: this process is at its limit of open files",
+            cause="RLIMIT_NOFILE of the client is too low for the listeners that it asked for",
+            remedy="`ulimit -n`, or `LimitNOFILE=` in its unit",
+        ),
+        entry(
+            "the program at …the Ruby … its listeners",
+            cause="the Ruby program knows no method but bind",
+            remedy="`ss -ltnp` as root; [move from the Ruby program](how-to/from-ruby.md)",
+        ),
+        entry(
+            "… is neither an address, a (host, port) tuple nor a ListenerSpec",
+            cause="the argument of `bind_many`, or of a method of `Client`, is of another type",
+            remedy='write `("127.0.0.1", 8000)`',
+        ),
+        entry(
+            "MULTIBINDER_SOCK is not set: binding in this process, so a restart will refuse connections",
+            cause="a warning of `fallback=True` where there is no binder",
+            remedy="none on a laptop; in production set MULTIBINDER_SOCK",
+            fragment="is not set: binding in this process",
+        ),
+    ),
+)
+
+BIND = Section(
+    "Binding an address",
+    "The binder's refusals (`BindError`, `NotAllowed`, `LimitReached`) and addresses that make no sense "
+    "(`AddressError`). "
+    "After a refusal nothing of the request was bound.",
+    (
+        entry(
+            "Could not bind: …: address already in use, by …",
+            cause="another process listens there; it is named where the binder may see it",
+            remedy="stop it, or choose another port",
+            fragment="or choose another port",
+        ),
+        entry(
+            "address already in use, by a process that this user may not see",
+            cause="another user's process listens there, and the binder may not look into it",
+            remedy="`ss -ltnp` as root, or the drop-in `ptrace.conf`",
+            fragment="a process that this user may not see",
+        ),
+        entry(
+            "Could not bind: …: permission denied: a port below … needs CAP_NET_BIND_SERVICE",
+            cause="the binder is not privileged",
+            remedy="`AmbientCapabilities=CAP_NET_BIND_SERVICE` in its unit, or net.ipv4.ip_unprivileged_port_start",
+            fragment="needs CAP_NET_BIND_SERVICE in the binder",
+        ),
+        entry(
+            "Could not bind: …: cannot assign requested address: no interface of this host has …",
+            cause="the address is another host's, or not there yet",
+            remedy="`sysctl -w net.ipv4.ip_nonlocal_bind=1` for an address that moves between hosts",
+            fragment="no interface of this host has",
+        ),
+        entry(
+            "Could not bind: …: too many open files: raise LimitNOFILE=",
+            cause="the binder, or the host, has no descriptor left",
+            remedy="`LimitNOFILE=` in the binder's unit, or a lower `--max-listeners`",
+            fragment="raise LimitNOFILE= in the binder's unit",
+        ),
+        entry(
+            "Could not bind: …: the listener exists with …, and … was asked for",
+            cause="what cannot change while a socket lives (v6only, name, address) was asked for with another value",
+            remedy="release the listener first, or ask for the same",
+        ),
+        entry(
+            "Could not bind: …: …",
+            cause="the kernel refused bind(2) or listen(2), for the reason that follows",
+            remedy="as the reason says",
+        ),
+        entry(
+            "uid … has its limit of … listeners",
+            "this binder holds its limit of … listeners",
+            cause="a limit that keeps one user, or all, from taking every descriptor",
+            remedy="release what is not needed, or raise the flag that the message names",
+        ),
+        entry(
+            "uid … asks more than … times a second",
+            "this binder is asked more than … times a second",
+            cause="a limit on the rate of requests",
+            remedy="ask less often: several binds fit into one request. Or raise the flag that the message names",
+        ),
+        entry(
+            "… descriptors are … to clients … do not read",
+            cause="clients asked for listeners and do not read the answers",
+            remedy="repair or stop the client; `event=turned-away` in the log has its pid. Or raise the flag that is "
+            "named",
+        ),
+        entry(
+            "unfinished requests of uid … have more than … bytes",
+            "unfinished requests have more than … bytes",
+            cause="clients send long requests and do not finish them",
+            remedy="repair or stop the client; `event=turned-away` in the log has its pid",
+        ),
+        entry(
+            "uid … has … clients, its limit",
+            "this binder serves … at once",
+            "too many clients: …",
+            cause="a limit on the number of connections, and no idle client can be evicted for this one",
+            remedy="close connections after use, or raise `--max-clients` or `--max-clients-per-uid`",
+        ),
+        entry(
+            "Not allowed to …",
+            cause="a rule of the policy denies it, or no rule allows it",
+            remedy="`multibinder policy check --uid … --bind …` explains the decision, rule by rule",
+        ),
+        entry(
+            "the owner label … belongs to uid …",
+            cause="another user has claims with that label",
+            remedy="choose another label",
+        ),
+        entry(
+            "host … is a name: give a numeric address",
+            "host … is ambiguous",
+            "host … is not a valid IP address",
+            "host … has an IPv6 scope",
+            cause="a listener must not depend on DNS or on a guess",
+            remedy="write the numeric address: `0.0.0.0` for every IPv4 address, `::` for IPv6",
+        ),
+        entry(
+            "port … is out of range",
+            "… has no port: write host:port",
+            "…: … is not an IPv… address",
+            "… addresses are not supported yet",
+            cause="the text is no address of a TCP listener",
+            remedy="`192.0.2.1:80`, `[2001:db8::1]:443`",
+        ),
+        entry(
+            "v6only has a meaning for IPv6 addresses only",
+            "backlog … is out of range",
+            "… is not usable: 1 to 128 of A-Z a-z 0-9 _ . @ / + -",
+            cause="an option, a name or a label with a value that it cannot have",
+            remedy="as the message says",
+        ),
+        entry(
+            "a backlog of … was asked for, but the kernel allows …",
+            cause="a warning: net.core.somaxconn is lower than the backlog",
+            remedy="`sysctl -w net.core.somaxconn=…`, and bind again",
+        ),
+    ),
+)
+
+START = Section(
+    "Starting and upgrading the binder",
+    "`multibinder serve` and `multibinder upgrade` exit with 1.",
+    (
+        entry(
+            "… is served by … already",
+            cause="a second binder on the same path",
+            remedy="stop the first, or choose another `--socket`",
+        ),
+        entry(
+            "… exists and is not a socket",
+            cause="a file is in the way; it is left alone",
+            remedy="another `--socket`, or remove the file",
+        ),
+        entry(
+            "…: the path has … bytes, a Unix socket's may have …",
+            cause="the kernel's limit on the path of a Unix socket",
+            remedy="a shorter `--socket`",
+        ),
+        entry(
+            "… belongs to uid …, who could replace the files",
+            "everybody may write in …",
+            cause="another user could put a control socket of its own in the place of this one",
+            remedy="`/run/multibinder`, or `chown`, `chmod o-w`",
+        ),
+        entry(
+            "… is a link; see who made it",
+            "… is not ours: uid … made it",
+            "…: somebody has replaced the control socket",
+            cause="another user wrote into the control socket's directory",
+            remedy="find out who, remove the file, use a directory that others cannot write to",
+        ),
+        entry(
+            "cannot give the control socket to group …",
+            "--group …: there is no such group",
+            cause="the group does not exist, or the binder's user is not in it",
+            remedy="`getent group`; run as root or as a member",
+        ),
+        entry(
+            "--pidfile …: cannot write it",
+            "--log-file …",
+            cause="the directory is missing or not writable, or the file is another user's",
+            remedy="as the reason that follows says",
+        ),
+        entry(
+            "…: cannot create the control socket: …",
+            cause="the directory is missing, not writable for this user, full, or on a read-only file system",
+            remedy="as the message says: `mkdir -p`, another `--socket`, or run as the directory's owner",
+        ),
+        entry(
+            "Could not upgrade: …",
+            cause="the newly installed code cannot start; the running binder goes on, and nothing was lost",
+            remedy="repair the installation (the reason follows) and upgrade again",
+        ),
+    ),
+)
+
+POLICY = Section(
+    "The policy file",
+    "From `multibinder serve`, `multibinder policy check` and `multibinder policy lint`. Each begins with the file, "
+    "and the "
+    "rule. [The policy file](reference/policy.md) has all keys.",
+    (
+        entry(
+            "cannot read the policy: …",
+            "no policy: a regular file of at most 1 MiB is expected",
+            cause="the file is missing, not readable by the binder's user, a directory, or too large",
+            remedy="as the reason says; mode 0644 will do",
+        ),
+        entry(
+            "…: belongs to uid …, who could allow themselves anything",
+            "others may write it (mode …), so anything may be in it",
+            cause="a user other than root and the binder's could change the policy",
+            remedy="`chown root`, `chmod go-w`",
+        ),
+        entry(
+            "not TOML: …",
+            cause="a syntax error, at the line that is named",
+            remedy="correct it; texts need quotation marks",
+        ),
+        entry(
+            "give either allow or deny",
+            "no method; name some of …",
+            "there is no method …",
+            "there is no option …",
+            "… is an empty list, which nobody can match",
+            "unit is an empty string",
+            cause="a rule that is incomplete, or has a word that does not exist",
+            remedy="as the message says",
+        ),
+        entry(
+            "… is no address pattern",
+            "… would match nothing",
+            "the prefix length is a number",
+            "… has bits beyond /…",
+            "* is every port; write * or a range",
+            "a port is a number from 0 to 65535, and a range goes upwards",
+            "write an absolute path, with / at the end",
+            cause="an address pattern that the policy cannot use",
+            remedy="`192.0.2.0/24:80`, `[2001:db8::/32]:1024-65535`, `*:443`, `ipv4@*:*`",
+        ),
+        entry(
+            "…: rule …: …",
+            cause="the rule that is named, by its number and name, has an address, a user or a word that cannot be "
+            "used",
+            remedy="the rest of the message is in this table",
+            fragment=": rule …",
+        ),
+        entry(
+            "… is no …'s number",
+            "there is no … … on this host",
+            cause="a user or group that this host does not have",
+            remedy="`getent passwd`, `getent group`; or write the number",
+        ),
+    ),
+)
+
+COMMANDS = Section(
+    "Other commands",
+    "`multibinder systemd install`, `exporter`, `status`. They exit with 1.",
+    (
+        entry(
+            "the service runs as the user multibinder, who cannot use this installation",
+            cause="the installation, or its Python, is below `/root`, or was made under umask 077; nothing was written",
+            remedy="`umask 022; /usr/bin/python3 -m venv /opt/multibinder`, and install there",
+        ),
+        entry(
+            "changed by hand, so nothing was written",
+            cause="a unit file is not as `systemd install` wrote it",
+            remedy="move the change to a drop-in (`systemctl edit`), then `--force`",
+        ),
+        entry(
+            "there are no commands … in …",
+            "the unit files are missing; the installation is not complete",
+            "has a character that a unit's ExecStart= cannot have",
+            cause="the project is not installed, or in a directory with an unusual name",
+            remedy="`pip install .` into `/opt/multibinder`",
+        ),
+        entry(
+            "there is no such directory",
+            "…: cannot read …: …",
+            "…: cannot write: …",
+            cause="`--prefix` or `--textfile` names something that is missing, or not writable by this user",
+            remedy="as the reason says; `systemd install` needs root",
+        ),
+        entry(
+            "cannot listen on …",
+            cause="the exporter's port is taken, or may not be bound by this user",
+            remedy="`exporter --listen` with another port",
+        ),
+        entry(
+            "the binder at … is older than this command (version …)",
+            cause="a binder of an older version runs",
+            remedy="`multibinder upgrade`",
+        ),
+    ),
+)
+
+PROTOCOL = Section(
+    "The protocol",
+    "For who writes a client, or a binder (`RemoteProtocolError`; JSON-RPC codes -32700 to -32600). A user sees "
+    "them only where "
+    "the program at the other end is no multibinder, or has a bug.",
+    (
+        entry(
+            "a message has more than … bytes",
+            cause="a request above `--max-request`, or an answer that is no JSON-RPC",
+            remedy="fewer binds in one request; is the path really the binder's control socket?",
+        ),
+        entry(
+            'params is empty: give at least one {"address"',
+            "params[…]: …",
+            cause="`params` of bind, check or release is not a list of objects with `address` and `port`",
+            remedy="as the message says",
+        ),
+        entry(
+            "asked with id …, answered with id …",
+            "asked for … listeners",
+            "a result that makes no sense",
+            "not a JSON-RPC reply",
+            "not a JSON object",
+            "JSON-RPC batches are not supported",
+            cause="what came is no message of the protocol, or not the answer to what was asked",
+            remedy="is the path really the binder's control socket? Else a bug: please report it",
+        ),
+        entry(
+            "the descriptor for … is of no use",
+            "the descriptor for … is no … socket",
+            "asked for …, but the socket that came …",
+            cause="the descriptor that came is not the listener that was asked for",
+            remedy="restart the binder; is the program there really a binder?",
+        ),
+    ),
+)

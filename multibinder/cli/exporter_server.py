@@ -1,0 +1,140 @@
+"""Serve metrics by HTTP, with bounded connections, threads and times."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
+from socketserver import TCPServer, ThreadingMixIn
+from typing import Any
+
+import sdnotify
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import CollectorRegistry
+
+from multibinder import TcpAddress, __version__
+
+#: Requests served at once; an exporter has a scraper or two.
+_MAX_REQUESTS = 16
+#: The time for a request and for reading its answer together.
+_REQUEST_S = 30.0
+#: The time for open requests after SIGTERM; systemd waits longer.
+_DRAIN_S = 5.0
+_PAGE = b"""<!DOCTYPE html><title>multibinder exporter</title>
+<h1>multibinder exporter</h1><p><a href="/metrics">Metrics</a></p>
+"""
+
+
+class MetricsServer(ThreadingMixIn, TCPServer):
+    """An HTTP/1.0 server with a thread for each request, a limit on their number, and a deadline for each.
+
+    http.server's own class is no base for it: that looks up the host's name in the DNS before it serves. The
+    constructor listens, and raises OSError if it cannot.
+    """
+
+    allow_reuse_address = True
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, address: TcpAddress, registry: CollectorRegistry, log: Callable[[str], None]) -> None:
+        self.address_family = address.family
+        self.registry = registry
+        self._log = log
+        self._deadlines: dict[socket.socket, float] = {}
+        self._lock = threading.Condition()
+        super().__init__(address.sockaddr, _Handler)
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then answer the open requests."""
+        # shutdown() waits for the loop, which runs in this thread, so another thread has to call it.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: threading.Thread(target=self.shutdown, daemon=True).start())
+        host, port = self.socket.getsockname()[:2]
+        self._log(f"serving http://{TcpAddress.of(host, port)}/metrics")
+        notifier = sdnotify.SystemdNotifier()
+        notifier.notify("READY=1")
+        self.serve_forever()
+        notifier.notify("STOPPING=1")
+        # The open requests get a few seconds.
+        with self._lock:
+            self._lock.wait_for(lambda: not self._deadlines, _DRAIN_S)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            full = len(self._deadlines) >= _MAX_REQUESTS
+            if not full:
+                self._deadlines[request] = time.monotonic() + _REQUEST_S
+        if full:
+            with contextlib.suppress(OSError):
+                request.send(b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 15\r\n\r\n", socket.MSG_DONTWAIT)
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._deadlines.pop(request, None)
+            super().shutdown_request(request)
+            self._lock.notify_all()
+
+    def service_actions(self) -> None:
+        """Cut requests past their deadline; the server's loop calls this twice a second.
+
+        A timeout of the socket would not do: a client that sends or reads byte by byte never lets one pass.
+        """
+        now = time.monotonic()
+        with self._lock:  # a request is closed under the lock too, so its number cannot be another socket's by now
+            for request, deadline in self._deadlines.items():
+                if now > deadline:
+                    with contextlib.suppress(OSError):
+                        request.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):  # an OSError is a client that went away
+            self._log(f"a request failed: {error!r}; please report it")
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: MetricsServer
+    timeout = 10
+    server_version = f"multibinder-exporter/{__version__}"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == "/":
+            self._answer(_PAGE, "text/html; charset=utf-8")
+        elif path == "/metrics":
+            encode, content_type = choose_encoder(self.headers.get("Accept", ""))
+            self._answer(encode(self.server.registry), content_type, compress=self._accepts_gzip())
+        else:
+            self.send_error(404, "Not Found", "The metrics are at /metrics.")
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing: a scrape is no event."""
+
+    def _accepts_gzip(self) -> bool:
+        codings = [each.partition(";") for each in self.headers.get("Accept-Encoding", "").lower().split(",")]
+        return any(name.strip() == "gzip" and weight.replace(" ", "") != "q=0" for name, _, weight in codings)
+
+    def _answer(self, body: bytes, content_type: str, compress: bool = False) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", content_type)
+        if compress:
+            # The fastest level: a higher one takes a second for the metrics of 10,000 listeners.
+            body = gzip.compress(body, compresslevel=1)
+            self.send_header("Content-Encoding", "gzip")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)

@@ -1,0 +1,33 @@
+"""Format the numbers, times and system errors that the commands print."""
+
+from __future__ import annotations
+
+import time
+
+
+def age(seconds: float) -> str:
+    """Return a duration in its largest unit, rounded down: ``59s``, ``3h``."""
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{int(seconds // size)}{unit}"
+    return f"{max(0, int(seconds))}s"
+
+
+def clock(at: float) -> str:
+    """Return the local time of day of a moment in seconds since the epoch."""
+    return time.strftime("%H:%M:%S", time.localtime(at))
+
+
+def count(number: int, noun: str) -> str:
+    """Return the number and the noun, in the plural unless the number is 1: ``1 listener``, ``10,000 listeners``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def rate_text(per_s: float) -> str:
+    """Return a rate with a decimal place while that matters: ``0``, ``3.5``, ``1,200``."""
+    return "0" if not per_s else f"{per_s:.1f}" if per_s < 100 else f"{per_s:,.0f}"
+
+
+def reason_of(error: OSError) -> str:
+    """Return the system's text for the error, for the middle of a sentence: ``permission denied``."""
+    return (error.strerror or str(error)).lower()

@@ -1,0 +1,246 @@
+"""The writer of ``RUNTIME/NAME/summary.json``: what every local user may know of an instance.
+
+docs/instance-summary.md is its contract, and ``wire/instance_summary.py`` its structure. The other files of the
+directory hold passwords and are private. So may be a daemon's messages, which quote configuration lines. Therefore the
+summary has no text of a template, a configuration or a message: only names, numbers and times.
+
+Each process that changes what the summary tells writes it: a start, a re-exec, a reload, a stop. Each reads what is
+there, changes its part, and replaces the file under a lock of the summary's own, because a signal can start a re-exec
+while a reload is at work. No method here raises for a summary that cannot be written: monitoring must never cost a
+reload.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import msgspec
+from msgspec.structs import replace
+
+from multibinder.kernel import files
+from multibinder.kernel.process import TICKS_PER_S, start_ticks_of
+from multibinder.launch import lock
+from multibinder.launch.errors import LaunchError
+from multibinder.launch.log import InstanceLog
+from multibinder.wire.instance_summary import (
+    FILE_NAME,
+    VERSION,
+    InstanceSummary,
+    MasterProcess,
+    SourceDirectory,
+    SourceFile,
+)
+
+#: Who holds the summary's lock needs milliseconds. A reload does not wait for a process that was stopped meanwhile.
+_LOCK_WAIT_S, _LOCK_PAUSE_S = 0.5, 0.01
+#: Whatever the umask: the modes of the directories above decide who may read it.
+_MODE = 0o644
+
+
+class LoadedConfiguration(msgspec.Struct, frozen=True):
+    """What the daemon was last given, as far as the summary tells it. ``loaded_at`` is in seconds since the epoch."""
+
+    generation: int
+    fallback: bool
+    loaded_at: float
+    binds: Sequence[str]
+    sources: Sequence[SourceFile]
+    directories: Sequence[SourceDirectory]
+
+
+class Processes(Protocol):
+    """The workers of a daemon as its master lists them: those that serve, and those that finish their connections."""
+
+    @property
+    def serving(self) -> list[int]: ...
+
+    @property
+    def draining(self) -> list[int]: ...
+
+
+class SummaryWriter:
+    """Keeps the summary of one instance; a method for each event of its life."""
+
+    def __init__(
+        self, directory: str, name: str, log: InstanceLog, read_loaded: Callable[[], LoadedConfiguration | None]
+    ) -> None:
+        """``read_loaded`` reads what the daemon was last given. It is called while the summary is locked."""
+        self._directory = directory
+        self._name = name
+        self._log = log
+        self._read_loaded = read_loaded
+        self._has_complained = False
+
+    @property
+    def path(self) -> str:
+        return os.path.join(self._directory, FILE_NAME)
+
+    def read(self) -> InstanceSummary | None:
+        """Read the summary; None if there is none, or none of this version."""
+        try:
+            with open(self.path, "rb") as file:
+                summary = msgspec.json.decode(file.read(), type=InstanceSummary)
+        except (OSError, msgspec.DecodeError):
+            return None
+        return summary if summary.version == VERSION else None
+
+    def read_or_new(self) -> InstanceSummary:
+        """Read the summary, or make one of an instance that was never started."""
+        return self.read() or InstanceSummary.of_new_instance(self._name)
+
+    def started(self, failure: Exception | None) -> None:
+        """This process is about to become the daemon.
+
+        Because of ``failure``, if there is one, it gets the last good configuration.
+        """
+        now = time.time()
+        ticks = start_ticks_of(os.getpid())
+
+        def change(before: InstanceSummary) -> InstanceSummary:
+            after = replace(
+                self._with_loaded(before),
+                state="running",
+                master=MasterProcess(os.getpid(), ticks),
+                fallback=failure is not None,
+                started=now - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / TICKS_PER_S),
+                last_success=before.last_success if failure else now,
+                starts_total=before.starts_total + 1,
+                workers=[],
+                old_workers=[],
+            )
+            return _with_failure(after, failure) if failure else after
+
+        self._change(change)
+
+    def start_failed(self, failure: Exception) -> None:
+        """The daemon is not started at all."""
+        self._change(
+            lambda before: _with_failure(replace(_stopped(before), starts_total=before.starts_total + 1), failure)
+        )
+
+    def reload_began(self, old_workers: list[int], failure: Exception | None = None) -> None:
+        """The daemon's master has re-executed itself, and is this process.
+
+        Because of ``failure``, if there is one, it gets the last good configuration.
+        """
+
+        def change(before: InstanceSummary) -> InstanceSummary:
+            after = replace(
+                self._with_loaded(before),
+                state="reloading",
+                master=MasterProcess(os.getpid(), start_ticks_of(os.getpid())),
+                fallback=failure is not None,
+                reloads_total=before.reloads_total + 1,
+                workers=[],
+                old_workers=old_workers,
+            )
+            return _with_failure(after, failure) if failure else after
+
+        self._change(change)
+
+    def reload_ended(self, workers: list[int], processes: Processes | None) -> None:
+        """``workers`` came up with what was loaded, be it the current or the last good configuration."""
+
+        def change(before: InstanceSummary) -> InstanceSummary:
+            after = self._with_loaded(before)
+            old = processes.draining if processes else before.old_workers
+            return replace(
+                after,
+                state="running",
+                last_success=before.last_success if after.fallback else time.time(),
+                workers=workers,
+                old_workers=[pid for pid in old if pid not in workers],
+            )
+
+        self._change(change)
+
+    def reload_failed(self, failure: Exception, processes: Processes | None) -> None:
+        """The daemon did not come up with what it was given: an older worker serves on."""
+
+        def change(before: InstanceSummary) -> InstanceSummary:
+            after = replace(before, state="running", fallback=True)
+            if processes is not None:
+                after = replace(after, workers=processes.serving, old_workers=processes.draining)
+            if before.state != "reloading":  # the master re-executed itself without us: we are broken, or removed
+                after = replace(after, reloads_total=before.reloads_total + 1)
+            elif before.fallback:  # reload_began() has counted this failure
+                return after
+            return _with_failure(after, failure)
+
+        self._change(change)
+
+    def reload_unseen(self, failure: Exception) -> None:
+        """The end of a reload was not seen: the new worker may come up yet, or the master is gone."""
+        self._change(lambda before: before if before.fallback else _with_failure(before, failure))
+
+    def reload_refused(self, failure: Exception) -> None:
+        """A reload failed before the daemon was told of it: what runs is what ran."""
+        self._change(lambda before: _with_failure(replace(before, reloads_total=before.reloads_total + 1), failure))
+
+    def stopping(self) -> None:
+        self._change(lambda before: replace(before, state="stopping"))
+
+    def stopped(self) -> None:
+        self._change(_stopped)
+
+    def _with_loaded(self, before: InstanceSummary) -> InstanceSummary:
+        loaded = self._read_loaded()
+        if loaded is None:
+            return before
+        return replace(
+            before,
+            generation=loaded.generation,
+            fallback=loaded.fallback,
+            last_load=loaded.loaded_at,
+            binds=loaded.binds,
+            sources=loaded.sources,
+            directories=loaded.directories,
+        )
+
+    def _change(self, change: Callable[[InstanceSummary], InstanceSummary]) -> None:
+        try:
+            with self._locked():
+                after = replace(change(self.read_or_new()), name=self._name, written=time.time())
+                files.replace(self.path, msgspec.json.encode(after) + b"\n", _MODE)
+        except (OSError, LaunchError, ValueError, msgspec.MsgspecError) as error:
+            if not self._has_complained:
+                self._has_complained = True
+                reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)
+                self._log.write(
+                    "warning", f"{self.path}: cannot write: {reason}; monitoring sees what was there before"
+                )
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Lock the directory; a process needs the right to list it for that.
+
+        Goes on without the lock after a moment: then one count may be lost.
+        """
+        descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            lock.acquire(descriptor, _LOCK_WAIT_S, _LOCK_PAUSE_S)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def phase_of(failure: Exception) -> str:
+    """Return how far a start or reload got before it failed; ``load`` for errors that are not ours."""
+    return failure.phase if isinstance(failure, LaunchError) else LaunchError.phase
+
+
+def _stopped(before: InstanceSummary) -> InstanceSummary:
+    return replace(before, state="stopped", master=None, fallback=False, workers=[], old_workers=[])
+
+
+def _with_failure(before: InstanceSummary, failure: Exception) -> InstanceSummary:
+    return replace(
+        before,
+        last_failure=time.time(),
+        last_failure_phase=phase_of(failure),
+        failures_total=before.failures_total + 1,
+    )

@@ -1,0 +1,81 @@
+"""Trust in an instance's directory and records. Nothing is believed or written that another user could have made.
+
+A record says which program to execute, and names templates, which are programs as well. Only root and the user of this
+process are trusted.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from multibinder.kernel.files import Distrust, distrusts, is_strangers
+from multibinder.launch.errors import NotTrusted
+from multibinder.launch.owner import Owner
+
+
+def check_directory(path: str) -> None:
+    """Raise NotTrusted if another user could replace what is in an instance's directory.
+
+    The directory and its parent must not be symbolic links; further up, root's and our own ones are followed. Raises
+    FileNotFoundError if there is no such directory.
+    """
+    for directory in (os.path.dirname(path), path):
+        status = os.lstat(directory)
+        if not stat.S_ISDIR(status.st_mode):
+            kind = "is a symbolic link" if stat.S_ISLNK(status.st_mode) else "is not a directory"
+            raise NotTrusted(f"{directory} {kind} (of {Owner.of(status)}); remove it, or choose another --runtime-dir")
+    for distrust in distrusts(path):
+        raise NotTrusted(_sentence(distrust))
+
+
+def check_parents(path: str) -> None:
+    """Raise NotTrusted if another user could replace a directory that is yet to be made.
+
+    Judges the directories on the way that exist.
+    """
+    existing = os.path.dirname(path)
+    while not os.path.lexists(existing):
+        existing = os.path.dirname(existing)
+    try:
+        for distrust in distrusts(existing):
+            # Another user could make the next directory before we do; check_directory() would find that afterwards.
+            if distrust.reason in ("owner", "link") or not distrust.status.st_mode & stat.S_ISVTX:
+                raise NotTrusted(_sentence(distrust))
+    except FileNotFoundError:
+        pass  # a dangling link
+
+
+def read(path: str) -> bytes:
+    """Return the content of a record. Raises NotTrusted if it is a link, no file, or another user's; OSError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        if os.path.islink(path):
+            raise NotTrusted(f"{path} is a symbolic link: it is not followed; remove it") from None
+        raise
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotTrusted(f"{path} is not a file; remove it")
+        if is_strangers(status):
+            raise NotTrusted(f"{path} belongs to {Owner.of(status)}, and not to us: it is not believed; remove it")
+        return file.read()
+
+
+def _sentence(distrust: Distrust) -> str:
+    path, owner = distrust.path, Owner.of(distrust.status)
+    if distrust.reason == "link":
+        return (
+            f"{path} is a symbolic link that {owner} made: it is not followed; remove it, or choose another "
+            "--runtime-dir"
+        )
+    if distrust.reason == "owner":
+        return (
+            f"{path} belongs to {owner}, who could replace the configuration in it; remove it, run this as that user, "
+            "or choose another --runtime-dir"
+        )
+    return (
+        f"{path} can be written by others (mode {distrust.mode}), who could replace the configuration in it; "
+        f"'chmod go-w {path}', or choose another --runtime-dir"
+    )

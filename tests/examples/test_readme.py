@@ -1,0 +1,102 @@
+"""What README.md and the tutorial tell a reader to paste does what they say."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import PATIENCE_S, clean_environment, require
+
+ROOT = Path(__file__).parents[2]
+INSTALL = re.compile(r"^python3 -m venv .*?\n(?=cat|cd)", re.MULTILINE | re.DOTALL)
+
+
+def pasted(page: str) -> list[str]:
+    """The shell blocks of a page."""
+    return re.findall(r"^```sh\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def run(script: str, directory: Path, host: str) -> str:
+    """Run a script below ``directory`` instead of /tmp/mb, on ``host``, with this installation; what it printed."""
+    require("curl", shutil.which("curl"), "the pages ask with curl")
+    script = INSTALL.sub("cd /tmp/mb\n", script, count=1)
+    script = script.replace("/tmp/mb", str(directory)).replace("127.0.0.1", host)
+    script += "\ntouch stop; kill $(jobs -p); wait\n"
+    environment = clean_environment({"MULTIBINDER_HAPROXY_RUNTIME_DIR": str(directory / "runtime")})
+    environment["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), environment.get("PATH", os.defpath)])
+    output = directory / "output"
+    with output.open("wb") as file:
+        shell = subprocess.Popen(
+            ["bash", "-c", script],
+            cwd=directory,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    try:
+        shell.wait(4 * PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"it does not end\n{output.read_text()}")
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # nothing is left
+            os.killpg(shell.pid, signal.SIGKILL)
+        shell.wait()
+    return output.read_text()
+
+
+def test_the_readme_kills_a_server_three_times_and_no_request_is_refused(run_dir: Path, host: str) -> None:
+    show, _ = pasted("README.md")
+    assert len(show.splitlines()) <= 16
+    said = run(show + f"touch stop; multibinder release {host}:8000\n", run_dir, host)
+    pids = re.findall(r"answered by process (\d+), which is killed now", said)
+    assert len(set(pids)) == 3, said
+    assert "curl:" not in said
+    assert f"{host}:8000: closed" in said
+
+
+def test_the_readme_reloads_haproxy(run_dir: Path, host: str) -> None:
+    require("haproxy", os.path.exists("/usr/sbin/haproxy"), "the README starts HAProxy")
+    binder = "export MULTIBINDER_SOCK=/tmp/mb/control.sock\nmultibinder serve --quiet &\n"
+    waits = "until [ -S control.sock ]; do sleep 0.1; done\n"
+    said = run(binder + waits + pasted("README.md")[1], run_dir, host)
+    assert re.search(r"^web: reloaded in ", said, re.MULTILINE), said
+    assert re.search(r"^hello$", said, re.MULTILINE), said
+    assert f"web: stopped, closed {host}:8080" in said
+
+
+@pytest.fixture
+def said_by_the_tutorial(run_dir: Path, host: str) -> str:
+    require("haproxy", os.path.exists("/usr/sbin/haproxy"), "the tutorial starts HAProxy")
+    return run("".join(pasted("docs/tutorial.md")), run_dir, host)
+
+
+def test_the_tutorial_does_what_it_says(said_by_the_tutorial: str, host: str) -> None:
+    said = said_by_the_tutorial
+    assert "curl:" not in said
+    assert "Traceback" not in said
+    answers = re.findall(r"^hello from (\d+)$", said, re.MULTILINE)
+    assert len(answers) == 6, said
+    assert len(set(answers)) == 2, said
+    for expected in (
+        "upgraded: ",
+        f"ok: 1 file(s), {host}:8080",
+        "bind_tcp() has no option oops",
+        "refused, with exit code 1",
+        "web: reloaded in ",
+        f"added   {host}:8081",
+        f"{host}:8000: closed",
+        f"web: stopped, closed {host}:8080, {host}:8081",
+    ):
+        assert expected in said, said
+    # The second where not every process can be seen.
+    assert "no process but the binder has it open" in said or "NOT CHECKED" in said, said

@@ -1,0 +1,44 @@
+"""Facts about processes from /proc: proc(5)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def descriptors(pid: int | str = "self") -> dict[int, str]:
+    """What a process has open: descriptor and what it is, without the one that this function needs itself."""
+    found = {}
+    directory = Path(f"/proc/{pid}/fd")
+    for name in os.listdir(directory):
+        with contextlib.suppress(FileNotFoundError):
+            found[int(name)] = os.readlink(directory / name)
+    return found
+
+
+@contextlib.contextmanager
+def descriptors_unchanged() -> Iterator[None]:
+    """Fails when the block leaves a descriptor open in this process, or closes one that it does not own."""
+    before = descriptors()
+    yield
+    # A thread of the test, such as a server of it, may still be closing its own.
+    deadline = time.monotonic() + 2
+    while descriptors() != before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert descriptors() == before
+
+
+def is_alive(pid: int) -> bool:
+    """Whether it runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def children(pid: int) -> list[int]:
+    """Of its main thread: proc_pid_task_children(5); zombies too."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -1,0 +1,147 @@
+"""Another user: a process with a uid, gid and groups that are not the test's, which connects to control sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Sequence
+from typing import Self
+
+import msgspec
+
+from tests.support import installation
+from tests.support.raw_client import Json, RawClient, request
+from tests.support.requirements import require
+from tests.support.waiting import PATIENCE_S
+
+# Standard input is a socket. It brings paths, and takes connections to them.
+_PROGRAM = """
+import array, os, socket
+parent = socket.socket(fileno=0)
+while path := parent.recv(4096):
+    client = socket.socket(socket.AF_UNIX)
+    try:
+        client.connect(path)
+    except OSError as error:
+        parent.send(os.strerror(error.errno).encode())
+    else:
+        parent.sendmsg([b"connected"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [client.fileno()]))])
+    client.close()
+"""
+
+
+class Received(msgspec.Struct, frozen=True, order=True):
+    """A descriptor that arrived, as the kernel says that it is bound."""
+
+    host: str
+    port: int
+    v6only: bool
+
+
+class Told(msgspec.Struct, frozen=True):
+    """The binder's answer to another user, and the descriptors that came with it."""
+
+    reply: Json
+    received: list[Received]
+
+    @property
+    def refusal(self) -> str:
+        message: str = self.reply["error"]["message"]
+        return message
+
+    @property
+    def addresses(self) -> list[str]:
+        return [f"{each.host}:{each.port}" for each in self.received]
+
+
+def as_user(uid: int, gid: int | None = None, groups: Sequence[int] = ()) -> list[str]:
+    """Return what to put before a command so that it runs as this user, without capabilities. Skips without root.
+
+    The command must be one that every user may execute: ``installation.for_everybody()`` has our own.
+    """
+    require("root", os.geteuid() == 0, "acting as another user needs root")
+    setpriv = shutil.which("setpriv")
+    require("setpriv", setpriv, "acting as another user needs setpriv (util-linux)")
+    supplementary = f"--groups={','.join(map(str, groups))}" if groups else "--clear-groups"
+    return [str(setpriv), f"--reuid={uid}", f"--regid={uid if gid is None else gid}", supplementary]
+
+
+class Stranger:
+    """A process of another user that connects for the test. A context manager; only root can have one.
+
+    The kernel notes who called connect(2) (SO_PEERCRED, SO_PEERGROUPS, SO_PEERPIDFD), and that is this process, whoever
+    uses the connection afterwards. All its connections are closed at the end. ``path`` is the control socket that
+    ``ask`` and ``bind`` connect to.
+    """
+
+    def __init__(
+        self,
+        uid: int = 4242,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        gid: int | None = None,
+        groups: Sequence[int] = (),
+    ) -> None:
+        self.uid = uid
+        self._path = path
+        self._prefix = as_user(uid, gid, groups)
+        python = installation.interpreter_for_everybody()
+        self._clients = contextlib.ExitStack()
+        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [*self._prefix, str(python), "-SIc", _PROGRAM], stdin=theirs.fileno(), env={}, cwd="/"
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def connect(self, path: str | os.PathLike[str] | None = None) -> RawClient:
+        """Return a connection that this process made. It is closed when this object's context is left."""
+        return self._clients.enter_context(self._connection(path))
+
+    def ask(self, method: str, *params: Json) -> Told:
+        """Send one request on a connection of its own. The descriptors of the answer are looked at and closed."""
+        with self._connection(None) as client:
+            reply = client.ask(request(method, *params))
+            return Told(reply, [_received(number) for number in client.descriptors])
+
+    def bind(self, address: str, port: int, **options: object) -> Told:
+        return self.ask("bind", {"address": address, "port": port, **options})
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run another command as this user to its end."""
+        return subprocess.run(
+            [*self._prefix, *command], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
+
+    def _connection(self, path: str | os.PathLike[str] | None) -> RawClient:
+        path = path or self._path
+        assert path is not None, "this stranger was not told where to connect"
+        self._ours.send(os.fsencode(path))
+        said, rights, _, _ = socket.recv_fds(self._ours, 4096, 1)
+        assert rights, f"uid {self.uid} cannot connect: {said.decode()}"
+        return RawClient(path, connected=socket.socket(fileno=rights[0]))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._clients.close()
+        self._ours.close()  # it reads the end, and ends
+        try:
+            self._process.wait(PATIENCE_S)
+        finally:
+            self._process.kill()
+            self._process.wait()
+
+
+def _received(number: int) -> Received:
+    with socket.socket(fileno=os.dup(number)) as got:
+        v6only = got.family == socket.AF_INET6 and got.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+        host, port = got.getsockname()[:2]
+        return Received(host, port, bool(v6only))

@@ -1,0 +1,144 @@
+"""The examples of CONTRIBUTING.md, applied to a copy of the tree, work."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+#: A file in backquotes and, after it and no other file, a block.
+_BLOCK = re.compile(r"`((?:multibinder|docs)/[\w/]+\.\w+)`|^```(python|diff)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+class Example(NamedTuple):
+    path: str
+    kind: str
+    text: str
+
+
+def examples(section: str) -> Iterator[Example]:
+    """The blocks of a section, each with the file that is named before it."""
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    [text] = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    path = ""
+    for found in _BLOCK.finditer(text):
+        path = found[1] or path
+        if found[2]:
+            yield Example(path, found[2], found[3])
+
+
+def apply(tree: Path, example: Example) -> None:
+    """Write the new file, or change the lines of a diff; what it quotes must be there, once."""
+    file = tree / example.path
+    if example.kind == "python":
+        assert not file.exists(), example.path
+        file.write_text(example.text)
+        return
+    lines = example.text.splitlines(keepends=True)
+    old = "".join(line[1:] for line in lines if line[0] != "+")
+    new = "".join(line[1:] for line in lines if line[0] != "-")
+    assert file.read_text().count(old) == 1, f"CONTRIBUTING.md quotes what {example.path} does not have:\n{old}"
+    file.write_text(file.read_text().replace(old, new))
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of all that the examples change, and of what tests them."""
+    for name in ("multibinder", "wrappers", "tests", "docs", "examples", "systemd", "tools"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def run(tree: Path, *arguments: str) -> str:
+    """Run Python there, with the copy instead of this tree; what it printed."""
+    path = os.pathsep.join([str(tree), str(tree / "wrappers" / "haproxy")])
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=tree,
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert str(ROOT / "multibinder") not in done.stdout
+    return done.stdout
+
+
+def run_tests(tree: Path, *arguments: str) -> None:
+    run(tree, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments)
+
+
+def applied(tree: Path, section: str) -> None:
+    found = list(examples(section))
+    assert found
+    for example in found:
+        apply(tree, example)
+
+
+def test_the_kind_is_found_by_its_addresses_and_its_sockets(tree: Path) -> None:
+    applied(tree, "Add a kind of socket")
+    code = (
+        "import errno, multibinder\n"
+        "from multibinder import Options\n"
+        "from multibinder.wire import kinds\n"
+        "from multibinder.wire.addresses import Address\n"
+        "address = Address.parse('mptcp@127.0.0.1:0')\n"
+        "kind = kinds.of_address(address)\n"
+        "print(kind.name, address)\n"
+        "try:\n"
+        "    with kind.open(address, Options()) as sock:\n"
+        "        kind.make_ready(sock, 5)\n"
+        "        print(kinds.of_socket(sock).name, kind.queue(sock).limit, str(kinds.address_of(sock))[:16])\n"
+        "except OSError as error:\n"
+        "    print('not here', errno.errorcode[error.errno])\n"  # a kernel without MPTCP
+        "with kinds.of_address(address.tcp).open(address.tcp, Options()) as sock:\n"
+        "    print(kinds.of_socket(sock).name)\n"
+    )
+    looked_up, opened, plain = run(tree, "-c", code).splitlines()
+    assert looked_up == "mptcp mptcp@127.0.0.1:0"
+    assert opened in ("mptcp 5 mptcp@127.0.0.1:", "not here EPROTONOSUPPORT", "not here ENOPROTOOPT")
+    assert plain == "tcp"
+    run_tests(tree, "tests/unit/test_kinds.py")
+
+
+def test_the_check_is_found_by_the_doctor(tree: Path) -> None:
+    applied(tree, "Add a check to the doctor")
+    code = (
+        "from multibinder.observe.doctor.checks import diagnose\n"
+        "from multibinder.observe.doctor.facts import Binder, Facts\n"
+        "print(*(finding.check for finding in diagnose(Facts('1', binder=Binder(1, '1', ())))))\n"
+        "print('and', *(finding.check for finding in diagnose(Facts('1'))))\n"
+    )
+    with_binder, without = run(tree, "-c", code).splitlines()
+    assert "no-listeners" in with_binder.split()
+    assert "no-listeners" not in without.split()
+    run(
+        tree,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/doctor/test_checks.py",
+        "tests/unit/test_imports.py",
+    )
+
+
+def test_the_metric_is_exposed_and_documented(tree: Path) -> None:
+    applied(tree, "Add a metric")
+    run_tests(tree, "tests/unit/test_metrics.py", "-k", "documented")
+    page = tree / "docs" / "metrics.md"
+    page.write_text(re.sub(r"^\| `multibinder_owners`.*\n", "", page.read_text(), flags=re.MULTILINE))
+    with pytest.raises(AssertionError, match="multibinder_owners"):
+        run_tests(tree, "tests/unit/test_metrics.py", "-k", "documented")

@@ -1,0 +1,51 @@
+"""The pages: their links, what is made from the code, and how long the README is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tools.reference import commands_page
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    {*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("systemd/**/*.md")}
+)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def test_the_reference_of_commands_is_what_the_commands_say() -> None:
+    assert (ROOT / "docs" / "reference" / "commands.md").read_text() == commands_page(), "run 'make docs'"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_to_a_file_that_exists(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    dead = [
+        link
+        for link in _LINK.findall(text)
+        if not link.startswith(("http:", "https:", "#")) and not (page.parent / link.partition("#")[0]).exists()
+    ]
+    assert not dead
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = ROOT / "docs" / "README.md"
+    linked = {(index.parent / link).resolve() for link in _LINK.findall(index.read_text()) if "://" not in link}
+    pages = {page for page in PAGES if page.is_relative_to(ROOT / "docs")} - {index}
+    assert pages <= linked, sorted(str(page) for page in pages - linked)
+
+
+def test_a_page_that_the_code_names_exists() -> None:
+    named = set()
+    for suffix in ("py", "yml", "json", "service", "toml"):
+        for path in ROOT.glob(f"[!.]*/**/*.{suffix}"):
+            named |= set(re.findall(r"\bdocs/[\w/-]+\.md\b", path.read_text()))
+    assert {"docs/metrics.md", "docs/errors.md"} <= named
+    assert not {name for name in named if not (ROOT / name).exists()}
+
+
+def test_the_readme_stays_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120

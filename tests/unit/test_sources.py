@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+from multibinder_haproxy.config import sources
+from multibinder_haproxy.config.jinja import Renderer
+from multibinder_haproxy.config.sources import SourceRecorder, Sources
+
+SUFFIXES = [".cfg", ".cfg.j2"]
+
+
+def recorded(*files: Path, directory: Path | None = None) -> Sources:
+    recorder = SourceRecorder()
+    for file in files:
+        recorder.record_file(str(file))
+    if directory is not None:
+        recorder.record_directory(str(directory), SUFFIXES)
+    return recorder.sources()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "a.cfg"
+    path.write_text("global\n")
+    return path
+
+
+def test_a_file_that_was_edited_replaced_or_removed_has_changed(file: Path) -> None:
+    before = recorded(file)
+    assert sources.changed(before) == []
+    file.write_text("defaults\n")
+    assert sources.changed(before) == [str(file)]
+    file.unlink()
+    assert sources.changed(before) == [str(file)]
+    file.mkdir()
+    assert sources.changed(before) == [str(file)]
+    file.rmdir()
+    file.write_text("global\n")
+    assert sources.changed(before) == []
+
+
+def test_an_edit_that_keeps_size_and_time_is_found_by_the_inode(file: Path) -> None:
+    before = recorded(file)
+    times = file.stat()
+    draft = file.with_suffix(".new")
+    draft.write_text("GLOBAL\n")
+    os.utime(draft, ns=(times.st_atime_ns, times.st_mtime_ns))
+    draft.rename(file)
+    assert sources.changed(before) == [str(file)]
+
+
+def test_a_touched_file_has_not_changed(file: Path) -> None:
+    before = recorded(file)
+    os.utime(file, (1, 1))
+    assert sources.changed(before) == []
+
+
+def test_what_came_into_a_directory_or_went_has_changed_and_what_haproxy_does_not_read_has_not(tmp_path: Path) -> None:
+    for name in ("a.cfg", "b.cfg.j2"):
+        (tmp_path / name).write_text(name)
+    before = recorded(directory=tmp_path)
+    assert [Path(each.path).name for each in before.files] == before.directories[0].files == ["a.cfg", "b.cfg.j2"]
+    for name in (".a.cfg.swp", ".hidden.cfg", "b.cfg.j2~", "README"):
+        (tmp_path / name).write_text("")
+    assert sources.changed(before) == []
+    (tmp_path / "c.cfg").write_text("")
+    (tmp_path / "a.cfg").unlink()
+    assert sources.changed(before) == [str(tmp_path / "a.cfg"), str(tmp_path / "c.cfg")]
+
+
+def test_a_directory_that_is_gone_has_changed_with_all_its_files(tmp_path: Path) -> None:
+    directory = tmp_path / "conf.d"
+    directory.mkdir()
+    (directory / "a.cfg").write_text("")
+    before = recorded(directory=directory)
+    directory.rename(tmp_path / "elsewhere")
+    assert sources.changed(before) == [str(directory / "a.cfg")]
+
+
+def test_a_file_that_a_template_could_do_without_has_changed_when_it_appears(tmp_path: Path) -> None:
+    template = tmp_path / "web.cfg.j2"
+    template.write_text("{% include 'local.inc' ignore missing %}{% import 'macros.j2' as m %}{{ m.greeting() }}")
+    (tmp_path / "macros.j2").write_text("{% macro greeting() %}hello{% endmacro %}")
+    config = Renderer("web", {}, {}).render([(str(template), "web.cfg")])
+    assert [Path(each.path).name for each in config.sources.files] == ["web.cfg.j2", "local.inc", "macros.j2"]
+    assert sources.changed(config.sources) == []
+    (tmp_path / "local.inc").write_text("")
+    assert sources.changed(config.sources) == [str(tmp_path / "local.inc")]
+
+
+def test_a_change_while_a_file_is_read_is_never_missed(file: Path) -> None:
+    """It is recorded before it is read, and the first record counts, so the content is as old as that or newer."""
+    recorder = SourceRecorder()
+    recorder.record_file(str(file))
+    file.write_text("in between\n")
+    recorder.record_file(str(file))
+    assert sources.changed(recorder.sources()) == [str(file)]
+
+
+def test_a_pipe_is_not_read_and_not_recorded(tmp_path: Path) -> None:
+    """-f /dev/fd/63 of a shell: whoever reads it first is the only one."""
+    pipe = tmp_path / "pipe.cfg"
+    os.mkfifo(pipe)
+    assert recorded(pipe) == Sources()
+
+
+def test_without_a_record_it_cannot_be_told() -> None:
+    assert sources.changed(Sources()) is None
+
+
+def test_a_name_that_is_no_utf_8_is_left_out_and_harms_nobody(tmp_path: Path) -> None:
+    with open(os.fsencode(tmp_path) + b"/\xff.cfg", "wb"):
+        pass
+    found = recorded(tmp_path / os.fsdecode(b"\xff.cfg"), directory=tmp_path)
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Sources) == Sources()
+
+
+def test_a_record_survives_json(file: Path) -> None:
+    before = recorded(file, directory=file.parent)
+    assert msgspec.json.decode(msgspec.json.encode(before), type=Sources) == before

@@ -1,0 +1,52 @@
+"""Commands on another user's instance: root runs them as that user (multibinder.launch.owner says why)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import msgspec
+
+from multibinder.launch.errors import LaunchError, UsageError
+from multibinder.launch.owner import other_owner, run_as
+from multibinder_haproxy.instance import PROGRAM, Instance
+from multibinder_haproxy.output import printable
+from multibinder_haproxy.status import Status, status_of
+
+RUNTIME_DIR_VARIABLE = "MULTIBINDER_HAPROXY_RUNTIME_DIR"
+
+
+def wrapper_path() -> str:
+    """Return the absolute path by which HAProxy's master can execute us again. Raises UsageError."""
+    for candidate in (sys.argv[0], os.path.join(os.path.dirname(sys.executable), PROGRAM)):
+        path = shutil.which(candidate) if "/" not in candidate else os.path.abspath(candidate)
+        if path and os.path.basename(path) == PROGRAM and os.access(path, os.X_OK):
+            return path
+    raise UsageError(f"cannot find the installed '{PROGRAM}' command, which HAProxy must execute to reload")
+
+
+def run_as_owner(instance: Instance, *arguments: str) -> subprocess.CompletedProcess[str] | None:
+    """Run a command of ours as the owner of the instance if we are root and that is another user; else return None."""
+    owner = other_owner(instance.directory)
+    if owner is None:
+        return None
+    wrapper = wrapper_path()
+    try:
+        return run_as(owner, [wrapper, *arguments], {RUNTIME_DIR_VARIABLE: instance.runtime_directory})
+    except OSError as error:
+        raise LaunchError(
+            f"{instance.name} belongs to {owner}, and {wrapper} cannot be run as that user: {error.strerror}"
+        ) from error
+
+
+def status_by_owner(instance: Instance) -> Status:
+    """Return the status of an instance, whoever owns it. Raises LaunchError."""
+    finished = run_as_owner(instance, "status", "--json", instance.name)
+    if finished is None:
+        return status_of(instance)
+    try:
+        return msgspec.json.decode(finished.stdout, type=Status)
+    except msgspec.DecodeError:
+        raise LaunchError(printable(finished.stderr).removeprefix(f"{PROGRAM}: ").strip()) from None

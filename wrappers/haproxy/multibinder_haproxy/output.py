@@ -1,0 +1,119 @@
+"""What the commands print for people."""
+
+from __future__ import annotations
+
+import subprocess
+import textwrap
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from multibinder_haproxy.config.model import Config
+    from multibinder_haproxy.records import ReloadReport
+    from multibinder_haproxy.status import Status
+
+_COLUMNS = 80
+
+
+def warn(text: str) -> None:
+    click.echo(f"warning: {text}", err=True)
+
+
+def print_error(text: str) -> None:
+    click.echo(f"multibinder-haproxy: {text}", err=True)
+
+
+def print_checked(config: Config) -> None:
+    """Print that a configuration would do, with its binds."""
+    for warning in config.warnings:
+        warn(warning)
+    binds = ", ".join(slot.key for slot in config.slots) or "no bind_tcp()"
+    click.echo(f"ok: {len(config.files)} file(s), {binds}")
+
+
+def print_stopped(name: str, closed: Sequence[str]) -> None:
+    click.echo(f"{name}: stopped{', closed ' + ', '.join(closed) if closed else ''}")
+
+
+def print_report(name: str, report: ReloadReport) -> None:
+    """Print how a reload ended."""
+    for warning in report.warnings:
+        warn(warning)
+    if report.ok:
+        workers = f"worker {_list(report.old_workers)} -> {_list(report.new_workers)}"
+        click.echo(f"{name}: reloaded in {report.took_s:.2f} s, {workers}")
+        for what, keys in (("added", report.added), ("kept", report.kept), ("dropped", report.dropped)):
+            if keys:
+                _print_row(what, ", ".join(keys), width=8)
+        for address in report.kept_by_others:
+            click.echo(f"  {address} stays open: another owner holds it")
+        if report.message:
+            warn(report.message)
+    else:
+        print_error(f"{name}: reload failed, the old worker serves as before:")
+        click.echo(report.message, err=True)
+
+
+def print_status(status: Status) -> None:
+    """Print the status of one instance."""
+    if status.state == "stopped":
+        click.echo(f"{status.name}: stopped")
+        return
+    version = f"HAProxy {status.version}, " if status.version else ""
+    click.echo(f"{status.name}: {status.state}, {version}master {status.master}")
+    reloads = f"{status.reloads_total}; last success {_ago(status.last_success)}"
+    if status.last_failure:
+        reloads += f"; {status.failures_total} failed, last {_ago(status.last_failure)} ({status.last_failure_phase})"
+    since = ", changed since" if status.config_changed else ""
+    _print_row("workers", _list(status.workers) or "unknown")
+    _print_row("draining", _list(status.old_workers) or "none")
+    _print_row("reloads", reloads)
+    _print_row("config", f"generation {status.generation}, loaded {_ago(status.loaded_at)}{since}")
+    if status.changed != []:
+        _print_row("changed", "cannot be told" if status.changed is None else ", ".join(status.changed))
+    _print_row("binds", ", ".join(status.binds) or "none")
+    for problem in status.problems:
+        first, *rest = problem.splitlines()
+        click.echo("\n".join([f"  PROBLEM  {first}", *(f"           {line}" for line in rest)]))
+
+
+def print_finished(finished: subprocess.CompletedProcess[str]) -> None:
+    """Print what a command wrote that was run as another user."""
+    click.echo(printable(finished.stdout), nl=False)
+    click.echo(printable(finished.stderr), nl=False, err=True)
+
+
+def printable(text: str) -> str:
+    """Return another user's text without the characters that a terminal obeys."""
+    return "".join(each if each.isprintable() or each == "\n" else "?" for each in text)
+
+
+def _print_row(label: str, text: str, width: int = 9) -> None:
+    """Print a label and its text in lines of 80 columns, also if the output is a pipe. Never splits an address."""
+    click.echo(
+        textwrap.fill(
+            text,
+            _COLUMNS,
+            initial_indent=f"  {label:{width}}",
+            subsequent_indent=" " * (2 + width),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    )
+
+
+def _ago(at: float | None) -> str:
+    if at is None:
+        return "unknown"
+    seconds = max(0.0, time.time() - at)
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def _list(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))

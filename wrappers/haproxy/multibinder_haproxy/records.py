@@ -1,0 +1,73 @@
+"""The records of an instance: what HAProxy was given, what worked last, how the last reload ended.
+
+After an upgrade this version reads the records of an earlier one: an added field needs a default.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+
+from multibinder_haproxy.config.model import Config
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """What HAProxy was given at one start or reload.
+
+    ``generation`` counts them. ``at`` is in seconds since the epoch. ``master`` is HAProxy's PID. ``fallback`` says why
+    this is the last good configuration and not the current one. ``settled`` is set once the end of the load was seen,
+    and the binder's listeners were made to agree with it.
+    """
+
+    generation: int
+    at: float
+    config: Config
+    master: int
+    old_workers: list[int] = []
+    fallback: str | None = None
+    settled: bool = False
+
+
+class LastGood(msgspec.Struct, frozen=True):
+    """The last good configuration; ``at`` is in seconds since the epoch."""
+
+    config: Config
+    at: float
+
+
+class ReloadReport(msgspec.Struct, frozen=True):
+    """How one reload ended.
+
+    ``started_s`` is on CLOCK_BOOTTIME, which all processes share and nobody sets back. ``at`` is in seconds since the
+    epoch.
+    """
+
+    ok: bool
+    started_s: float
+    took_s: float
+    at: float
+    message: str = ""
+    generation: int = 0
+    added: list[str] = []
+    kept: list[str] = []
+    dropped: list[str] = []
+    kept_by_others: list[str] = []
+    old_workers: list[int] = []
+    new_workers: list[int] = []
+    warnings: list[str] = []
+
+    @classmethod
+    def begin(cls) -> ReloadReport:
+        """Return the report of a reload that begins now, and has not succeeded yet."""
+        return cls(ok=False, started_s=boottime_s(), took_s=0.0, at=time.time())
+
+    def ended(self, **changes: Any) -> ReloadReport:
+        """Return the report of a reload that ends now. ``changes`` are fields."""
+        return msgspec.structs.replace(self, took_s=boottime_s() - self.started_s, **changes)
+
+
+def boottime_s() -> float:
+    """Return the seconds on CLOCK_BOOTTIME."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

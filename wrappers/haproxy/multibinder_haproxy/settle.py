@@ -1,0 +1,128 @@
+"""The end of a load: wait for the new worker, then make records, summary and the binder's listeners agree with it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Collection
+
+import msgspec
+
+from multibinder import MultibinderError
+from multibinder.kernel.process import is_alive
+from multibinder.launch.errors import NotRunning
+from multibinder_haproxy import sockets
+from multibinder_haproxy.config.model import Config
+from multibinder_haproxy.errors import ReloadFailed
+from multibinder_haproxy.instance import Instance
+from multibinder_haproxy.master import Master, Processes
+from multibinder_haproxy.records import ReloadReport
+
+#: The master does not answer on its CLI for so long while it re-executes itself.
+_MASTER_AWAY_S = 2.0
+
+
+def settle(instance: Instance, timeout_s: float) -> None:
+    """Settle a load that no ``reload`` command watches: HAProxy was told by a signal, or on its own CLI.
+
+    Does nothing if such a command watches after all, or did. Raises LaunchError.
+    """
+    instance.check_known()
+    with instance.locked(timeout_s):
+        loaded = instance.read_loaded()
+        if loaded is None or loaded.settled:
+            return
+        load = Load(instance, Master(instance.read_invocation().master_socket), ReloadReport.begin())
+        instance.write_report(load.conclude(loaded.master, loaded.old_workers, timeout_s))
+
+
+class Load:
+    """One load of a configuration by HAProxy, until its end is seen. The instance is locked meanwhile.
+
+    ``draft`` is the report of the load as far as it is known. The methods return the whole one.
+    """
+
+    def __init__(self, instance: Instance, master: Master, draft: ReloadReport) -> None:
+        self._instance = instance
+        self._master = master
+        self._draft = draft
+
+    def conclude(self, master_pid: int, old_workers: Collection[int], timeout_s: float) -> ReloadReport:
+        """Wait for the new worker. Then promote the configuration and release what it does not bind, or go back."""
+        summary = self._instance.summary
+        try:
+            workers = self._master.await_new_worker(
+                old_workers, time.monotonic() + timeout_s, lambda: is_alive(master_pid)
+            )
+        except ReloadFailed as error:
+            return self.fail(error)
+        except NotRunning as error:
+            summary.reload_unseen(error)
+            return self._draft.ended(message=f"HAProxy's master is gone: {error}")
+        except TimeoutError as error:
+            # It may still come up: what it binds must not be taken away from it.
+            summary.reload_unseen(error)
+            return self._draft.ended(
+                message=f"no new worker answered within {timeout_s:g} s; HAProxy's log says what it is doing"
+            )
+        pids = [worker.pid for worker in workers]
+        summary.reload_ended(pids, self._processes())
+        return self._succeed(pids)
+
+    def fail(self, error: ReloadFailed) -> ReloadReport:
+        """HAProxy gave up. The old worker serves the last good configuration.
+
+        A listener that only the new configuration binds would hold its clients up, so it is released.
+        """
+        self._instance.summary.reload_failed(error, self._processes())
+        loaded, good = self._instance.read_loaded(), self._instance.read_last_good()
+        if loaded is not None and good is not None:
+            _, problem = self._release_others(good.config)
+            self._instance.write_loaded(msgspec.structs.replace(loaded, settled=not problem))
+        return self._draft.ended(message=str(error))
+
+    def _succeed(self, new_workers: list[int]) -> ReloadReport:
+        loaded = self._instance.read_loaded()
+        if loaded is None:
+            return self._draft.ended(new_workers=new_workers, message=f"{self._instance.directory}/loaded.json is gone")
+        good = self._instance.read_last_good()
+        before = [slot.key for slot in good.config.slots] if good else []
+        after = [slot.key for slot in loaded.config.slots]
+        if loaded.fallback is None:
+            self._instance.write_last_good(loaded.config)
+        others, problem = self._release_others(loaded.config)
+        self._instance.write_loaded(msgspec.structs.replace(loaded, settled=not problem))
+        fallback = f"{loaded.fallback}\nHAProxy runs with the last good configuration" if loaded.fallback else ""
+        return self._draft.ended(
+            ok=loaded.fallback is None,
+            message=fallback or problem,
+            generation=loaded.generation,
+            added=[key for key in after if key not in before],
+            kept=[key for key in after if key in before],
+            dropped=[key for key in before if key not in after],
+            kept_by_others=others,
+            new_workers=new_workers,
+        )
+
+    def _processes(self) -> Processes | None:
+        """Ask until the master answers: HAProxy 2.6 re-executes itself once more. None if it does not in time."""
+        deadline = time.monotonic() + _MASTER_AWAY_S
+        while time.monotonic() < deadline:
+            with contextlib.suppress(NotRunning):
+                return self._master.processes()
+            time.sleep(0.02)
+        return None
+
+    def _release_others(self, config: Config) -> tuple[list[str], str]:
+        """Release what ``config`` does not bind; return the addresses that other owners keep, and any problem.
+
+        The reload has succeeded in spite of the problem.
+        """
+        invocation = self._instance.read_invocation()  # as the re-exec wrote it
+        if not invocation.binder:
+            return [], ""
+        try:
+            _, kept = sockets.release_others(invocation.binder, config.slots, invocation.owner)
+        except MultibinderError as error:
+            return [], f"listeners that are no longer bound could not be released: {error}; the next reload does it"
+        return kept, ""
