@@ -94,7 +94,7 @@ def open_control_socket(
 ) -> ControlSocket:
     """Take over an inherited control socket, or create one.
 
-    ``mode`` and ``group`` say who may connect to a new one; nobody else can at any moment. ``inherited`` and ``lock``
+    ``mode`` and ``group`` say who may connect to a new one; no other user can at any moment. ``inherited`` and ``lock``
     belong to the control socket from now on. Raises ControlSocketError if another binder serves the path, another file
     is in the way, or another user could replace the socket.
     """
@@ -224,7 +224,9 @@ def _give_to_group(path: str, mode: int, group_id: int, group: str) -> None:
         descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-                raise ControlSocketError(f"{path}: somebody has replaced the control socket; see who may write there")
+                raise ControlSocketError(
+                    f"{path}: another process has replaced the control socket; see who may write there"
+                )
             os.chown(f"/proc/self/fd/{descriptor}", -1, group_id)
             os.chmod(f"/proc/self/fd/{descriptor}", mode)
         finally:

@@ -165,7 +165,7 @@ class HealthMonitor:
             address=listener.address,
             owners=",".join(label or "-" for label in listener.labels),
             waiting=listener.kind.queue(listener.socket).length,
-            why="no process has it open: its clients wait for nobody",
+            why="no process has it open: its clients are not accepted",
         )
 
     def _look_again(self, at: float) -> None:
@@ -203,7 +203,9 @@ class HealthMonitor:
             observation = self._observations[listener]
             if observation.stalled_since is None and not observation.is_orphan:
                 observation.stalled_since = now - self._sample_every_s * self._samples
-                events.warning("stalled", address=listener.address, waiting=length, why="nobody accepts from its queue")
+                events.warning(
+                    "stalled", address=listener.address, waiting=length, why="no process accepts from its queue"
+                )
 
     def _close_if_orphan_expired(self, listener: Listener) -> None:
         observation, ttl_s = self._observations[listener], self._orphan_ttl_s(listener)

@@ -24,8 +24,8 @@ def load_policy(path: str | None, *, required: bool = False) -> Policy | None:
 def load_first_policy(path: str | None, *, had_policy: bool, has_listeners: bool) -> Policy | None:
     """Load the policy at a start. Raises PolicyError, but not if the binder has listeners: it must serve them.
 
-    Then a file that cannot be read means a policy that allows root and the binder's own user everything, and nobody
-    else anything.
+    Then a file that cannot be read means a policy that allows everything to root and to the binder's own user, and
+    nothing to others.
     """
     try:
         return load_policy(path, required=had_policy and has_listeners)

@@ -135,7 +135,7 @@ def read_file(path: str) -> Recorded:
     try:
         with open(path, "rb", opener=_open_without_link) as file:
             if not files.is_ours(file.fileno()):
-                events.warning("state-file-unreadable", path=path, why="somebody else made it, or may write it")
+                events.warning("state-file-unreadable", path=path, why="another user made it, or may write it")
                 return Recorded()
             return _parse(file.read(), path)
     except FileNotFoundError:

@@ -266,7 +266,7 @@ def test_a_state_file_of_another_user_is_not_believed(
         with Client(path) as client:
             assert [str(status.address) for status in client.list()] == ([f"{host}:8000"] if trusted else [])
         if not trusted:
-            assert 'why="somebody else made it' in binder.wait_for_log("event=state-file-unreadable")
+            assert 'why="another user made it' in binder.wait_for_log("event=state-file-unreadable")
 
 
 @pytest.mark.parametrize("kind", PLANTED)
@@ -401,7 +401,7 @@ def test_a_control_socket_that_was_replaced_before_it_got_its_group_is_not_follo
         [sys.executable, "-c", code, str(run_dir / "c"), str(precious)],
         check=True, capture_output=True, text=True, timeout=20,
     )  # fmt: skip
-    assert "somebody has replaced the control socket" in said.stdout
+    assert "another process has replaced the control socket" in said.stdout
     assert_untouched(precious)
     assert precious.stat().st_gid == 0
     wait_until(lambda: not (run_dir / "c.lock").exists(), "the lock is given up")

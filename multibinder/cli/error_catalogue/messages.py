@@ -219,7 +219,7 @@ START = Section(
         entry(
             "… is a link; see who made it",
             "… is not ours: uid … made it",
-            "…: somebody has replaced the control socket",
+            "…: another process has replaced the control socket",
             cause="another user wrote into the control socket's directory",
             remedy="find out who, remove the file, use a directory that others cannot write to",
         ),
