@@ -27,6 +27,10 @@ WRAPPER = Path(sys.executable).parent / "multibinder-haproxy"
 
 Json = dict[str, Any]
 
+#: Marks tests that count what happens to many connections a second. They do not run beside each other: two of them are
+#: more than a small machine can do, and connections that its own generator makes too late would be counted as lost.
+under_load = pytest.mark.xdist_group("load")
+
 
 def config(*binds: str, before: str = "", after: str = "") -> str:
     """A template whose only frontend answers by itself, on these binds (Jinja2 expressions or HAProxy's own)."""

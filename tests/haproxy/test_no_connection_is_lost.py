@@ -11,11 +11,12 @@ import threading
 from pathlib import Path
 
 from tests.haproxy.conftest import MakeHaproxy
-from tests.haproxy.support import HAPROXY, Haproxy, bind_tcp, config, get
+from tests.haproxy.support import HAPROXY, Haproxy, bind_tcp, config, get, under_load
 from tests.support import Binder, descriptors, require, wait_until
 from tests.support.load import Load
 
 
+@under_load
 def test_fifty_reloads_at_2000_connections_a_second_with_binds_added_and_dropped_lose_none(
     haproxy: Haproxy, host: str
 ) -> None:
@@ -39,6 +40,7 @@ def test_fifty_reloads_at_2000_connections_a_second_with_binds_added_and_dropped
     assert result.total.failed == 0, f"{result.table()}\n{haproxy.log()}"
 
 
+@under_load
 def test_sigkill_of_master_and_workers_refuses_nobody_when_a_supervisor_starts_haproxy_again(
     haproxy: Haproxy, host: str
 ) -> None:
@@ -57,6 +59,7 @@ def test_sigkill_of_master_and_workers_refuses_nobody_when_a_supervisor_starts_h
     assert result.total.ok == result.total.tried - result.total.reset, result.table()
 
 
+@under_load
 def test_sigkill_of_a_worker_takes_the_instance_down_and_a_restart_refuses_nobody(haproxy: Haproxy, host: str) -> None:
     haproxy.template.write_text(config(bind_tcp((host, 8000))))
     haproxy.start()
@@ -69,6 +72,7 @@ def test_sigkill_of_a_worker_takes_the_instance_down_and_a_restart_refuses_nobod
     assert (result.total.refused, result.total.timed_out) == (0, 0), result.table()
 
 
+@under_load
 def test_two_instances_and_a_dropped_bind_do_not_disturb_each_other(make_haproxy: MakeHaproxy, host: str) -> None:
     web, api = make_haproxy("web"), make_haproxy("api")
     web.template.write_text(config(bind_tcp((host, 8000))))
@@ -86,6 +90,7 @@ def test_two_instances_and_a_dropped_bind_do_not_disturb_each_other(make_haproxy
     assert result.total.failed == 0, result.table()
 
 
+@under_load
 def test_a_reload_by_signal_under_load_loses_none(haproxy: Haproxy, host: str) -> None:
     haproxy.template.write_text(config(bind_tcp((host, 8000))))
     haproxy.start()
@@ -97,6 +102,7 @@ def test_a_reload_by_signal_under_load_loses_none(haproxy: Haproxy, host: str) -
     assert result.total.failed == 0, result.table()
 
 
+@under_load
 def test_a_haproxy_upgrade_in_the_middle_of_a_reload_loses_none(haproxy: Haproxy, host: str, run_dir: Path) -> None:
     """The package's new binary takes the old one's path; the reload that follows runs it, in the same PID."""
     binary = run_dir / "haproxy"
