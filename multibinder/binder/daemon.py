@@ -9,7 +9,6 @@ leave      stop; or give every descriptor to the next version, which begins by r
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import socket
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from multibinder.binder import events, inherit
 from multibinder.binder.bind_refusal import BindRefusals, WhoListens
 from multibinder.binder.control_socket import ControlSocket, open_control_socket
 from multibinder.binder.counters import RequestCounters
+from multibinder.binder.descriptor_limit import fit_descriptors
 from multibinder.binder.durable_state import DurableState
 from multibinder.binder.health_monitor import HealthMonitor
 from multibinder.binder.holder_scan import FindHolders, HolderScan
@@ -46,57 +46,54 @@ from multibinder.kernel.socket_options import cookie_of
 from multibinder.observe.holders import holders_of
 from multibinder.wire.errors import BindError
 
-#: Descriptors that are neither a listener nor a client: log, selector, signals, notifications, lock, slack.
-_RESERVED_DESCRIPTORS = 64
 #: Set for the next version by an upgrade. A start has no such variable.
 _UPGRADED = "MULTIBINDER_UPGRADED"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def run(
-    settings: Settings,
-    version: str,
-    who_listens: WhoListens,
-    command: Sequence[str],
-    *,
-    timings: Timings = Timings(),  # noqa: B008 (it is frozen)
-    find_holders: FindHolders = holders_of,
-) -> None:
-    """Run until SIGTERM or SIGINT. For an upgrade, this process executes ``command``.
+class Program(msgspec.Struct, frozen=True):
+    """The program that runs the daemon: its version, and what the daemon needs of it.
+
+    ``command`` is what this process executes to upgrade itself. ``who_listens`` names the processes that have an
+    address. ``find_holders`` and ``timings`` are others in tests alone.
+    """
+
+    version: str
+    command: Sequence[str]
+    who_listens: WhoListens
+    find_holders: FindHolders = holders_of
+    timings: Timings = Timings()
+
+
+def run(settings: Settings, program: Program) -> None:
+    """Run until SIGTERM or SIGINT. An upgrade executes the installed version in this process.
 
     Raises MultibinderError if the binder cannot start.
     """
-    while (descriptors := _run_one_life(settings, version, who_listens, command, timings, find_holders)) is not None:
+    while (descriptors := _run_one_life(settings, program)) is not None:
         pass_listen_fds(descriptors, os.environ)
         os.environ[_UPGRADED] = "1"
         try:
-            os.execv(command[0], list(command))
+            os.execv(program.command[0], list(program.command))
         except OSError as error:
             # All descriptors are where the new version would have found them. The next life finds them there.
-            events.error("upgrade-failed", why=error.strerror, done=f"version {version} goes on")
+            events.error("upgrade-failed", why=error.strerror, done=f"version {program.version} goes on")
 
 
-def _run_one_life(
-    settings: Settings,
-    version: str,
-    who_listens: WhoListens,
-    command: Sequence[str],
-    timings: Timings,
-    find_holders: FindHolders,
-) -> list[tuple[str, int]] | None:
+def _run_one_life(settings: Settings, program: Program) -> list[tuple[str, int]] | None:
     """Return the descriptors for the next version, each with its name; None after a stop."""
     supervisor = Supervisor()
-    limits = _fit_descriptors(settings.limits)
+    limits = fit_descriptors(settings.limits)
     inherited = inherit.receive(os.environ)
     with open_control_socket(
         settings.socket_path, settings.mode, settings.group, inherited.control, inherited.lock
     ) as control:
         if settings.pidfile is not None:
             write_pidfile(settings.pidfile)
-        restored = _restore(settings, limits, inherited, BindRefusals(who_listens))
-        daemon = Daemon(settings, version, command, limits, timings, find_holders, restored, control, supervisor)
+        restored = _restore(settings, limits, inherited, BindRefusals(program.who_listens))
+        daemon = Daemon(settings, program, limits, restored, control, supervisor)
         clients = daemon.serve(inherited.peers)
-        descriptors = daemon.detach_descriptors(clients) if daemon.is_upgrading else None
+        descriptors = daemon.detach_all(clients) if daemon.is_upgrading else None
     supervisor.close()
     if descriptors is None:
         daemon.stop()
@@ -148,43 +145,39 @@ class Daemon:
     def __init__(
         self,
         settings: Settings,
-        version: str,
-        command: Sequence[str],
+        program: Program,
         limits: Limits,
-        timings: Timings,
-        find_holders: FindHolders,
         restored: Restored,
         control: ControlSocket,
         supervisor: Supervisor,
     ) -> None:
         self._settings = settings
-        self._version = version
-        self._timings = timings
+        self._program = program
         self._control = control
         self._supervisor = supervisor
         self._loop = loop = restored.loop
         self._store = store = restored.store
-        self._durable = restored.durable
+        self._durable = durable = restored.durable
         self._keeper = keeper = restored.keeper
-        self._policy = PolicyInForce(restored.policy)
+        self._policy = policy = PolicyInForce(restored.policy)
         self._is_stopping = False
         self._is_upgrading = False
         counters = RequestCounters()
         quotas = Quotas(limits)
+        timings, version = program.timings, program.version
         # The keeper is our parent, and has copies of all listeners.
-        scan = HolderScan(loop, find_holders, () if keeper is None else (os.getppid(),), timings.look_timeout_s)
+        ignored_pids = () if keeper is None else (os.getppid(),)
+        scan = HolderScan(loop, program.find_holders, ignored_pids, timings.look_timeout_s)
         self._monitor = HealthMonitor(loop, store, scan, settings.orphan_ttl, grace_s=timings.grace_s)
         self._upgrader = Upgrader(
-            loop, command, version, store, check=self._require_good_policy, begin=self._begin_upgrade
+            loop, program.command, version, store, check=self._require_good_policy, begin=self._begin_upgrade
         )
         methods = Methods(
             store,
             version,
-            policy=self._policy,
+            policy=policy,
             counters=counters,
-            status_source=BinderStatusSource(
-                version, self._monitor, self._durable, keeper, quotas, self._policy, counters
-            ),
+            status_source=BinderStatusSource(version, self._monitor, durable, keeper, quotas, policy, counters),
             upgrader=self._upgrader,
             keeper=keeper,
         )
@@ -214,14 +207,14 @@ class Daemon:
         self._loop.watch(signals.fileno(), lambda: self._obey(signals.read()))
         self._control.warn_who_may_connect(has_policy=self._policy.current is not None)
         self._store.repair()
-        self._loop.call_every(self._timings.repair_every_s, self._store.repair)
-        self._loop.call_every(self._timings.look_every_s, self._monitor.look)
+        self._loop.call_every(self._program.timings.repair_every_s, self._store.repair)
+        self._loop.call_every(self._program.timings.look_every_s, self._monitor.look)
         self._supervisor.feed_watchdog(self._loop)
         events.info(
             "serving",
             socket=self._settings.socket_path,
             pid=os.getpid(),
-            version=self._version,
+            version=self._program.version,
             inherited=len(self._store),
         )
         self._supervisor.report_ready(self._settings.socket_path)
@@ -234,7 +227,7 @@ class Daemon:
         signals.close()
         return remaining
 
-    def detach_descriptors(self, clients: Sequence[socket.socket]) -> list[tuple[str, int]]:
+    def detach_all(self, clients: Sequence[socket.socket]) -> list[tuple[str, int]]:
         """Return every descriptor that the next version needs, with its name. The caller owns them."""
         journal = self._durable.detach_journal()
         if self._keeper is not None:
@@ -280,26 +273,3 @@ class Daemon:
     def _begin_upgrade(self) -> None:
         self._is_upgrading = True
         self._server.drain()
-
-
-def _fit_descriptors(limits: Limits) -> Limits:
-    """Raise RLIMIT_NOFILE to its hard limit, and return the limits that fit into it.
-
-    Clients need one descriptor each, and descriptors on their way to them count too.
-    """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if hard == resource.RLIM_INFINITY:
-        return limits
-    room = max(1, hard - limits.clients - _RESERVED_DESCRIPTORS)
-    if room < limits.listeners:
-        events.warning(
-            "limit-lowered",
-            max_listeners=room,
-            wanted=limits.listeners,
-            why=f"RLIMIT_NOFILE is {hard} and {limits.clients} clients need room; raise LimitNOFILE=",
-        )
-    # Without privileges, this many may be under way from all processes of our user (unix(7), ETOOMANYREFS).
-    return msgspec.structs.replace(
-        limits, listeners=min(room, limits.listeners), in_flight=min(hard // 2, limits.in_flight)
-    )

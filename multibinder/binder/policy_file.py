@@ -17,6 +17,7 @@ import os
 import pwd
 import re
 import stat
+import tomllib  # noqa: F401 (msgspec.toml imports it at its first use, which SIGHUP may be)
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec

@@ -12,6 +12,7 @@ import msgspec
 
 from multibinder import MultibinderError, __version__
 from multibinder.binder import daemon
+from multibinder.binder.daemon import Program
 from multibinder.binder.holder_scan import FindHolders
 from multibinder.binder.policy_source import load_policy
 from multibinder.binder.settings import Settings, Timings
@@ -55,14 +56,14 @@ def main(timings: Timings = Timings(), find_holders: FindHolders = holders_of) -
     invocation = msgspec.json.decode(sys.argv[1], type=Invocation)
     try:
         log_to(invocation.log_file, invocation.log_format, invocation.log_level)
-        daemon.run(
-            invocation.settings,
+        program = Program(
             __version__,
-            lambda address: str(who_listens_on(address)),
             command(sys.argv[1]),
-            timings=timings,
+            who_listens=lambda address: str(who_listens_on(address)),
             find_holders=find_holders,
+            timings=timings,
         )
+        daemon.run(invocation.settings, program)
     except MultibinderError as error:
         sys.exit(f"multibinder: {error}")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,10 @@ ARROWS = {
     "multibinder.__main__": ["multibinder.cli"],
     "multibinder_haproxy": ["multibinder.launch", "multibinder.wire", "multibinder.kernel"],
 }
+
+#: The rooms whose modules are small.
+SMALL = ("multibinder", "multibinder.kernel", "multibinder.wire", "multibinder.observe", "multibinder.binder",
+         "multibinder.launch")  # fmt: skip
 
 
 def module_name(path: Path) -> str:
@@ -103,6 +108,66 @@ def test_imports_point_the_right_way(name: str) -> None:
 )
 def test_an_arrow_that_points_the_wrong_way_would_be_noticed(name: str, target: str) -> None:
     assert not is_allowed(name, target)
+
+
+def module_of(target: str) -> str:
+    """The module that an imported name is, or is in."""
+    while target not in MODULES:
+        target = target.rpartition(".")[0]
+    return target
+
+
+#: Each module, and those of ours that it imports, also inside a function. A package's ``__init__`` is one of them, but
+#: for the packages that a module is in itself: Python imports those first in any case.
+IMPORTS = {
+    name: {
+        found for _, target in imports(name, path) if (found := module_of(target)) != name and not is_in(name, found)
+    }
+    for name, path in MODULES.items()
+}
+
+
+def circles(graph: Mapping[str, Collection[str]]) -> list[list[str]]:
+    """The groups of modules that reach each other: strongly connected components of more than one (Tarjan, 1972)."""
+    index: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(module: str) -> None:
+        index[module] = lowest[module] = len(index)
+        stack.append(module)
+        for other in graph[module]:
+            if other not in index:
+                visit(other)
+            if other in stack:
+                lowest[module] = min(lowest[module], lowest[other])
+        if lowest[module] == index[module]:
+            members = stack[stack.index(module) :]
+            del stack[stack.index(module) :]
+            if len(members) > 1:
+                found.append(sorted(members))
+
+    for module in graph:
+        if module not in index:
+            visit(module)
+    return found
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert circles(IMPORTS) == []
+
+
+def test_a_circle_would_be_noticed() -> None:
+    assert circles({"a": ["b"], "b": ["c"], "c": ["a"], "d": ["a"]}) == [["a", "b", "c"]]
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if room_of(name) in SMALL])
+def test_a_module_fits_on_a_few_screens(name: str) -> None:
+    """Past 300 lines it hides a second noun, or says in its first comment why it does not."""
+    text = MODULES[name].read_text()
+    reason = re.search(r"^# Longer than 300 lines: .", text, re.MULTILINE)
+    assert len(text.splitlines()) <= 300 or reason
 
 
 def speaks_or_exits(path: Path) -> Iterator[str]:
