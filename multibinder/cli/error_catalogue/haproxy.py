@@ -146,7 +146,6 @@ HAPROXY = Section(
             "can be written by others (mode …), who could replace the",
             "is a symbolic link: it is not followed",
             "is a symbolic link that … made",
-            "too many symbolic links",
             "… is not a file; remove it",
             "… belongs to …, and not to us",
             "… … (of …); remove it, or choose another --runtime-dir",
