@@ -222,7 +222,7 @@ def test_killed_restarted_and_upgraded_while_the_instances_reload(make_instance:
             done = machine.run("systemctl", "reload", instance.unit)
             reloads.append(done.returncode)
             if done.returncode:
-                # systemctl refers to the journal: what the reload said, and what HAProxy and the binder did then.
+                # systemctl only says to see the journal: what the reload said, and what HAProxy and the binder did.
                 said = machine.journal("-u", instance.unit, "-u", BINDER, f"--after-cursor={cursor}", lines=40)
                 failures.append(f"reload {len(reloads)}, of {instance.name}: {done.stderr}{said}")
             if over.is_set() and done.returncode == 0:
