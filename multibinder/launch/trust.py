@@ -21,10 +21,7 @@ def check_directory(path: str) -> None:
     FileNotFoundError if there is no such directory.
     """
     for directory in (os.path.dirname(path), path):
-        status = os.lstat(directory)
-        if not stat.S_ISDIR(status.st_mode):
-            kind = "is a symbolic link" if stat.S_ISLNK(status.st_mode) else "is not a directory"
-            raise NotTrusted(f"{directory} {kind} (of {Owner.of(status)}); remove it, or choose another --runtime-dir")
+        _check_is_directory(directory)
     for distrust in distrusts(path):
         raise NotTrusted(_sentence(distrust))
 
@@ -32,9 +29,11 @@ def check_directory(path: str) -> None:
 def check_parents(path: str) -> None:
     """Raise NotTrusted if another user could replace a directory that is yet to be made.
 
-    Judges the directories on the way that exist.
+    Judges the directories on the way that exist. The last one must not be a symbolic link.
     """
     existing = os.path.dirname(path)
+    if os.path.lexists(existing):
+        _check_is_directory(existing)  # before anything is created behind a link
     while not os.path.lexists(existing):
         existing = os.path.dirname(existing)
     try:
@@ -43,7 +42,10 @@ def check_parents(path: str) -> None:
             if distrust.reason in ("owner", "link") or not distrust.status.st_mode & stat.S_ISVTX:
                 raise NotTrusted(_sentence(distrust))
     except FileNotFoundError:
-        pass  # a dangling link
+        # A dangling link: its owner could let it point anywhere before the directories are made.
+        status = os.lstat(existing)
+        if is_strangers(status):
+            raise NotTrusted(_sentence(Distrust(existing, status, "link"))) from None
 
 
 def read(path: str) -> bytes:
@@ -61,6 +63,13 @@ def read(path: str) -> bytes:
         if is_strangers(status):
             raise NotTrusted(f"{path} belongs to {Owner.of(status)}, and not to us: it is not believed; remove it")
         return file.read()
+
+
+def _check_is_directory(path: str) -> None:
+    status = os.lstat(path)
+    if not stat.S_ISDIR(status.st_mode):
+        kind = "is a symbolic link" if stat.S_ISLNK(status.st_mode) else "is not a directory"
+        raise NotTrusted(f"{path} {kind} (of {Owner.of(status)}); remove it, or choose another --runtime-dir")
 
 
 def _sentence(distrust: Distrust) -> str:

@@ -196,6 +196,21 @@ def test_further_up_our_own_links_are_followed_and_a_strangers_are_not(run_dir: 
     assert_refused(instance, f"{link} is a symbolic link that ", "made: it is not followed")
 
 
+def test_nothing_is_made_behind_a_link_in_place_of_the_runtime_directory(run_dir: Path, runtime: Path) -> None:
+    elsewhere = run_dir / "elsewhere"
+    elsewhere.mkdir()
+    runtime.symlink_to(elsewhere)
+    assert f"{runtime} is a symbolic link" in refused(Instance(str(runtime), "web").create)
+    assert [*elsewhere.iterdir()] == []
+
+
+def test_a_strangers_link_that_leads_nowhere_is_refused_by_its_owner(run_dir: Path) -> None:
+    link = run_dir / "link"
+    link.symlink_to("nowhere")
+    give_away(link)
+    assert f"{link} is a symbolic link that " in refused(Instance(str(link / "run"), "web").create)
+
+
 def test_where_a_link_leads_is_looked_at_as_well(run_dir: Path) -> None:
     (run_dir / "open" / "in").mkdir(parents=True)
     (run_dir / "open").chmod(0o777)
