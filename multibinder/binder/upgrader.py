@@ -37,12 +37,16 @@ class Upgrader:
         self._waiting: list[OnRehearsed] = []
 
     def upgrade(self, on_rehearsed: OnRehearsed = lambda version, why: None) -> None:
-        """Rehearse an upgrade, and upgrade if that succeeds. All who ask during one rehearsal are told its result."""
+        """Rehearse an upgrade, and upgrade if that succeeds. All who ask during one rehearsal are told its result.
+
+        ``on_rehearsed`` is called from the loop, never before this returns: its caller does not wait for it until then.
+        """
         try:
             self._check()
         except MultibinderError as error:
-            self._refuse(str(error))
-            on_rehearsed(None, str(error))
+            why = str(error)
+            self._refuse(why)
+            self._loop.call_later(0, lambda: on_rehearsed(None, why))
             return
         self._waiting.append(on_rehearsed)
         if len(self._waiting) > 1:
@@ -50,7 +54,8 @@ class Upgrader:
         try:
             Rehearsal(self._loop, self._command, self._finish)
         except OSError as error:
-            self._finish(None, f"its rehearsal cannot be started: {error.strerror}")
+            why = f"its rehearsal cannot be started: {error.strerror}"
+            self._loop.call_later(0, lambda: self._finish(None, why))
 
     def _finish(self, version: str | None, why: str) -> None:
         if version is None:

@@ -203,6 +203,20 @@ def test_new_code_that_cannot_start_is_refused_with_its_reason(
     assert served(binder) == 2
 
 
+def test_a_client_whose_upgrade_a_broken_policy_refuses_is_served_further(
+    start_binder: StartBinder, run_dir: Path
+) -> None:
+    policy = run_dir / "policy.toml"
+    policy.write_text("")
+    policy.chmod(0o600)
+    binder = start_binder("--policy", str(policy))
+    policy.write_text("broken")
+    with Client(binder.socket_path, timeout=5) as client:
+        with pytest.raises(RequestError, match="not TOML"):
+            client.upgrade()
+        assert client.hello().pid == binder.pid
+
+
 def test_a_refused_signal_is_in_the_log(start_binder: StartBinder, run_dir: Path) -> None:
     code = BrokenCode(run_dir / "code")
     binder = start_binder(environment=code.environment)
