@@ -106,6 +106,16 @@ class Listener(msgspec.Struct, eq=False):
             released=released,
         )
 
+    def backlog_warning(self) -> str | None:
+        """Return the sentence for a backlog that the kernel cut, or None."""
+        backlog = self.options.backlog
+        if backlog is None or backlog <= self.queue_limit:
+            return None
+        return (
+            f"a backlog of {backlog} was asked for, but the kernel allows {self.queue_limit}; "
+            f"raise it with 'sysctl -w net.core.somaxconn={backlog}' and ask again"
+        )
+
     def status(self) -> ListenerStatus:
         return ListenerStatus(
             address=str(self.address),
@@ -124,28 +134,20 @@ class Grant(msgspec.Struct, frozen=True):
     """One handoff that an answer promises, with what is needed to take it back.
 
     ``handoff`` is its number among the listener's handoffs; ``created`` tells whether this request made the listener.
+    ``warning`` is the sentence for a backlog that the kernel cut, or None; it is about this request, even if another
+    one changes the backlog before the answer is sent.
     """
 
     listener: Listener
     owner: Owner
     handoff: int
     created: bool
+    warning: str | None
 
     @property
     def backlog(self) -> int:
         """The effective limit of the accept queue, in connections."""
         return self.listener.queue_limit
-
-    @property
-    def warning(self) -> str | None:
-        """The sentence for a backlog that the kernel cut, or None."""
-        backlog = self.listener.options.backlog
-        if backlog is None or backlog <= self.backlog:
-            return None
-        return (
-            f"a backlog of {backlog} was asked for, but the kernel allows {self.backlog}; "
-            f"raise it with 'sysctl -w net.core.somaxconn={backlog}' and ask again"
-        )
 
 
 def open_listener(spec: ListenerSpec) -> Listener:

@@ -244,7 +244,7 @@ class ListenerStore:
             claim = listener.claims[owner] = Claim(listener.handoffs)
             self._claims.add(owner)
         claim.handoffs += 1
-        return Grant(listener, owner, listener.handoffs, created)
+        return Grant(listener, owner, listener.handoffs, created, listener.backlog_warning())
 
     def _remove_claim(self, listener: Listener, owner: Owner) -> None:
         del listener.claims[owner]

@@ -277,6 +277,15 @@ def test_a_backlog_above_somaxconn_is_granted_with_a_warning_that_has_the_effect
     )
 
 
+def test_a_warning_is_about_its_own_request_whatever_another_one_asks_before_the_answer(store: ListenerStore) -> None:
+    too_much = somaxconn() + 1
+    grant = bind_one(store, spec(backlog=too_much))
+    modest = bind_one(store, spec(str(grant.listener.address), backlog=7))
+    assert str(too_much) in str(grant.warning)
+    bind_one(store, spec(str(grant.listener.address), backlog=too_much))
+    assert modest.warning is None
+
+
 def test_a_backlog_that_a_holder_changed_is_restored_at_the_next_handoff(store: ListenerStore) -> None:
     grant = bind_one(store, spec(backlog=10))
     with grant.listener.socket.dup() as holder:
