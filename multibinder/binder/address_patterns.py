@@ -8,6 +8,7 @@ from typing import Protocol
 import msgspec
 
 from multibinder.wire.addresses import Address, TcpAddress
+from multibinder.wire.addresses.address import IpEndpoint
 from multibinder.wire.errors import AddressError
 
 #: The IP version that each prefix demands; 0 for both.
@@ -48,18 +49,19 @@ class Network(msgspec.Struct, frozen=True):
 
     def has(self, address: Address) -> bool:
         it = address.ip_endpoint
-        return (
-            it is not None
-            and self.first <= it.port <= self.last
-            and self.version in (0, it.version)
-            and (not self.prefix or (it.number ^ self.number) >> (self._bits - self.prefix) == 0)
-        )
+        return it is not None and self._has_version_and_port(it) and self._has_number(it)
 
     def touches(self, address: Address) -> bool:
         """A listener on 0.0.0.0 or :: takes every address (ip(7))."""
         it = address.ip_endpoint
         # The number of both wildcard addresses is 0.
-        return self.has(address) or (it is not None and it.number == 0 and self.touched().has(address))
+        return it is not None and self._has_version_and_port(it) and (it.number == 0 or self._has_number(it))
+
+    def _has_version_and_port(self, it: IpEndpoint) -> bool:
+        return self.first <= it.port <= self.last and self.version in (0, it.version)
+
+    def _has_number(self, it: IpEndpoint) -> bool:
+        return not self.prefix or (it.number ^ self.number) >> (self._bits - self.prefix) == 0
 
     def touched(self) -> Network:
         """As if it were all: a listener on the wildcard address touches every network of its IP version."""

@@ -156,3 +156,9 @@ def test_the_kernel_is_asked_what_an_ipv6_socket_is_bound_to() -> None:
 def test_a_socket_of_another_kind_has_no_tcp_address(family: socket.AddressFamily, kind: socket.SocketKind) -> None:
     with socket.socket(family, kind) as sock:
         assert address_of(sock) is None
+
+
+def test_the_endpoint_of_an_address_is_calculated_once_for_all_patterns_of_a_policy() -> None:
+    endpoint = TcpAddress.parse("[2001:db8::1]:443").ip_endpoint
+    assert (endpoint.version, endpoint.number, endpoint.port) == (6, 0x20010DB8_00000000_00000000_00000001, 443)
+    assert TcpAddress.parse("[2001:db8::1]:443").ip_endpoint is endpoint

@@ -77,8 +77,7 @@ class TcpAddress(Address, frozen=True):
 
     @property
     def ip_endpoint(self) -> IpEndpoint:
-        number = int.from_bytes(socket.inet_pton(self.family, self.host))
-        return IpEndpoint(self.version, number, self.port)
+        return _ip_endpoint(self.host, self.port)
 
     @property
     def is_wildcard(self) -> bool:
@@ -119,6 +118,13 @@ class TcpAddress(Address, frozen=True):
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+# Cached because a policy compares one address with each of its patterns.
+@functools.lru_cache(maxsize=1024)
+def _ip_endpoint(host: str, port: int) -> IpEndpoint:
+    version, family = (6, socket.AF_INET6) if ":" in host else (4, socket.AF_INET)
+    return IpEndpoint(version, int.from_bytes(socket.inet_pton(family, host)), port)
 
 
 @functools.lru_cache(maxsize=1024)
