@@ -19,6 +19,7 @@ import sdnotify
 
 from multibinder.binder import events, ready
 from multibinder.binder.descriptor_store import restored_store
+from multibinder.binder.inherit import warn_not_open
 from multibinder.binder.keeper import GUARDED
 from multibinder.binder.pidfile import PidFileError, remove_pidfile, write_pidfile
 from multibinder.binder.signals import SignalQueue
@@ -59,7 +60,7 @@ class Guard:
         self._binder = list(binder)
         self._itself = list(itself)
         self._pidfile = pidfile
-        self._store = restored_store(take_listen_fds(os.environ))
+        self._store = restored_store(take_listen_fds(os.environ, warn_not_open))
         self._child_pid = int(os.environ.pop(_CHILD, "0"))
         self._started_at = time.monotonic()
         self._pause_s = _FIRST_PAUSE_S

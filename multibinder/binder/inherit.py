@@ -45,7 +45,7 @@ class Inheritance(msgspec.Struct, frozen=True):
 def receive(environment: MutableMapping[str, str]) -> Inheritance:
     """Take the descriptors that were passed to this process. Those that cannot be identified are closed."""
     sorter = _Sorter()
-    for name, descriptor in sorted(take_listen_fds(environment, _warn_not_open), key=_age):
+    for name, descriptor in sorted(take_listen_fds(environment, warn_not_open), key=_age):
         sorter.sort(name, descriptor)
     return sorter.result()
 
@@ -59,7 +59,8 @@ def _age(named: tuple[str, int]) -> tuple[int, str]:
     return (len(name), name) if name.startswith(RECORDS) else (0, "")
 
 
-def _warn_not_open(descriptor: int, error: OSError) -> None:
+def warn_not_open(descriptor: int, error: OSError) -> None:
+    """Log that a descriptor that was announced is not open."""
     events.warning("inherited-unknown", descriptor=descriptor, what=error.strerror)
 
 

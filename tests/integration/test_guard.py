@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -374,3 +375,16 @@ def test_as_pid_1_it_reaps_and_starts_its_binder_again(run_dir: Path, host: str)
             os.kill(guard, signal.SIGTERM)
         assert outside.wait() == 0
     assert not outside.socket_path.exists()
+
+
+def test_a_descriptor_that_was_announced_and_is_not_open_is_in_its_log() -> None:
+    code = """
+import logging, os
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+from multibinder.binder.guard import Guard
+from multibinder.cli.logs import log_to
+log_to(None, "text", logging.INFO)
+Guard([], [], None)
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert 'event=inherited-unknown descriptor=3 what="Bad file descriptor"' in done.stderr
