@@ -20,12 +20,27 @@ from multibinder_haproxy.master import Master, Processes
 
 from multibinder.launch.errors import NotRunning
 from tests.support import PATIENCE_S, clean_environment, descriptors, require, wait_until
+from tests.support.load import Result
 
 #: What the project's promises are tested with; Debian's by default.
 HAPROXY = os.environ.get("HAPROXY", "/usr/sbin/haproxy")
 WRAPPER = Path(sys.executable).parent / "multibinder-haproxy"
 
 Json = dict[str, Any]
+
+#: Marks tests that count what happens to many connections a second. They do not run beside each other: two of them are
+#: more than a small machine can do, and connections that its own generator makes too late would be counted as lost.
+under_load = pytest.mark.xdist_group("load")
+
+
+def assert_none_lost(result: Result, log: str = "") -> None:
+    """Fail if a connection did not get its answer, or did not get it in 5 s.
+
+    For the load to tell that, its own limit must be longer: ``timeout_s=PATIENCE_S``.
+    """
+    assert result.total.tried > 0
+    assert result.total.failed == 0, f"{result.table()}\n{log}"
+    assert result.total.longest_stall_s < 5, f"{result.table()}\n{log}"
 
 
 def config(*binds: str, before: str = "", after: str = "") -> str:

@@ -20,12 +20,14 @@ import pytest
 import multibinder
 from tests.conftest import StartBinder
 from tests.haproxy.conftest import MakeHaproxy
-from tests.haproxy.support import Haproxy, bind_tcp, children_of, config, get
+from tests.haproxy.support import Haproxy, bind_tcp, children_of, config, get, under_load
 from tests.support import PATIENCE_S, Binder, can_connect, later, require, wait_until
 from tests.support import multibinder as command_line
 from tests.support.load import Load, Result
 
 MakeFleet = Callable[[Path], "Fleet"]
+
+pytestmark = under_load
 
 RATE = 1000
 #: With 100, 'MULTIBINDER_TEST_INSTANCES=100': 20 take a tenth of the time.

@@ -273,6 +273,8 @@ def test_a_whole_life_opens_what_is_documented_and_nothing_else(
         wait_until(lambda: log.exists() and "policy-reloaded" in log.read_text(), "the policy is read again")
         wait_until(lambda: "WATCHDOG=1" in (binder.notification() or ""), "the watchdog is fed", timeout_s=60)
         client.upgrade()
+    # READY=1 waits for room among the messages that we have not read.
+    wait_until(lambda: "READY=1" in (binder.notification() or ""), "the new code is ready", timeout_s=60)
     assert serving_pid(binder.socket_path) == pid
     with Client(binder.socket_path, timeout=60) as client:
         client.release([(host, 8000)])

@@ -82,6 +82,11 @@ class Phase:
         """Connections that ended in anything but ok."""
         return self.tried - self.ok - self.in_flight
 
+    @property
+    def longest_stall_s(self) -> float:
+        """The longest wait, less what this generator was late itself: on a busy machine it may be by seconds."""
+        return max(0.0, self.longest_wait_s - self.generator_lag_max_s)
+
 
 @dataclass(frozen=True, slots=True)
 class Result:

@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 
-from tests.haproxy.support import bind_tcp, config
+from tests.haproxy.support import assert_none_lost, bind_tcp, config
 from tests.support import own_host
 from tests.support.load import Result
 from tests.systemd.machine import Machine
@@ -66,7 +66,7 @@ def restarted(machine: Machine, dead: int) -> bool:
 
 def assert_nobody_noticed(result: Result) -> None:
     assert result.total.tried > 100
-    assert result.total.failed == 0, result.table()
+    assert_none_lost(result)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.haproxy.support import bind_tcp, config, get
-from tests.support import can_connect, wait_until
+from tests.support import PATIENCE_S, can_connect, wait_until
 from tests.support.load import Load
 from tests.systemd.machine import Machine, listening
 from tests.systemd.support import (
@@ -89,7 +89,7 @@ def test_reload_with_a_broken_template_fails_and_the_old_worker_serves(
 
 def test_restart_of_an_instance_refuses_nobody(make_instance: Callable[[str], Instance]) -> None:
     web = make_instance("web")
-    with Load([web.address], rate=300) as load:
+    with Load([web.address], rate=300, timeout_s=PATIENCE_S) as load:
         for _ in range(3):
             web.machine.must("systemctl", "restart", web.unit)
         total = load.stop().total
@@ -100,7 +100,7 @@ def test_restart_of_an_instance_refuses_nobody(make_instance: Callable[[str], In
 
 def test_an_instance_that_is_killed_comes_back_and_refuses_nobody(make_instance: Callable[[str], Instance]) -> None:
     web = make_instance("web")
-    with Load([web.address], rate=300) as load:
+    with Load([web.address], rate=300, timeout_s=PATIENCE_S) as load:
         for _ in range(3):
             before = web.life()
             web.machine.must("systemctl", "kill", "--signal=KILL", web.unit)
@@ -115,7 +115,7 @@ def test_stop_of_an_instance_closes_its_ports(make_instance: Callable[[str], Ins
     assert not can_connect(web.address)
     assert listed(web.machine) == {other.address}
     # The unit's name has the word in it by which its ExecStop= tells a stop.
-    with Load([other.address], rate=300) as load:
+    with Load([other.address], rate=300, timeout_s=PATIENCE_S) as load:
         other.machine.must("systemctl", "restart", other.unit)
         total = load.stop().total
     assert total.failed == total.reset, total
@@ -144,7 +144,7 @@ def test_every_listener_is_there_after_a(how: str, make_instance: Callable[[str]
     web.configure(PORT, EXTRA_PORT)
     machine.must("systemctl", "reload", web.unit)
     before = machine.main_pid(BINDER)
-    with Load(sorted(web.configured), rate=500) as load:
+    with Load(sorted(web.configured), rate=500, timeout_s=PATIENCE_S) as load:
         if how == "SIGKILL":
             machine.kill(BINDER)
             wait_until(lambda: restarted(machine, before), "the binder is back", log=machine.journal)
@@ -179,7 +179,10 @@ def test_reload_of_the_binder_fails_when_the_installed_code_is_broken_and_the_ru
 def test_a_binder_that_was_stopped_gets_the_sockets_back_from_haproxy(make_instance: Callable[[str], Instance]) -> None:
     web = make_instance("web")
     machine = web.machine
-    with drop_in(machine, BINDER, example(machine, BINDER, "ptrace.conf")), Load([web.address], rate=300) as load:
+    with (
+        drop_in(machine, BINDER, example(machine, BINDER, "ptrace.conf")),
+        Load([web.address], rate=300, timeout_s=PATIENCE_S) as load,
+    ):
         # Before systemd 254 a stop empties the descriptor store: HAProxy is the only one who has them.
         machine.must("systemctl", "stop", BINDER)
         machine.must("systemctl", "start", BINDER)
@@ -198,7 +201,7 @@ def test_a_binder_that_hangs_is_killed_by_the_watchdog_and_nothing_is_lost(
         machine.must("systemctl", "restart", BINDER)
         hung = machine.main_pid(BINDER)
         machine.must("kill", "-STOP", str(hung))
-        with Load([web.address], rate=500) as load:
+        with Load([web.address], rate=500, timeout_s=PATIENCE_S) as load:
             wait_until(lambda: restarted(machine, hung), "the binder is back", log=machine.journal)
             assert_nobody_noticed(load.stop())
         assert listed(machine) == web.configured
@@ -222,14 +225,14 @@ def test_killed_restarted_and_upgraded_while_the_instances_reload(make_instance:
             done = machine.run("systemctl", "reload", instance.unit)
             reloads.append(done.returncode)
             if done.returncode:
-                # systemctl only says to see the journal: what the reload said, and what HAProxy and the binder did.
+                # systemctl only refers to the journal, which has what the reload, HAProxy and the binder said.
                 said = machine.journal("-u", instance.unit, "-u", BINDER, f"--after-cursor={cursor}", lines=40)
                 failures.append(f"reload {len(reloads)}, of {instance.name}: {done.stderr}{said}")
             if over.is_set() and done.returncode == 0:
                 return
 
     threads = [threading.Thread(target=keep_reloading, args=[instance]) for instance in instances]
-    with Load([instance.address for instance in instances], rate=1000) as load:
+    with Load([instance.address for instance in instances], rate=1000, timeout_s=PATIENCE_S) as load:
         for thread in threads:
             thread.start()
         try:

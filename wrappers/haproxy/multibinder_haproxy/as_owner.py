@@ -42,7 +42,7 @@ def run_as_owner(instance: Instance, *arguments: str) -> subprocess.CompletedPro
 
 
 def status_by_owner(instance: Instance) -> Status:
-    """Return the status of an instance, whoever owns it. Raises LaunchError."""
+    """Return the status of an instance, ours or another user's. Raises LaunchError."""
     finished = run_as_owner(instance, "status", "--json", instance.name)
     if finished is None:
         return status_of(instance)

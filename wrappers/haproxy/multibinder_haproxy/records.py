@@ -40,8 +40,8 @@ class LastGood(msgspec.Struct, frozen=True):
 class ReloadReport(msgspec.Struct, frozen=True):
     """How one reload ended.
 
-    ``started_s`` is on CLOCK_BOOTTIME, which all processes share and nobody sets back. ``at`` is in seconds since the
-    epoch.
+    ``started_s`` is on CLOCK_BOOTTIME, which all processes share and which is never set back. ``at`` is in seconds
+    since the epoch.
     """
 
     ok: bool

@@ -113,7 +113,7 @@ def _has_other_options(slot: Slot, known: Mapping[str, Slot]) -> bool:
 
 
 def _settle_later(instance: Instance, invocation: Invocation) -> None:
-    """Start ``settle`` in a process of its own, unless a ``reload`` command watches this reload. It ends by itself."""
+    """Start ``settle`` in another process, unless a ``reload`` command watches this reload. It ends by itself."""
     if instance.is_locked():
         return
     child = os.fork()

@@ -19,7 +19,7 @@ class SourceFile(msgspec.Struct, frozen=True):
     """A file that a configuration came from.
 
     ``mtime_ns`` is None if there was no such file: a template looked for it, and could do without. ``digest`` is empty
-    if the content could not be read. It stays in private files: whoever knows it can try out passwords.
+    if the content could not be read. It stays in private files: a user who knows it can try out passwords.
     """
 
     path: str
