@@ -40,7 +40,7 @@ from multibinder.binder.signals import SignalQueue
 from multibinder.binder.status import BinderStatusSource
 from multibinder.binder.store import ListenerStore
 from multibinder.binder.supervisor import Supervisor
-from multibinder.binder.upgrade import Upgrader
+from multibinder.binder.upgrader import Upgrader
 from multibinder.kernel.listen_fds import pass_listen_fds
 from multibinder.kernel.socket_options import cookie_of
 from multibinder.observe.holders import holders_of

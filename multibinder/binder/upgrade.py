@@ -1,84 +1,30 @@
-"""The rehearsal of an upgrade: the new code shows that it can start before the running code gives up."""
+"""The rehearsal of an upgrade: the new code shows that it can start before the running code gives up.
+
+A running binder of version 0.1.0 imports ``Rehearsal`` only when it is asked to upgrade, and then gets this module, not
+its own. So this module may import nothing of ours but ``Loop``, which such a binder has loaded.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
 
-from multibinder.binder import events
 from multibinder.binder.loop import Loop
-from multibinder.binder.methods import OnRehearsed
-from multibinder.wire.errors import MultibinderError
 
 #: The new code must be ready within this time. It ends itself by SIGALRM.
 REHEARSAL_S = 30
 
 
-class Upgrader:
-    """Rehearses upgrades, one at a time, and begins one whose rehearsal succeeded.
-
-    ``command`` is what an upgrade executes; ``listeners`` are counted for the log. ``check`` raises MultibinderError
-    for a fault that the new code cannot notice. ``begin`` is called after the clients that asked have been told.
-    """
-
-    def __init__(
-        self,
-        loop: Loop,
-        command: Sequence[str],
-        version: str,
-        listeners: Sized,
-        *,
-        check: Callable[[], None],
-        begin: Callable[[], None],
-    ) -> None:
-        self._loop = loop
-        self._command = command
-        self._version = version
-        self._listeners = listeners
-        self._check = check
-        self._begin = begin
-        self._waiting: list[OnRehearsed] = []
-
-    def upgrade(self, on_rehearsed: OnRehearsed = lambda version, why: None) -> None:
-        """Rehearse an upgrade, and upgrade if that succeeds. All who ask during one rehearsal are told its result."""
-        try:
-            self._check()
-        except MultibinderError as error:
-            self._refuse(str(error))
-            on_rehearsed(None, str(error))
-            return
-        self._waiting.append(on_rehearsed)
-        if len(self._waiting) > 1:
-            return
-        try:
-            Rehearsal(self._loop, self._command, self._finish)
-        except OSError as error:
-            self._finish(None, f"its rehearsal cannot be started: {error.strerror}")
-
-    def _finish(self, version: str | None, why: str) -> None:
-        if version is None:
-            self._refuse(why)
-        else:
-            events.info("upgrading", version=self._version, new=version, listeners=len(self._listeners))
-        waiting, self._waiting = self._waiting, []
-        for on_rehearsed in waiting:
-            on_rehearsed(version, why)
-        if version is not None:
-            self._begin()
-
-    def _refuse(self, why: str) -> None:
-        events.error("upgrade-refused", why=why, done=f"version {self._version} goes on")
-
-
 class Rehearsal:
     """The new code in a process of its own: it imports what the binder imports, reads the settings, says its version.
 
-    ``command`` is the binder's own: python, options, -m, module, settings. ``tell`` is called from the loop.
+    ``command`` is the binder's own: python, options, -m, module, settings. ``tell`` is called from the loop, with the
+    version of the new code, or with None and why it cannot be used.
     """
 
-    def __init__(self, loop: Loop, command: Sequence[str], tell: OnRehearsed) -> None:
+    def __init__(self, loop: Loop, command: Sequence[str], tell: Callable[[str | None, str], None]) -> None:
         self._loop = loop
         self._tell = tell
         self._output = b""

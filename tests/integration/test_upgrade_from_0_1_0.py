@@ -49,6 +49,19 @@ def test_the_rehearsal_of_0_1_0_hears_this_version(run_dir: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{__version__}\n", "")
 
 
+def test_a_running_0_1_0_can_import_the_rehearsal_that_this_version_has_installed() -> None:
+    """It does so when it is asked to upgrade, with the modules of its own version loaded, whose names differ."""
+    code = """
+import sys
+import multibinder, multibinder.binder.loop
+before = set(sys.modules)
+from multibinder.binder.upgrade import Rehearsal
+print(sorted(name for name in set(sys.modules) - before if name.startswith("multibinder")))
+"""
+    done = subprocess.run([*PYTHON, "-c", code], env=clean_environment(), capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("['multibinder.binder.upgrade']\n", "")
+
+
 def test_the_rehearsal_of_the_guard_of_0_1_0_succeeds(run_dir: Path) -> None:
     done = rehearse("multibinder.cli.guard", settings(run_dir / "mb.sock"), "--rehearse")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
