@@ -35,7 +35,7 @@ def take_lock(path: str) -> int:
                 raise ControlSocketError(f"{lock} is a link; see who made it, and remove it") from error
             raise cannot_create(path, error) from error
         try:
-            if not files.is_ours(descriptor):
+            if not files.is_trusted_file(descriptor):
                 status = os.fstat(descriptor)
                 raise ControlSocketError(
                     f"{lock} is not ours: uid {status.st_uid} made it, mode {stat.S_IMODE(status.st_mode):04o}; "

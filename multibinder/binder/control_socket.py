@@ -151,7 +151,7 @@ def _check_directory(path: str) -> None:
     """Raise ControlSocketError if another user could replace what is made in the directory of ``path``."""
     directory = os.path.dirname(path) or "."
     try:
-        for distrust in files.distrusts(directory):
+        for distrust in files.reasons_for_distrust(directory):
             _refuse_or_warn(directory, distrust)
     except OSError as error:
         raise cannot_create(path, error) from error

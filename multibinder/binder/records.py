@@ -134,7 +134,7 @@ def read_file(path: str) -> Recorded:
     no socket survives."""
     try:
         with open(path, "rb", opener=_open_without_link) as file:
-            if not files.is_ours(file.fileno()):
+            if not files.is_trusted_file(file.fileno()):
                 events.warning("state-file-unreadable", path=path, why="another user made it, or may write it")
                 return Recorded()
             return _parse(file.read(), path)

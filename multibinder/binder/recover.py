@@ -30,7 +30,7 @@ def recover(records: Iterable[Record]) -> list[tuple[Record, socket.socket]]:
         return []
     recovered: list[tuple[Record, socket.socket]] = []
     refused: set[int] = set()
-    held = [(holder.pid, *socket_) for holder in scan(missing, {os.getpid()}).opened for socket_ in holder.sockets]
+    held = [(holder.pid, *socket_) for holder in scan(missing, {os.getpid()}).processes for socket_ in holder.sockets]
     for pid, descriptor, inode in held:
         record = missing.get(inode)
         if record is None:
