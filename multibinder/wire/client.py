@@ -208,7 +208,7 @@ def bind(
         connection, peer = listener.accept()
     """
     spec = ListenerSpec(TcpAddress.of(host, port), Options(backlog, v6only, name))
-    [sock] = _get([spec], owner, inheritable, socket_path, timeout, fallback)
+    [sock] = _bind_or_fall_back([spec], owner, inheritable, socket_path, timeout, fallback)
     return sock
 
 
@@ -225,10 +225,10 @@ def bind_many(
 
     ``wanted`` has ``("127.0.0.1", 8000)`` tuples, addresses, or ``ListenerSpec(address, Options(…))``.
     """
-    return _get([_spec(item) for item in wanted], owner, inheritable, socket_path, timeout, fallback)
+    return _bind_or_fall_back([_spec(item) for item in wanted], owner, inheritable, socket_path, timeout, fallback)
 
 
-def _get(
+def _bind_or_fall_back(
     specs: Sequence[ListenerSpec],
     owner: str,
     inheritable: bool,

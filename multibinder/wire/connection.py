@@ -165,7 +165,7 @@ def _limit_waits(sock: socket.socket, seconds: float) -> None:
 def _unavailable(path: str, error: OSError) -> BinderUnavailable:
     why = {
         FileNotFoundError: "there is no such socket; is 'multibinder serve' running?",
-        ConnectionRefusedError: "nobody listens there any more; is 'multibinder serve' running?",
+        ConnectionRefusedError: "no process listens there any more; is 'multibinder serve' running?",
         PermissionError: "permission denied; the binder's --mode and --group say who may connect",
     }.get(type(error), str(error.strerror or error))
     return BinderUnavailable(f"cannot reach the binder at {path}: {why}")

@@ -73,17 +73,17 @@ def verify_received(descriptor: int, wanted: Address) -> SharedListener:
         os.close(descriptor)
         raise RemoteProtocolError(f"the descriptor for {wanted} is of no use: {error.strerror}") from error
     kind = kinds.of_address(wanted)
-    sort = kind.name.upper()
+    name = kind.name.upper()
     try:
         if not kind.recognizes(sock):
-            raise RemoteProtocolError(f"the descriptor for {wanted} is no {sort} socket, but {sock.family!r}")
+            raise RemoteProtocolError(f"the descriptor for {wanted} is no {name} socket, but {sock.family!r}")
         ready, bound = kind.queue(sock).ready, kind.address_of(sock)
         if not wanted.matches(bound) or not ready:
             state = "listens on" if ready else "is bound to, without listening,"
             raise RemoteProtocolError(f"asked for {wanted}, but the socket that came {state} {bound}")
     except OSError as error:
         sock.close()
-        raise RemoteProtocolError(f"the descriptor for {wanted} is no {sort} socket: {error}") from error
+        raise RemoteProtocolError(f"the descriptor for {wanted} is no {name} socket: {error}") from error
     except BaseException:
         sock.close()
         raise
@@ -96,7 +96,7 @@ def verify_all_received(descriptors: Sequence[int], wanted: Sequence[Address]) -
     try:
         for descriptor, address in zip(descriptors, wanted, strict=True):
             sockets.append(verify_received(descriptor, address))
-    except RemoteProtocolError:
+    except BaseException:
         close_all(sockets)
         for descriptor in descriptors[len(sockets) + 1 :]:
             os.close(descriptor)

@@ -93,7 +93,7 @@ class ListenerParams(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
 
 
 class Request(msgspec.Struct):
-    """A request as the binder reads it; ``params`` is read by its method."""
+    """A request as the binder reads it. Its method decodes ``params``."""
 
     method: str
     id: Id
@@ -223,7 +223,7 @@ def encode_continuation(first: int) -> bytes:
 
 
 def _explain(complaint: str) -> str:
-    """Add to msgspec's complaint, which names the path, the fields that are allowed."""
+    """Return msgspec's message, which names the path, with the allowed fields added."""
     where = excerpt(complaint).replace("`$", "`params")
     if "unknown field" in complaint:
         return f"{where}; a listener takes address, port, owner, {', '.join(OPTION_NAMES)}"

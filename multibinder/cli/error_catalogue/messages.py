@@ -21,10 +21,10 @@ CLIENT = Section(
             fragment="there is no such socket",
         ),
         entry(
-            "cannot reach the binder at …: nobody listens there any more",
+            "cannot reach the binder at …: no process listens there any more",
             cause="the binder ended without removing its socket: it was killed",
             remedy="start it again; it removes the file itself",
-            fragment="nobody listens there any more",
+            fragment="no process listens there any more",
         ),
         entry(
             "cannot reach the binder at …: permission denied",

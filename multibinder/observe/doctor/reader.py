@@ -51,7 +51,7 @@ def read_facts(
     pid = binder.pid if binder else None
     namespaces = _read_namespaces(binder, unchecked)
     guard = _guard_of(pid)
-    holders, opened = _read_holders(namespaces, binder, guard)
+    holders, descriptors = _read_holders(namespaces, binder, guard)
     if holders.hidden:
         users = ", ".join(map(str, holders.hidden_users))
         unchecked.append(
@@ -68,7 +68,7 @@ def read_facts(
         binder=binder,
         control=read_control(socket_path) if socket_path else (),
         keeper=read_keeper(pid, guard, unchecked) if binder else None,
-        descriptors=opened,
+        descriptors=descriptors,
         instances=tuple(read_instances(wrapper, unchecked)) if wrapper else (),
         units=tuple(units),
         prefix=prefix,
