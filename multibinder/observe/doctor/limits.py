@@ -8,17 +8,17 @@ from multibinder.observe.doctor.facts import Facts
 from multibinder.observe.doctor.finding import Finding
 
 #: The fractions of the limit from which it is a warning, and a problem.
-_NEARLY_FULL, _ALMOST_FULL = 0.8, 0.95
+_WARNING_FROM, _PROBLEM_FROM = 0.8, 0.95
 
 
 def descriptors(facts: Facts) -> Iterator[Finding]:
     """Report the binder and each holder of its listeners that is close to its RLIMIT_NOFILE."""
     for each in facts.descriptors:
-        if each.opened < each.limit * _NEARLY_FULL:
+        if each.opened < each.limit * _WARNING_FROM:
             continue
         yield Finding(
             "descriptors",
-            "problem" if each.opened >= each.limit * _ALMOST_FULL else "warning",
+            "problem" if each.opened >= each.limit * _PROBLEM_FROM else "warning",
             f"{each.opened} of {each.limit} descriptors are in use",
             f"{each.what}, {each.process}",
             "At the limit it can accept no client and receive no socket: clients that connect hang. The limit is its "
