@@ -128,7 +128,7 @@ class Connection:
     def _wait_until(self, deadline: float) -> None:
         """Set the timeout of the next call on the socket to the deadline.
 
-        It is left as it is if it is at most 5 % too long, which saves system calls.
+        A present timeout that is at most 5 % too long is kept, which saves system calls.
         """
         left_s = deadline - time.monotonic()
         if left_s <= 0:
