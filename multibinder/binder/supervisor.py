@@ -1,4 +1,4 @@
-"""What the binder tells its supervisor, systemd or the guard (sd_notify(3))."""
+"""Notifications from the binder to its supervisor, systemd or the guard (sd_notify(3))."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Supervisor:
     def report_ready(self, socket_path: str) -> None:
         self._notifier.notify(f"READY=1\nSTATUS=Serving {socket_path}")
         if self._notifier.socket is not None:
-            self._notifier.socket.setblocking(False)  # from here on, a slow supervisor must not make clients wait
+            self._notifier.socket.setblocking(False)  # from now on, a slow supervisor must not make clients wait
 
     def report_stopping(self, signal_name: str) -> None:
         self._notifier.notify(f"STOPPING=1\nSTATUS=Stopping on {signal_name}")

@@ -1,4 +1,4 @@
-"""Upgrades in place: rehearse the new code, and give this process to it if the rehearsal succeeds."""
+"""Upgrades in place: rehearse the new code, and execute it in this process if the rehearsal succeeds."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Upgrader:
         self._waiting: list[OnRehearsed] = []
 
     def upgrade(self, on_rehearsed: OnRehearsed = lambda version, why: None) -> None:
-        """Rehearse an upgrade, and upgrade if that succeeds. All who ask during one rehearsal are told its result."""
+        """Rehearse an upgrade, and upgrade if that succeeds. All callers during one rehearsal get its result."""
         try:
             self._check()
         except MultibinderError as error:
