@@ -1,4 +1,4 @@
-"""Checks that touch neither a listener nor the running HAProxy."""
+"""Checks of a configuration that change neither a listener nor the running HAProxy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from multibinder_haproxy.arguments import Argument, for_check, join, parse
 from multibinder_haproxy.config.model import Config, Slot
 from multibinder_haproxy.errors import BinderAway, ConfigRefused
 from multibinder_haproxy.instance import Instance
-from multibinder_haproxy.invocation import Invocation, without_haproxys_own
+from multibinder_haproxy.invocation import Invocation, without_haproxys_variables
 from multibinder_haproxy.master import Master, environment_of
 
 #: Thousands of certificates take minutes to load. Without a limit, a check that hangs would never report it.
@@ -24,7 +24,7 @@ _HAPROXY_TIMEOUT_S = 600
 def check_reload(instance: Instance, invocation: Invocation) -> Config:
     """Return the configuration that a reload would load. Raises LaunchError if the reload would fail.
 
-    Touches nothing, so it cannot know everything.
+    It changes nothing, so it cannot find every fault.
     """
     master = Master(invocation.master_socket).processes().master
     loaded = instance.read_loaded()
@@ -37,9 +37,9 @@ def check_reload(instance: Instance, invocation: Invocation) -> Config:
 
 
 def check_start(invocation: Invocation, environment: Mapping[str, str]) -> tuple[Config, list[str]]:
-    """Return the configuration that a start would load, and what could not be checked.
+    """Return the configuration that a start would load, and a sentence for each check that was not possible.
 
-    Raises LaunchError if the start would fail. Touches nothing.
+    Raises LaunchError if the start would fail. Changes nothing.
     """
     config = invocation.render(environment)
     check_with_haproxy(invocation, config, environment)
@@ -70,7 +70,7 @@ def check_with_haproxy(invocation: Invocation, config: Config, environment: Mapp
         try:
             finished = subprocess.run(  # noqa: S603
                 [invocation.haproxy, *join(arguments)],
-                env=without_haproxys_own(environment),
+                env=without_haproxys_variables(environment),
                 cwd=invocation.cwd,
                 pass_fds=list(fds.values()),
                 stdin=subprocess.DEVNULL,
