@@ -45,12 +45,12 @@ class Limits(msgspec.Struct, frozen=True):
 
     @property
     def buffered(self) -> int:
-        """Bytes of unfinished requests, in total."""
+        """Return the limit on bytes of unfinished requests, in total."""
         return _LARGEST * self.request_bytes
 
     @property
     def buffered_per_uid(self) -> int:
-        """Bytes of unfinished requests, for one uid."""
+        """Return the limit on bytes of unfinished requests, for one uid."""
         return _LARGEST_PER_UID * self.request_bytes
 
 
@@ -120,12 +120,12 @@ class Quotas:
 
     @property
     def clients(self) -> int:
-        """The number of connected clients."""
+        """Return the number of connected clients."""
         return self._clients
 
     @property
     def in_flight(self) -> int:
-        """The number of descriptors that were sent and are not known to be received."""
+        """Return the number of descriptors that were sent and are not known to be received."""
         return self._in_flight
 
     def user(self, uid: int) -> User:

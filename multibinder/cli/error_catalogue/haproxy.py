@@ -180,7 +180,7 @@ HAPROXY = Section(
         ),
         entry(
             "cannot watch this reload",
-            cause="a reload by signal, and the process that should wait for its end could not be started",
+            cause="after a reload by signal, the process that waits for its end could not be started",
             remedy="`multibinder-haproxy reload NAME`",
         ),
         entry(

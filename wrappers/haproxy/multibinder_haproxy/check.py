@@ -52,8 +52,8 @@ def check_start(invocation: Invocation, environment: Mapping[str, str]) -> tuple
     return config, []
 
 
-def check_with_haproxy(invocation: Invocation, config: Config, environment: Mapping[str, str]) -> str:
-    """Run ``haproxy -c`` on the configuration, with placeholders for its sockets; return HAProxy's output.
+def check_with_haproxy(invocation: Invocation, config: Config, environment: Mapping[str, str]) -> None:
+    """Run ``haproxy -c`` on the configuration, with placeholders for its sockets.
 
     Raises ConfigRefused with HAProxy's message.
     """
@@ -64,7 +64,7 @@ def check_with_haproxy(invocation: Invocation, config: Config, environment: Mapp
         files = config.fill(fds) if invocation.binder else config.plain()
         _write(directory, invocation, files)
         arguments = [
-            Argument(argument.flag, tuple(_moved(value, invocation.directory, directory) for value in argument.values))
+            Argument(argument.flag, tuple(_rebase(value, invocation.directory, directory) for value in argument.values))
             for argument in for_check(parse(invocation.arguments))
         ]
         try:
@@ -85,10 +85,9 @@ def check_with_haproxy(invocation: Invocation, config: Config, environment: Mapp
             raise ConfigRefused(f"{invocation.haproxy} -c did not end within {_HAPROXY_TIMEOUT_S} s") from error
         except OSError as error:
             raise ConfigRefused(f"cannot run {invocation.haproxy}: {error.strerror}") from error
-    output = finished.stdout.replace(f"{directory}/", "").strip()
     if finished.returncode != 0:
+        output = finished.stdout.replace(f"{directory}/", "").strip()
         raise ConfigRefused(f"HAProxy refuses the configuration (exit code {finished.returncode}):\n{output}")
-    return output
 
 
 def _check_new_binds(invocation: Invocation, slots: Sequence[Slot]) -> None:
@@ -102,7 +101,7 @@ def _check_new_binds(invocation: Invocation, slots: Sequence[Slot]) -> None:
 
 
 def _write(directory: str, invocation: Invocation, files: Mapping[str, str]) -> None:
-    with _explained(directory):
+    with _write_errors_explained(directory):
         for target in invocation.rendered_directories:
             os.makedirs(os.path.join(directory, target), exist_ok=True)
         for target, text in files.items():
@@ -110,12 +109,14 @@ def _write(directory: str, invocation: Invocation, files: Mapping[str, str]) -> 
                 file.write(text)
 
 
-def _moved(value: str, old: str, new: str) -> str:
+def _rebase(value: str, old: str, new: str) -> str:
+    """Return the path below ``new`` for a path below ``old``. Any other value stays as it is."""
     return os.path.join(new, value.removeprefix(old + "/")) if value.startswith(old + "/") else value
 
 
 @contextlib.contextmanager
-def _explained(directory: str) -> Iterator[None]:
+def _write_errors_explained(directory: str) -> Iterator[None]:
+    """Turn an OSError into a ConfigRefused with a remedy."""
     try:
         yield
     except OSError as error:

@@ -57,8 +57,8 @@ class SourceRecorder:
     def record_file(self, path: str) -> None:
         """Record a file; call this just before it is read. The first record of a path counts: it is the oldest."""
         with contextlib.suppress(OSError, UnicodeEncodeError):
-            path.encode()  # JSON has no name for a path that is not UTF-8
-            # A file that is not regular (-f /dev/fd/63) can be read only once, and HAProxy needs to.
+            path.encode()  # JSON cannot hold a path that is not UTF-8
+            # A file that is not regular (-f /dev/fd/63) can be read only once, and HAProxy must read it.
             if path not in self._files and (source := _look(path)) is not None:
                 self._files[path] = source
 
