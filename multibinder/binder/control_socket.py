@@ -160,7 +160,7 @@ def _check_directory(path: str) -> None:
 def _refuse_or_warn(directory: str, distrust: files.Distrust) -> None:
     path, status = distrust.path, distrust.status
     if distrust.reason == "group":
-        # Root's group is root's.
+        # Members of root's group are trusted as root is.
         if status.st_gid != 0:
             why = f"group {status.st_gid} may write in {path}, and so replace the files that we make"
             events.warning("directory-doubtful", why=why)

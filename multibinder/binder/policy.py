@@ -32,7 +32,10 @@ class Subject(Protocol):
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """One rule of the file, numbered from 1. A rule without subjects, addresses or options matches any."""
+    """One rule of the file, numbered from 1.
+
+    Empty ``uids``, ``gids``, ``units`` or ``addresses`` match any, and so does None for ``options``.
+    """
 
     number: int
     name: str

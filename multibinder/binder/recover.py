@@ -47,7 +47,7 @@ def recover(records: Iterable[Record]) -> list[tuple[Record, socket.socket]]:
             del missing[inode]
         else:
             sock.close()
-    # A socket that exists has a holder. If the scan found none, the binder may not look into that process.
+    # A socket that exists has a holder. If the scan found none, the binder may not look into the holder.
     for inode in (refused | _existing_inodes()) & missing.keys():
         events.error(
             "cannot-recover",

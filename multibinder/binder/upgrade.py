@@ -79,4 +79,4 @@ def _wait(pid: int) -> int:
     try:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     except ChildProcessError:
-        return 0  # the kernel has reaped it, because the program that started us has us ignore SIGCHLD
+        return 0  # the kernel has reaped it, because the program that started us made us ignore SIGCHLD
