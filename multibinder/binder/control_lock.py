@@ -13,7 +13,7 @@ from multibinder.wire.errors import MultibinderError
 
 
 class ControlSocketError(MultibinderError):
-    """The control socket cannot be had; the message says why and what to do."""
+    """The control socket cannot be created or taken over; the message says why and what to do."""
 
 
 def take_lock(path: str) -> int:

@@ -1,7 +1,7 @@
-"""Trust in an instance's directory and records. Nothing is believed or written that another user could have made.
+"""Checks that no other user could have made or replaced an instance's directory and records.
 
-A record says which program to execute, and names templates, which are programs as well. Only root and the user of this
-process are trusted.
+A record names a program to execute, and templates, which are programs as well. Only root and the user of this process
+are trusted.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def check_directory(path: str) -> None:
 
 
 def check_parents(path: str) -> None:
-    """Raise NotTrusted if another user could replace a directory that is yet to be made.
+    """Raise NotTrusted if another user could replace a directory that does not exist yet.
 
-    Judges the directories on the way that exist.
+    Only the existing directories on the way to it are checked.
     """
     existing = os.path.dirname(path)
     while not os.path.lexists(existing):
