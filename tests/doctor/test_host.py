@@ -179,7 +179,7 @@ def test_a_round_trip_that_is_known_says_what_a_backlog_is_good_for(binder: Bind
 
 def test_a_binder_without_a_keeper_is_a_warning_and_one_with_a_guard_is_not(start_binder: StartBinder) -> None:
     [finding] = findings(doctor("--socket", start_binder(name="alone").socket_path, status=1), "store")
-    assert finding["what"] == "nobody keeps the sockets while the binder is dead"
+    assert finding["what"] == "no process keeps the sockets while the binder is dead"
     assert findings(doctor("--socket", start_binder("--guard", name="kept").socket_path), "store") == []
 
 

@@ -222,7 +222,7 @@ def test_a_socket_that_is_not_there_is_an_unavailable_binder(run_dir: Path) -> N
 def test_a_socket_that_we_may_not_use_is_an_unavailable_binder(run_dir: Path) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(run_dir / "mb.sock"))
-        with pytest.raises(BinderUnavailable, match="nobody listens there any more"):
+        with pytest.raises(BinderUnavailable, match="no process listens there any more"):
             Client(run_dir / "mb.sock")
 
 
@@ -233,7 +233,7 @@ def test_a_killed_binder_is_an_unavailable_one(binder: Binder) -> None:
         binder.wait()
         with pytest.raises(BinderUnavailable, match="closed the connection without an answer"):
             client.hello()
-    with pytest.raises(BinderUnavailable, match="nobody listens there any more"):
+    with pytest.raises(BinderUnavailable, match="no process listens there any more"):
         Client(binder.socket_path)
 
 

@@ -149,7 +149,7 @@ def test_a_broken_file_keeps_the_policy_of_before_and_says_so(
     policy.path.chmod(mode)
     line = policy.reload(governed, "policy-broken")
     assert why in line
-    assert "the policy of before stays" in line
+    assert "the previous policy stays in force" in line
     assert stranger.bind(host, 80).addresses == [f"{host}:80"]
     assert stranger.bind(host, 81).received == []
 
@@ -207,8 +207,10 @@ def test_there_is_no_upgrade_to_a_binder_that_could_not_read_the_policy(
     policy.reload(governed)
     for spoil, why in ((lambda: policy.path.write_text("[[rule]\n"), "not TOML"), (policy.path.unlink, "no such file")):
         spoil()
-        with Client(governed.socket_path) as root, pytest.raises(RequestError, match=why):
-            root.upgrade()
+        with Client(governed.socket_path) as root:
+            with pytest.raises(RequestError, match=why):
+                root.upgrade()
+            assert root.hello().pid == governed.pid
         assert stranger.bind(host, 80).addresses == [f"{host}:80"]
 
 
