@@ -135,9 +135,10 @@ class DurableState:
     def _replace_journal(self, outdated: Sequence[str]) -> None:
         """Start a new journal from the current state. The keeper receives it before it forgets ``outdated``."""
         listeners = self._held().listeners()
-        self._journal.close()
         current = [*(listener.record() for listener in listeners), *self._missing.values()]
-        self._journal = records.Journal(current, self._state_file, self._header)
+        # If this raises, the old journal goes on. Closed too early, its number would be another descriptor's.
+        previous, self._journal = self._journal, records.Journal(current, self._state_file, self._header)
+        previous.close()
         self._journal_number += 1
         if (keeper := self._keeper) is None:
             return
