@@ -1,4 +1,4 @@
-"""What the binder answers to what it cannot do: each refusal with its message, and the binder serves on."""
+"""The binder refuses each bad request with its message, and goes on serving."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.support.installation import for_everybody
 
 @pytest.fixture
 def survivor(binder: Binder) -> Iterator[Binder]:
-    """A binder that serves others after the test as it did before, with nothing left of what was refused."""
+    """A binder that must serve other clients after the test, without listeners or descriptors of refused requests."""
     before = binder.descriptors()
     yield binder
     with Client(binder.socket_path) as client:
@@ -41,7 +41,7 @@ def survivor(binder: Binder) -> Iterator[Binder]:
         other.ask(request("hello"))
         wait_until(
             lambda: len(binder.descriptors()) == len(before) + 1,
-            "the binder has closed the connections of before, and nothing else is open",
+            "the binder has closed the earlier connections, and nothing else is open",
             log=binder.log,
         )
 
@@ -160,7 +160,7 @@ def test_a_refusal_has_the_id_of_its_request(survivor: Binder, request_id: objec
 
 def test_a_mebibyte_without_a_newline_is_refused_and_dropped(survivor: Binder) -> None:
     with RawClient(survivor.socket_path) as client:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it does not wait for all of it
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the binder does not wait for the rest
             client.send(b"{" + b" " * (1 << 20))
         assert client.reply()["error"]["message"] == "Invalid request: a message has more than 524288 bytes"
         assert client.at_end()
@@ -198,7 +198,7 @@ def test_an_address_in_use_through_a_wildcard_names_who_has_that(survivor: Binde
 def test_who_has_an_address_is_not_guessed_where_it_cannot_be_seen(
     start_binder: StartBinder, taken: tuple[str, int]
 ) -> None:
-    require("root", os.geteuid() == 0, "a process whose user can see less than this one needs root")
+    require("root", os.geteuid() == 0, "starting a process of another user needs root")
     binder = start_binder(prefix=without_privileges(), program=for_everybody().program)
     reply = ask(binder.socket_path, bind_request(port=taken[1]))
     assert "address already in use, by a process that this user may not see;" in reply["error"]["message"]

@@ -1,4 +1,4 @@
-"""``multibinder list`` and ``multibinder release``: output, exit codes, and errors in one sentence."""
+"""``multibinder list`` and ``multibinder release``: output, exit codes, and errors of one sentence."""
 
 from __future__ import annotations
 

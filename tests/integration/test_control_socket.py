@@ -1,4 +1,4 @@
-"""The control socket's file: one binder for each path, and no file deleted that is not ours."""
+"""The control socket has one binder for each path, and the binder deletes no file that is not its own."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.support.installation import for_everybody, interpreter_for_everybody
 
 
 def refusal(path: Path | str, *options: str, prefix: Sequence[str] = (), program: Sequence[str] = PROGRAM) -> str:
-    """What a binder says that cannot start: one sentence, exit status 1."""
+    """Return the one sentence of a binder that cannot start. Its exit status must be 1."""
     done = multibinder("serve", "--socket", path, *options, prefix=prefix, program=program)
     assert done.returncode == 1, done.stderr
     assert done.stdout == ""
@@ -63,7 +63,9 @@ def test_of_binders_that_start_together_one_serves_and_the_others_name_it(run_di
             )
             for number in range(4)
         ]
-        wait_until(lambda: sum(racer.process.poll() is not None for racer in racers) == 3, "three have given up")
+        wait_until(
+            lambda: sum(racer.process.poll() is not None for racer in racers) == 3, "three of the binders have given up"
+        )
         [winner] = [racer for racer in racers if racer.process.poll() is None]
         winner.wait_until_ready()
         with Client(path) as client:
@@ -71,7 +73,7 @@ def test_of_binders_that_start_together_one_serves_and_the_others_name_it(run_di
         for loser in racers:
             if loser is not winner:
                 assert loser.process.returncode == 1
-                # One that came before the winner had written its PID cannot name it.
+                # A binder that started before the winner had written its PID cannot name the winner.
                 assert (
                     f"is served by process {winner.pid} already" in loser.log()
                     or "is served by another process already" in loser.log()
@@ -221,7 +223,7 @@ def test_the_mode_is_what_was_asked_for_whatever_the_umask(
     start_binder: StartBinder, umask: int, options: list[str], mode: int
 ) -> None:
     if umask == 0o777:
-        require("root", os.geteuid() == 0, "with umask 0777 only root can read the files that it makes")
+        require("root", os.geteuid() == 0, "with umask 0777 only root can read its own new files")
     binder = start_binder(*options, umask=umask)
     assert mode_and_group(binder.socket_path)[0] == mode
 
@@ -246,7 +248,7 @@ def test_a_stranger_may_not_connect(run_dir: Path, start_binder: StartBinder) ->
 
 
 def test_a_binder_that_does_not_listen_yet_is_not_overtaken(run_dir: Path) -> None:
-    leave_a_stale_socket(run_dir / "mb.sock")  # between its bind() and its listen() it looks like this
+    leave_a_stale_socket(run_dir / "mb.sock")  # the state of a control socket between its bind() and its listen()
     with (run_dir / "mb.sock.lock").open("w") as lock:
         lock.write("4711\n")
         lock.flush()
@@ -274,7 +276,7 @@ def test_a_relative_path_is_served(run_dir: Path) -> None:
         stderr=subprocess.DEVNULL,
     )
     try:
-        wait_until((run_dir / "here.sock").is_socket, "it serves there")
+        wait_until((run_dir / "here.sock").is_socket, "the binder serves at the relative path")
     finally:
         process.terminate()
         process.wait(20)

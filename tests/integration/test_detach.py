@@ -1,4 +1,4 @@
-"""``serve --detach``: a classic daemon, whose start the calling shell can trust."""
+"""``serve --detach`` starts a classic daemon, and its exit status tells the calling shell whether it serves."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Serve = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def serve(run_dir: Path) -> Iterator[Serve]:
-    """Runs ``serve --detach`` with its usual files; whatever they name or serve is ended afterwards."""
+    """Return a function that runs ``serve --detach`` with its usual files. Its daemons are killed at the end."""
 
     def run(*options: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         files = ["--socket", f"{run_dir}/s", "--pidfile", f"{run_dir}/pid", "--log-file", f"{run_dir}/log"]
@@ -43,7 +43,7 @@ def serve(run_dir: Path) -> Iterator[Serve]:
 
 
 def daemons(directory: Path) -> list[int]:
-    """Whoever was told to serve in this directory: guards first, so that they do not start another binder."""
+    """Return the PIDs of guards and binders of this directory. Guards are first, so that they start no other binder."""
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
@@ -98,7 +98,7 @@ def test_it_holds_nothing_of_its_caller(serve: Serve, run_dir: Path, options: tu
     os.close(writing)
     assert done.returncode == 0, done.stderr
     os.set_blocking(reading, False)
-    assert os.read(reading, 1) == b""  # its end: nobody has it open for writing
+    assert os.read(reading, 1) == b""  # the end of the stream: no process has the pipe open for writing
     os.close(reading)
     pid = in_pidfile(run_dir)
     standard = {number: what for number, what in descriptors(pid).items() if number < 3}
@@ -178,7 +178,7 @@ def test_with_a_guard_the_pid_is_the_guards(serve: Serve, run_dir: Path, host: s
         assert client.list()[0].cookie == before
     assert in_pidfile(run_dir) == guard
     end(guard)
-    wait_until(lambda: daemons(run_dir) == [], "all of it ends")
+    wait_until(lambda: daemons(run_dir) == [], "the guard and the binder end")
     assert not (run_dir / "pid").exists()
 
 

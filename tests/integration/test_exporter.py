@@ -1,4 +1,4 @@
-"""The exporter over a real binder, with real clients and a real HAProxy."""
+"""The exporter asks a real binder with real clients, and a real HAProxy."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ NOBODY = 65534
 
 
 class Exporter:
-    """``multibinder exporter`` in a process of its own."""
+    """``multibinder exporter`` as a subprocess."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Exporter:
             assert self._notifications.recv(100) == b"READY=1"
         except TimeoutError:
             self.end()
-            pytest.fail(f"it is not ready\n{self.log()}")
+            pytest.fail(f"the exporter is not ready\n{self.log()}")
         found = re.search(r"serving http://(\S+):(\d+)/metrics", self.log())
         assert found is not None, self.log()
         self.host, self.port = found[1].strip("[]"), int(found[2])
@@ -97,7 +97,7 @@ class Exporter:
         return samples_of(self.text())
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Tell it to, if it still runs. Its exit status."""
+        """End the exporter if it still runs, and return its exit status."""
         self._notifications.close()
         self.process.send_signal(number)
         try:
@@ -113,7 +113,7 @@ StartExporter = Callable[..., Exporter]
 
 @pytest.fixture
 def start_exporter(run_dir: Path) -> Iterator[StartExporter]:
-    """On a port that the kernel chooses; afterwards it must end with 0 and without a traceback."""
+    """Start exporters on ports that the kernel chooses. Each must end with 0 and without a traceback."""
     started: list[Exporter] = []
     numbers = itertools.count()
 
@@ -160,7 +160,7 @@ def test_an_overflow_is_counted_for_the_right_listener_by_the_kernel_and_for_no_
         assert samples[f"multibinder_listener_queue_length{of(full)}"] == 9
         assert samples[f"multibinder_listener_queue_limit{of(full)}"] == 8
         assert samples[f"multibinder_listener_backlog_requested{of(full)}"] == 8
-        # Clients try again, so it may grow in between.
+        # Clients retry, so that the count may grow between the two reads.
         assert before <= samples[f"multibinder_listener_drops_total{of(full)}"] <= after
         assert samples[f"multibinder_listener_queue_length{of(quiet)}"] == 0
         assert samples[f"multibinder_listener_drops_total{of(quiet)}"] == 0
@@ -168,7 +168,7 @@ def test_an_overflow_is_counted_for_the_right_listener_by_the_kernel_and_for_no_
         owner = of(full, owner="test", uid=str(os.geteuid()))
         assert samples[f"multibinder_listener_owner_info{owner}"] == 1
         stalled = f"multibinder_listener_state{of(full, state='stalled')}"
-        wait_until(lambda: exporter.samples()[stalled] == 1, "it is called stalled", log=exporter.text)
+        wait_until(lambda: exporter.samples()[stalled] == 1, "the listener is reported as stalled", log=exporter.text)
         assert exporter.samples()[f"multibinder_listener_state{of(quiet, state='stalled')}"] == 0
 
 
@@ -188,7 +188,7 @@ def test_the_binders_own_requests_refusals_and_limits_are_exposed(
     assert samples["multibinder_handoffs_total"] == 2
     assert samples["multibinder_clients"] == 2
     assert samples["multibinder_connections_total"] == 2
-    # A status that is answered later is observed when it was asked.
+    # The duration of a status that is answered later counts from its request.
     assert samples["multibinder_request_duration_seconds_count"] == 4
     assert samples["multibinder_listeners"] == 1
     assert samples["multibinder_listeners_limit"] == 16384

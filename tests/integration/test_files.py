@@ -1,4 +1,4 @@
-"""The files that the binder makes and reads: right from the first instant, and never somebody else's."""
+"""Files of the binder have the right mode and owner from the start, and it trusts no file of another user."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def stranger(meet: Meet) -> Stranger:
 
 @pytest.fixture
 def shared(stranger: Stranger, run_dir: Path) -> Path:
-    """A directory in which another user may make files, by a group, and nobody may replace another's."""
+    """A sticky directory. Another user in its group may make files in it, but not replace files of others."""
     directory = run_dir / "tmp"
     directory.mkdir()
     os.chown(directory, 0, NOBODY)
@@ -60,7 +60,7 @@ PLANTED = ["a link", "a dangling link", "a file", "a FIFO"]
 
 @pytest.fixture
 def precious(run_dir: Path) -> Path:
-    """A file of root's that must not be touched."""
+    """A file of root that must stay as it is."""
     path = run_dir / "precious"
     path.write_text("precious\n")
     path.chmod(0o600)
@@ -101,11 +101,11 @@ def test_the_control_socket_never_has_more_than_its_final_mode(
     if "--group" in options:
         assert first & 0o077 == 0
         owned, changed = text.index("chown", bound), text.index("chmod", bound)
-        assert bound < owned < changed, "its mode was opened before its group was right"
+        assert bound < owned < changed, "the mode was widened before the group was set"
     else:
         assert first == mode
     assert text.index("listen(", bound) > max(text.rfind("chmod"), text.rfind("chown"), bound)
-    # The binder is strace's child; strace ends with it, and passes our signal on to nobody.
+    # The binder is a child of strace. strace ends with it, and does not pass our signal on.
     end_traced(binder, path)
 
 
@@ -116,7 +116,7 @@ def end_traced(binder: Binder, path: Path) -> None:
 
 
 def test_a_watcher_of_the_directory_never_sees_another_mode(run_dir: Path, start_binder: StartBinder) -> None:
-    """From another process, as fast as it can."""
+    """Another process reads the mode in a busy loop."""
     path = run_dir / "c"
     watch = (
         "import os, sys\n"
@@ -203,7 +203,7 @@ def test_a_directory_that_a_group_may_write_is_served_and_said(run_dir: Path, st
 def test_a_sticky_directory_will_do_on_the_way_and_not_for_the_control_socket(
     run_dir: Path, start_binder: StartBinder
 ) -> None:
-    """In the last one, another user could make the socket or the lock before the binder does."""
+    """In the last directory, another user could make the socket or the lock before the binder does."""
     sticky = run_dir / "tmp"
     (sticky / "own").mkdir(parents=True)
     sticky.chmod(0o1777)
@@ -251,7 +251,7 @@ def test_a_state_file_that_somebody_planted_is_neither_believed_nor_written_thro
 def test_a_state_file_of_another_user_is_not_believed(
     stranger: Stranger, shared: Path, start_binder: StartBinder, host: str, trusted: bool
 ) -> None:
-    """The same file is, where it is ours: else this test would prove nothing."""
+    """The case "ours" shows that the binder believes the same file when it owns the file."""
     with socket.create_server((host, 8000)) as held:
         cookie = int.from_bytes(held.getsockopt(socket.SOL_SOCKET, 57, 8), sys.byteorder)
         header = {"multibinder": 1, "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip()}
@@ -338,7 +338,7 @@ def test_a_log_file_that_cannot_be_opened_again_costs_no_more_than_lines(
     log = run_dir / "log"
     binder, path = start_in(start_binder, run_dir, "--log-file", str(log))
     log.unlink()
-    log.symlink_to(precious)  # as somebody may while a logrotate has moved it away
+    log.symlink_to(precious)  # as another user could while logrotate has moved the file
     with Client(path) as client:
         client.bind([(host, 8000)])[0].close()
         assert "log_file_lost=" in binder.wait_for_log("event=bound")  # on stderr
@@ -383,7 +383,7 @@ def test_no_file_can_be_written_by_others_whatever_the_umask(
 def test_a_control_socket_that_was_replaced_before_it_got_its_group_is_not_followed(
     run_dir: Path, precious: Path
 ) -> None:
-    """Where a group may write in the directory, one of it may try."""
+    """A member of a group that may write in the directory could try this."""
     code = (
         "import os, sys\n"
         "from multibinder import MultibinderError\n"
@@ -404,4 +404,4 @@ def test_a_control_socket_that_was_replaced_before_it_got_its_group_is_not_follo
     assert "another process has replaced the control socket" in said.stdout
     assert_untouched(precious)
     assert precious.stat().st_gid == 0
-    wait_until(lambda: not (run_dir / "c.lock").exists(), "the lock is given up")
+    wait_until(lambda: not (run_dir / "c.lock").exists(), "the lock is removed")

@@ -1,4 +1,4 @@
-"""``serve --guard``: the binder may die at any moment, and its sockets do not."""
+"""``serve --guard`` keeps the sockets when the binder dies at any moment."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from tests.support.installation import interpreter_for_everybody
 
 
 class Guard(Binder):
-    """The process is the guard; the binder is its child."""
+    """A guard as a subprocess. Its child is the binder."""
 
     def kill_binder(self) -> int:
-        """SIGKILL. The PID of the next one, when it answers."""
+        """Send SIGKILL to the binder, wait until the next one answers, and return its PID."""
         pid = serving_pid(self.socket_path)
         os.kill(pid, signal.SIGKILL)
         return serving_pid(self.socket_path, not_=pid)
@@ -42,7 +42,7 @@ class Guard(Binder):
         return self
 
     def forget_tracebacks(self) -> None:
-        """Those of code that was broken on purpose."""
+        """Hide tracebacks of code that the test broke, so that they do not fail it at the end."""
         self.log_path.write_text(self.log_path.read_text().replace("Traceback", "traceback"))
 
 
@@ -104,7 +104,7 @@ def test_new_clients_connect_while_there_is_no_binder(run_dir: Path, host: str) 
 def test_a_client_of_the_control_socket_waits_for_the_next_binder(guard: Guard) -> None:
     pid = serving_pid(guard.socket_path)
     os.kill(pid, signal.SIGKILL)
-    with Client(guard.socket_path) as client:  # connects at once, or finds the next one
+    with Client(guard.socket_path) as client:  # connects at once, or to the next binder
         assert client.hello().pid != pid
 
 
@@ -112,7 +112,7 @@ def test_a_binder_that_was_stopped_alone_is_reachable_again(guard: Guard, host: 
     with Client(guard.socket_path) as client:
         client.bind([(host, 8000)])[0].close()
     pid = serving_pid(guard.socket_path)
-    os.kill(pid, signal.SIGTERM)  # in good order: it removes the control socket's file, which the guard has kept
+    os.kill(pid, signal.SIGTERM)  # a regular stop, which removes the file of the control socket that the guard keeps
     serving_pid(guard.socket_path, not_=pid)
     assert [address for address, *_ in identities(guard.socket_path)] == [f"{host}:8000"]
 
@@ -167,7 +167,7 @@ def test_sigkill_in_the_middle_of_an_upgrade_loses_nothing(guard: Guard, host: s
     for delay_ms in range(0, 200, 20):
         pid = serving_pid(guard.socket_path)
         os.kill(pid, signal.SIGUSR1)
-        time.sleep(delay_ms / 1000)  # before, during and after the exec: where it hits is the subject
+        time.sleep(delay_ms / 1000)  # the signal may arrive before, during or after the exec
         os.kill(pid, signal.SIGKILL)
         serving_pid(guard.socket_path, not_=pid)
         assert identities(guard.socket_path) == before
@@ -205,7 +205,7 @@ def test_it_stops_also_while_there_is_no_binder(run_dir: Path) -> None:
         guard.wait_until_ready()
         code.breaks("for good")
         os.kill(serving_pid(guard.socket_path), signal.SIGKILL)
-        wait_until(lambda: guard.log().count("event=binder-died") > 3, "others died too", log=guard.log)
+        wait_until(lambda: guard.log().count("event=binder-died") > 3, "the next binders died as well", log=guard.log)
         assert guard.stop() == 0
         guard.forget_tracebacks()
 
@@ -235,7 +235,7 @@ def test_sigusr1_upgrades_the_binder_below_it(guard: Guard, host: str) -> None:
         client.bind([(host, 8000)])[0].close()
         before, pid = client.list(), client.hello().pid
         guard.send_signal(signal.SIGUSR1)
-        wait_until(lambda: guard.log().count("event=serving") == 2, "it serves again", log=guard.log)
+        wait_until(lambda: guard.log().count("event=serving") == 2, "the binder serves again", log=guard.log)
         assert (client.list(), client.hello().pid) == (before, pid)
     guard.kill_binder()
     assert [status[:2] for status in identities(guard.socket_path)] == [(f"{host}:8000", before[0].cookie)]
@@ -277,7 +277,7 @@ def test_a_stop_during_the_guards_upgrade_is_not_lost(run_dir: Path) -> None:
             guard.wait_until_ready()
             guard.send_signal(signal.SIGUSR2)
             if attempt:
-                wait_until(lambda: len(children(guard.pid)) > 1, "it tries the new code", log=guard.log)
+                wait_until(lambda: len(children(guard.pid)) > 1, "the guard tries the new code", log=guard.log)
             guard.send_signal(signal.SIGTERM)
             assert guard.wait() == 0
 
@@ -323,10 +323,10 @@ def test_messages_of_another_user_do_not_reach_it(guard: Guard, host: str) -> No
     before = identities(guard.socket_path)
 
     def names_and_address() -> tuple[list[str], str]:
-        """What the guard kept until now, and where it hears: in the environment that it gave to this binder."""
+        """Return the names in the guard's store, and its address, from the environment of a new binder."""
         entries = Path(f"/proc/{guard.kill_binder()}/environ").read_text().split("\0")
         environment = dict(entry.partition("=")[::2] for entry in entries)
-        assert environment["NOTIFY_SOCKET"].startswith("@"), "an abstract name, which everybody can send to"
+        assert environment["NOTIFY_SOCKET"].startswith("@"), "every user can send to an abstract name"
         return environment["LISTEN_FDNAMES"].split(":"), environment["NOTIFY_SOCKET"]
 
     def send(message: str, prefix: Sequence[str]) -> None:
@@ -338,10 +338,10 @@ def test_messages_of_another_user_do_not_reach_it(guard: Guard, host: str) -> No
         send(f"FDSTOREREMOVE=1\nFDNAME={name}", as_another)
         send(f"FDSTORE=1\nFDNAME={name}", as_another)
     refused = "event=guard-refused uid=65534"
-    wait_until(lambda: guard.log().count(refused) == 2 * len(names), "it says so", log=guard.log)
+    wait_until(lambda: guard.log().count(refused) == 2 * len(names), "the guard logs each refusal", log=guard.log)
     names, _ = names_and_address()
     assert identities(guard.socket_path) == before
-    # The same messages of the guard's own user are obeyed: it was the user that they were refused for.
+    # The guard obeys the same messages from its own user. So the refusals were because of the other user.
     for name in names:
         send(f"FDSTOREREMOVE=1\nFDNAME={name}", [])
     guard.kill_binder()
@@ -363,12 +363,14 @@ def test_as_pid_1_it_reaps_and_starts_its_binder_again(run_dir: Path, host: str)
             subprocess.run(
                 ["nsenter", "-t", str(guard), "-p", "-m", "sh", "-c", "sleep 0.3 & sleep 0.3 & exit 0"], check=True
             )
-            wait_until(lambda: len(children(guard)) == 3, "it has two orphans", log=outside.log)
-            wait_until(lambda: len(children(guard)) == 1, "it has reaped them", log=outside.log)
+            wait_until(
+                lambda: len(children(guard)) == 3, "the guard has two orphaned processes as children", log=outside.log
+            )
+            wait_until(lambda: len(children(guard)) == 1, "the guard has reaped them", log=outside.log)
             for _ in range(5):
                 [binder] = children(guard)
                 os.kill(binder, signal.SIGKILL)
-                wait_until(lambda: children(guard) not in ([], [binder]), "the next one is there", log=outside.log)  # noqa: B023
+                wait_until(lambda: children(guard) not in ([], [binder]), "the next one runs", log=outside.log)  # noqa: B023
                 assert identities(outside.socket_path) == before
         finally:
             os.kill(guard, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Clients that are slow, silent, rude or gone. Nobody else waits for them, and nothing of them stays."""
+"""Clients that are slow, silent, malicious or gone delay no other client, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.support import (
 from tests.support.installation import for_everybody
 
 HELLO = request("hello")
-#: What a good client may have to wait: far more than it takes, far less than any timeout.
+#: The longest wait of a well-behaved client: far more than it needs, far less than any timeout.
 AT_ONCE_S = 2.0
 
 
@@ -49,7 +49,7 @@ def assert_a_good_client_is_served(binder: Binder, host: str, port: int = 8999) 
 
 
 def stuff(client: RawClient, text: bytes) -> None:
-    """Send and never read, until the binder takes no more of it."""
+    """Send without reading until the binder stops reading."""
     client.socket.setblocking(False)
     quiet_since = time.monotonic()
 
@@ -102,7 +102,11 @@ def test_a_thousand_clients_that_are_gone_before_their_answers_leave_nothing(bin
             client.send(request("bind", {"address": host, "port": port}))
     binder.resume()
     with RawClient(binder.socket_path) as other:
-        wait_until(lambda: len(binder.descriptors()) == len(before) + 1, "they are gone", log=binder.log)
+        wait_until(
+            lambda: len(binder.descriptors()) == len(before) + 1,
+            "the binder has closed the connections",
+            log=binder.log,
+        )
         assert other.ask(request("list"))["result"] == []
 
 
@@ -143,7 +147,7 @@ def test_what_a_client_that_never_reads_was_given_last_is_taken_back(start_binde
     binder = start_binder("--request-timeout", "1")
     with RawClient(binder.socket_path) as deaf:
         stuff(deaf, HELLO)
-        # The binder has this in its buffer or in the client's; either way it is not answered.
+        # The request is in the buffer of the binder or of the kernel. In both cases it is not answered.
         with contextlib.suppress(BlockingIOError):
             deaf.socket.send(request("bind", {"address": host, "port": 8000}))
         binder.wait_for_log("event=timed-out")
@@ -220,7 +224,7 @@ def test_our_client_reports_that_it_was_turned_away(start_binder: StartBinder) -
     binder = start_binder("--max-clients", "1")
     with RawClient(binder.socket_path) as one:
         one.send(b"{")
-        binder.suspend()  # so that our request is on its way before the binder closes
+        binder.suspend()  # so that our request is sent before the binder closes the connection
         with (
             Client(binder.socket_path) as client,
             later(0.2, binder.resume),
@@ -233,7 +237,7 @@ def test_of_quiet_clients_the_one_that_was_quiet_longest_makes_room(start_binder
     binder = start_binder("--max-clients", "3")
     with contextlib.ExitStack() as connected:
         first, second, third = (connected.enter_context(RawClient(binder.socket_path)) for _ in range(3))
-        for client in (first, second, third, first):  # so that it is the second that was quiet longest
+        for client in (first, second, third, first):  # so that the second client is idle longest
             client.ask(HELLO)
         fourth = connected.enter_context(RawClient(binder.socket_path))
         assert fourth.ask(HELLO)["result"]["pid"] == binder.pid
@@ -267,7 +271,7 @@ def test_a_request_that_trickles_in_is_dropped_after_the_same_time(start_binder:
             return False
 
         client.send(b"{")
-        wait_until(trickle, "the binder has enough of it")
+        wait_until(trickle, "the binder drops the client")
         assert time.monotonic() - started < AT_ONCE_S
         assert "incomplete after 0.5 s" in client.reply()["error"]["message"]
 
@@ -276,12 +280,12 @@ def test_a_client_between_two_requests_may_take_longer_than_that(start_binder: S
     binder = start_binder("--request-timeout", "0.2")
     with RawClient(binder.socket_path) as patient, RawClient(binder.socket_path) as silent:
         patient.ask(HELLO)
-        assert silent.at_end()  # its time is over, and so would be the patient one's
+        assert silent.at_end()  # the timeout has passed for both clients
         assert patient.ask(HELLO)["result"]["pid"] == binder.pid
 
 
 def send_with_descriptors(client: RawClient, message: bytes, rights: list[int]) -> bool:
-    """False where the kernel refuses to carry them to the binder (SO_PASSRIGHTS, since Linux 6.16)."""
+    """Send a message with descriptors. Return False if the kernel refuses to pass them (SO_PASSRIGHTS, Linux 6.16)."""
     try:
         client.send(message, rights)
     except PermissionError:
@@ -294,7 +298,7 @@ def send_with_descriptors(client: RawClient, message: bytes, rights: list[int]) 
 def test_descriptors_that_a_client_sends_are_closed_at_once(binder: Binder, credentials: bool) -> None:
     with RawClient(binder.socket_path) as client, open(os.devnull) as null:
         if credentials:
-            # Then each message has the sender's, both ways, in ancillary data of another kind (unix(7)).
+            # With SO_PASSCRED, messages in both directions also have SCM_CREDENTIALS as ancillary data (unix(7)).
             client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         client.ask(HELLO)
         before = binder.descriptors()
@@ -359,7 +363,7 @@ def test_closing_a_strangers_socket_does_not_wait_for_who_it_is_connected_to(hos
                         pass
                 lingering.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
                 socket.send_fds(far, [HELLO], [lingering.fileno()])
-                # The last copy is on its way; close(2) in this process would wait for an hour.
+                # The last copy is in flight. A blocking close(2) in this process would wait for an hour.
                 os.dup2(far.fileno(), lingering.fileno())
                 peer.receive()
                 assert peer.next_message() == HELLO.strip()
@@ -376,8 +380,8 @@ def test_more_descriptors_than_the_binder_may_open_cost_nobody_else_anything(
     assert_a_good_client_is_served(binder, host)
 
 
-#: Each is a state to be left in: nothing said, half a request, a whole one, several, an answer that is not read,
-#: descriptors that are not read, a refusal, nonsense.
+#: What a client has sent when it disconnects: nothing, half a request, a whole one, several; requests whose answer or
+#: descriptors it does not read, a request that is refused, nonsense.
 STATES = {
     "silent": b"",
     "half a request": HELLO[:9],
@@ -415,14 +419,14 @@ def test_a_request_may_come_a_byte_at_a_time(binder: Binder, host: str) -> None:
         slow.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)
         for byte in text:
             slow.send(bytes([byte]))
-            other.ask(HELLO)  # the binder has read it by the time it answers the second of these
+            other.ask(HELLO)  # the binder has read the byte when it answers the second of these
             other.ask(HELLO)
         assert slow.reply()["result"]["descriptors"] == 1
         assert len(slow.descriptors) == 1
 
 
 def connected(binder: Binder) -> RawClient:
-    """Also where so many wait for their accept() that the kernel says EAGAIN to one more (unix(7))."""
+    """Return a connection. Retries while the accept queue is full and the kernel returns EAGAIN (unix(7))."""
 
     def connect() -> RawClient | None:
         with contextlib.suppress(BlockingIOError):
@@ -453,12 +457,14 @@ def test_a_thousand_large_half_sent_requests_do_not_fill_the_memory(start_binder
         for _ in range(1000):
             client = many.enter_context(RawClient(binder.socket_path))
             client.socket.setblocking(False)
-            # What the binder does not read waits in the kernel, and is the client's.
+            # What the binder does not read stays in the kernel, and is charged to the client.
             with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
                 sent = client.socket.send(half)
                 while sent < len(half):
                     sent += client.socket.send(half[sent:])
-            assert resident_kb(binder.pid) - before < 128 * 1024  # a hundred of the largest are 50 MiB
+            assert (
+                resident_kb(binder.pid) - before < 128 * 1024
+            )  # the buffers may have the size of a hundred of the largest requests, 50 MiB
         assert_a_good_client_is_served(binder, host)
 
 
@@ -474,7 +480,7 @@ with Client(path) as client:
         except RequestError:
             refused += 1
         else:
-            # The other one may have released it since, but only if our claim is gone: it has another label.
+            # Our claim has a label that the other process does not use, so that it cannot close this listener.
             assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN), "a socket that does not listen"
             assert listener.getsockname() == (host, 8000)
             listener.close()
@@ -539,12 +545,12 @@ def test_a_line_says_how_many_were_left_out_before(caplog: pytest.LogCaptureFixt
             complaints.log("rude", client)
             return len(caplog.records) > 20
 
-        wait_until(told, "the next line comes when the time is over")
+        wait_until(told, "the next line is logged when the interval is over")
     assert caplog.records[-1].fields["left_out"] >= 5  # type: ignore[attr-defined]
 
 
 def test_a_binder_without_a_free_descriptor_pauses_and_serves_on(start_binder: StartBinder) -> None:
-    # 1 client fits beside the listeners that fit; the limit that the binder works out for itself leaves slack.
+    # Descriptors run out before the limit of clients: the limit that the binder computes itself would prevent that.
     binder = start_binder("--max-clients", "500", nofile=(80, 80))
     with contextlib.ExitStack() as many:
         clients = [many.enter_context(RawClient(binder.socket_path)) for _ in range(100)]
@@ -570,7 +576,11 @@ def test_a_client_is_told_when_others_hold_too_many_descriptors_unread(start_bin
         for _ in range(6):
             deaf.send(request("bind", *[{"address": host, "port": 8000}] * 60))
         with Client(binder.socket_path) as client:
-            wait_until(lambda: [one.handoffs for one in client.list()] == [360], "all are on their way", log=binder.log)
+            wait_until(
+                lambda: [one.handoffs for one in client.list()] == [360],
+                "all descriptors are in flight",
+                log=binder.log,
+            )
             with contextlib.suppress(RequestError):
                 client.bind([(host, 8001)])[0].close()
 

@@ -1,4 +1,4 @@
-"""``import multibinder``: what a program gets, and what it is told when it gets nothing."""
+"""``import multibinder`` gives a program its listeners, or an error that says why not."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def no_binder_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MULTIBINDER_SOCK", raising=False)
 
 
-# What a program gets
+# Listeners
 
 
 def test_bind_gives_a_listener_that_accepts(binder: Binder, host: str) -> None:
@@ -184,7 +184,9 @@ def test_fallback_binds_here_and_warns() -> None:
     with listener:
         assert can_connect(listener.getsockname())
         assert not listener.get_inheritable()
-    assert [Path(warning.filename).name for warning in warned] == ["test_library.py"], "it points at the caller"
+    assert [Path(warning.filename).name for warning in warned] == ["test_library.py"], (
+        "the warning names the line of the caller"
+    )
 
 
 def test_fallback_of_several_points_at_the_caller_too() -> None:
@@ -303,7 +305,7 @@ def test_a_binder_whose_queue_stays_full_is_a_timeout(run_dir: Path) -> None:
             Client(run_dir / "s", timeout=0.3)
 
 
-# A server that hands over what was not asked for
+# A server that sends something that was not asked for
 
 
 def reply_with(*rights: int, result: object = True) -> Callable[[socket.socket], None]:
@@ -335,11 +337,11 @@ def handoffs(descriptors: int, host: str, *ports: int) -> Json:
 def assert_refused(
     path: Path, serve: Callable[[socket.socket], None], complaint: str, *wanted: tuple[str, int]
 ) -> None:
-    """Binding from this server is a protocol error, and nothing that came with its answer stays open."""
+    """Assert that an answer of this server is a protocol error, and that no descriptor of it stays open."""
     with descriptors_unchanged(), served_by(path, serve):
         with Client(path, timeout=PATIENCE_S) as client, pytest.raises(RemoteProtocolError, match=complaint):
             client.bind(wanted)
-        gc.collect()  # a descriptor that only the garbage collector closes was leaked: that is a ResourceWarning
+        gc.collect()  # a descriptor that only the garbage collector closes is a leak, and gives a ResourceWarning
 
 
 def test_a_listener_on_another_port_is_refused(run_dir: Path, listener: socket.socket, host: str) -> None:

@@ -1,4 +1,4 @@
-"""The load generator against small real servers: every outcome told apart, every wait counted from the schedule."""
+"""The load generator, tested on small real servers, tells outcomes apart and counts waits from the schedule."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def listener(backlog: int = 1024) -> Iterator[socket.socket]:
 
 @contextmanager
 def server(answer: Answer = ok) -> Iterator[Name]:
-    """A server with one thread: what it does with a connection holds up the next one."""
+    """Run a server with one thread. While it serves a connection, the next one waits."""
 
     def serve() -> None:
         while True:
@@ -79,7 +79,7 @@ def closed_port() -> Name:
 
 
 def until(load: Load, condition: Callable[[Result], bool], deadline_s: float = 10.0) -> Result:
-    """The first snapshot that meets the condition."""
+    """Wait for a snapshot that meets the condition, and return it."""
     deadline = time.monotonic() + deadline_s
     while not condition(result := load.snapshot()):
         assert time.monotonic() < deadline, result.table()
@@ -88,7 +88,7 @@ def until(load: Load, condition: Callable[[Result], bool], deadline_s: float = 1
 
 
 def outcome_of(target: Name, *, timeout_s: float = 5.0, expect_status: int = 200) -> Result:
-    """What a load on one target comes to, once twenty connections were tried."""
+    """Return the result of a load on one target after at least twenty connections."""
     with Load([target], rate=200, timeout_s=timeout_s, expect_status=expect_status) as load:
         until(load, lambda result: result.total.tried >= 20)
         return load.stop()
@@ -187,7 +187,7 @@ def test_the_generators_own_lateness_is_a_wait_and_is_reported_as_its_own() -> N
         result = load.stop()
     assert result.total.generator_lag_max_s >= 0.35
     assert result.total.longest_wait_s >= result.total.generator_lag_max_s
-    assert result.total.p50_s >= 0.15  # every connection due meanwhile, not just the one that was under way
+    assert result.total.p50_s >= 0.15  # every connection that was due meanwhile, not only the one in flight
     assert result.total.tried >= 79
     assert result.total.ok == result.total.tried
 
@@ -258,7 +258,7 @@ def test_removing_a_target_waits_for_its_connections() -> None:
         until(load, lambda result: result.total.in_flight >= 11)
         load.remove_target(*silent.getsockname())
         load.mark("after")
-        assert load.snapshot().phase("start").in_flight <= 1  # of the answering server's
+        assert load.snapshot().phase("start").in_flight <= 1  # of the server that answers
         result = load.stop()
     assert result.phase("start").timed_out >= 10
     assert result.phase("after").timed_out == 0

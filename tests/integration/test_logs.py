@@ -1,4 +1,4 @@
-"""The log: one line for each event, in the form that its reader wants."""
+"""The log has one line for each event, in the format for its reader."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_stderr_that_is_not_the_journal_gets_no_priorities(start_binder: Start
 def test_a_line_is_there_as_soon_as_its_event(binder: Binder, host: str) -> None:
     with Client(binder.socket_path) as client:
         client.bind([(host, 8000)])[0].close()
-    wait_until(lambda: f"event=bound address={host}:8000" in binder.log(), "the line is there", timeout_s=1)
+    wait_until(lambda: f"event=bound address={host}:8000" in binder.log(), "the line is in the log", timeout_s=1)
 
 
 def test_a_log_that_cannot_be_written_does_not_stop_the_binder(run_dir: Path) -> None:

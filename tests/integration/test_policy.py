@@ -1,4 +1,4 @@
-"""A policy in force: a real binder, and real processes of other users that ask it."""
+"""A real binder with a policy decides about requests of real processes of other users."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POLICY_REFUSES = 10003
 
 
 class PolicyFile:
-    """A policy file of root's that a binder reads."""
+    """A policy file of root that a binder reads."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -32,7 +32,7 @@ class PolicyFile:
         return self
 
     def reload(self, binder: Binder, event: str = "policy-reloaded") -> str:
-        """SIGHUP to the one that serves; the line of its log that says what came of it."""
+        """Send SIGHUP to the binder, and return the line of its log with the outcome."""
         before = binder.log_path.read_text().count(f"event={event}")
         os.kill(serving_pid(binder.socket_path), signal.SIGHUP)
 
@@ -90,7 +90,7 @@ def test_denied_then_allowed_by_a_rule_then_denied_again(
     assert told.received == []
     assert f'denied by rule 1 ("not any more") of {policy.path}' in told.refusal
     assert told.reply["error"]["data"]["rule"] == 1
-    with Client(governed.socket_path) as root:  # nobody has to allow root anything
+    with Client(governed.socket_path) as root:  # root needs no rule
         root.bind([(host, 80)])[0].close()
 
 
@@ -262,14 +262,14 @@ def test_a_label_is_one_users(
         told = other.ask(method, web(host, port, "app"))
         assert told.received == []
         assert refused(told.reply["error"], "app")
-    # The port is both's to have, by the policy; the claims are each one's own.
+    # The policy allows the port to both users. Each claim belongs to one of them.
     assert other.ask("bind", web(host, 80, "b")).addresses == [address]
     assert other.ask("release", web(host, 80, "b")).reply["result"][0]["outcome"] == "kept"
     assert owners(governed) == {address: ["app"]}
     with Client(governed.socket_path) as root:
         root.bind([(host, 81)], owner="app")[0].close()
         assert [each.outcome for each in root.release([(host, 80), (host, 81)], owner="app")] == ["closed", "closed"]
-    # Nobody has it any more, so it is free.
+    # No user has a claim with this label any more, so that any user may take it.
     assert other.ask("bind", web(host, 80, "app")).addresses == [address]
 
 
@@ -349,7 +349,7 @@ def test_a_port_that_the_kernel_chose_is_for_whom_it_chose_it(
     policy.reload(governed)
     mine = stranger.bind(host, 0, name="mine")
     [got] = mine.received
-    # It finds it again: by the name, and by the port.
+    # The same user gets the listener again by its name, and by its port.
     assert stranger.bind(host, 0, name="mine").received == [got]
     assert stranger.bind(host, got.port).received == [got]
     assert [each["name"] for each in stranger.ask("list").reply["result"]] == ["mine"]
@@ -408,7 +408,7 @@ def test_a_batch_of_releases_reaches_nothing_that_was_not_judged(
     stranger.bind(host, 8000, name="a")
     policy.write(f'uid = {UID}\nallow = "*"\naddress = "{host}:8000"')
     policy.reload(governed)
-    # Once the first has closed the one called a, the second would be about port 443.
+    # After the first element has closed the listener named a, the second would mean port 443.
     named = [{"address": host, "port": port, "name": "a"} for port in (8000, 443)]
     assert stranger.ask("release", *named).reply["error"]["code"] == POLICY_REFUSES
     assert set(owners(governed)) == {f"{host}:443", f"{host}:8000"}

@@ -1,4 +1,4 @@
-"""Without a guard and without systemd: sockets come back from whoever holds them still."""
+"""Without a guard and without systemd, the next binder recovers the sockets from processes that still hold them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.installation import for_everybody
 
 
 class Holder:
-    """A process that holds the sockets with these descriptors of ours, and nothing else."""
+    """A process that holds these sockets and does nothing with them."""
 
     def __init__(self, *numbers: int, prefix: Sequence[str] = ()) -> None:
         self._process = subprocess.Popen([*prefix, "sleep", "600"], pass_fds=numbers)
@@ -33,7 +33,7 @@ class Holder:
 
 @pytest.fixture
 def holding() -> Iterator[contextlib.ExitStack]:
-    """Ends holders."""
+    """End holders when the test ends."""
     with contextlib.ExitStack() as stack:
         yield stack
 
@@ -63,7 +63,7 @@ def kill(binder: Binder) -> None:
 def successor(
     dead: Binder, *options: str, prefix: Sequence[str] = (), program: Sequence[str] = PROGRAM
 ) -> Iterator[Binder]:
-    """Another binder at the same path, with a log of its own."""
+    """Start another binder at the same path, with a new log."""
     directory = dead.socket_path.parent
     command = [*program, "serve", "--socket", str(dead.socket_path)]
     name = f"next{len(list(directory.glob('next*.log')))}"
@@ -74,7 +74,7 @@ def successor(
 
 @pytest.fixture
 def first(run_dir: Path) -> Iterator[Binder]:
-    """A binder that is going to be killed."""
+    """A binder that the test may kill."""
     binder = Binder(run_dir)
     try:
         yield binder.wait_until_ready()
@@ -125,7 +125,7 @@ def test_what_was_released_stays_away(first: Binder, holding: contextlib.ExitSta
     kill(first)
     with successor(first) as binder, Client(binder.socket_path) as client:
         assert [status.address for status in client.list()] == [f"{host}:8001"]
-        client.bind([(host, 8000)])[0].close()  # fresh
+        client.bind([(host, 8000)])[0].close()  # a new socket
 
 
 def test_told_not_to_recover_it_names_the_holder(first: Binder, holding: contextlib.ExitStack, host: str) -> None:
@@ -209,7 +209,7 @@ def test_a_full_disk_is_said_once_and_does_no_harm(run_dir: Path, host: str) -> 
                 before = client.list()
                 client.upgrade()
                 assert client.list() == before
-            assert binder.log_path.read_text().count("event=state-file-lost") <= 2  # one for each life
+            assert binder.log_path.read_text().count("event=state-file-lost") <= 2  # one for each start of a binder
     finally:
         subprocess.run(["umount", str(small)], check=True)
 

@@ -1,4 +1,4 @@
-"""What a holder does to a shared socket is undone, also when nobody asks the binder for anything."""
+"""The binder undoes what a holder does to a shared socket, also without a request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from multibinder.kernel.accept_queue import accept_queue
 from tests.support import Binder, can_connect, wait_until
 from tests.support.stores import new_store
 
-#: A binder that looks after its listeners more often than every 15 s.
+#: A binder that checks its listeners more often than every 15 s.
 _HASTY = """
 from multibinder.binder.settings import Timings
 from multibinder.cli import binder_main
@@ -100,8 +100,8 @@ def test_it_happens_without_any_request(run_dir: Path, host: str) -> None:
             [listener] = client.bind([ListenerSpec(TcpAddress.parse(f"{host}:8000"), Options(backlog=30))])
         with listener:
             listener.shutdown(socket.SHUT_RDWR)
-            wait_until(lambda: accept_queue(listener).listening, "it listens again", log=binder.log)
+            wait_until(lambda: accept_queue(listener).listening, "the socket listens again", log=binder.log)
             assert f"{host}:8000" in binder.wait_for_log("event=repaired")
             socket.socket.listen(listener, 2)  # as a program in another language would
-            wait_until(lambda: accept_queue(listener).limit == 30, "it has its backlog again", log=binder.log)
+            wait_until(lambda: accept_queue(listener).limit == 30, "the socket has its backlog again", log=binder.log)
             assert f"{host}:8000" in binder.wait_for_log("event=backlog-restored")

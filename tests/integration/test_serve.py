@@ -1,4 +1,4 @@
-"""The daemon's life: how it starts, says so, sleeps, and ends."""
+"""The daemon starts, notifies its supervisor, sleeps while idle, and stops."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support import Binder, RawClient, can_connect, clean_environment, mul
 
 
 def voluntary_switches(pid: int) -> int:
-    """How often the process has gone to sleep: proc_pid_status(5)."""
+    """Return how often the process has gone to sleep: proc_pid_status(5)."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("voluntary_ctxt_switches")).split()[1])
 
@@ -140,7 +140,7 @@ def test_an_idle_binder_sleeps(binder: Binder) -> None:
         listeners = client.bind([("127.0.0.1", 0)] * 10)
         other.ask(request("hello"))
         before = voluntary_switches(binder.pid)
-        threading.Event().wait(3)  # this is a measurement over time, not a wait for something
+        threading.Event().wait(3)  # a measurement over time, not a wait for a condition
         assert voluntary_switches(binder.pid) - before <= 1, binder.log()
         for listener in listeners:
             listener.close()

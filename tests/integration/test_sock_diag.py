@@ -1,4 +1,4 @@
-"""What the kernel lists of TCP sockets is what the sockets themselves tell."""
+"""The kernel's list of TCP sockets agrees with the sockets themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the binder knows of its listeners: queues, losses, holders, orphans; and ``multibinder status``."""
+"""The binder reports queues, drops, holders and orphans of its listeners, and ``multibinder status`` shows them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from tests.support import (
 from tests.support.installation import for_everybody
 from tests.support.namespaces import alone
 
-#: A binder that looks more often than every 15 s.
+#: A binder that looks for holders more often than every 15 s.
 _HASTY = """
 import time
 from multibinder.binder.settings import Timings
@@ -55,7 +55,7 @@ from multibinder.cli import binder_main
 timings = Timings(look_every_s={look_s}, look_timeout_s={timeout_s}, grace_s={grace_s}, repair_every_s=0.1)
 binder_main.main(timings{more})
 """
-#: Looks that take very long.
+#: Makes every look for holders take very long.
 _SLOW = ", find_holders=lambda *args: time.sleep(30)"
 _OWNER = "haproxy@web"
 
@@ -82,7 +82,7 @@ def hasty(run_dir: Path, start_binder: StartBinder) -> Callable[..., Binder]:
 
 
 class Server:
-    """A process that holds listeners, and never accepts. It got them from the binder."""
+    """A process that got listeners from the binder, and never accepts."""
 
     def __init__(self, binder: Binder, *specs: ListenerSpec, owner: str = _OWNER) -> None:
         with Client(binder.socket_path) as client, contextlib.ExitStack() as ours:
@@ -116,7 +116,7 @@ def spec(host: str, port: int = 8000, backlog: int = 8) -> ListenerSpec:
 
 
 def health(binder: Binder) -> dict[int, ListenerHealth]:
-    """By port."""
+    """Return the health of each listener by its port."""
     with Client(binder.socket_path) as client:
         return {int(each.address.rpartition(":")[2]): each for each in client.status().listeners}
 
@@ -130,19 +130,19 @@ def wait_for_state(binder: Binder, state: str, port: int = 8000) -> ListenerHeal
 
 
 def look_for(binder: Binder, seconds: float) -> None:
-    """Until the binder has looked for so long."""
+    """Wait until the binder has looked for holders for this many seconds."""
 
     def looked_at() -> float:
         with Client(binder.socket_path) as client:
             return client.status().looked_at or 0.0
 
     began = looked_at()
-    wait_until(lambda: looked_at() > began + seconds, "it goes on looking", log=binder.log)
+    wait_until(lambda: looked_at() > began + seconds, "the binder goes on looking for holders", log=binder.log)
 
 
 @contextlib.contextmanager
 def clients(host: str, port: int, count: int) -> Iterator[list[socket.socket]]:
-    """They try to connect, and go on trying."""
+    """Open connections that retry until the block ends."""
     with contextlib.ExitStack() as stack:
         found = []
         for _ in range(count):
@@ -154,7 +154,7 @@ def clients(host: str, port: int, count: int) -> Iterator[list[socket.socket]]:
 
 
 def netstat(name: str) -> int:
-    """A counter of this network namespace (proc_net_netstat in the kernel's documentation)."""
+    """Return a counter of this network namespace (proc_net_netstat in the kernel's documentation)."""
     lines = [line.split() for line in Path("/proc/net/netstat").read_text().splitlines()]
     names, values = [line for line in lines if line[0] == "TcpExt:"]
     return int(values[names.index(name)])
@@ -169,11 +169,11 @@ def test_a_server_that_does_not_accept_is_named_with_the_kernels_own_number_of_d
     with Client(binder.socket_path) as client:
         [ours] = client.bind([spec("127.0.0.1")], owner=_OWNER)
     with ours, clients("127.0.0.1", 8000, 50) as trying:
-        wait_until(lambda: drops_of(ours) >= 41, "all but nine find no place")
+        wait_until(lambda: drops_of(ours) >= 41, "all but nine clients are dropped")
         connected = select.select([], trying, [], 0)[1]
         for each in trying:
             if each not in connected:
-                each.close()  # so that it does not try again, and nothing moves any more
+                each.close()  # so that it does not retry, and the counters stay as they are
         full = wait_for_state(binder, "stalled")
         assert (full.queue, full.limit, len(connected)) == (9, 8, 9)
         assert full.drops == drops_of(ours) == netstat("ListenDrops") == netstat("ListenOverflows") >= 41
@@ -270,7 +270,7 @@ def test_nothing_is_closed_while_holders_cannot_be_seen_and_root_sees_the_orphan
     prefix = [*as_user(65534), "--bounding-set=-all", "--inh-caps=-all"]
     everybody = for_everybody()
     os.chown(run_dir, 65534, 65534)
-    os.umask(0)  # the test has a process of its own, and the binder's user must reach its notification socket
+    os.umask(0)  # only the process of this test has it; the user of the binder must reach its notification socket
     binder = hasty(OrphanTtl("", 0.0), mode=0o666, prefix=prefix, python=everybody.python)
     server = serve(binder, spec("127.0.0.1"))
     look_for(binder, 2)
@@ -303,7 +303,7 @@ def test_what_is_on_its_way_to_a_client_is_no_orphan(hasty: Callable[..., Binder
     binder = hasty(OrphanTtl("", 0.0), grace_s=60)
     with RawClient(binder.socket_path) as client:
         client.send(request("bind", {"address": "127.0.0.1", "port": 8000}))
-        wait_until(lambda: health(binder), "it is bound")
+        wait_until(lambda: health(binder), "the listener is bound")
         look_for(binder, 1)
         assert health(binder)[8000].state == "serving"
         assert len(client.receive()[1]) == 1
@@ -335,9 +335,9 @@ def test_a_server_that_restarts_within_the_grace_leaves_no_orphan(
 ) -> None:
     binder = hasty(OrphanTtl("", 0.0), grace_s=3)
     server = serve(binder, spec("127.0.0.1"))
-    look_for(binder, 3.3)  # so that it is not the handoff that makes the difference
+    look_for(binder, 3.3)  # so that the grace after a handoff is over
     server.kill()
-    wait_until(lambda: health(binder)[8000].holders == [], "a look finds nobody", log=binder.log)
+    wait_until(lambda: health(binder)[8000].holders == [], "a look finds no holder", log=binder.log)
     serve(binder, spec("127.0.0.1"))
     look_for(binder, 3.5)
     assert health(binder)[8000].holders
@@ -417,7 +417,7 @@ def test_a_look_ends_with_its_binder(run_dir: Path, hasty: Callable[..., Binder]
         client.bind([spec(host)])[0].close()
         wait_until(lambda: children(binder.pid), "a look is under way", log=binder.log)
         [child] = children(binder.pid)
-        wait_until(lambda: len(descriptors(child)) <= 4, "it has closed what is not its own")
+        wait_until(lambda: len(descriptors(child)) <= 4, "the child has closed the descriptors that it does not need")
         client.upgrade()
         assert serving_pid(binder.socket_path) == binder.pid
         assert children(binder.pid) == []
@@ -437,7 +437,7 @@ def test_a_crash_in_the_middle_of_a_look_leaves_nothing_behind(
             client.bind([spec(host)])[0].close()
         wait_until(lambda: children(process.pid), "a look is under way")
         [child] = children(process.pid)
-        wait_until(lambda: len(descriptors(child)) <= 4, "it has closed what is not its own")
+        wait_until(lambda: len(descriptors(child)) <= 4, "the child has closed the descriptors that it does not need")
         process.kill()
         process.wait()
         assert not can_connect((host, 8000))
@@ -486,7 +486,7 @@ def test_colour_is_for_terminals_and_can_be_refused(binder: Binder, host: str) -
         with Terminal("status", "--socket", str(binder.socket_path), environment=environment) as terminal:
             terminal.wait_for("1 listener")
             assert terminal.process.wait(PATIENCE_S) == 0
-            assert "\x1b" not in terminal.text  # a listener that serves needs none
+            assert "\x1b" not in terminal.text  # a serving listener has no colour
 
 
 @pytest.mark.parametrize(
@@ -539,7 +539,7 @@ class Terminal:
             while select.select([self._ours], [], [], 0)[0]:
                 try:
                     self.text += os.read(self._ours, 65536).decode(errors="replace")
-                except OSError:  # EIO: nobody has the other end any more
+                except OSError:  # EIO: no process has the other end open
                     break
             return text in self.text[after:]
 
@@ -568,7 +568,7 @@ def test_watch_shows_the_worst_goes_on_after_a_restart_and_restores_the_terminal
         with clients(host, 8039, 3):
             terminal.wait_for("stalled")
             after = len(terminal.text)
-            terminal.wait_for(f"{host}:8039", after=after)  # it is the last, and the worst
+            terminal.wait_for(f"{host}:8039", after=after)  # the last listener has the worst state
             terminal.wait_for("3/8", after=after)
             terminal.wait_for("▄", after=after)
         binder.process.kill()

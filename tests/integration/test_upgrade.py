@@ -1,4 +1,4 @@
-"""The binder becomes its new version in place, and nobody who uses it can tell."""
+"""The binder upgrades in place without an effect on its clients."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support import (
 
 
 def served(binder: Binder) -> int:
-    """How often it has begun to serve."""
+    """Return how often the binder has begun to serve."""
     return binder.log_path.read_text().count("event=serving ")
 
 
@@ -47,7 +47,7 @@ def by_command(binder: Binder) -> None:
 def by_signal(binder: Binder) -> None:
     before = served(binder)
     binder.send_signal(signal.SIGUSR1)
-    wait_until(lambda: served(binder) > before, "it serves again", log=binder.log)
+    wait_until(lambda: served(binder) > before, "the binder serves again", log=binder.log)
 
 
 @pytest.mark.parametrize("upgrade_it", [by_command, by_signal])
@@ -117,7 +117,7 @@ def test_a_half_sent_request_is_answered_first(binder: Binder, host: str) -> Non
         other.upgrade()
         binder.wait_for_log("event=upgrading")
         with RawClient(binder.socket_path) as newcomer:
-            newcomer.send(request("list"))  # waits for the new one
+            newcomer.send(request("list"))  # waits for the new version
             assert served(binder) == 1
             half.send(message[20:])
             assert half.reply()["result"]["listeners"][0]["created"] is True
@@ -165,12 +165,12 @@ def test_no_client_notices_ten_upgrades(binder: Binder, host: str) -> None:
     for thread in threads:
         thread.start()
     try:
-        wait_until(lambda: all(counts), "all of them bind")
+        wait_until(lambda: all(counts), "all clients bind")
         known = identities(binder.socket_path)
         for _ in range(10):
             upgrade(binder)
             before = list(counts)
-            wait_until(lambda before=before: all(map(int.__gt__, counts, before)), "all of them bind again")  # type: ignore[misc]
+            wait_until(lambda before=before: all(map(int.__gt__, counts, before)), "all clients bind again")  # type: ignore[misc]
     finally:
         done.set()
         for thread in threads:

@@ -1,6 +1,6 @@
-"""What a running binder, or guard, of version 0.1.0 executes to upgrade itself finds this version, and all that it had.
+"""A binder or guard of version 0.1.0 upgrades in place to this version, and keeps all that it has.
 
-The command lines, settings, names and records are literally those of version 0.1.0, as it left them.
+The command lines, settings, names and records are literal copies of those of version 0.1.0.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def test_the_rehearsal_of_0_1_0_hears_this_version(run_dir: Path) -> None:
 
 
 def test_a_running_0_1_0_can_import_the_rehearsal_that_this_version_has_installed() -> None:
-    """It does so when it is asked to upgrade, with the modules of its own version loaded, whose names differ."""
+    """0.1.0 imports the rehearsal with modules of its own version loaded, which have other names than ours."""
     code = """
 import sys
 import multibinder, multibinder.binder.loop
@@ -67,7 +67,7 @@ def test_the_rehearsal_of_the_guard_of_0_1_0_succeeds(run_dir: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-#: What the last lines of 0.1.0 do before they execute the new code: a guard is the parent of a binder.
+#: Does what 0.1.0 does last before it executes the new code. A guard has a binder as its child.
 _LEAVE = """
 import os, sys, time
 from multibinder.kernel.listen_fds import pass_listen_fds
@@ -86,7 +86,7 @@ os.execv(command[0], command)
 
 
 class Left:
-    """What a binder of 0.1.0 leaves: two listeners, one with a port that the kernel chose, and their records."""
+    """The state that a binder of 0.1.0 passes on: two listeners, one with a port that the kernel chose, and records."""
 
     def __init__(self, directory: Path, host: str) -> None:
         self.path = directory / "mb.sock"
@@ -120,7 +120,7 @@ class Left:
         ]  # fmt: skip
 
     def descriptors(self, *, guard: bool) -> list[tuple[str, int]]:
-        """Their names and numbers. The guard has its notification socket beside what it keeps, and no client."""
+        """Return names and numbers of the descriptors. A guard has a notification socket and a store, but no client."""
         own = [("notify", self.notify.fileno())] if guard else [("peer", self.peer.fileno())]
         names = ["1C_", "1D0"] if guard else ["unkept", "unkept"]
         return [
@@ -133,7 +133,7 @@ class Left:
 
     @contextlib.contextmanager
     def passed_on(self, log: Path, command: list[str], *, guard: bool = False) -> Iterator[subprocess.Popen[bytes]]:
-        """Run ``command`` with everything where version 0.1.0 leaves it. Nothing of it is open here afterwards."""
+        """Run ``command`` with all that 0.1.0 passes on to its next version. This process closes its own copies."""
         descriptors = self.descriptors(guard=guard)
         pairs = [f"{name}={number}" for name, number in descriptors]
         with log.open("wb") as stderr:
@@ -184,7 +184,7 @@ def test_listeners_owners_names_and_clients_survive_the_upgrade(run_dir: Path, l
         left.client.sendall(b'{"jsonrpc":"2.0","method":"hello","id":"1","params":[]}\n')
         left.client.settimeout(20)
         assert json.loads(left.client.recv(65536))["result"]["version"] == __version__
-        # Only the records tell that the kernel chose a port, and that another PID namespace has a listener.
+        # Only the records say that the kernel chose a port, and that another PID namespace has a listener.
         written = [json.loads(line) for line in Path(f"{left.path}.state").read_text().splitlines()[1:]]
         assert [line.get("chosen", False) for line in written[:2]] == [True, False]
         assert [line.get("foreign", False) for line in written[:2]] == [False, True]
@@ -198,9 +198,9 @@ def test_a_guard_of_0_1_0_becomes_this_one_with_all_that_it_kept(run_dir: Path, 
             run_dir / "log", [*PYTHON, "-m", "multibinder.cli.guard", settings(left.path)], guard=True
         ) as guard,
     ):
-        [child] = wait_until(lambda: children(guard.pid), "it has its child")
-        wait_until(lambda: b"cli.guard" in command_line_of(guard.pid), "it is the guard")
-        # The child that it took over was no real binder; when it dies, the guard starts one with all that it has.
+        [child] = wait_until(lambda: children(guard.pid), "the guard has its child")
+        wait_until(lambda: b"cli.guard" in command_line_of(guard.pid), "this version's guard runs")
+        # The child that the guard took over was no real binder. When it dies, the guard starts a binder with its store.
         os.kill(child, signal.SIGKILL)
         assert serving_pid(left.path) not in (child, guard.pid)
         with Client(left.path) as client:

@@ -54,7 +54,7 @@ class Installation(msgspec.Struct, frozen=True):
 
     @property
     def program(self) -> tuple[str, ...]:
-        """Return the command line of ``multibinder`` without arguments. It does not import from the working directory."""
+        """Return the command line of ``multibinder`` without arguments. It imports none of the working directory."""
         return (str(self.python), "-P", "-m", "multibinder")
 
     @property

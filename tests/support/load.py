@@ -231,7 +231,7 @@ class Generator:
         self._slot = 0
 
     def run(self, duration_s: float = math.inf, control_fd: int | None = None) -> Result:
-        """Schedule for ``duration_s`` or until a stop command, then wait for what is in flight and return the result."""
+        """Schedule for ``duration_s`` or until told to stop, wait for what is in flight, and return the result."""
         self._start = time.monotonic()
         self._end = self._start + duration_s
         if control_fd is not None:
