@@ -54,7 +54,7 @@ def test_a_second_binder_refuses_and_names_the_first(binder: Binder) -> None:
         assert client.hello().pid == binder.pid
 
 
-def test_of_binders_that_start_together_one_serves_and_the_others_name_it(run_dir: Path) -> None:
+def test_when_binders_start_together_one_serves_and_the_others_name_it(run_dir: Path) -> None:
     path = run_dir / "race.sock"
     with contextlib.ExitStack() as running:
         racers = [
@@ -137,7 +137,7 @@ def a_fifo(path: Path) -> None:
 @pytest.mark.parametrize(
     "make", [a_file, a_directory, a_link_to_nothing, a_link_to_a_file, a_link_to_a_stale_socket, a_fifo]
 )
-def test_what_is_not_a_socket_is_never_deleted(run_dir: Path, make: Callable[[Path], None]) -> None:
+def test_a_file_that_is_not_a_socket_is_never_deleted(run_dir: Path, make: Callable[[Path], None]) -> None:
     path = run_dir / "mb.sock"
     make(path)
     before = {entry.name: entry.lstat().st_ino for entry in run_dir.iterdir()}
@@ -145,7 +145,7 @@ def test_what_is_not_a_socket_is_never_deleted(run_dir: Path, make: Callable[[Pa
     assert {entry.name: entry.lstat().st_ino for entry in run_dir.iterdir()} == before
 
 
-def test_a_file_that_was_put_in_its_place_is_not_deleted_at_the_end(binder: Binder) -> None:
+def test_a_file_that_replaced_the_control_socket_is_not_deleted_at_the_stop(binder: Binder) -> None:
     binder.socket_path.unlink()
     binder.socket_path.write_text("precious")
     assert binder.stop() == 0
@@ -167,7 +167,7 @@ def test_a_path_that_is_too_long_is_refused_with_both_lengths(run_dir: Path) -> 
     assert list(run_dir.iterdir()) == []
 
 
-def test_the_length_counts_bytes_not_letters(run_dir: Path) -> None:
+def test_the_length_of_a_path_counts_bytes_not_characters(run_dir: Path) -> None:
     path = run_dir / ("ü" * 50)
     assert f"the path has {len(os.fsencode(path))} bytes" in refusal(path)
 
@@ -189,7 +189,7 @@ def test_a_directory_without_write_permission_is_named(run_dir: Path) -> None:
     )
 
 
-def test_a_file_where_the_directory_should_be_is_one_sentence(run_dir: Path) -> None:
+def test_a_file_in_place_of_the_directory_is_reported_in_one_sentence(run_dir: Path) -> None:
     a_file(run_dir / "file")
     assert "cannot create the control socket: Not a directory" in refusal(run_dir / "file" / "mb.sock")
 
@@ -201,7 +201,7 @@ def test_an_unknown_group_is_named(run_dir: Path) -> None:
     assert not path.exists()
 
 
-def test_a_group_that_the_binder_may_not_give_is_refused_and_leaves_no_file(run_dir: Path) -> None:
+def test_a_group_that_the_binder_may_not_assign_is_refused_and_leaves_no_file(run_dir: Path) -> None:
     mine = {os.getegid(), *os.getgroups()}
     if os.geteuid() == 0:
         mine.add(0)
@@ -219,7 +219,7 @@ def mode_and_group(path: Path) -> tuple[int, int]:
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
 @pytest.mark.parametrize(("options", "mode"), [([], 0o600), (["--mode", "0666"], 0o666), (["--mode", "640"], 0o640)])
-def test_the_mode_is_what_was_asked_for_whatever_the_umask(
+def test_the_mode_is_the_requested_one_under_any_umask(
     start_binder: StartBinder, umask: int, options: list[str], mode: int
 ) -> None:
     if umask == 0o777:
@@ -229,7 +229,7 @@ def test_the_mode_is_what_was_asked_for_whatever_the_umask(
 
 
 @pytest.mark.parametrize(("options", "mode"), [([], 0o660), (["--mode", "0620"], 0o620)])
-def test_a_group_may_connect_that_was_named(start_binder: StartBinder, options: list[str], mode: int) -> None:
+def test_the_named_group_may_connect(start_binder: StartBinder, options: list[str], mode: int) -> None:
     if os.geteuid() == 0:
         group = next(group for group in grp.getgrall() if group.gr_gid != os.getegid())
     else:
@@ -238,7 +238,7 @@ def test_a_group_may_connect_that_was_named(start_binder: StartBinder, options: 
     assert mode_and_group(binder.socket_path) == (mode, group.gr_gid)
 
 
-def test_a_stranger_may_not_connect(run_dir: Path, start_binder: StartBinder) -> None:
+def test_another_user_may_not_connect(run_dir: Path, start_binder: StartBinder) -> None:
     run_dir.chmod(0o755)
     binder = start_binder()
     script = f"import socket; socket.socket(socket.AF_UNIX).connect({str(binder.socket_path)!r})"
@@ -247,7 +247,7 @@ def test_a_stranger_may_not_connect(run_dir: Path, start_binder: StartBinder) ->
     assert "PermissionError" in done.stderr
 
 
-def test_a_binder_that_does_not_listen_yet_is_not_overtaken(run_dir: Path) -> None:
+def test_the_control_socket_of_a_binder_that_does_not_listen_yet_is_not_replaced(run_dir: Path) -> None:
     leave_a_stale_socket(run_dir / "mb.sock")  # the state of a control socket between its bind() and its listen()
     with (run_dir / "mb.sock.lock").open("w") as lock:
         lock.write("4711\n")

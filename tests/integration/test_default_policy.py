@@ -40,7 +40,7 @@ def in_its_etc(binder: Binder, *command: str) -> None:
     subprocess.run(["nsenter", "-t", str(binder.pid), "--mount", *command], check=True, timeout=20)
 
 
-def test_it_is_read_and_a_binder_that_comes_back_without_it_allows_root_alone(governed: Binder, host: str) -> None:
+def test_the_default_policy_is_read_and_a_restart_without_it_allows_root_alone(governed: Binder, host: str) -> None:
     with Client(governed.socket_path) as client:
         client.bind([(host, 8000)])[0].close()
         assert client.status().policy == "/etc/multibinder/policy.toml"

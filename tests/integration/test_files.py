@@ -115,7 +115,7 @@ def end_traced(binder: Binder, path: Path) -> None:
     assert binder.wait() == 0
 
 
-def test_a_watcher_of_the_directory_never_sees_another_mode(run_dir: Path, start_binder: StartBinder) -> None:
+def test_the_control_socket_never_appears_with_another_mode(run_dir: Path, start_binder: StartBinder) -> None:
     """Another process reads the mode in a busy loop."""
     path = run_dir / "c"
     watch = (
@@ -190,7 +190,7 @@ def test_links_in_a_circle_are_one_sentence(run_dir: Path) -> None:
     assert "cannot create the control socket" in refusal(run_dir / "one" / "c")
 
 
-def test_a_directory_that_a_group_may_write_is_served_and_said(run_dir: Path, start_binder: StartBinder) -> None:
+def test_a_directory_that_a_group_may_write_is_used_with_a_warning(run_dir: Path, start_binder: StartBinder) -> None:
     require("root", os.geteuid() == 0, "only root can give a directory to any group")
     directory = run_dir / "group"
     directory.mkdir()
@@ -200,7 +200,7 @@ def test_a_directory_that_a_group_may_write_is_served_and_said(run_dir: Path, st
     assert f"group {NOBODY} may write in {directory}" in binder.wait_for_log("event=directory-doubtful")
 
 
-def test_a_sticky_directory_will_do_on_the_way_and_not_for_the_control_socket(
+def test_a_sticky_directory_is_trusted_on_the_way_but_not_for_the_control_socket(
     run_dir: Path, start_binder: StartBinder
 ) -> None:
     """In the last directory, another user could make the socket or the lock before the binder does."""
@@ -215,7 +215,7 @@ def test_a_sticky_directory_will_do_on_the_way_and_not_for_the_control_socket(
 
 
 @pytest.mark.parametrize("kind", PLANTED)
-def test_a_lock_that_somebody_planted_is_refused_and_not_touched(
+def test_a_lock_that_another_user_planted_is_refused_and_not_touched(
     stranger: Stranger, shared: Path, precious: Path, kind: str
 ) -> None:
     lock = shared / "c.lock"
@@ -231,7 +231,7 @@ def test_a_lock_that_somebody_planted_is_refused_and_not_touched(
 
 
 @pytest.mark.parametrize("kind", PLANTED)
-def test_a_state_file_that_somebody_planted_is_neither_believed_nor_written_through(
+def test_a_state_file_that_another_user_planted_is_neither_believed_nor_written_through(
     stranger: Stranger, shared: Path, precious: Path, start_binder: StartBinder, host: str, kind: str
 ) -> None:
     plant(stranger, shared / "c.state", kind, precious)
@@ -270,7 +270,7 @@ def test_a_state_file_of_another_user_is_not_believed(
 
 
 @pytest.mark.parametrize("kind", PLANTED)
-def test_a_pid_file_that_somebody_planted_is_replaced(
+def test_a_pid_file_that_another_user_planted_is_replaced(
     stranger: Stranger, shared: Path, precious: Path, start_binder: StartBinder, kind: str
 ) -> None:
     pidfile = shared / "pid"
@@ -285,7 +285,7 @@ def test_a_pid_file_that_somebody_planted_is_replaced(
 
 
 @pytest.mark.parametrize("kind", PLANTED)
-def test_the_draft_of_a_pid_file_that_somebody_planted_is_removed(
+def test_a_draft_of_a_pid_file_that_another_user_planted_is_removed(
     stranger: Stranger, shared: Path, precious: Path, run_dir: Path, kind: str
 ) -> None:
     pidfile = shared / "pid"
@@ -307,7 +307,7 @@ def test_the_draft_of_a_pid_file_that_somebody_planted_is_removed(
 
 
 @pytest.mark.parametrize("kind", ["a link", "a FIFO"])
-def test_a_pid_file_that_was_replaced_meanwhile_does_not_hold_up_the_end(
+def test_a_pid_file_that_another_user_replaced_does_not_delay_the_stop(
     run_dir: Path, precious: Path, start_binder: StartBinder, kind: str
 ) -> None:
     pidfile = run_dir / "pid"
@@ -319,7 +319,7 @@ def test_a_pid_file_that_was_replaced_meanwhile_does_not_hold_up_the_end(
 
 
 @pytest.mark.parametrize("kind", PLANTED)
-def test_a_log_file_that_somebody_planted_is_refused(
+def test_a_log_file_that_another_user_planted_is_refused(
     stranger: Stranger, shared: Path, precious: Path, run_dir: Path, kind: str
 ) -> None:
     log = shared / "log"
@@ -332,7 +332,7 @@ def test_a_log_file_that_somebody_planted_is_refused(
     assert_untouched(precious)
 
 
-def test_a_log_file_that_cannot_be_opened_again_costs_no_more_than_lines(
+def test_a_log_file_that_cannot_be_reopened_costs_only_log_lines(
     run_dir: Path, precious: Path, start_binder: StartBinder, host: str
 ) -> None:
     log = run_dir / "log"
@@ -348,7 +348,7 @@ def test_a_log_file_that_cannot_be_opened_again_costs_no_more_than_lines(
     assert_untouched(precious)
 
 
-def test_a_name_that_a_client_chose_cannot_command_a_terminal(start_binder: StartBinder, run_dir: Path) -> None:
+def test_terminal_escapes_in_the_name_of_a_client_are_not_logged(start_binder: StartBinder, run_dir: Path) -> None:
     for number, form in enumerate(("text", "json")):
         binder = start_binder("--log-format", form, name=f"b{number}")
         rude = (
@@ -380,7 +380,7 @@ def test_no_file_can_be_written_by_others_whatever_the_umask(
     assert binder.stop() == 0
 
 
-def test_a_control_socket_that_was_replaced_before_it_got_its_group_is_not_followed(
+def test_a_link_that_replaced_the_control_socket_before_its_group_was_set_is_not_followed(
     run_dir: Path, precious: Path
 ) -> None:
     """A member of a group that may write in the directory could try this."""

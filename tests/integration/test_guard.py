@@ -57,7 +57,7 @@ def test_the_binder_is_the_guards_child(guard: Guard) -> None:
     assert children(guard.pid) == [serving_pid(guard.socket_path)]
 
 
-def test_a_killed_binders_sockets_are_its_successors(guard: Guard, host: str) -> None:
+def test_the_next_binder_has_the_sockets_of_a_killed_one(guard: Guard, host: str) -> None:
     wanted = [
         ListenerSpec(TcpAddress.parse(f"{host}:8000"), Options(backlog=50, name="web")),
         ListenerSpec(TcpAddress.parse(f"{host}:0")),
@@ -108,7 +108,7 @@ def test_a_client_of_the_control_socket_waits_for_the_next_binder(guard: Guard) 
         assert client.hello().pid != pid
 
 
-def test_a_binder_that_was_stopped_alone_is_reachable_again(guard: Guard, host: str) -> None:
+def test_a_binder_that_was_stopped_without_its_guard_is_started_again(guard: Guard, host: str) -> None:
     with Client(guard.socket_path) as client:
         client.bind([(host, 8000)])[0].close()
     pid = serving_pid(guard.socket_path)
@@ -136,7 +136,7 @@ def test_no_acknowledged_bind_is_ever_missing(guard: Guard, host: str) -> None:
                 assert os.fstat(listener.fileno()).st_ino == inode
 
 
-def test_a_store_that_is_full_is_said_to_the_client_and_in_the_log(run_dir: Path, host: str) -> None:
+def test_a_full_store_is_reported_to_the_client_and_logged(run_dir: Path, host: str) -> None:
     # The control socket, its lock and the records take three places.
     with Guard(run_dir, "--guard", environment={"FDSTORE": "4"}) as guard:
         guard.wait_until_ready()
@@ -173,7 +173,7 @@ def test_sigkill_in_the_middle_of_an_upgrade_loses_nothing(guard: Guard, host: s
         assert identities(guard.socket_path) == before
 
 
-def test_what_was_released_does_not_come_back(guard: Guard, host: str) -> None:
+def test_a_released_listener_does_not_come_back(guard: Guard, host: str) -> None:
     pid = serving_pid(guard.socket_path)
     for port in range(8000, 8010):
         with Client(guard.socket_path) as client:
@@ -188,7 +188,7 @@ def test_what_was_released_does_not_come_back(guard: Guard, host: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_stops_with_its_binder(guard: Guard, host: str, number: signal.Signals) -> None:
+def test_a_signal_stops_the_guard_and_its_binder(guard: Guard, host: str, number: signal.Signals) -> None:
     with Client(guard.socket_path) as client:
         client.bind([(host, 8000)])[0].close()
     guard.send_signal(number)
@@ -199,7 +199,7 @@ def test_it_stops_with_its_binder(guard: Guard, host: str, number: signal.Signal
     assert left - {"mb.sock.state"} == {"mb.log", "mb.notify"}
 
 
-def test_it_stops_also_while_there_is_no_binder(run_dir: Path) -> None:
+def test_the_guard_stops_also_while_no_binder_runs(run_dir: Path) -> None:
     code = BrokenCode(run_dir / "code")
     with Guard(run_dir, "--guard", environment=code.environment) as guard:
         guard.wait_until_ready()
@@ -210,7 +210,7 @@ def test_it_stops_also_while_there_is_no_binder(run_dir: Path) -> None:
         guard.forget_tracebacks()
 
 
-def test_a_binder_that_cannot_start_is_tried_again_after_growing_pauses(run_dir: Path, host: str) -> None:
+def test_a_binder_that_cannot_start_is_retried_with_growing_pauses(run_dir: Path, host: str) -> None:
     code = BrokenCode(run_dir / "code")
     with Guard(run_dir, "--guard", environment=code.environment) as guard:
         guard.wait_until_ready()
@@ -230,7 +230,7 @@ def test_a_binder_that_cannot_start_is_tried_again_after_growing_pauses(run_dir:
         guard.forget_tracebacks()
 
 
-def test_sigusr1_upgrades_the_binder_below_it(guard: Guard, host: str) -> None:
+def test_sigusr1_to_the_guard_upgrades_its_binder(guard: Guard, host: str) -> None:
     with Client(guard.socket_path) as client:
         client.bind([(host, 8000)])[0].close()
         before, pid = client.list(), client.hello().pid
@@ -241,7 +241,7 @@ def test_sigusr1_upgrades_the_binder_below_it(guard: Guard, host: str) -> None:
     assert [status[:2] for status in identities(guard.socket_path)] == [(f"{host}:8000", before[0].cookie)]
 
 
-def test_sigusr2_upgrades_the_guard_and_its_child_stays(guard: Guard, host: str) -> None:
+def test_sigusr2_upgrades_the_guard_and_its_binder_stays(guard: Guard, host: str) -> None:
     with Client(guard.socket_path) as client:
         client.bind([(host, 8000)], owner="me")[0].close()
     before, pid = identities(guard.socket_path), serving_pid(guard.socket_path)
@@ -295,7 +295,7 @@ def test_a_broken_new_guard_is_refused(run_dir: Path, host: str) -> None:
         assert guard.kill_binder() != pid
 
 
-def test_its_descriptors_do_not_grow(guard: Guard, host: str) -> None:
+def test_the_guard_leaks_no_descriptors(guard: Guard, host: str) -> None:
     with Client(guard.socket_path) as client:
         for listener in client.bind([(host, port) for port in range(8000, 8005)]):
             listener.close()
@@ -316,7 +316,7 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, socket.create_ser
 """
 
 
-def test_messages_of_another_user_do_not_reach_it(guard: Guard, host: str) -> None:
+def test_the_guard_refuses_messages_of_another_user(guard: Guard, host: str) -> None:
     as_another = as_user(65534)
     with Client(guard.socket_path) as client:
         client.bind([(host, 8000)])[0].close()
@@ -348,7 +348,7 @@ def test_messages_of_another_user_do_not_reach_it(guard: Guard, host: str) -> No
     assert identities(guard.socket_path) == []
 
 
-def test_as_pid_1_it_reaps_and_starts_its_binder_again(run_dir: Path, host: str) -> None:
+def test_a_guard_that_is_pid_1_reaps_orphaned_processes_and_restarts_its_binder(run_dir: Path, host: str) -> None:
     require("root", os.geteuid() == 0, "a PID namespace needs root")
     unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
     probe = subprocess.run([*unshare, "true"], capture_output=True, check=False)

@@ -141,7 +141,7 @@ def test_each_of_several_listeners_has_its_own_holders(host: str, servers: Serve
         wait_until(lambda: seen() == expected, "each listener has its own holders", log=lambda: str(seen()))
 
 
-def test_a_holder_is_named_and_those_excepted_are_not(listener: socket.socket) -> None:
+def test_a_holder_is_named_and_an_excluded_process_is_not(listener: socket.socket) -> None:
     [myself] = holders_of([inode(listener)]).of(inode(listener))
     with open("/proc/self/comm") as comm:
         assert myself == Holder(os.getpid(), comm.read().strip(), "holding")
@@ -153,11 +153,11 @@ def test_a_process_that_holds_two_descriptors_of_one_listener_is_one_holder(list
         assert [holder.pid for holder in holders_of([inode(listener)]).of(inode(listener))] == [os.getpid()]
 
 
-def test_nobody_holds_nothing() -> None:
+def test_without_listeners_there_are_no_holders() -> None:
     assert holders_of([]) == Holders({}, hidden=False)
 
 
-def test_who_may_not_look_says_so_and_whose_processes_it_missed(listener: socket.socket) -> None:
+def test_a_look_without_privileges_reports_the_users_whose_processes_it_missed(listener: socket.socket) -> None:
     program = """
 import json, sys
 from multibinder.observe.holders import holders_of
@@ -180,12 +180,12 @@ print(json.dumps([len(found.of(int(sys.argv[1]))), found.hidden, found.hidden_us
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root sees every process")
-def test_root_misses_nobody(listener: socket.socket) -> None:
+def test_root_misses_no_process(listener: socket.socket) -> None:
     # In a container, PID 1 may have capabilities that root in it has not.
     assert not holders_of([inode(listener)], {1}).hidden
 
 
-def test_the_dead_and_threads_of_the_kernel_hide_nothing() -> None:
+def test_zombies_and_kernel_threads_are_not_programs_that_could_hold_a_listener() -> None:
     assert is_program(os.getpid())
     with subprocess.Popen(["true"]) as process:
         wait_until(lambda: stat_of(process.pid).state == "Z", "the process is a zombie")
@@ -196,7 +196,7 @@ def test_the_dead_and_threads_of_the_kernel_hide_nothing() -> None:
             assert not is_program(2)
 
 
-def test_a_listener_counts_the_clients_that_it_dropped_and_no_other_ones(host: str) -> None:
+def test_a_listener_counts_only_the_clients_that_it_dropped(host: str) -> None:
     with listening(host, backlog=2) as full, listening(host, backlog=2) as other, contextlib.ExitStack() as clients:
         assert (drops_of(full), drops_of(other)) == (0, 0)
         for _ in range(6):

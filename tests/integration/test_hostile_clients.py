@@ -110,7 +110,7 @@ def test_a_thousand_clients_that_are_gone_before_their_answers_leave_nothing(bin
         assert other.ask(request("list"))["result"] == []
 
 
-def test_half_a_request_and_then_the_end_is_nothing(binder: Binder, host: str) -> None:
+def test_a_client_that_ends_in_the_middle_of_a_request_gets_no_answer(binder: Binder, host: str) -> None:
     with RawClient(binder.socket_path) as client:
         client.send(b'{"jsonrpc":"2.0","method":"bind"')
         client.socket.shutdown(socket.SHUT_WR)
@@ -118,7 +118,7 @@ def test_half_a_request_and_then_the_end_is_nothing(binder: Binder, host: str) -
     assert_a_good_client_is_served(binder, host)
 
 
-def test_a_client_that_says_no_more_still_gets_its_answers(binder: Binder) -> None:
+def test_a_half_closed_client_still_gets_its_answers(binder: Binder) -> None:
     with RawClient(binder.socket_path) as client:
         client.send(HELLO * 100)
         client.socket.shutdown(socket.SHUT_WR)
@@ -127,7 +127,7 @@ def test_a_client_that_says_no_more_still_gets_its_answers(binder: Binder) -> No
         assert client.at_end()
 
 
-def test_a_client_that_never_reads_holds_up_nobody_and_is_dropped(start_binder: StartBinder, host: str) -> None:
+def test_a_client_that_never_reads_delays_no_other_and_is_dropped(start_binder: StartBinder, host: str) -> None:
     binder = start_binder("--request-timeout", "1")
     before = binder.descriptors()
     with RawClient(binder.socket_path) as deaf:
@@ -143,7 +143,9 @@ def test_a_client_that_never_reads_holds_up_nobody_and_is_dropped(start_binder: 
             pass
 
 
-def test_what_a_client_that_never_reads_was_given_last_is_taken_back(start_binder: StartBinder, host: str) -> None:
+def test_an_undelivered_listener_of_a_client_that_never_reads_is_taken_back(
+    start_binder: StartBinder, host: str
+) -> None:
     binder = start_binder("--request-timeout", "1")
     with RawClient(binder.socket_path) as deaf:
         stuff(deaf, HELLO)
@@ -165,7 +167,7 @@ def test_a_client_that_reads_slowly_but_in_time_loses_nothing(binder: Binder) ->
         writer.join()
 
 
-def test_a_client_that_asks_faster_than_it_is_answered_does_not_fill_the_memory(binder: Binder) -> None:
+def test_a_client_that_asks_faster_than_the_binder_answers_does_not_fill_its_memory(binder: Binder) -> None:
     # Each request is tiny and its answer short, so that 16 MiB of requests are far more than one turn can answer.
     flood = b'{"method":"x","id":1}\n' * (16 * 1024 * 1024 // 22)
     before = resident_kb(binder.pid)
@@ -190,7 +192,7 @@ def test_a_client_that_asks_faster_than_it_is_answered_does_not_fill_the_memory(
 
 
 @pytest.mark.usefixtures("many_descriptors")
-def test_a_thousand_clients_that_say_nothing_hold_up_nobody(start_binder: StartBinder, host: str) -> None:
+def test_a_thousand_silent_clients_delay_no_other(start_binder: StartBinder, host: str) -> None:
     binder = start_binder("--request-timeout", "3")
     before = binder.descriptors()
     with contextlib.ExitStack() as silent:
@@ -204,7 +206,7 @@ def test_a_thousand_clients_that_say_nothing_hold_up_nobody(start_binder: StartB
         assert len(binder.descriptors()) == len(before) + 1
 
 
-def test_a_client_too_many_is_turned_away_with_the_reason(start_binder: StartBinder) -> None:
+def test_a_client_above_the_limit_is_turned_away_with_the_reason(start_binder: StartBinder) -> None:
     binder = start_binder("--max-clients", "2")
     with RawClient(binder.socket_path) as one, RawClient(binder.socket_path) as two:
         one.send(b"{")
@@ -233,7 +235,7 @@ def test_our_client_reports_that_it_was_turned_away(start_binder: StartBinder) -
             client.hello()
 
 
-def test_of_quiet_clients_the_one_that_was_quiet_longest_makes_room(start_binder: StartBinder) -> None:
+def test_the_longest_idle_client_is_evicted_to_make_room(start_binder: StartBinder) -> None:
     binder = start_binder("--max-clients", "3")
     with contextlib.ExitStack() as connected:
         first, second, third = (connected.enter_context(RawClient(binder.socket_path)) for _ in range(3))
@@ -247,7 +249,7 @@ def test_of_quiet_clients_the_one_that_was_quiet_longest_makes_room(start_binder
     binder.wait_for_log("event=evicted")
 
 
-def test_half_a_request_is_dropped_after_its_time_with_a_reason(start_binder: StartBinder) -> None:
+def test_an_unfinished_request_times_out_with_a_reason(start_binder: StartBinder) -> None:
     binder = start_binder("--request-timeout", "0.5")
     with RawClient(binder.socket_path) as client:
         started = time.monotonic()
@@ -258,7 +260,7 @@ def test_half_a_request_is_dropped_after_its_time_with_a_reason(start_binder: St
     assert 'why="sent half a request"' in binder.wait_for_log("event=timed-out")
 
 
-def test_a_request_that_trickles_in_is_dropped_after_the_same_time(start_binder: StartBinder) -> None:
+def test_a_request_that_trickles_in_times_out_as_well(start_binder: StartBinder) -> None:
     binder = start_binder("--request-timeout", "0.5")
     with RawClient(binder.socket_path) as client:
         started = time.monotonic()
@@ -276,7 +278,7 @@ def test_a_request_that_trickles_in_is_dropped_after_the_same_time(start_binder:
         assert "incomplete after 0.5 s" in client.reply()["error"]["message"]
 
 
-def test_a_client_between_two_requests_may_take_longer_than_that(start_binder: StartBinder) -> None:
+def test_a_client_may_be_idle_between_requests_for_longer_than_the_request_timeout(start_binder: StartBinder) -> None:
     binder = start_binder("--request-timeout", "0.2")
     with RawClient(binder.socket_path) as patient, RawClient(binder.socket_path) as silent:
         patient.ask(HELLO)
@@ -331,7 +333,7 @@ def test_credentials_that_a_client_sends_beside_descriptors_change_nothing(binde
         client.ask(HELLO)
 
 
-def test_our_client_gets_its_listener_also_where_credentials_come_with_it(binder: Binder, host: str) -> None:
+def test_our_client_gets_its_listener_when_credentials_come_with_it(binder: Binder, host: str) -> None:
     with Client(binder.socket_path) as client:
         client._connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         with client.bind([(host, 8000)])[0] as listener:
@@ -350,7 +352,7 @@ def test_descriptors_do_not_reach_the_binder_where_the_kernel_can_refuse_them(bi
         assert client.ask(HELLO)["result"]["pid"] == binder.pid
 
 
-def test_closing_a_strangers_socket_does_not_wait_for_who_it_is_connected_to(host: str) -> None:
+def test_closing_a_received_socket_does_not_wait_for_its_peer(host: str) -> None:
     near, far = socket.socketpair()
     with near, far, socket.create_server((host, 0)) as server:
         peer = Peer(near, Quotas(Limits()))
@@ -369,7 +371,7 @@ def test_closing_a_strangers_socket_does_not_wait_for_who_it_is_connected_to(hos
                 assert peer.next_message() == HELLO.strip()
 
 
-def test_more_descriptors_than_the_binder_may_open_cost_nobody_else_anything(
+def test_more_descriptors_than_the_binder_may_open_do_not_affect_other_clients(
     start_binder: StartBinder, host: str
 ) -> None:
     binder = start_binder("--max-clients", "8", nofile=(100, 100))
@@ -397,7 +399,7 @@ STATES = {
 
 @pytest.mark.parametrize("half", [False, True], ids=["closed", "half-closed"])
 @pytest.mark.parametrize("state", STATES)
-def test_a_client_may_go_in_every_state(binder: Binder, state: str, half: bool) -> None:
+def test_a_client_that_disconnects_in_any_state_leaves_nothing(binder: Binder, state: str, half: bool) -> None:
     before = binder.descriptors()
     for _ in range(20):
         with RawClient(binder.socket_path) as client:
@@ -521,7 +523,7 @@ def test_release_and_bind_at_the_same_time_never_give_a_dead_socket(binder: Bind
     assert not can_connect((host, 8000))
 
 
-def test_what_a_client_can_cause_at_will_does_not_fill_the_log(binder: Binder) -> None:
+def test_log_lines_that_a_client_can_cause_at_will_are_throttled(binder: Binder) -> None:
     for _ in range(100):
         with RawClient(binder.socket_path) as client:
             client.send(b"nonsense")
@@ -532,7 +534,7 @@ def test_what_a_client_can_cause_at_will_does_not_fill_the_log(binder: Binder) -
     assert binder.log_path.read_text().count("event=protocol-error") == 20
 
 
-def test_a_line_says_how_many_were_left_out_before(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_throttled_log_line_says_how_many_were_left_out(caplog: pytest.LogCaptureFixture) -> None:
     complaints = events.Complaints(per_s=0.5)
     near, far = socket.socketpair()
     with near, far, caplog.at_level(logging.WARNING, logger="multibinder"):
@@ -560,7 +562,7 @@ def test_a_binder_without_a_free_descriptor_pauses_and_serves_on(start_binder: S
         assert clients[-1].ask(HELLO)["result"]["pid"] == binder.pid
 
 
-def test_a_client_is_told_when_others_hold_too_many_descriptors_unread(start_binder: StartBinder, host: str) -> None:
+def test_a_client_is_told_when_too_many_unread_descriptors_are_in_flight(start_binder: StartBinder, host: str) -> None:
     # The kernel counts descriptors that were sent and not yet received, for all of a user's processes, against
     # RLIMIT_NOFILE of the sender, and refuses with ETOOMANYREFS (unix(7)); root is exempt.
     binder = start_binder(
@@ -585,7 +587,7 @@ def test_a_client_is_told_when_others_hold_too_many_descriptors_unread(start_bin
                 client.bind([(host, 8001)])[0].close()
 
 
-def test_bytes_of_every_kind_end_nothing_but_their_own_connection(binder: Binder) -> None:
+def test_arbitrary_bytes_end_only_their_own_connection(binder: Binder) -> None:
     good = request("bind", {"address": "127.0.0.1", "port": 0, "name": "ü"})
     with RawClient(binder.socket_path) as witness:
         for at in range(len(good)):

@@ -103,7 +103,7 @@ def test_a_user_at_its_limit_of_listeners_is_refused_and_others_bind(
     assert "result" in client.ask(bind(host, 8002))
 
 
-def test_listeners_of_others_count_for_who_binds_them_too(
+def test_a_shared_listener_counts_for_every_user_that_binds_it(
     start_binder: StartBinder, hostile: Stranger, good: Stranger, host: str
 ) -> None:
     binder = start(start_binder, "--max-listeners-per-uid", "1")
@@ -150,7 +150,7 @@ def test_a_user_at_its_limit_of_clients_is_turned_away_and_others_are_served(
     assert f"uid={ONE}" in binder.wait_for_log("event=turned-away")
 
 
-def test_a_user_at_its_limit_of_clients_costs_none_but_its_own_quiet_ones(
+def test_a_user_at_its_limit_of_clients_evicts_only_its_own_idle_ones(
     start_binder: StartBinder, hostile: Stranger, good: Stranger
 ) -> None:
     binder = start(start_binder, "--max-clients-per-uid", "2")
@@ -172,7 +172,7 @@ def test_a_user_at_its_limit_of_clients_costs_none_but_its_own_quiet_ones(
         assert (counters.evictions, counters.refusals) == (1, {})
 
 
-def test_a_full_binder_turns_the_user_away_that_filled_it(start_binder: StartBinder, hostile: Stranger) -> None:
+def test_a_full_binder_turns_away_the_user_that_filled_it(start_binder: StartBinder, hostile: Stranger) -> None:
     binder = start(start_binder, "--max-clients", "3")
     busy = [hostile.connect(binder.socket_path) for _ in range(3)]
     for client in busy:
@@ -186,7 +186,7 @@ def test_a_full_binder_turns_the_user_away_that_filled_it(start_binder: StartBin
 
 
 @pytest.mark.parametrize("who", ["root", "another user"])
-def test_others_get_in_when_one_user_has_taken_all_places(
+def test_other_users_can_connect_when_one_user_has_filled_the_binder(
     start_binder: StartBinder, hostile: Stranger, good: Stranger, who: str
 ) -> None:
     binder = start(start_binder, "--max-clients", "4")
@@ -202,7 +202,7 @@ def test_others_get_in_when_one_user_has_taken_all_places(
             assert client.ask(REST)["result"]["pid"] == binder.pid
 
 
-def test_root_gets_in_when_all_places_are_taken_by_clients_that_do_not_read(
+def test_root_can_connect_when_clients_that_do_not_read_fill_the_binder(
     start_binder: StartBinder, hostile: Stranger, good: Stranger, host: str
 ) -> None:
     binder = start(start_binder, "--max-clients", "3")
@@ -215,7 +215,7 @@ def test_root_gets_in_when_all_places_are_taken_by_clients_that_do_not_read(
         assert_served(root, binder)
 
 
-def test_a_user_that_asks_too_fast_is_told_and_others_are_answered(
+def test_a_user_above_its_rate_is_refused_and_others_are_answered(
     start_binder: StartBinder, hostile: Stranger, good: Stranger
 ) -> None:
     binder = start(start_binder, "--max-rate-per-uid", "5")
@@ -268,7 +268,7 @@ def test_a_large_request_counts_as_several(start_binder: StartBinder, hostile: S
     assert client.ask(HELLO)["error"]["data"] == {"limit": "rate_per_uid"}
 
 
-def test_a_binder_that_is_asked_too_fast_still_answers_root(
+def test_a_binder_above_its_total_rate_still_answers_root(
     start_binder: StartBinder, hostile: Stranger, good: Stranger
 ) -> None:
     binder = start(start_binder, "--max-rate", "5")
@@ -284,7 +284,7 @@ def test_a_binder_that_is_asked_too_fast_still_answers_root(
             assert_served(root, binder)
 
 
-def test_what_a_user_is_refused_does_not_use_up_the_rate_of_all(
+def test_refused_requests_of_a_user_do_not_use_up_the_total_rate(
     start_binder: StartBinder, hostile: Stranger, good: Stranger
 ) -> None:
     binder = start(start_binder, "--max-rate-per-uid", "5", "--max-rate", "30")
@@ -298,7 +298,7 @@ def test_what_a_user_is_refused_does_not_use_up_the_rate_of_all(
         assert_served(other, binder)
 
 
-def test_descriptors_that_nobody_reads_are_limited_for_each_user(
+def test_unread_descriptors_are_limited_for_each_user(
     start_binder: StartBinder, hostile: Stranger, good: Stranger, host: str
 ) -> None:
     binder = start(start_binder, "--max-in-flight-per-uid", "4")
@@ -323,7 +323,7 @@ def test_descriptors_that_nobody_reads_are_limited_for_each_user(
 
 
 @pytest.mark.parametrize("end", ["half-closed", "reset by a protocol error"])
-def test_descriptors_of_a_client_that_we_are_done_with_count_until_it_reads_them(
+def test_descriptors_of_a_finished_client_count_until_it_reads_them(
     start_binder: StartBinder, hostile: Stranger, host: str, end: str
 ) -> None:
     binder = start(start_binder, "--max-in-flight-per-uid", "3")
@@ -350,7 +350,7 @@ def test_descriptors_of_a_client_that_we_are_done_with_count_until_it_reads_them
         asking.close()
 
 
-def test_descriptors_of_a_client_that_closes_its_end_count_no_more(
+def test_descriptors_of_a_client_that_disconnects_no_longer_count(
     start_binder: StartBinder, hostile: Stranger, host: str
 ) -> None:
     binder = start(start_binder, "--max-in-flight-per-uid", "3")
@@ -369,7 +369,7 @@ def test_descriptors_of_a_client_that_closes_its_end_count_no_more(
     assert in_flight(binder) == 0
 
 
-def test_a_client_with_descriptors_on_their_way_is_not_dropped_to_make_room(
+def test_a_client_with_descriptors_in_flight_is_not_evicted(
     start_binder: StartBinder, hostile: Stranger, host: str
 ) -> None:
     """Otherwise a user that reconnects could have any number of descriptors in flight."""
@@ -385,7 +385,7 @@ def test_a_client_with_descriptors_on_their_way_is_not_dropped_to_make_room(
     assert in_flight(binder) == 3
 
 
-def test_one_batch_may_be_larger_than_what_may_be_on_its_way(
+def test_a_single_batch_may_exceed_the_limit_of_descriptors_in_flight(
     start_binder: StartBinder, hostile: Stranger, host: str
 ) -> None:
     binder = start(start_binder, "--max-in-flight-per-uid", "3", "--max-in-flight", "3")
@@ -397,7 +397,7 @@ def test_one_batch_may_be_larger_than_what_may_be_on_its_way(
     assert len(client.descriptors) == 600
 
 
-def test_descriptors_that_nobody_reads_are_limited_in_total(
+def test_unread_descriptors_are_limited_in_total(
     start_binder: StartBinder, hostile: Stranger, good: Stranger, host: str
 ) -> None:
     binder = start(start_binder, "--max-in-flight", "3")
@@ -457,7 +457,9 @@ def wait_for_refusal(clients: list[RawClient]) -> Json:
     return wait_until(told, "one of the clients is refused")
 
 
-def test_unfinished_requests_in_total_cost_who_has_most_of_them(start_binder: StartBinder, meet: Meet) -> None:
+def test_at_the_total_limit_of_unfinished_requests_the_user_with_most_is_refused(
+    start_binder: StartBinder, meet: Meet
+) -> None:
     binder = start(start_binder, "--max-request", "1024")  # the limit is a hundred unfinished requests in total
     half = b'{"x":"' + b"y" * 994
     small = meet(OTHER).connect(binder.socket_path)

@@ -264,7 +264,7 @@ def test_removing_a_target_waits_for_its_connections() -> None:
     assert result.phase("after").timed_out == 0
 
 
-def test_what_cannot_be_done_is_an_error_and_the_load_goes_on() -> None:
+def test_an_impossible_command_is_an_error_and_the_load_goes_on() -> None:
     with server() as target, Load([target], rate=200) as load:
         with pytest.raises(LoadError, match="is the only target"):
             load.remove_target(*target)

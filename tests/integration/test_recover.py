@@ -100,7 +100,9 @@ def test_a_killed_binders_sockets_come_back_from_their_holder(
         assert not can_connect((host, 8000))
 
 
-def test_it_goes_on_from_one_binder_to_the_next(first: Binder, holding: contextlib.ExitStack, host: str) -> None:
+def test_sockets_are_recovered_by_one_binder_after_the_other(
+    first: Binder, holding: contextlib.ExitStack, host: str
+) -> None:
     bind_and_hold(first, holding, spec(host, 8000))
     before = identities(first.socket_path)
     kill(first)
@@ -118,7 +120,7 @@ def test_a_stopped_binders_sockets_come_back_too(first: Binder, holding: context
         assert identities(binder.socket_path) == before
 
 
-def test_what_was_released_stays_away(first: Binder, holding: contextlib.ExitStack, host: str) -> None:
+def test_a_released_listener_is_not_recovered(first: Binder, holding: contextlib.ExitStack, host: str) -> None:
     bind_and_hold(first, holding, spec(host, 8000), spec(host, 8001))
     with Client(first.socket_path) as client:
         client.release([(host, 8000)], owner="me")
@@ -128,7 +130,7 @@ def test_what_was_released_stays_away(first: Binder, holding: contextlib.ExitSta
         client.bind([(host, 8000)])[0].close()  # a new socket
 
 
-def test_told_not_to_recover_it_names_the_holder(first: Binder, holding: contextlib.ExitStack, host: str) -> None:
+def test_a_binder_told_not_to_recover_names_the_holder(first: Binder, holding: contextlib.ExitStack, host: str) -> None:
     holder = bind_and_hold(first, holding, spec(host, 8000))
     kill(first)
     with successor(first, "--no-recover") as binder, Client(binder.socket_path) as client:
@@ -137,7 +139,7 @@ def test_told_not_to_recover_it_names_the_holder(first: Binder, holding: context
             client.bind([(host, 8000)])
 
 
-def test_when_the_holder_is_gone_a_bind_is_fresh(first: Binder, holding: contextlib.ExitStack, host: str) -> None:
+def test_without_a_holder_a_bind_makes_a_new_socket(first: Binder, holding: contextlib.ExitStack, host: str) -> None:
     holder = bind_and_hold(first, holding, spec(host, 8000))
     before = identities(first.socket_path)
     kill(first)
@@ -149,7 +151,7 @@ def test_when_the_holder_is_gone_a_bind_is_fresh(first: Binder, holding: context
         assert "event=recovered" not in binder.log()
 
 
-def test_a_strangers_socket_at_the_address_is_not_taken(
+def test_an_unrelated_socket_at_the_address_is_not_recovered(
     first: Binder, holding: contextlib.ExitStack, host: str
 ) -> None:
     holder = bind_and_hold(first, holding, spec(host, 8000))
@@ -175,7 +177,7 @@ def test_a_strangers_socket_at_the_address_is_not_taken(
     ],
     ids=["cut", "cut short", "rubbish", "empty", "other boot"],
 )
-def test_a_damaged_state_file_is_said_and_does_no_harm(
+def test_a_damaged_state_file_is_logged_and_does_no_harm(
     first: Binder, holding: contextlib.ExitStack, host: str, damage: object, event: str
 ) -> None:
     bind_and_hold(first, holding, spec(host, 8000))
@@ -189,7 +191,7 @@ def test_a_damaged_state_file_is_said_and_does_no_harm(
     assert state.read_bytes().startswith(b'{"multibinder":')
 
 
-def test_a_full_disk_is_said_once_and_does_no_harm(run_dir: Path, host: str) -> None:
+def test_a_full_disk_is_logged_once_and_does_no_harm(run_dir: Path, host: str) -> None:
     require("root", os.geteuid() == 0, "mounting a small file system needs root")
     small = run_dir / "small"
     small.mkdir()
@@ -214,7 +216,7 @@ def test_a_full_disk_is_said_once_and_does_no_harm(run_dir: Path, host: str) -> 
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_without_the_right_to_look_it_says_what_is_missing(
+def test_recovery_without_privileges_names_the_missing_capability(
     first: Binder, holding: contextlib.ExitStack, host: str
 ) -> None:
     bind_and_hold(first, holding, spec(host, 8000), prefix=as_user(65534))

@@ -67,7 +67,7 @@ def test_a_backlog_that_was_changed_is_restored(
     assert said(caplog) == ["backlog-restored"]
 
 
-def test_what_is_as_it_should_be_is_left_alone(store: ListenerStore, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_intact_listener_is_left_alone(store: ListenerStore, caplog: pytest.LogCaptureFixture) -> None:
     store.bind([ListenerSpec(TcpAddress.parse("127.0.0.1:0"))] * 3, [NOBODY] * 3)
     with caplog.at_level(logging.DEBUG, "multibinder"):
         for _ in range(3):
@@ -75,7 +75,7 @@ def test_what_is_as_it_should_be_is_left_alone(store: ListenerStore, caplog: pyt
     assert said(caplog) == []
 
 
-def test_one_that_cannot_be_repaired_is_said_and_the_others_are_repaired(
+def test_a_listener_that_cannot_be_repaired_is_logged_and_the_others_are_repaired(
     store: ListenerStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     grants = store.bind([ListenerSpec(TcpAddress.parse("127.0.0.1:0"))] * 2, [NOBODY, NOBODY])
@@ -92,7 +92,7 @@ def test_one_that_cannot_be_repaired_is_said_and_the_others_are_repaired(
     assert can_connect(second.address.sockaddr)
 
 
-def test_it_happens_without_any_request(run_dir: Path, host: str) -> None:
+def test_a_binder_repairs_its_listeners_without_any_request(run_dir: Path, host: str) -> None:
     settings = msgspec.json.encode(Invocation(Settings(str(run_dir / "mb.sock")))).decode()
     with Binder(run_dir, command=[sys.executable, "-P", "-c", _HASTY, settings]) as binder:
         binder.wait_until_ready()

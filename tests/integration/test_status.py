@@ -299,7 +299,7 @@ def test_nothing_is_closed_while_holders_cannot_be_seen_and_root_sees_the_orphan
 
 
 @alone
-def test_what_is_on_its_way_to_a_client_is_no_orphan(hasty: Callable[..., Binder]) -> None:
+def test_a_listener_in_flight_to_a_client_is_no_orphan(hasty: Callable[..., Binder]) -> None:
     binder = hasty(OrphanTtl("", 0.0), grace_s=60)
     with RawClient(binder.socket_path) as client:
         client.send(request("bind", {"address": "127.0.0.1", "port": 8000}))
@@ -311,7 +311,7 @@ def test_what_is_on_its_way_to_a_client_is_no_orphan(hasty: Callable[..., Binder
 
 
 @alone
-def test_an_orphan_that_is_asked_for_is_not_closed_in_the_hands_of_who_asked(
+def test_an_orphan_that_a_client_asks_for_is_not_closed(
     hasty: Callable[..., Binder], serve: Callable[..., Server]
 ) -> None:
     binder = hasty(OrphanTtl("", 4.0), grace_s=3)
@@ -345,7 +345,9 @@ def test_a_server_that_restarts_within_the_grace_leaves_no_orphan(
 
 
 @alone
-def test_the_guards_copies_make_no_holder(start_binder: StartBinder, serve: Callable[..., Server]) -> None:
+def test_the_copies_in_the_guard_do_not_count_as_a_holder(
+    start_binder: StartBinder, serve: Callable[..., Server]
+) -> None:
     guard = start_binder("--guard")
     server = serve(guard, spec("127.0.0.1"))
     [held] = health(guard).values()
@@ -359,7 +361,7 @@ def test_the_guards_copies_make_no_holder(start_binder: StartBinder, serve: Call
     assert report["listeners"][0]["holders"] == []
 
 
-def test_a_repaired_listener_says_so(hasty: Callable[..., Binder], host: str) -> None:
+def test_the_status_of_a_repaired_listener_says_so(hasty: Callable[..., Binder], host: str) -> None:
     binder = hasty()
     with Client(binder.socket_path) as client:
         [listener] = client.bind([spec(host)])
@@ -386,7 +388,7 @@ def test_a_queue_that_moves_is_not_stalled(hasty: Callable[..., Binder], host: s
     assert "event=stalled" not in binder.log()
 
 
-def test_drops_of_another_life_are_not_drops_per_second(hasty: Callable[..., Binder], host: str) -> None:
+def test_drops_before_an_upgrade_do_not_count_as_drops_per_second(hasty: Callable[..., Binder], host: str) -> None:
     binder = hasty(look_s=60)
     with Client(binder.socket_path) as client:
         [listener] = client.bind([spec(host, backlog=1)])
@@ -411,7 +413,9 @@ def test_many_looks_leave_no_child_and_no_descriptor(binder: Binder, host: str) 
         assert binder.descriptors() == before
 
 
-def test_a_look_ends_with_its_binder(run_dir: Path, hasty: Callable[..., Binder], host: str) -> None:
+def test_a_look_under_way_ends_with_the_upgrade_of_its_binder(
+    run_dir: Path, hasty: Callable[..., Binder], host: str
+) -> None:
     binder = hasty(look_s=0.1, more=_SLOW)
     with Client(binder.socket_path) as client:
         client.bind([spec(host)])[0].close()
@@ -450,7 +454,7 @@ def test_a_crash_in_the_middle_of_a_look_leaves_nothing_behind(
                 os.kill(child, signal.SIGKILL)
 
 
-def test_who_asks_about_no_listeners_is_heard_again(binder: Binder) -> None:
+def test_a_status_without_listeners_is_answered_every_time(binder: Binder) -> None:
     with Client(binder.socket_path) as client:
         assert client.status().listeners == []
         assert client.status().looked_at is None
@@ -461,7 +465,7 @@ def test_who_asks_about_no_listeners_is_heard_again(binder: Binder) -> None:
     assert (done.returncode, done.stdout.startswith("MULTIBINDER OK - 0 listeners serving | listeners=0;")) == (0, True)
 
 
-def test_in_a_pipe_it_is_plain_and_80_columns_wide(binder: Binder, host: str) -> None:
+def test_status_in_a_pipe_is_plain_and_80_columns_wide(binder: Binder, host: str) -> None:
     require_ipv6()
     names = [None, "front", "a-rather-long-name-of-a-listener-that-somebody-had"]
     with Client(binder.socket_path) as client:
@@ -479,7 +483,7 @@ def test_in_a_pipe_it_is_plain_and_80_columns_wide(binder: Binder, host: str) ->
             assert word in text
 
 
-def test_colour_is_for_terminals_and_can_be_refused(binder: Binder, host: str) -> None:
+def test_colour_is_for_terminals_and_can_be_turned_off(binder: Binder, host: str) -> None:
     with Client(binder.socket_path) as client:
         client.bind([spec(host)])[0].close()
     for environment in ({"NO_COLOR": "1"}, {"TERM": "dumb"}, {}):
@@ -498,7 +502,7 @@ def test_colour_is_for_terminals_and_can_be_refused(binder: Binder, host: str) -
     ],
     ids=["older", "ruby"],
 )  # fmt: skip
-def test_a_binder_that_does_not_know_what_a_status_is(run_dir: Path, hello: bytes, sentence: str) -> None:
+def test_a_binder_without_the_status_method_is_explained(run_dir: Path, hello: bytes, sentence: str) -> None:
     def answer(connection: socket.socket) -> None:
         asked = connection.recv(4096)
         connection.sendall(hello if b"hello" in asked else b'{"error":{"code":-32601,"message":"Method not found"}}')
@@ -512,7 +516,7 @@ def test_a_binder_that_does_not_know_what_a_status_is(run_dir: Path, hello: byte
         assert (done.returncode, sentence in done.stdout) == (3, True)
 
 
-def test_check_is_unknown_where_nobody_answers(run_dir: Path) -> None:
+def test_check_is_unknown_when_no_binder_answers(run_dir: Path) -> None:
     done = multibinder("status", "--check", "--socket", run_dir / "none.sock")
     assert (done.returncode, done.stderr) == (3, "")
     assert done.stdout.startswith("MULTIBINDER UNKNOWN - cannot reach the binder at ")

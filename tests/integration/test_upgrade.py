@@ -76,7 +76,7 @@ def test_an_upgrade_keeps_everything(binder: Binder, host: str, upgrade_it: Call
     assert not Path(f"{binder.socket_path}.lock").exists()
 
 
-def test_listeners_go_on_living_as_before(binder: Binder, host: str) -> None:
+def test_listeners_can_be_bound_and_released_after_an_upgrade(binder: Binder, host: str) -> None:
     with Client(binder.socket_path) as client:
         [first] = client.bind([(host, 8000)], owner="a")
         upgrade(binder)
@@ -91,7 +91,7 @@ def test_listeners_go_on_living_as_before(binder: Binder, host: str) -> None:
     assert not can_connect((host, 8000))
 
 
-def test_a_client_in_the_accept_queue_waits_through_it(binder: Binder, host: str) -> None:
+def test_a_client_in_the_accept_queue_waits_through_an_upgrade(binder: Binder, host: str) -> None:
     with Client(binder.socket_path) as client:
         client.bind([(host, 8000)])[0].close()
         with socket.create_connection((host, 8000)) as waiting:
@@ -102,7 +102,7 @@ def test_a_client_in_the_accept_queue_waits_through_it(binder: Binder, host: str
                 assert connection.recv(100) == b"still here"
 
 
-def test_an_idle_connection_is_answered_afterwards(binder: Binder) -> None:
+def test_an_idle_connection_is_answered_after_an_upgrade(binder: Binder) -> None:
     with RawClient(binder.socket_path) as fresh, RawClient(binder.socket_path) as used:
         used.ask(request("hello"))
         upgrade(binder)
@@ -110,7 +110,7 @@ def test_an_idle_connection_is_answered_afterwards(binder: Binder) -> None:
             assert client.ask(request("hello"))["result"]["pid"] == binder.pid
 
 
-def test_a_half_sent_request_is_answered_first(binder: Binder, host: str) -> None:
+def test_a_half_sent_request_is_answered_before_the_upgrade(binder: Binder, host: str) -> None:
     message = request("bind", {"address": host, "port": 8000})
     with RawClient(binder.socket_path) as half, Client(binder.socket_path) as other:
         half.send(message[:20])
@@ -127,7 +127,7 @@ def test_a_half_sent_request_is_answered_first(binder: Binder, host: str) -> Non
         assert other.hello().pid == binder.pid
 
 
-def test_a_client_that_never_finishes_its_request_does_not_hold_it_up(start_binder: StartBinder) -> None:
+def test_a_client_that_never_finishes_its_request_does_not_block_an_upgrade(start_binder: StartBinder) -> None:
     binder = start_binder("--request-timeout", "0.5")
     with RawClient(binder.socket_path) as half:
         half.send(b'{"jsonrpc"')
@@ -136,7 +136,7 @@ def test_a_client_that_never_finishes_its_request_does_not_hold_it_up(start_bind
         assert half.at_end()
 
 
-def test_several_who_ask_at_once_are_all_told(binder: Binder) -> None:
+def test_several_clients_that_ask_for_an_upgrade_at_once_are_all_answered(binder: Binder) -> None:
     with RawClient(binder.socket_path) as one, RawClient(binder.socket_path) as two:
         one.send(request("upgrade"))
         two.send(request("upgrade"))
@@ -203,7 +203,7 @@ def test_new_code_that_cannot_start_is_refused_with_its_reason(
     assert served(binder) == 2
 
 
-def test_a_refused_signal_is_in_the_log(start_binder: StartBinder, run_dir: Path) -> None:
+def test_a_refused_upgrade_by_signal_is_logged(start_binder: StartBinder, run_dir: Path) -> None:
     code = BrokenCode(run_dir / "code")
     binder = start_binder(environment=code.environment)
     code.breaks("no such thing")
@@ -235,7 +235,7 @@ def test_sigterm_while_a_request_is_awaited_before_an_upgrade_is_not_lost(binder
     assert served(binder) == 1
 
 
-def test_descriptors_do_not_grow(binder: Binder, host: str) -> None:
+def test_upgrades_leak_no_descriptors(binder: Binder, host: str) -> None:
     with Client(binder.socket_path) as client:
         for listener in client.bind([(host, port) for port in range(8000, 8010)]):
             listener.close()
@@ -248,7 +248,7 @@ def test_descriptors_do_not_grow(binder: Binder, host: str) -> None:
         wait_until(lambda: len(binder.descriptors()) <= before, "no descriptor is left over", log=binder.log)
 
 
-def test_two_thousand_listeners_are_all_there(binder: Binder) -> None:
+def test_two_thousand_listeners_survive_an_upgrade(binder: Binder) -> None:
     with Client(binder.socket_path) as client:
         for _ in range(8):
             for listener in client.bind([("127.0.0.1", 0)] * 250, owner="many"):
@@ -259,7 +259,7 @@ def test_two_thousand_listeners_are_all_there(binder: Binder) -> None:
         assert client.list() == before
 
 
-def test_the_options_are_those_of_the_start(start_binder: StartBinder) -> None:
+def test_an_upgrade_keeps_the_options_of_the_start(start_binder: StartBinder) -> None:
     binder = start_binder("--max-listeners", "2")
     with Client(binder.socket_path) as client:
         client.bind([("127.0.0.1", 0)])[0].close()

@@ -44,7 +44,7 @@ def rehearse(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_the_rehearsal_of_0_1_0_hears_this_version(run_dir: Path) -> None:
+def test_the_rehearsal_of_0_1_0_runs_this_version(run_dir: Path) -> None:
     done = rehearse("multibinder.cli.binder", settings(run_dir / "mb.sock"))
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{__version__}\n", "")
 
