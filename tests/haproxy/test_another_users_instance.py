@@ -1,4 +1,4 @@
-"""Root and the instance of another user: root's commands work on it, and nothing of it ever runs as root."""
+"""The commands of root work on an instance of another user, and run none of its code as root."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ USER = 65534
 
 @pytest.fixture
 def theirs(start_binder: StartBinder, run_dir: Path) -> Iterator[Haproxy]:
-    """An instance that another user made and runs, in a directory of that user's."""
+    """An instance that another user made and runs, in a directory of that user."""
     require("root", os.geteuid() == 0, "acting as another user needs root")
     run_dir.chmod(0o755)
     wrapper = for_everybody().wrapper

@@ -26,7 +26,7 @@ def web(haproxy: Haproxy, host: str) -> Haproxy:
 
 @contextlib.contextmanager
 def served_slowly() -> Iterator[int]:
-    """A backend that takes a request and does not answer: whoever proxies it has a connection to drain."""
+    """Run a backend that takes a request and does not answer it, so that an old worker has a connection to drain."""
     with socket.create_server(("127.0.0.1", 0)) as backend:
         yield backend.getsockname()[1]
 
@@ -105,7 +105,7 @@ def test_a_dropped_port_is_closed_when_reload_returns_also_while_an_old_worker_d
 
 
 def multibinder_address(pid: int, descriptor: int) -> str | None:
-    """What address a descriptor of another process listens on, by the kernel's table."""
+    """Return the address on which a descriptor of another process listens, from the kernel's table."""
     inode = os.readlink(f"/proc/{pid}/fd/{descriptor}")[8:-1]
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         columns = line.split()
@@ -143,7 +143,7 @@ def test_reloads_at_the_same_time_become_one_or_two_and_all_succeed(web: Haproxy
     for thread in threads:
         thread.join()
     assert len(done) == 8
-    # Those that began to wait while one was under way share the next; where the machine is slow, some begin later.
+    # Reloads that wait while one is under way share the next. On a slow machine some may start later.
     assert before + 1 <= web.status()["generation"] < before + 8
     assert web.status()["state"] == "running"
 
@@ -196,7 +196,7 @@ def test_a_signal_with_a_configuration_that_haproxy_refuses_leaves_the_old_worke
         result = load.stop()
     assert result.total.failed == 0, result.table()
     assert web.workers() == worker
-    # Nobody would ever accept there: a client must be refused rather than hang.
+    # No process would accept there. A client must be refused; otherwise it would hang.
     assert not can_connect((host, 8001))
     assert web.status()["problems"]
     web.template.write_text(config(bind_tcp((host, 8000)), bind_tcp((host, 8001))))
@@ -299,7 +299,7 @@ def test_exit_codes_tell_a_stopped_instance_from_one_that_never_was(web: Haproxy
 def test_a_wrapper_that_is_broken_by_its_own_upgrade_does_not_cost_the_workers_their_master(
     web: Haproxy, host: str, run_dir: Path
 ) -> None:
-    """PYTHONPATH stands in for a half-installed package: what the re-exec imports cannot be imported any more."""
+    """PYTHONPATH simulates a half-installed package: the re-exec can no longer import its modules."""
     assert web.command("stop", "web").returncode == 0
     web.wait()
     broken = run_dir / "broken"

@@ -1,4 +1,4 @@
-"""``run --sandbox``: the templates of an instance run no Python, at its start and ever after."""
+"""With ``run --sandbox``, the templates of an instance run no Python, at its start and at every reload."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.haproxy.support import HAPROXY, Haproxy, bind_tcp, config, get
 
 
 def escape(proof: Path) -> str:
-    """What a template can do that is no template: it makes a directory with os.mkdir()."""
+    """Return a template that escapes to Python: it makes a directory with os.mkdir()."""
     return f"# {{{{ cycler.__init__.__globals__.os.mkdir('{proof}') }}}}\n"
 
 

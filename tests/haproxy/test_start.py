@@ -37,7 +37,7 @@ def test_a_first_start_waits_for_the_binder(start_binder: StartBinder, run_dir: 
     with Haproxy(run_dir, run_dir / "late.sock") as haproxy:
         haproxy.template.write_text(config(bind_tcp((host, 8000))))
         haproxy.start("--wait", "30", ready=False)
-        wait_until((haproxy.runtime / "web").exists, "it has begun")
+        wait_until((haproxy.runtime / "web").exists, "the wrapper has begun")
         start_binder(name="late")
         wait_until(haproxy.is_up, "HAProxy is up", log=haproxy.log)
         assert get((host, 8000)) == "ok"
@@ -115,7 +115,7 @@ def test_a_restart_gives_back_what_the_configuration_no_longer_binds(
     haproxy.template.write_text(config(bind_tcp((host, 8000)), bind_tcp((host, 8001))))
     haproxy.start()
     haproxy.kill()
-    assert can_connect((host, 8001))  # in the queue: the binder holds the socket
+    assert can_connect((host, 8001))  # the client is in the accept queue, because the binder holds the socket
     haproxy.template.write_text(config(bind_tcp((host, 8000))))
     haproxy.start()
     assert not can_connect((host, 8001))
@@ -217,7 +217,9 @@ def test_variables_environment_and_name_reach_the_template_and_stay_the_same_at_
     )
     haproxy.start("--vars", "vars.toml", "--vars", "more.json")
     assert get((host, 8000)) == "{{ no template }}"
-    del haproxy.environment["HOST_OF_TEST"]  # the shell that reloads is not the service
+    del haproxy.environment[
+        "HOST_OF_TEST"
+    ]  # the environment of the shell that reloads differs from that of the service
     haproxy.must_reload()
     assert get((host, 8000)) == "{{ no template }}"
 
@@ -236,7 +238,7 @@ def test_a_configuration_that_changes_the_environment_does_not_break_its_own_rel
 
 
 def test_signals_that_python_ignores_are_not_ignored_in_haproxy(haproxy: Haproxy, host: str) -> None:
-    """HAProxy ignores SIGPIPE by itself; SIGXFSZ it leaves alone, and Python would have it ignored (signal(7))."""
+    """HAProxy itself ignores SIGPIPE but not SIGXFSZ. Python ignores both, which an exec would pass on (signal(7))."""
     haproxy.template.write_text(config(bind_tcp((host, 8000))))
     haproxy.start()
     for _ in range(2):
@@ -251,7 +253,7 @@ def test_signals_that_python_ignores_are_not_ignored_in_haproxy(haproxy: Haproxy
 
 def test_run_works_as_pid_1_of_a_container(make_haproxy: MakeHaproxy, host: str) -> None:
     unshare = shutil.which("unshare")
-    require("root", os.geteuid() == 0 and unshare, "a PID namespace of its own needs root and unshare (util-linux)")
+    require("root", os.geteuid() == 0 and unshare, "a new PID namespace needs root and unshare (util-linux)")
     haproxy = make_haproxy()
     haproxy.template.write_text(config(bind_tcp((host, 8000))))
     command = [str(unshare), "--pid", "--fork", "--kill-child", "--mount-proc"]

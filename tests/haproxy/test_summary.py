@@ -1,4 +1,4 @@
-"""What monitoring can know of an instance: its public summary, and ``status --json``."""
+"""Monitoring reads the state of an instance from its public summary and from ``status --json``."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def wait_for(haproxy: Haproxy, condition: Callable[[Json], object]) -> Json:
         found = summary(haproxy)
         return found if condition(found) else None
 
-    return wait_until(met, "the summary tells it", log=lambda: f"{summary(haproxy)}\n{haproxy.log()}")
+    return wait_until(met, "the summary meets the condition", log=lambda: f"{summary(haproxy)}\n{haproxy.log()}")
 
 
 def counters(found: Json) -> tuple[int, int, int]:
@@ -210,7 +210,7 @@ def test_a_stop_is_summarized_and_a_reload_of_what_is_stopped_is_no_failure(web:
 def test_a_killed_master_can_be_told_from_a_later_process_with_its_pid(web: Haproxy) -> None:
     web.kill()
     found = summary(web)
-    assert found["state"] == "running", "nobody was left to write it"
+    assert found["state"] == "running", "no process was left that could write it"
     assert found["master"]["start_ticks"] != 0
     assert not Path(f"/proc/{found['master']['pid']}").exists()
     assert web.status()["state"] == "stopped"
@@ -277,7 +277,7 @@ def test_the_summary_is_whole_at_any_time_during_reloads_under_load(web: Haproxy
 
 
 def test_a_summary_that_cannot_be_written_is_a_warning_and_nothing_else(web: Haproxy, host: str) -> None:
-    """A directory in its place stands for whatever may be wrong with it."""
+    """A directory in its place stands for every reason why the summary cannot be written."""
     path = web.runtime / "web" / "summary.json"
     path.unlink()
     path.mkdir()
@@ -320,12 +320,12 @@ def test_the_summary_is_readable_under_any_umask_and_its_directory_is_not(haprox
     haproxy.start(prefix=["sh", "-c", 'umask 077; exec "$@"', "sh"])
     directory = haproxy.runtime / "web"
     assert (directory / "summary.json").stat().st_mode & 0o777 == 0o644
-    assert directory.stat().st_mode & 0o777 == 0o700, "umask 077 says that this is nobody's business"
+    assert directory.stat().st_mode & 0o777 == 0o700, "umask 077 keeps the directory private"
 
 
 @contextlib.contextmanager
 def drift(haproxy: Haproxy, *paths: Path) -> Iterator[None]:
-    """After the block these have changed, by the wrapper's word and by a stat() of what the summary names."""
+    """Assert that wrapper and stat() of the paths in the summary show these files as changed after the block."""
     assert haproxy.status()["changed"] == changed_by_stat(summary(haproxy)) == []
     yield
     status = haproxy.command("status", "web", "--json")
@@ -336,7 +336,7 @@ def drift(haproxy: Haproxy, *paths: Path) -> Iterator[None]:
 
 
 def changed_by_stat(found: Json) -> list[str]:
-    """As docs/instance-summary.md tells a reader to do it."""
+    """Return the changed files by the method of docs/instance-summary.md."""
     changed = set()
     for source in found["sources"]:
         try:
@@ -383,7 +383,7 @@ def test_a_change_of_anything_that_the_configuration_came_from_shows_until_the_n
         (read / "30-c.cfg").unlink()
     os.utime(include)
     assert haproxy.status()["changed"] == []
-    assert changed_by_stat(summary(haproxy)) == [str(include)], "who may not read it cannot know better"
+    assert changed_by_stat(summary(haproxy)) == [str(include)], "a reader without access sees no change"
 
 
 def test_a_drift_is_shown_and_changes_no_exit_code(web: Haproxy) -> None:

@@ -1,4 +1,4 @@
-"""``multibinder doctor`` where systemd keeps the sockets."""
+"""``multibinder doctor`` examines a binder whose sockets systemd keeps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def test_the_descriptor_store_is_looked_at_and_a_unit_that_is_not_loaded_is_told
     machine.must("env", "MULTIBINDER_SOCK=/run/multibinder/control.sock", "python3", "-c", bind, host)
     drop_in = "/etc/systemd/system/multibinder.service.d/doctor.conf"
     try:
-        wait_until(lambda: int(machine.show("multibinder.service", "NFileDescriptorStore")) > 0, "it is in the store")
+        wait_until(
+            lambda: int(machine.show("multibinder.service", "NFileDescriptorStore")) > 0,
+            "the listener is in the descriptor store",
+        )
         assert findings(machine, "store") == []
         assert findings(machine, "unit") == []
 

@@ -1,4 +1,4 @@
-"""The units as systemd sees them, before anything is started."""
+"""systemd accepts and rates the units, before any of them is started."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_install_replaces_what_an_older_version_wrote_but_nothing_that_was_chang
     service = f"{directory}/etc/systemd/system/multibinder.service"
     ours = machine.path(service).read_text()
 
-    # Another version's template, written by the same command from another installation.
+    # A template of another version, written by the same command from another installation.
     templates = f"{machine.site_packages()}/multibinder/systemd_units/multibinder.service"
     template = machine.path(templates).read_text()
     machine.path(templates).write_text(template + "# older\n")
