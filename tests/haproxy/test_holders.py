@@ -13,7 +13,7 @@ from tests.haproxy.support import Haproxy, bind_tcp, config
 from tests.support import Binder, wait_until
 
 
-def test_master_worker_and_old_worker_are_told_apart(haproxy: Haproxy, binder: Binder, host: str) -> None:
+def test_master_worker_and_old_worker_are_distinguished(haproxy: Haproxy, binder: Binder, host: str) -> None:
     with socket.create_server((host, 0)) as backend:
         server = f"    server only {host}:{backend.getsockname()[1]}"
         frontend = f"frontend other\n    bind {bind_tcp((host, 8001))}\n    default_backend slow"

@@ -119,9 +119,7 @@ def test_a_haproxy_upgrade_in_the_middle_of_a_reload_loses_none(haproxy: Haproxy
     assert_none_lost(result)
 
 
-def test_1000_binds_have_descriptors_of_their_own_and_come_in_one_request(
-    haproxy: Haproxy, binder: Binder, host: str
-) -> None:
+def test_1000_binds_get_separate_descriptors_in_one_request(haproxy: Haproxy, binder: Binder, host: str) -> None:
     require("descriptors", resource.getrlimit(resource.RLIMIT_NOFILE)[1] > 8192, "1,000 binds need 8192 descriptors")
     addresses = [(host, 10000 + number) for number in range(1000)]
     haproxy.template.write_text(

@@ -17,7 +17,7 @@ from tests.haproxy.support import HAPROXY, WRAPPER, Haproxy, bind_tcp, children_
 from tests.support import Binder, can_connect, own_host, require, wait_until
 
 
-def test_the_master_is_the_process_that_run_was_and_nothing_of_ours_stays(haproxy: Haproxy, host: str) -> None:
+def test_run_becomes_haproxys_master_and_leaves_no_other_process(haproxy: Haproxy, host: str) -> None:
     haproxy.template.write_text(config(bind_tcp((host, 8000))))
     haproxy.start()
     assert haproxy.status()["master"] == haproxy.pid
@@ -96,9 +96,7 @@ def test_strict_does_not_start_with_the_last_good_configuration(haproxy: Haproxy
     assert f"{haproxy.template}:1: 'nothing' is undefined" in haproxy.log()
 
 
-def test_a_restart_with_a_bind_that_is_taken_by_then_uses_the_last_good_configuration(
-    haproxy: Haproxy, host: str
-) -> None:
+def test_a_restart_with_a_bind_in_use_uses_the_last_good_configuration(haproxy: Haproxy, host: str) -> None:
     haproxy.template.write_text(config(bind_tcp((host, 8000))))
     haproxy.start()
     haproxy.kill()
@@ -109,7 +107,7 @@ def test_a_restart_with_a_bind_that_is_taken_by_then_uses_the_last_good_configur
         assert f"{host}:8001: address already in use, by" in haproxy.log()
 
 
-def test_a_restart_gives_back_what_the_configuration_no_longer_binds(
+def test_a_restart_releases_binds_that_the_configuration_no_longer_has(
     haproxy: Haproxy, binder: Binder, host: str
 ) -> None:
     haproxy.template.write_text(config(bind_tcp((host, 8000)), bind_tcp((host, 8001))))
@@ -142,7 +140,7 @@ def test_a_second_run_of_the_same_instance_is_refused_and_names_the_first(haprox
         ([HAPROXY, "-Ws", "-S", "127.0.0.1:99", "-f", "T"], "over a Unix socket with an absolute path"),
     ],
 )
-def test_a_command_line_that_makes_no_sense_is_refused_with_what_to_do(
+def test_an_unusable_command_line_is_refused_with_what_to_do(
     haproxy: Haproxy, arguments: list[str], message: str
 ) -> None:
     refused = haproxy.command("run", "--name", "web", "--", *arguments)
@@ -197,7 +195,7 @@ def test_several_files_and_directories_are_rendered_as_haproxy_reads_them(haprox
     assert (get((host, 8000)), get((host, 8002)), can_connect((host, 8001))) == ("ok", "late", False)
 
 
-def test_erb_templates_of_the_ruby_program_work_as_they_are(haproxy: Haproxy, host: str) -> None:
+def test_erb_templates_of_the_ruby_program_work_unchanged(haproxy: Haproxy, host: str) -> None:
     for suffix in ("erb", "mb"):
         template = haproxy.directory / f"web.cfg.{suffix}"
         template.write_text(config(f"<%= bind_tcp('{host}', 8000) %>"))

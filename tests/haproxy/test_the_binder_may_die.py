@@ -273,7 +273,7 @@ def test_kills_of_a_binder_whose_guard_is_pid_1_of_a_namespace_lose_none(
     fleet.verify(result, guarded_as_pid_1.binder)
 
 
-def test_kills_of_a_binder_that_nobody_guards_lose_none_for_the_next_recovers_from_the_live_haproxy(
+def test_kills_of_a_binder_without_a_guard_lose_none_because_the_next_recovers_from_haproxy(
     start_binder: StartBinder, make_fleet: MakeFleet
 ) -> None:
     unguarded = Unguarded(start_binder)
@@ -283,7 +283,7 @@ def test_kills_of_a_binder_that_nobody_guards_lose_none_for_the_next_recovers_fr
 
 
 @pytest.mark.parametrize("event", ["kill", "upgrade_by_signal", "upgrade_by_command"])
-def test_a_reload_after_it_adds_a_bind_and_a_bind_of_before_can_be_dropped(
+def test_a_reload_after_a_kill_or_an_upgrade_can_add_a_bind_and_drop_an_older_one(
     guarded: Guarded, make_fleet: MakeFleet, host: str, event: str
 ) -> None:
     web, port = make_fleet(guarded.binder.socket_path).instances["web"]
@@ -302,9 +302,7 @@ def test_a_reload_after_it_adds_a_bind_and_a_bind_of_before_can_be_dropped(
     assert owners_of(guarded.binder.socket_path)[f"{host}:{after[1]}"] == ["haproxy@web"]
 
 
-def test_a_reload_waits_a_moment_for_a_binder_that_is_being_started_again(
-    guarded: Guarded, make_fleet: MakeFleet, host: str
-) -> None:
+def test_a_reload_waits_a_moment_for_a_binder_that_restarts(guarded: Guarded, make_fleet: MakeFleet, host: str) -> None:
     web, port = make_fleet(guarded.binder.socket_path).instances["web"]
     web.template.write_text(config(bind_tcp((host, port)), bind_tcp((host, port + 1))))
     guarded.binder.suspend()  # so that the binder does not answer before the reload asks it
@@ -332,7 +330,7 @@ def headlines(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("[")]
 
 
-def test_reload_all_reloads_every_instance_in_turn_and_says_how_far_it_is(three: list[Haproxy]) -> None:
+def test_reload_all_reloads_every_instance_in_turn_and_reports_its_progress(three: list[Haproxy]) -> None:
     before = generations(three)
     done = three[0].command("reload", "--all")
     assert (done.returncode, done.stderr) == (0, "")
@@ -341,7 +339,7 @@ def test_reload_all_reloads_every_instance_in_turn_and_says_how_far_it_is(three:
     assert generations(three) == [number + 1 for number in before]
 
 
-def test_reload_all_stops_at_the_first_failure_and_says_which_were_not_tried(three: list[Haproxy]) -> None:
+def test_reload_all_stops_at_the_first_failure_and_lists_the_instances_not_tried(three: list[Haproxy]) -> None:
     before = generations(three)
     three[1].template.write_text("{{ no_such_thing }}\n")
     done = three[0].command("reload", "--all")
@@ -368,7 +366,7 @@ def test_reload_all_with_keep_going_tries_all_and_fails_if_one_did(three: list[H
     assert generations(three) == [*before[:2], before[2] + 1]
 
 
-def test_reload_all_skips_what_does_not_run_and_with_nothing_running_says_so(three: list[Haproxy]) -> None:
+def test_reload_all_skips_stopped_instances_and_says_if_none_runs(three: list[Haproxy]) -> None:
     assert three[0].command("stop", "a").returncode == 0
     assert len(headlines(three[0].command("reload", "--all").stdout)) == 2
     for name in ("b", "c"):
@@ -378,7 +376,7 @@ def test_reload_all_skips_what_does_not_run_and_with_nothing_running_says_so(thr
     assert done.stderr == f"No instance runs in {three[0].runtime}.\n"
 
 
-def test_many_instances_on_one_binder_start_reload_and_stop(
+def test_many_instances_on_one_binder_can_start_reload_and_stop(
     make_haproxy: MakeHaproxy, binder: Binder, host: str
 ) -> None:
     instances = [make_haproxy(f"i{number:03}") for number in range(INSTANCES)]

@@ -64,7 +64,7 @@ def restarted(machine: Machine, dead: int) -> bool:
     return machine.main_pid(BINDER) not in (0, dead) and machine.show(BINDER, "ActiveState") == "active"
 
 
-def assert_nobody_noticed(result: Result) -> None:
+def assert_no_client_noticed(result: Result) -> None:
     assert result.total.tried > 100
     assert_none_lost(result)
 

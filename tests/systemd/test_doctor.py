@@ -17,7 +17,7 @@ def findings(machine: Machine, check: str) -> list[Json]:
     return [finding for finding in report["findings"] if finding["check"] == check]
 
 
-def test_the_descriptor_store_is_looked_at_and_a_unit_that_is_not_loaded_is_told(machine: Machine) -> None:
+def test_a_full_descriptor_store_and_a_unit_that_is_not_reloaded_are_found(machine: Machine) -> None:
     machine.must("systemctl", "start", "multibinder.service")
     host = own_host()
     bind = "import multibinder, sys; multibinder.bind(sys.argv[1], 8000, owner='doctor')"

@@ -35,7 +35,7 @@ def exporter(machine: Machine) -> Iterator[Callable[[], Samples]]:
         machine.run("systemctl", "reset-failed")
 
 
-def test_it_serves_the_metrics_of_the_binder_and_of_an_instance(
+def test_the_service_exposes_the_metrics_of_the_binder_and_of_an_instance(
     make_instance: Callable[[str], Instance], exporter: Callable[[], Samples]
 ) -> None:
     web = make_instance("web")
@@ -59,7 +59,9 @@ def test_it_serves_the_metrics_of_the_binder_and_of_an_instance(
     assert [metrics[f'multibinder_exporter_scrape_errors_total{{source="{each}"}}'] for each in SOURCES] == [0, 0]
 
 
-def test_it_is_a_user_of_its_own_without_any_capability(machine: Machine, exporter: Callable[[], Samples]) -> None:
+def test_the_service_runs_as_its_own_user_without_any_capability(
+    machine: Machine, exporter: Callable[[], Samples]
+) -> None:
     lines = machine.must("cat", f"/proc/{machine.main_pid(EXPORTER)}/status").splitlines()
     status = {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}
     assert status["Uid"] == [machine.must("id", "-u", "multibinder-exporter").strip()] * 4
@@ -69,7 +71,9 @@ def test_it_is_a_user_of_its_own_without_any_capability(machine: Machine, export
     assert (status["NoNewPrivs"], status["Seccomp"]) == (["1"], ["2"])
 
 
-def test_it_runs_without_the_binder_and_says_so(machine: Machine, exporter: Callable[[], Samples]) -> None:
+def test_the_service_runs_without_the_binder_and_shows_it_as_down(
+    machine: Machine, exporter: Callable[[], Samples]
+) -> None:
     machine.must("systemctl", "stop", BINDER, CONTROL)
     assert exporter()["multibinder_up"] == 0
     machine.must("systemctl", "start", CONTROL, BINDER)
@@ -80,7 +84,7 @@ def test_it_runs_without_the_binder_and_says_so(machine: Machine, exporter: Call
         machine.run("systemctl", "reset-failed")
 
 
-def test_the_rule_that_its_unit_names_narrows_it_to_asking(
+def test_the_rule_in_its_unit_file_allows_the_exporter_only_to_ask(
     make_instance: Callable[[str], Instance], exporter: Callable[[], Samples]
 ) -> None:
     web = make_instance("web")

@@ -76,7 +76,7 @@ def nothing_runs(machine: Machine) -> Iterator[None]:
         clear()
 
 
-def test_the_binder_is_a_user_of_its_own_with_one_capability_also_after_an_upgrade(binder: Machine) -> None:
+def test_the_binder_runs_as_its_own_user_with_one_capability_also_after_an_upgrade(binder: Machine) -> None:
     require_ipv6()
     user, group = (binder.must("id", flag, "multibinder").strip() for flag in ("-u", "-g"))
     for how in ("start", "reload", "restart"):
@@ -118,7 +118,7 @@ def test_the_directory_belongs_to_the_binder_whichever_unit_made_it(machine: Mac
         assert_it_serves()
 
 
-def test_without_the_drop_in_what_only_haproxy_has_is_named_and_with_it_recovered(
+def test_sockets_that_only_haproxy_has_are_named_without_the_drop_in_and_recovered_with_it(
     make_instance: Callable[[str], Instance],
 ) -> None:
     web = make_instance("web")
@@ -151,7 +151,7 @@ def test_without_the_drop_in_what_only_haproxy_has_is_named_and_with_it_recovere
     assert web.life() == life
 
 
-def test_who_occupies_a_port_is_named_with_the_drop_in_only(binder: Machine) -> None:
+def test_the_holder_of_a_port_is_named_only_with_the_drop_in(binder: Machine) -> None:
     host = own_host()
     # PID 1 listens on this port.
     binder.must("systemd-run", "--unit=occupant", f"--socket-property=ListenStream={host}:{PORT}", "/bin/true")
@@ -165,7 +165,9 @@ def test_who_occupies_a_port_is_named_with_the_drop_in_only(binder: Machine) -> 
 
 
 @pytest.mark.parametrize("steps", [("restart",), ("reload", "restart"), ("stop", "start")], ids="-".join)
-def test_a_binder_that_ran_as_root_becomes_one_that_does_not(machine: Machine, steps: tuple[str, ...]) -> None:
+def test_a_binder_that_ran_as_root_keeps_its_listeners_when_it_changes_to_its_own_user(
+    machine: Machine, steps: tuple[str, ...]
+) -> None:
     with nothing_runs(machine):
         with (
             drop_in(machine, CONTROL, "[Socket]\nSocketUser=root\n"),

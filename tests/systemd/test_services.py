@@ -20,7 +20,7 @@ from tests.systemd.support import (
     PORT,
     SOCKET_PATH,
     Instance,
-    assert_nobody_noticed,
+    assert_no_client_noticed,
     drop_in,
     example,
     listed,
@@ -87,7 +87,7 @@ def test_reload_with_a_broken_template_fails_and_the_old_worker_serves(
     assert web.workers() != workers
 
 
-def test_restart_of_an_instance_refuses_nobody(make_instance: Callable[[str], Instance]) -> None:
+def test_restart_of_an_instance_refuses_no_client(make_instance: Callable[[str], Instance]) -> None:
     web = make_instance("web")
     with Load([web.address], rate=300, timeout_s=PATIENCE_S) as load:
         for _ in range(3):
@@ -98,7 +98,7 @@ def test_restart_of_an_instance_refuses_nobody(make_instance: Callable[[str], In
     assert total.failed == total.reset, total
 
 
-def test_an_instance_that_is_killed_comes_back_and_refuses_nobody(make_instance: Callable[[str], Instance]) -> None:
+def test_an_instance_that_is_killed_restarts_and_refuses_no_client(make_instance: Callable[[str], Instance]) -> None:
     web = make_instance("web")
     with Load([web.address], rate=300, timeout_s=PATIENCE_S) as load:
         for _ in range(3):
@@ -189,7 +189,7 @@ def test_a_binder_that_was_stopped_gets_the_sockets_back_from_haproxy(make_insta
         assert listed(machine) == web.configured
         machine.must("systemctl", "restart", BINDER)
         assert listed(machine) == web.configured
-        assert_nobody_noticed(load.stop())
+        assert_no_client_noticed(load.stop())
 
 
 def test_a_binder_that_hangs_is_killed_by_the_watchdog_and_nothing_is_lost(
@@ -203,14 +203,16 @@ def test_a_binder_that_hangs_is_killed_by_the_watchdog_and_nothing_is_lost(
         machine.must("kill", "-STOP", str(hung))
         with Load([web.address], rate=500, timeout_s=PATIENCE_S) as load:
             wait_until(lambda: restarted(machine, hung), "the binder is back", log=machine.journal)
-            assert_nobody_noticed(load.stop())
+            assert_no_client_noticed(load.stop())
         assert listed(machine) == web.configured
         alive = machine.main_pid(BINDER)
         wait_until(lambda: watched_for_s(machine) > 3, "an idle binder says that it is alive", log=machine.journal)
         assert machine.main_pid(BINDER) == alive
 
 
-def test_killed_restarted_and_upgraded_while_the_instances_reload(make_instance: Callable[[str], Instance]) -> None:
+def test_kills_restarts_and_upgrades_of_the_binder_while_instances_reload_lose_none(
+    make_instance: Callable[[str], Instance],
+) -> None:
     instances = [make_instance("one"), make_instance("two")]
     machine = instances[0].machine
     lives = [instance.life() for instance in instances]
@@ -251,7 +253,7 @@ def test_killed_restarted_and_upgraded_while_the_instances_reload(make_instance:
                 thread.join(60)
         result = load.stop()
     print(f"{len(reloads)} reloads, {len(failures)} failed\n{result.table()}")  # noqa: T201
-    assert_nobody_noticed(result)
+    assert_no_client_noticed(result)
     assert [instance.life() for instance in instances] == lives
     configured = instances[0].configured | instances[1].configured
     assert listed(machine) == configured
