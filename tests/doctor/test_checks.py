@@ -1,4 +1,4 @@
-"""Each check, from facts: what it finds, and what it leaves in peace."""
+"""Each check finds the problems in given facts, and reports nothing about healthy ones."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def changed(value: Any, **fields: Any) -> Any:
 def facts(
     sock: ListeningSocket = HEALTHY, held: BinderListener = LISTENER, *others: ListeningSocket, **fields: Any
 ) -> Facts:
-    """One listener in one namespace, and nothing wrong with anything but what the test says."""
+    """Return facts about a healthy host with one listener in one namespace, with the changes of the test."""
     namespace = {name: fields.pop(name) for name in ("sysctls", "counters", "paths", "pid") if name in fields}
     space = {"sysctls": SYSCTLS, "counters": {}, "pid": None, **namespace}
     return Facts(
@@ -62,7 +62,7 @@ def facts(
 def one(found: Any) -> Finding:
     [finding] = found
     assert isinstance(finding, Finding)
-    assert all(msgspec.structs.astuple(finding)), "every part of a finding says something"
+    assert all(msgspec.structs.astuple(finding)), "every part of a finding has a text"
     assert "\n" not in finding.remedy
     return finding
 

@@ -1,4 +1,4 @@
-"""The wire of github/multibinder 0.0.5, in both directions, as DESIGN.md writes it down.
+"""The wire of github/multibinder 0.0.5, in both directions.
 
 Its client (lib/multibinder.rb): one object without a newline in one sendmsg(2), one recvmsg(2), JSON, the first
 descriptor. Its server (bin/multibinder): one connection at a time, one request for each recvmsg(2), answers without a

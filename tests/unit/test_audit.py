@@ -1,4 +1,4 @@
-"""The audit of what the project is built from: each way in which a lock file can be wrong is found."""
+"""The audit of the project's dependencies finds each way in which a lock file can be wrong."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_lock_files_of_this_project_are_as_they_must_be() -> None:
     assert [*check_lock(lock, Project(ROOT / "pyproject.toml"))] == []
     text = "".join(path.read_text() for path in ROOT.glob("requirements-*.lock"))
     assert "://" not in text
-    assert " /" not in text, "a path of the machine where it was made"
+    assert " /" not in text, "a lock file must not contain a path of the machine that made it"
 
 
 def test_what_is_pinned_with_hashes_is_fine(tmp_path: Path, project: Project) -> None:
@@ -96,7 +96,7 @@ def test_an_environment_that_has_another_version_or_more_is_noticed(tmp_path: Pa
 
 
 class Advisories(http.server.ThreadingHTTPServer):
-    """Answers as osv.dev does: for each question its advisories, none by default; or with ``body`` as it is."""
+    """Answer as osv.dev does: each question with its advisories, none by default, or all with ``body``."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Answer)
@@ -122,7 +122,7 @@ class _Answer(http.server.BaseHTTPRequestHandler):
             if (ecosystem, version) == ("PyPI", "8.1.0")
         ]
         if self.server.hangs:
-            self.rfile.read(1)  # until the client goes
+            self.rfile.read(1)  # until the client closes the connection
             return
         self.send_response(self.server.status)
         self.end_headers()

@@ -1,4 +1,4 @@
-"""Who is at the other end: what the kernel says of a real process, and which unit its cgroups mean."""
+"""The peer of a connection is identified by the kernel, and its systemd unit by its cgroups."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support import PATIENCE_S, descriptors_unchanged, require, wait_until
          "multibinder-haproxy@web.service"),
         ("0::/init.scope\n", "init.scope"),
         ("0::/user.slice/user-1000.slice/session-3.scope\n", "session-3.scope"),
-        # A user's own manager names what is below it, and may choose any name.
+        # The service manager of a user names the cgroups below it, and may choose any name.
         ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/web.service\n", "user@1000.service"),
         ("0::/user.slice/user-1000.slice/user@1000.service/system.slice/web.service\n", "user@1000.service"),
         # So may a service with Delegate=.
@@ -35,7 +35,7 @@ from tests.support import PATIENCE_S, descriptors_unchanged, require, wait_until
         ("0::/system.slice/docker-0123abcd.scope\n", "docker-0123abcd.scope"),
         ("0::/kubepods.slice/kubepods-besteffort.slice/cri-containerd-01.scope\n", "cri-containerd-01.scope"),
         ("0::/machine.slice/systemd-nspawn@a.service/payload/system.slice/web.service\n", "systemd-nspawn@a.service"),
-        # Container managers that name cgroups as they like: what is inside is the container's own affair.
+        # Container managers choose the names of cgroups. The names inside a container do not count.
         ("0::/docker/0123abcd\n", ""),
         ("0::/docker/0123abcd/system.slice/web.service\n", ""),
         ("0::/lxc.payload.box/system.slice/web.service\n", ""),
@@ -65,7 +65,7 @@ def test_the_unit_is_the_first_part_of_the_path_that_is_no_slice(cgroups: str, u
 
 @contextlib.contextmanager
 def connected(code: str, *, wait: str = "sys.stdin.read()") -> Iterator[tuple[subprocess.Popen[str], socket.socket]]:
-    """A child that runs ``code``, connects to us, and waits for the end of its stdin; our end of the connection."""
+    """Start a child that runs ``code``, connects to us, and waits for the end of its stdin; yield it and our socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
         listening.bind(f"\0multibinder-test-{os.getpid()}-{threading.get_ident()}")
         listening.listen(1)
@@ -108,7 +108,7 @@ def test_all_supplementary_groups_count_however_many_there_are(count: int) -> No
 
 
 def _without_peerpidfd(monkeypatch: pytest.MonkeyPatch) -> None:
-    # As on a kernel before Linux 6.5: no option of this number is known (ENOPROTOOPT).
+    # As on a kernel before Linux 6.5, which does not know the option (ENOPROTOOPT).
     monkeypatch.setattr(socket_options, "SO_PEERPIDFD", 9999)
 
 
@@ -141,7 +141,7 @@ def test_a_caller_that_has_ended_has_no_unit(
 ) -> None:
     kernel(monkeypatch)
     monkeypatch.setattr(process, "unit_in", lambda text: "found.service")
-    # Its child has the connection still. First a zombie, then nothing at all.
+    # Its child still has the connection. The caller is first a zombie, and then gone.
     with connected("", wait="os.fork() and os._exit(0)\nsys.stdin.read()") as (child, sock):
         wait_until(lambda: Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z", "it ended")
         with descriptors_unchanged():

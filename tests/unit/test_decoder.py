@@ -1,4 +1,4 @@
-"""The decoder fed with literal bytes: whole, byte by byte, and cut at every place."""
+"""The decoder gets literal bytes: whole, byte by byte, and cut at every place."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HELLO = b'{"jsonrpc":"2.0","method":"hello","id":1}'
 
 
 def messages(decoder: Decoder, chunks: Iterable[bytes]) -> list[bytes]:
-    """What comes out when everything is taken out after each chunk."""
+    """Feed the chunks, and return all messages. Those that are complete are taken out after each chunk."""
     found = []
     for chunk in chunks:
         decoder.feed(chunk)

@@ -1,4 +1,4 @@
-"""The pages: their links, what is made from the code, and how long the README is."""
+"""The pages have working links, generated pages agree with the code, and the README is short."""
 
 from __future__ import annotations
 

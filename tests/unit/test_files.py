@@ -1,4 +1,4 @@
-"""Whose a directory is, and files that are replaced as a whole."""
+"""Directories are trusted by their owner and mode, and files are replaced atomically."""
 
 from __future__ import annotations
 

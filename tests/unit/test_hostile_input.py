@@ -1,6 +1,6 @@
-"""Each kind of hostile input, and the answer that it gets: exactly, because clients and their authors read it.
+"""Each kind of hostile input gets exactly the expected answer, because clients and their authors read it.
 
-``answer`` does with a message what the binder does, without sockets; ``tests/fuzz`` tries what nobody thought of.
+``answer`` handles a message as the binder does, without sockets. ``tests/fuzz`` tries inputs that are not listed here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ A_NAME = (
 
 
 def hello(**fields: bytes) -> bytes:
-    """A good request, with these fields as they are given."""
+    """Return a valid request with these raw fields."""
     all_fields = {
         "jsonrpc": b'"2.0"',
         "method": b'"hello"',
@@ -210,7 +210,7 @@ def test_params_that_are_no_listener_are_refused_in_a_sentence_of_bounded_length
 )
 def test_a_string_that_is_no_text_is_refused_in_every_field(field: str, text: bytes, complaint: str) -> None:
     reply = read_answer(answer(bind(**{field: text})))
-    # Half a surrogate makes all of the message something else than JSON; bytes that are not UTF-8 only what is read.
+    # Half a surrogate makes the message invalid JSON. Bytes that are not UTF-8 matter only in fields that are read.
     assert complaint in reply["error"]["message"]
     assert (reply["id"], reply["error"]["code"]) in ((1, INVALID_PARAMS), (None, PARSE_ERROR))
 

@@ -1,4 +1,4 @@
-"""LISTEN_FDS and its relatives, each time in a process of its own: descriptors from 3 on are moved and taken."""
+"""LISTEN_FDS and related variables are read in a new process for each test, because descriptors from 3 on are moved."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _PREPARED = """
 
 
 def in_a_process(script: str) -> Json:
-    """What the script makes ``result``, and what it ``logged``."""
+    """Run the script in a new process, and return its ``result`` and what it ``logged``."""
     code = textwrap.dedent(_PREPARED) + textwrap.dedent(script) + "\nprint(json.dumps([result, logged]))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=clean_environment(), timeout=60

@@ -1,4 +1,4 @@
-"""An instance's files: private, written whole or not at all, and believed only where no stranger had a hand in."""
+"""The files of an instance are private, replaced atomically, and trusted only if no other user could change them."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def refused(act: Callable[[], object]) -> str:
 
 
 def assert_refused(instance: Instance, *said: str) -> None:
-    """Neither written to nor believed, in the same words; and nothing was written."""
+    """Assert that the instance is neither written nor read, with the same message, and that nothing was written."""
     before = sorted(Path(instance.directory).parent.rglob("*"))
     for act in (instance.create, instance.read_invocation):
         text = refused(act)
@@ -272,7 +272,7 @@ OF_VERSION_0_1_0 = {
 
 
 def test_the_records_of_version_0_1_0_are_read_and_written_as_it_did(instance: Instance) -> None:
-    """It may be what started the HAProxy that we reload, and what reloads it after a downgrade."""
+    """Version 0.1.0 may have started the HAProxy that we reload, or may reload it after a downgrade."""
     instance.create()
     for name, content in OF_VERSION_0_1_0.items():
         Path(instance.directory, name).write_bytes(content)

@@ -1,4 +1,4 @@
-"""A kind answers what differs between kinds of sockets; nobody else asks what a socket is."""
+"""A kind answers what differs between kinds of sockets. No other module asks what kind a socket is."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOCAL = TcpAddress.of("127.0.0.1", 0)
 
 @pytest.fixture
 def sock() -> Iterator[socket.socket]:
-    """Bound, and not ready."""
+    """A bound socket that does not listen yet."""
     with TCP.open(LOCAL, Options()) as sock:
         yield sock
 
@@ -65,7 +65,7 @@ def test_what_was_retired_refuses_its_clients_also_through_another_copy(sock: so
         TCP.retire(copy)
         assert not TCP.is_ready(sock)
         assert not can_connect(sock.getsockname())
-        TCP.retire(sock)  # once more is no error
+        TCP.retire(sock)  # a second time is no error
 
 
 def test_what_was_retired_is_repaired_with_the_port_that_the_kernel_chose_once(sock: socket.socket) -> None:

@@ -97,7 +97,7 @@ def test_json_that_is_no_request_is_a_validation_error(text: bytes) -> None:
     ],
 )
 def test_what_is_not_json_is_a_decode_error(text: bytes) -> None:
-    # Anything else would end the binder, which catches this and its subclass only.
+    # The binder catches only this exception and its subclass. Any other would end it.
     with pytest.raises(msgspec.DecodeError):
         messages.decode_request(text)
 

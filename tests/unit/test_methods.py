@@ -1,4 +1,4 @@
-"""From a request to its answer, without a daemon: real sockets, and collaborators that answer when the test says so."""
+"""Methods answer requests without a daemon, on real sockets. Collaborators answer when the test tells them to."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.stores import new_store
 
 
 class Surroundings:
-    """What Methods needs beside the store. Each notes what it is asked, and answers when the test says so."""
+    """The collaborators of Methods beside the store. They record requests, and answer when the test tells them to."""
 
     def __init__(self) -> None:
         self.stored: list[tuple[Sequence[tuple[str, int]], OnStored]] = []
@@ -41,7 +41,7 @@ class Surroundings:
 
 
 class Bench:
-    """Methods on a store of its own, and the answers that came later than their requests."""
+    """Methods on a new store, with the answers that came later than their requests."""
 
     def __init__(self, caller: Caller) -> None:
         self.store = new_store()
@@ -95,7 +95,7 @@ def test_a_bind_is_answered_after_the_keeper_has_the_listener(bench: Bench) -> N
     assert "warning" not in said(answer)["result"]["listeners"][0]
     assert answer.parts[0][1] == [listener.socket.fileno()]
     assert listener.kept
-    assert bench.ask("bind", local(listener.address.sockaddr[1])) is not None, "it is kept already"
+    assert bench.ask("bind", local(listener.address.sockaddr[1])) is not None, "the listener is kept already"
 
 
 def test_a_bind_that_the_keeper_could_not_store_is_answered_with_a_warning(bench: Bench) -> None:
@@ -132,7 +132,7 @@ def test_an_upgrade_is_answered_when_the_rehearsal_has_ended(bench: Bench) -> No
 
 def test_a_policy_that_is_replaced_decides_from_the_next_request_on(bench: Bench) -> None:
     assert "result" in said(bench.ask("list"))
-    # Of another user's binder: nothing is allowed to us by being its own user.
+    # The binder has another user than the caller, so that the caller has no right as the binder's own user.
     bench.caller.uid = os.geteuid() + 4242
     assert "result" in said(bench.ask("list"))
     bench.policy.replace(Policy("/etc/policy.toml", (), os.geteuid()))
@@ -164,7 +164,7 @@ def test_what_is_asked_and_refused_is_counted(bench: Bench) -> None:
     assert totals.requests == {"hello": 1, "check": 2, "other": 1, "bind": 1}
     assert totals.refusals == {"invalid": 2, "bind": 1}
     assert totals.handoffs == 0
-    assert sum(totals.request_buckets) == 4, "a request for no known method takes no time"
+    assert sum(totals.request_buckets) == 4, "an unknown method has no duration"
 
 
 def test_a_request_that_is_turned_down_is_answered_by_its_id() -> None:

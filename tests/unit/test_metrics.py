@@ -1,4 +1,4 @@
-"""The metrics: their names, their values, and their description."""
+"""The metrics have the documented names, values and descriptions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from multibinder.wire.status import REQUEST_BOUNDS_S
 from tests.support import Json
 from tests.support.metrics import documented, families_of, lint, samples_of
 
-#: What a listener's name or an owner's label must not be able to break.
+#: A name or a label that could break an exposition without escapes.
 NASTY = 'a"b\\c\nd} 1 ÄÖ\u2028'
 NOW = 1_800_000_000.0
 
@@ -74,7 +74,7 @@ def of(*listeners: ListenerHealth, **changes: Any) -> dict[str, float]:
 
 
 def everything() -> list[Metric]:
-    """Every family with a sample, but the exporter's own."""
+    """Return every metric family with a sample, except those of the exporter itself."""
     full = listener(
         backlog_requested=9, orphan_ttl_s=600.0, orphan_since=NOW - 1, owners=[OwnerStatus(NASTY, 0)], name=NASTY,
         holders=[HolderStatus(1, "x", "accepting")],
@@ -332,7 +332,7 @@ def test_a_change_on_disk_shows_and_what_cannot_be_told_is_said(tmp_path: Path) 
         strange = {"path": untold, "mtime_ns": 1, "size": 1, "inode": 1}
         path.write_bytes(msgspec.json.encode(plain_summary(sources=[strange])))
         assert drift(runtime) == (None, 1)
-    # One change that is seen is enough.
+    # One visible change is enough.
     path.write_bytes(msgspec.json.encode(plain_summary(sources=[strange], directories=[{**directory, "files": []}])))
     assert drift(runtime) == (True, 0)
 

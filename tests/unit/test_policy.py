@@ -1,4 +1,4 @@
-"""Decisions: who, by which rule, about what."""
+"""The policy decides who may do what, and says by which rule."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_what_exists_is_judged_by_the_v6only_that_it_has() -> None:
     assert rules.decide_listener(SOMEBODY, "bind", spec("[::]:443"), v6only=True).allowed
     assert not rules.decide_listener(SOMEBODY, "bind", spec("[::]:443"), v6only=False).allowed
     assert not rules.decide_listener(SOMEBODY, "bind", spec("[::]:443", v6only=True), v6only=False).allowed
-    # It has the option; the request does not give it.
+    # The listener has the option, but the request does not give it.
     assert rules.decide_listener(SOMEBODY, "bind", spec("[::1]:443"), v6only=True).allowed
 
 
@@ -313,7 +313,7 @@ _RULES = [
 
 
 def test_a_rule_that_is_said_never_to_decide_never_does() -> None:
-    """Over all pairs of some rules, and all that somebody could ask of them."""
+    """Check all pairs of some rules against all requests that they can distinguish."""
     asked = [
         AccessRequest(TcpAddress.parse(address), frozenset(options))
         for address in ("10.1.0.0:80", "10.2.0.0:80", "10.1.0.0:9", "0.0.0.0:80", "[::]:80", "[::1]:80", "1.0.0.1:80")

@@ -1,4 +1,4 @@
-"""The policy file: what is wrong with one is said so that it can be mended, and nothing in it stops the binder."""
+"""Errors of the policy file are explained so that a user can correct them, and no content stops the binder."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def linted(*rules: str) -> list[str]:
 
 
 class PathAddress(Address, frozen=True):
-    """An address of a kind that has paths."""
+    """An address of a kind with paths."""
 
     kind: ClassVar[str] = "path"
     prefixes: ClassVar[frozenset[str]] = frozenset()

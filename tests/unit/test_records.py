@@ -1,4 +1,4 @@
-"""What the sockets do not know, written down: whatever becomes of the file, reading it gives what is whole."""
+"""The records keep what the sockets do not know. From a damaged file, all intact records are read."""
 
 from __future__ import annotations
 

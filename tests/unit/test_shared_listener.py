@@ -1,4 +1,4 @@
-"""Sockets that several processes hold: received, verified, and accepted on whatever the others do to them."""
+"""Sockets that several processes hold are received and verified, and accept despite what other holders do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support import PATIENCE_S, can_connect, descriptors_unchanged, is_non
 
 @pytest.fixture
 def others() -> Iterator[socket.socket]:
-    """The copy that another holder has: a listener on a free port."""
+    """A listener on a free port, as the copy of another holder."""
     with TCP.open(TcpAddress.of("127.0.0.1", 0), Options()) as sock:
         TCP.make_ready(sock, None)
         yield sock

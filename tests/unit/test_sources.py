@@ -92,7 +92,7 @@ def test_a_file_that_a_template_could_do_without_has_changed_when_it_appears(tmp
 
 
 def test_a_change_while_a_file_is_read_is_never_missed(file: Path) -> None:
-    """It is recorded before it is read, and the first record counts, so the content is as old as that or newer."""
+    """A file is recorded before it is read, and the first record counts. The content is never older than that."""
     recorder = SourceRecorder()
     recorder.record_file(str(file))
     file.write_text("in between\n")
@@ -101,7 +101,7 @@ def test_a_change_while_a_file_is_read_is_never_missed(file: Path) -> None:
 
 
 def test_a_pipe_is_not_read_and_not_recorded(tmp_path: Path) -> None:
-    """-f /dev/fd/63 of a shell: whoever reads it first is the only one."""
+    """A shell can give ``-f /dev/fd/63``, a pipe that can be read only once."""
     pipe = tmp_path / "pipe.cfg"
     os.mkfifo(pipe)
     assert recorded(pipe) == Sources()

@@ -1,4 +1,4 @@
-"""What ``multibinder status`` makes of a report: its document, its table, its judgement."""
+"""``multibinder status`` turns a report into a document, a table and a judgement."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def row(**changes: object) -> Row:
 
 
 def documented(heading: str) -> set[str]:
-    """The names in the first column of the table below a heading."""
+    """Return the names in the first column of the table below a heading."""
     section = DOCUMENT.read_text().partition(f"\n### {heading}\n")[2].partition("\n### ")[0]
     rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
     return {name for cell in rows for name in re.findall(r"`(\w+)`", cell)}

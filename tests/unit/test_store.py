@@ -1,4 +1,4 @@
-"""The listener store on real sockets, asked directly."""
+"""The listener store is called directly, on real sockets."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def bind_one(store: ListenerStore, wanted: ListenerSpec | None = None, *, owner:
 
 
 def same(grant: Grant) -> ListenerSpec:
-    """Asks for the listener of ``grant`` by its address."""
+    """Return a spec that asks for the listener of ``grant`` by its address."""
     return ListenerSpec(grant.listener.address)
 
 
@@ -68,7 +68,7 @@ def free_address() -> str:
 
 @pytest.fixture
 def taken() -> Iterator[str]:
-    """The address of a listener that is not the store's."""
+    """The address of a listener that the store does not have."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         sock.listen()
@@ -165,7 +165,9 @@ def test_v6only_that_differs_is_refused_with_both_values(store: ListenerStore) -
     require_ipv6()
     grant = bind_one(store, spec("[::1]:0", v6only=True))
     address = str(grant.listener.address)
-    assert bind_one(store, spec(address)).listener is grant.listener, "who does not care gets it as it is"
+    assert bind_one(store, spec(address)).listener is grant.listener, (
+        "a request without the option gets the listener as it is"
+    )
     assert bind_one(store, spec(address, v6only=True)).listener is grant.listener
     with pytest.raises(BindError, match="exists with v6only True, and False was asked for"):
         bind_one(store, spec(address, v6only=False))
@@ -253,7 +255,7 @@ def test_a_backlog_is_applied_to_the_live_socket(store: ListenerStore) -> None:
     again = bind_one(store, spec(str(grant.listener.address), backlog=20))
     assert (again.backlog, accept_queue(grant.listener.socket).limit) == (20, 20)
     third = bind_one(store, same(grant))
-    assert third.backlog == 20, "who does not care leaves it as it is"
+    assert third.backlog == 20, "a request without a backlog does not change it"
 
 
 def test_changing_the_backlog_loses_no_client_that_waits(store: ListenerStore) -> None:
@@ -280,7 +282,7 @@ def test_a_backlog_above_somaxconn_is_granted_with_a_warning_that_has_the_effect
 def test_a_backlog_that_a_holder_changed_is_restored_at_the_next_handoff(store: ListenerStore) -> None:
     grant = bind_one(store, spec(backlog=10))
     with grant.listener.socket.dup() as holder:
-        holder.listen(3)  # as asyncio does when it starts to serve
+        holder.listen(3)  # asyncio does this when it starts to serve
     again = bind_one(store, same(grant))
     assert accept_queue(grant.listener.socket).limit == 10
     assert (again.backlog, again.warning) == (10, None)

@@ -1,4 +1,4 @@
-"""The documents that others read: what is written down about them, and what is in them."""
+"""The summary and the status document have the documented fields, and the summary counts every reload."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "instance-summary.md"
 
 
 def documented(heading: str) -> set[str]:
-    """The names in the first column of the table below a heading."""
+    """Return the names in the first column of the table below a heading."""
     section = DOCUMENT.read_text().partition(f"\n## {heading}")[2].partition("\n## ")[0]
     rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
     return {name for row in rows for name in re.findall(r"`(\w+)`", row)}

@@ -1,4 +1,4 @@
-"""The tests' own tools keep their promises too."""
+"""The support of the tests keeps its promises too."""
 
 from __future__ import annotations
 

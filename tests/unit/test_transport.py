@@ -22,7 +22,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 @pytest.fixture
 def pipe() -> Iterator[int]:
-    """A descriptor to send."""
+    """Return a descriptor to send."""
     reading, writing = os.pipe()
     yield reading
     os.close(reading)
