@@ -54,7 +54,7 @@ def idle_server() -> Iterator[Callable[[socket.socket], int]]:
         yield start
 
 
-def test_a_lowered_somaxconn_is_found_where_it_is_and_not_elsewhere(
+def test_a_lowered_somaxconn_is_found_in_its_namespace_only(
     make_network: MakeNetwork, start_binder: StartBinder
 ) -> None:
     lowered, usual = make_network(), make_network()
@@ -88,7 +88,7 @@ def test_a_lowered_somaxconn_is_found_where_it_is_and_not_elsewhere(
     assert finding["where"].startswith("127.0.0.1:8000 ")
 
 
-def test_an_overflow_is_that_sockets_with_its_number_and_no_others(
+def test_an_overflow_is_reported_for_its_socket_alone_with_the_number_of_drops(
     make_network: MakeNetwork, start_binder: StartBinder, idle_server: Callable[[socket.socket], int]
 ) -> None:
     network = make_network()
@@ -123,7 +123,7 @@ def test_an_overflow_is_that_sockets_with_its_number_and_no_others(
     close(clients)
 
 
-def test_two_processes_that_share_a_port_are_found_and_one_with_two_sockets_is_not(
+def test_two_processes_that_share_a_port_are_reported_and_one_with_two_sockets_is_not(
     make_network: MakeNetwork, idle_server: Callable[[socket.socket], int]
 ) -> None:
     network = make_network()
@@ -145,7 +145,7 @@ def test_two_processes_that_share_a_port_are_found_and_one_with_two_sockets_is_n
     assert f"(pid {os.getpid()})" in finding["what"]
 
 
-def test_a_route_that_is_narrower_than_what_clients_were_told_is_found(
+def test_a_route_with_a_smaller_mtu_than_the_announced_mss_is_found(
     make_network: MakeNetwork, start_binder: StartBinder
 ) -> None:
     require("ip", shutil.which("ip"), "there is no ip (iproute2)")
@@ -169,7 +169,7 @@ def test_a_route_that_is_narrower_than_what_clients_were_told_is_found(
     close([*clients, *servers])
 
 
-def test_a_round_trip_that_is_known_says_what_a_backlog_is_good_for(binder: Binder, host: str) -> None:
+def test_the_capacity_of_a_backlog_is_computed_from_a_known_round_trip(binder: Binder, host: str) -> None:
     servers = bind(binder, (host, 8000, 8))
     [finding] = findings(doctor("--socket", binder.socket_path), "burst")
     assert "8 places are enough for 160 new connections a second at 50 ms" in finding["why"]
@@ -211,7 +211,7 @@ def test_a_binder_that_runs_out_of_descriptors_is_found(start_binder: StartBinde
     assert finding["what"].endswith(" of 500 descriptors are in use")
 
 
-def test_a_process_that_is_gone_has_no_descriptors() -> None:
+def test_a_process_that_has_ended_has_no_descriptors() -> None:
     process = subprocess.Popen(["true"])
     process.wait()
     assert read_descriptors(Process(process.pid, "true"), "") is None
@@ -241,7 +241,7 @@ def wrapper(directory: Path, *statuses: object) -> str:
     return str(path)
 
 
-def test_instances_tell_what_changed_on_disk_or_that_they_do_not_know(run_dir: Path) -> None:
+def test_changes_of_instances_on_disk_are_reported_and_so_is_an_unknown_state(run_dir: Path) -> None:
     unchecked: list[Unchecked] = []
     changed = {"name": "web", "state": "running", "changed": ["/etc/haproxy/web.cfg.j2"]}
     same = {"name": "api", "state": "degraded", "changed": [], "more": 1}
@@ -256,7 +256,7 @@ def test_instances_tell_what_changed_on_disk_or_that_they_do_not_know(run_dir: P
     assert len(unchecked) == 2
 
 
-def test_without_a_binder_the_doctor_says_what_it_could_not_check() -> None:
+def test_without_a_binder_the_doctor_reports_the_checks_that_it_could_not_make() -> None:
     report = doctor()
     assert report["binder"] is False
     if not Path("/run/multibinder/control.sock").exists():
@@ -309,7 +309,7 @@ def test_the_report_is_documented_and_versioned() -> None:
     assert all(word in said for word in report)
 
 
-def test_people_read_it_in_80_columns_without_colour_in_a_pipe(start_binder: StartBinder, host: str) -> None:
+def test_the_report_in_a_pipe_has_80_columns_and_no_colour(start_binder: StartBinder, host: str) -> None:
     binder = start_binder("--mode", "0666")
     close(bind(binder, (host, 8000, 8)))
     binder.socket_path.parent.chmod(0o755)

@@ -200,7 +200,7 @@ def test_the_http_server_answers_a_head_that_comes_in_pieces(start_example: Star
         assert "version 1" in body_of(receive_all(client))
 
 
-def test_the_http_server_refuses_what_is_no_get(start_example: StartExample, address: Address) -> None:
+def test_the_http_server_refuses_methods_other_than_get(start_example: StartExample, address: Address) -> None:
     start_example(HTTP)
     with connect(address) as client:
         client.sendall(b"DELETE / HTTP/1.1\r\n\r\n")
@@ -222,7 +222,7 @@ def test_the_http_server_survives_clients_that_leave_or_talk_nonsense(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("script", [ECHO, HTTP])
-def test_an_example_that_is_told_to_stop_exits_with_0(
+def test_an_example_exits_with_0_on_a_signal_to_stop(
     start_example: StartExample, script: str, number: signal.Signals
 ) -> None:
     example = start_example(script)

@@ -128,7 +128,7 @@ def test_the_dashboard_can_be_imported() -> None:
             assert {target["datasource"]["uid"] for target in panel["targets"]} == {"${datasource}"}
 
 
-def test_promtool_has_nothing_to_say_about_the_rules_and_the_scrape() -> None:
+def test_promtool_reports_no_problem_in_the_rules_and_the_scrape() -> None:
     promtool = shutil.which("promtool")
     require("promtool", promtool, "there is no promtool (Debian package prometheus)")
     for what, path in (("rules", RULES), ("config", SCRAPE)):
@@ -182,7 +182,7 @@ _INSTANCE = 'job="m", instance="h", name="web"'
          {"listener_kept{%s}": "0+0x99", 'keeper_sockets_limit{instance="h"}': "0+0x99"}),
     ],
 )  # fmt: skip
-def test_an_alert_fires_for_what_it_is_about_and_not_without(
+def test_an_alert_fires_for_its_condition_and_not_without_it(
     tmp_path: Path, alert: str, labels: str, bad: dict[str, str], good: dict[str, str]
 ) -> None:
     promtool = shutil.which("promtool")

@@ -33,7 +33,7 @@ def test_the_decoder_keeps_its_promises_for_every_input_of_the_corpus(name: str)
 @settings(max_examples=1500, derandomize=True, deadline=None, database=None)
 @given(_STREAMS | _STREAMS.map(lambda stream: b"{" + stream) | _REQUESTS)
 @example(b"{}{}")
-def test_the_decoder_keeps_its_promises_for_whatever_hypothesis_makes(stream: bytes) -> None:
+def test_the_decoder_keeps_its_promises_for_the_inputs_of_hypothesis(stream: bytes) -> None:
     decoder.check(stream)
 
 

@@ -73,7 +73,7 @@ def test_haproxys_ways_to_write_an_address_are_read(text: str, same: str) -> Non
         ("ipv6@192.0.2.1:80", "192.0.2.1 is not an IPv6 address"),
     ],
 )
-def test_what_names_no_address_is_refused_with_its_reason(text: str, complaint: str) -> None:
+def test_text_that_is_no_address_is_refused_with_a_reason(text: str, complaint: str) -> None:
     with pytest.raises(AddressError) as refusal:
         TcpAddress.parse(text)
     assert complaint in str(refusal.value)
@@ -87,7 +87,7 @@ def test_an_address_of_any_family_is_read_by_its_prefix(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["unix@/run/web.sock", "udp@192.0.2.1:80"])
-def test_an_address_of_no_family_is_refused_the_same_way_by_all(text: str) -> None:
+def test_an_address_of_an_unknown_family_is_refused_the_same_way_by_every_parser(text: str) -> None:
     for parse in (Address.parse, TcpAddress.parse):
         with pytest.raises(AddressError, match="addresses are not supported yet, only TCP"):
             parse(text)

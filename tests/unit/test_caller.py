@@ -83,7 +83,7 @@ def connected(code: str, *, wait: str = "sys.stdin.read()") -> Iterator[tuple[su
             child.wait(PATIENCE_S)
 
 
-def test_uid_gid_and_pid_are_the_kernels() -> None:
+def test_uid_gid_and_pid_come_from_the_kernel() -> None:
     with connected("") as (child, sock):
         caller = Caller(sock)
         assert (caller.pid, caller.uid, caller.gid) == (child.pid, os.geteuid(), os.getegid())
@@ -153,7 +153,7 @@ def test_a_caller_that_has_ended_has_no_unit(
         assert Caller(sock).command == "?"
 
 
-def test_without_the_kernels_help_a_process_that_began_after_the_connection_is_not_believed(
+def test_without_peerpidfd_a_process_that_began_after_the_connection_is_not_believed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _without_peerpidfd(monkeypatch)
@@ -199,6 +199,6 @@ def test_a_cgroup_whose_name_is_not_utf_8_is_no_error(monkeypatch: pytest.Monkey
         (b"\n", "?"),
     ],
 )
-def test_what_a_process_calls_itself_is_fit_for_a_terminal(name: bytes, shown: str) -> None:
+def test_the_name_of_a_process_is_safe_for_a_terminal(name: bytes, shown: str) -> None:
     with connected(f"open('/proc/self/comm', 'wb').write({name!r})") as (_, sock):
         assert Caller(sock).command == shown

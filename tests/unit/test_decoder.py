@@ -66,11 +66,11 @@ def test_a_carriage_return_before_the_newline_changes_nothing() -> None:
         assert decode_request(message) == decode_request(HELLO)
 
 
-def test_a_newline_that_comes_late_ends_nothing_twice() -> None:
+def test_a_newline_that_arrives_late_does_not_end_a_message_twice() -> None:
     assert messages(Decoder(1000), [HELLO, b"\n", HELLO, b"\n"]) == [HELLO, HELLO]
 
 
-def test_the_beginning_of_a_message_is_unfinished_business() -> None:
+def test_the_beginning_of_a_message_is_unfinished() -> None:
     decoder = Decoder(1000)
     assert not decoder.unfinished
     assert messages(decoder, [HELLO[:10]]) == []
@@ -79,7 +79,7 @@ def test_the_beginning_of_a_message_is_unfinished_business() -> None:
     assert not decoder.unfinished
 
 
-def test_blank_space_alone_is_no_unfinished_business() -> None:
+def test_blank_space_alone_is_not_unfinished() -> None:
     decoder = Decoder(1000)
     assert messages(decoder, [b" \r\n\n"]) == []
     assert not decoder.unfinished
@@ -150,7 +150,7 @@ def test_the_limit_is_for_the_message_and_not_for_the_blanks_after_it() -> None:
         (HELLO + b"\nx", "not a JSON object: b'x'"),
     ],
 )
-def test_what_cannot_become_an_object_is_refused_at_its_first_byte(stream: bytes, complaint: str) -> None:
+def test_bytes_that_cannot_start_an_object_are_refused_at_the_first_byte(stream: bytes, complaint: str) -> None:
     for chunks in ([stream], bytewise(stream)):
         with pytest.raises(RemoteProtocolError) as refusal:
             messages(Decoder(1000), chunks)

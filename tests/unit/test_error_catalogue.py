@@ -188,7 +188,7 @@ def test_entries_are_complete_sentences_for_a_table() -> None:
                 assert not {"|", "\n"} & {*text}, text
 
 
-def test_the_page_is_what_the_catalogue_says() -> None:
+def test_the_page_of_errors_agrees_with_the_catalogue() -> None:
     page = ROOT / "docs" / "errors.md"
     assert page.read_text() == errors_page(), "run 'make docs'"
 

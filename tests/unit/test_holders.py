@@ -64,7 +64,7 @@ def bytes_read() -> int:
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
-def test_asking_costs_no_more_because_many_clients_are_connected(host: str) -> None:
+def test_the_cost_of_asking_does_not_grow_with_connected_clients(host: str) -> None:
     # The kernel lists all listeners, and then all connections of the host. On a busy proxy this takes seconds.
     with socket.socket() as sock:
         sock.bind((host, 0))
@@ -90,11 +90,11 @@ def test_asking_costs_no_more_because_many_clients_are_connected(host: str) -> N
         (Listening((), hidden=False), ""),
     ],
 )
-def test_what_is_known_is_said_in_words(listening: Listening, words: str) -> None:
+def test_holders_are_described_in_words(listening: Listening, words: str) -> None:
     assert str(listening) == words
 
 
-def test_the_accept_queue_is_told_by_the_socket_itself() -> None:
+def test_the_accept_queue_is_read_from_the_socket_itself() -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         assert not accept_queue(sock).listening

@@ -79,12 +79,12 @@ def is_allowed(name: str, target: str) -> bool:
     return is_in(target, room) or any(is_in(target, allowed) for allowed in ARROWS[room])
 
 
-def test_the_house_is_where_we_look() -> None:
+def test_the_checks_find_the_modules_of_the_house() -> None:
     assert {"multibinder", "multibinder.wire.client", "multibinder.binder.store", "multibinder_haproxy"} <= {*MODULES}
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_imports_point_the_right_way(name: str) -> None:
+def test_each_room_imports_only_from_allowed_rooms(name: str) -> None:
     wrong = [f"{MODULES[name]}:{line}: {target}" for line, target in imports(name, MODULES[name])]
     assert [where for where in wrong if not is_allowed(name, where.rpartition(" ")[2])] == []
 
@@ -106,7 +106,7 @@ def test_imports_point_the_right_way(name: str) -> None:
         ("multibinder.cli.main", "multibinder_haproxy"),
     ],
 )
-def test_an_arrow_that_points_the_wrong_way_would_be_noticed(name: str, target: str) -> None:
+def test_a_forbidden_import_would_be_noticed(name: str, target: str) -> None:
     assert not is_allowed(name, target)
 
 

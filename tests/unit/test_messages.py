@@ -78,7 +78,7 @@ def test_a_reply_has_the_id_of_its_request(request_id: messages.Id) -> None:
         b'{"method":"bind","id":1,"jsonrpc":2}',
     ],
 )
-def test_json_that_is_no_request_is_a_validation_error(text: bytes) -> None:
+def test_json_that_is_not_a_request_is_a_validation_error(text: bytes) -> None:
     with pytest.raises(msgspec.ValidationError):
         messages.decode_request(text)
 
@@ -96,7 +96,7 @@ def test_json_that_is_no_request_is_a_validation_error(text: bytes) -> None:
         b'{"method":"bind","id":1,"params":' + b"[" * 20000 + b"]" * 20000 + b"}",
     ],
 )
-def test_what_is_not_json_is_a_decode_error(text: bytes) -> None:
+def test_bytes_that_are_not_json_are_a_decode_error(text: bytes) -> None:
     # The binder catches only this exception and its subclass. Any other would end it.
     with pytest.raises(msgspec.DecodeError):
         messages.decode_request(text)

@@ -113,7 +113,7 @@ def test_a_listener_that_was_released_before_it_was_kept_is_not_handed_over(benc
     assert bench.later[0].parts[0][1] == ()
 
 
-def test_a_status_shows_the_listeners_that_are_there_after_the_look(bench: Bench) -> None:
+def test_a_status_shows_the_listeners_that_exist_after_the_look(bench: Bench) -> None:
     assert bench.ask("status") is None
     bench.ask("bind", local())
     assert bench.surroundings.looks[0]() == bench.store.listeners()
@@ -130,7 +130,7 @@ def test_an_upgrade_is_answered_when_the_rehearsal_has_ended(bench: Bench) -> No
     )
 
 
-def test_a_policy_that_is_replaced_decides_from_the_next_request_on(bench: Bench) -> None:
+def test_a_new_policy_decides_from_the_next_request_on(bench: Bench) -> None:
     assert "result" in said(bench.ask("list"))
     # The binder has another user than the caller, so that the caller has no right as the binder's own user.
     bench.caller.uid = os.geteuid() + 4242
@@ -142,7 +142,7 @@ def test_a_policy_that_is_replaced_decides_from_the_next_request_on(bench: Bench
     assert bench.counters.totals.refusals == {"policy": 1}
 
 
-def test_a_bug_costs_one_request(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_fails_only_one_request(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> list[Listener]:
         raise ZeroDivisionError("of no use")
 
@@ -153,7 +153,7 @@ def test_a_bug_costs_one_request(bench: Bench, monkeypatch: pytest.MonkeyPatch) 
     assert bench.counters.totals.refusals == {"internal": 1}
 
 
-def test_what_is_asked_and_refused_is_counted(bench: Bench) -> None:
+def test_requests_and_refusals_are_counted(bench: Bench) -> None:
     bench.ask("hello")
     bench.ask("check", local(), local())
     assert said(bench.ask("check", {"address": "nowhere", "port": 1}))["error"]["message"].startswith("Invalid params:")
@@ -167,7 +167,7 @@ def test_what_is_asked_and_refused_is_counted(bench: Bench) -> None:
     assert sum(totals.request_buckets) == 4, "an unknown method has no duration"
 
 
-def test_a_request_that_is_turned_down_is_answered_by_its_id() -> None:
+def test_a_throttled_request_is_answered_with_its_id() -> None:
     answer = turn_down(b'{"jsonrpc":"2.0","method":"bind","id":"7","params":[]}', "rate", "too many")
     assert said(answer) == {
         "jsonrpc": "2.0",
