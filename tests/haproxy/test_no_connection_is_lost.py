@@ -40,7 +40,7 @@ def test_fifty_reloads_at_2000_connections_a_second_with_binds_added_and_dropped
 
 
 @under_load
-def test_sigkill_of_master_and_workers_refuses_nobody_when_a_supervisor_starts_haproxy_again(
+def test_sigkill_of_master_and_workers_refuses_no_client_when_a_supervisor_restarts_haproxy(
     haproxy: Haproxy, host: str
 ) -> None:
     haproxy.template.write_text(config(bind_tcp((host, 8000))))
@@ -60,7 +60,9 @@ def test_sigkill_of_master_and_workers_refuses_nobody_when_a_supervisor_starts_h
 
 
 @under_load
-def test_sigkill_of_a_worker_takes_the_instance_down_and_a_restart_refuses_nobody(haproxy: Haproxy, host: str) -> None:
+def test_sigkill_of_a_worker_takes_the_instance_down_and_a_restart_refuses_no_client(
+    haproxy: Haproxy, host: str
+) -> None:
     haproxy.template.write_text(config(bind_tcp((host, 8000))))
     haproxy.start()
     with Load([(host, 8000)], rate=500, timeout_s=PATIENCE_S) as load:

@@ -364,9 +364,7 @@ def test_terminal_escapes_in_the_name_of_a_client_are_not_logged(start_binder: S
         assert line.isprintable()
 
 
-def test_no_file_can_be_written_by_others_whatever_the_umask(
-    run_dir: Path, start_binder: StartBinder, host: str
-) -> None:
+def test_no_file_can_be_written_by_others_under_any_umask(run_dir: Path, start_binder: StartBinder, host: str) -> None:
     directory = run_dir / "own"
     directory.mkdir(mode=0o755)
     log = directory / "log"

@@ -51,7 +51,7 @@ from tests.support import PATIENCE_S, descriptors_unchanged, require, wait_until
         ("0::/system.slice/_cgroup.service\n", "cgroup.service"),
         ("0::/system.slice/__web.service\n", "_web.service"),
         ("0::/system.slice/with:colon.service\n", "with:colon.service"),
-        # Version 1, and both (hybrid): the hierarchy of systemd counts, whatever the controllers say.
+        # Version 1, and both (hybrid): the hierarchy of systemd counts, not those of the controllers.
         ("12:cpu,cpuacct:/other.service\n1:name=systemd:/system.slice/web.service\n", "web.service"),
         ("9:memory:/a\n1:name=systemd:/system.slice/web.service\n0::/system.slice/web.service\n", "web.service"),
         ("9:memory:/a.service\n", ""),

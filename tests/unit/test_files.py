@@ -59,7 +59,7 @@ def test_a_directory_of_an_unmapped_user_is_not_trusted(run_dir: Path) -> None:
     assert reasons(run_dir) == [(str(run_dir), "owner")]
 
 
-def test_a_replaced_file_has_its_mode_whatever_the_umask_and_no_draft_is_left(run_dir: Path) -> None:
+def test_a_replaced_file_has_its_mode_under_any_umask_and_no_draft_is_left(run_dir: Path) -> None:
     path = run_dir / "file"
     path.write_text("old")
     before = os.umask(0o077)

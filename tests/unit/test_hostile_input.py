@@ -239,7 +239,7 @@ def test_an_extra_brace_ends_the_connection_but_not_the_request_before_it() -> N
     assert read([hello() + b"}\n"]) == ([hello()], "refused")
 
 
-def test_an_answer_is_one_line_of_strict_json_whatever_the_id_is() -> None:
+def test_an_answer_is_one_line_of_strict_json_for_every_id() -> None:
     for code_point in [*range(0x20), 0x7F, 0x85, 0x2028, 0x2029, 0xFEFF, 0x10FFFF]:
         text = json.dumps(chr(code_point)).encode()
         assert read_answer(answer(hello(id=text)))["id"] == chr(code_point)

@@ -57,7 +57,7 @@ def in_a_process(script: str) -> Json:
     return {"result": result, "logged": logged}
 
 
-def test_passed_descriptors_are_received_whatever_their_numbers_were() -> None:
+def test_passed_descriptors_are_received_with_any_numbers() -> None:
     said = in_a_process("""
         import itertools
         tried = 0

@@ -61,7 +61,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.lstat().st_mode)
 
 
-def test_files_and_directories_are_private_whatever_the_umask(run_dir: Path, no_umask: None) -> None:
+def test_files_and_directories_are_private_under_any_umask(run_dir: Path, no_umask: None) -> None:
     instance = Instance(str(run_dir / "a" / "b"), "web")
     fill(instance)
     directory = Path(instance.directory)
