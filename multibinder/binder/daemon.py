@@ -82,7 +82,6 @@ def run(settings: Settings, program: Program) -> None:
 
 def _run_one_life(settings: Settings, program: Program) -> list[tuple[str, int]] | None:
     """Return the descriptors for the next version, each with its name; None after a stop."""
-    supervisor = Supervisor()
     limits = fit_descriptors(settings.limits)
     inherited = inherit.receive(os.environ)
     with open_control_socket(
@@ -91,10 +90,9 @@ def _run_one_life(settings: Settings, program: Program) -> list[tuple[str, int]]
         if settings.pidfile is not None:
             write_pidfile(settings.pidfile)
         restored = _restore(settings, limits, inherited, BindRefusals(program.who_listens))
-        daemon = Daemon(settings, program, limits, restored, control, supervisor)
+        daemon = Daemon(settings, program, limits, restored, control)
         clients = daemon.serve(inherited.peers)
         descriptors = daemon.detach_all(clients) if daemon.is_upgrading else None
-    supervisor.close()
     if descriptors is None:
         daemon.stop()
     return descriptors
@@ -149,12 +147,11 @@ class Daemon:
         limits: Limits,
         restored: Restored,
         control: ControlSocket,
-        supervisor: Supervisor,
     ) -> None:
         self._settings = settings
         self._program = program
         self._control = control
-        self._supervisor = supervisor
+        self._supervisor = Supervisor(restored.loop)
         self._loop = loop = restored.loop
         self._store = store = restored.store
         self._durable = durable = restored.durable
@@ -209,7 +206,7 @@ class Daemon:
         self._store.repair()
         self._loop.call_every(self._program.timings.repair_every_s, self._store.repair)
         self._loop.call_every(self._program.timings.look_every_s, self._monitor.look)
-        self._supervisor.feed_watchdog(self._loop)
+        self._supervisor.feed_watchdog()
         events.info(
             "serving",
             socket=self._settings.socket_path,
@@ -230,6 +227,7 @@ class Daemon:
     def detach_all(self, clients: Sequence[socket.socket]) -> list[tuple[str, int]]:
         """Return every descriptor that the next version needs, with its name. The caller owns them."""
         journal = self._durable.detach_journal()
+        self._supervisor.close()
         if self._keeper is not None:
             self._keeper.close()
         return [

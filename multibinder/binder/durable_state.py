@@ -15,7 +15,7 @@ from multibinder.binder import events, records
 from multibinder.binder.inherit import RECORDS, Inheritance
 from multibinder.binder.keeper import Keeper
 from multibinder.binder.listener import Listener, name_of_cookie
-from multibinder.binder.recover import recover_from_holders
+from multibinder.binder.recover import recover
 from multibinder.wire.addresses import Address
 
 #: A journal grows with each bind and release. One with this many bytes more than its listeners need is replaced.
@@ -127,7 +127,7 @@ class DurableState:
         return f"{RECORDS}-{self._journal_number}"
 
     def _recover(self, missing: Sequence[records.Record]) -> Iterator[tuple[records.Record, socket.socket]]:
-        for record, sock in recover_from_holders(missing):
+        for record, sock in recover(missing):
             del self._missing[record.cookie]
             events.info("recovered", address=record.address, owners=",".join(record.claims))
             yield record, sock

@@ -19,7 +19,7 @@ from multibinder.kernel.socket_options import cookie_of
 from multibinder.wire import kinds
 
 
-def recover_from_holders(records: Iterable[Record]) -> list[tuple[Record, socket.socket]]:
+def recover(records: Iterable[Record]) -> list[tuple[Record, socket.socket]]:
     """Return copies of the recorded sockets that other processes hold. The caller owns them.
 
     A socket that exists and cannot be copied is logged. A copy needs PTRACE_MODE_ATTACH_REALCREDS for the holder

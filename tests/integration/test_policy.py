@@ -209,8 +209,10 @@ def test_an_upgrade_to_a_binder_that_cannot_read_the_policy_is_refused(
     policy.reload(governed)
     for spoil, why in ((lambda: policy.path.write_text("[[rule]\n"), "not TOML"), (policy.path.unlink, "no such file")):
         spoil()
-        with Client(governed.socket_path) as root, pytest.raises(RequestError, match=why):
-            root.upgrade()
+        with Client(governed.socket_path) as root:
+            with pytest.raises(RequestError, match=why):
+                root.upgrade()
+            assert root.hello().pid == governed.pid
         assert stranger.bind(host, 80).addresses == [f"{host}:80"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -164,6 +165,21 @@ def test_an_unrelated_socket_at_the_address_is_not_recovered(
             assert client.list() == []
             with pytest.raises(BindError, match=rf"address already in use, by .*\(pid {os.getpid()}\)"):
                 client.bind([(host, 8000)])
+
+
+def test_a_socket_with_the_recorded_inode_and_another_cookie_is_not_taken(
+    first: Binder, holding: contextlib.ExitStack, host: str
+) -> None:
+    bind_and_hold(first, holding, spec(host, 8000))
+    kill(first)
+    # Inode numbers are used again, cookies are not: this is what a record of a socket that is gone looks like.
+    state = Path(f"{first.socket_path}.state")
+    header, *records = map(json.loads, state.read_text().splitlines())
+    changed = [header, *({**record, "cookie": record["cookie"] + 1} for record in records)]
+    state.write_text("".join(f"{json.dumps(line)}\n" for line in changed))
+    with successor(first) as binder, Client(binder.socket_path) as client:
+        assert client.list() == []
+        assert "event=recovered" not in binder.log()
 
 
 @pytest.mark.parametrize(

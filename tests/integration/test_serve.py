@@ -16,7 +16,17 @@ import pytest
 
 from multibinder import Client
 from tests.conftest import StartBinder
-from tests.support import Binder, RawClient, can_connect, clean_environment, multibinder, request, wait_until
+from tests.support import (
+    PATIENCE_S,
+    Binder,
+    RawClient,
+    can_connect,
+    clean_environment,
+    multibinder,
+    request,
+    serving_pid,
+    wait_until,
+)
 
 
 def voluntary_switches(pid: int) -> int:
@@ -239,3 +249,20 @@ def test_a_client_connected_before_the_stop_does_not_delay_it(binder: Binder) ->
         client.hello()
         binder.send_signal(signal.SIGTERM)
         wait_until(lambda: binder.process.poll() == 0, "it ended", log=binder.log)
+
+
+def test_a_supervisor_that_does_not_read_yet_holds_nothing_up_and_is_told(run_dir: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
+        supervisor.bind(str(run_dir / "supervisor"))
+        supervisor.settimeout(PATIENCE_S)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+            other.setblocking(False)
+            other.connect(supervisor.getsockname())
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    other.send(b"WATCHDOG=1")
+        environment = {"NOTIFY_SOCKET": supervisor.getsockname(), "WATCHDOG_USEC": "200000"}
+        with Binder(run_dir, environment=environment) as binder:
+            assert serving_pid(binder.socket_path) == binder.pid
+            while not supervisor.recv(1024).startswith(b"READY=1"):
+                pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 import pytest
@@ -179,3 +180,17 @@ def test_a_thousand_requests_in_one_chunk_all_come_out_in_order() -> None:
     lines = [b'{"jsonrpc":"2.0","method":"hello","id":%d}' % number for number in range(1000)]
     found = messages(Decoder(1000), [b"\n".join(lines) + b"\n"])
     assert [decode_request(message).id for message in found] == list(range(1000))
+
+
+def test_each_byte_is_examined_once_however_small_the_pieces_are() -> None:
+    decoder = Decoder(1 << 20)
+    message = b'{"a":[' + b"{}," * 3000 + b"{}]}"
+    began = time.thread_time()
+    found = []
+    for byte in message:
+        decoder.feed(bytes([byte]))
+        found.append(decoder.next_message())
+    # 0.02 s. From the beginning again for each byte, that is 4,500 braces on average, it takes 10 s.
+    assert time.thread_time() - began < 1
+    assert found[-1] == message
+    assert not any(found[:-1])
