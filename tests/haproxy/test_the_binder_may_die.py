@@ -57,7 +57,7 @@ def answers(socket_path: Path) -> int | None:
         return None
 
 
-def lives(binder: Binder) -> int:
+def starts_of(binder: Binder) -> int:
     """Return how often a binder has begun to serve, from its log."""
     return binder.log_path.read_text().count("event=serving ")
 
@@ -74,7 +74,7 @@ class Guarded:
         return wait_until(lambda: next(iter(children_of(self.guard)), 0), "there is a binder", log=self.binder.log)
 
     def kill(self) -> None:
-        before = lives(self.binder)
+        before = starts_of(self.binder)
         os.kill(self.pid, signal.SIGKILL)
         self._wait_for_life(before + 1)
 
@@ -91,13 +91,13 @@ class Guarded:
         self._upgrade(upgrade)
 
     def _upgrade(self, upgrade: Callable[[], None]) -> None:
-        before, pid = lives(self.binder), self.pid
+        before, pid = starts_of(self.binder), self.pid
         upgrade()
         self._wait_for_life(before + 1)
         assert self.pid == pid, "an upgrade must keep the process"
 
     def _wait_for_life(self, number: int) -> None:
-        wait_until(lambda: lives(self.binder) >= number, f"the binder's life {number} begins", log=self.binder.log)
+        wait_until(lambda: starts_of(self.binder) >= number, f"the binder's life {number} begins", log=self.binder.log)
         wait_until(lambda: answers(self.binder.socket_path), "it answers", log=self.binder.log)
 
 

@@ -56,7 +56,7 @@ def test_list_as_json_is_for_programs(binder: Binder, host: str) -> None:
     }
 
 
-def test_an_empty_list_says_so_to_people_and_is_empty_for_programs(binder: Binder) -> None:
+def test_an_empty_list_is_a_sentence_for_people_and_empty_for_programs(binder: Binder) -> None:
     done = multibinder("list", "--socket", binder.socket_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "No listeners.\n")
     done = multibinder("list", "--json", "--socket", binder.socket_path)

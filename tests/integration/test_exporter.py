@@ -349,7 +349,9 @@ def test_a_signal_stops_the_exporter_cleanly(
     assert len(exporter.log().splitlines()) == 1, exporter.log()
 
 
-def test_a_scrape_under_way_is_finished_before_it_ends(binder: Binder, start_exporter: StartExporter) -> None:
+def test_a_scrape_under_way_is_finished_before_the_exporter_stops(
+    binder: Binder, start_exporter: StartExporter
+) -> None:
     exporter = start_exporter(binder.socket_path)
     binder.suspend()
     with socket.create_connection((exporter.host, exporter.port), PATIENCE_S) as scraper:

@@ -85,7 +85,7 @@ def test_a_client_in_the_accept_queue_waits_for_the_next_holder(guard: Guard, ho
             assert connection.recv(100) == b"still here"
 
 
-def test_new_clients_connect_while_there_is_no_binder(run_dir: Path, host: str) -> None:
+def test_new_clients_can_connect_while_no_binder_runs(run_dir: Path, host: str) -> None:
     code = BrokenCode(run_dir / "code")
     with Guard(run_dir, "--guard", environment=code.environment) as guard:
         guard.wait_until_ready()

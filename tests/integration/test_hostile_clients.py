@@ -48,7 +48,7 @@ def assert_a_good_client_is_served(binder: Binder, host: str, port: int = 8999) 
         client.release([(host, port)])
 
 
-def stuff(client: RawClient, text: bytes) -> None:
+def send_until_blocked(client: RawClient, text: bytes) -> None:
     """Send without reading until the binder stops reading."""
     client.socket.setblocking(False)
     quiet_since = time.monotonic()
@@ -131,7 +131,7 @@ def test_a_client_that_never_reads_delays_no_other_and_is_dropped(start_binder: 
     binder = start_binder("--request-timeout", "1")
     before = binder.descriptors()
     with RawClient(binder.socket_path) as deaf:
-        stuff(deaf, HELLO)
+        send_until_blocked(deaf, HELLO)
         assert_a_good_client_is_served(binder, host)
         line = binder.wait_for_log("event=timed-out")
         assert 'why="does not read its answer"' in line
@@ -148,7 +148,7 @@ def test_an_undelivered_listener_of_a_client_that_never_reads_is_taken_back(
 ) -> None:
     binder = start_binder("--request-timeout", "1")
     with RawClient(binder.socket_path) as deaf:
-        stuff(deaf, HELLO)
+        send_until_blocked(deaf, HELLO)
         # The request is in the buffer of the binder or of the kernel. In both cases it is not answered.
         with contextlib.suppress(BlockingIOError):
             deaf.socket.send(request("bind", {"address": host, "port": 8000}))

@@ -94,7 +94,7 @@ def test_denied_then_allowed_by_a_rule_then_denied_again(
         root.bind([(host, 80)])[0].close()
 
 
-def test_a_refusal_is_logged_with_who_it_was_and_counted(governed: Binder, stranger: Stranger, host: str) -> None:
+def test_a_refusal_is_counted_and_logged_with_its_user(governed: Binder, stranger: Stranger, host: str) -> None:
     stranger.bind(host, 80)
     line = governed.wait_for_log("event=refused")
     comm = Path(f"/proc/{stranger.pid}/comm").read_text().strip()

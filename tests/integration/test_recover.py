@@ -167,12 +167,12 @@ def test_an_unrelated_socket_at_the_address_is_not_recovered(
                 client.bind([(host, 8000)])
 
 
-def test_a_socket_with_the_recorded_inode_and_another_cookie_is_not_taken(
+def test_a_socket_with_the_recorded_inode_and_another_cookie_is_not_recovered(
     first: Binder, holding: contextlib.ExitStack, host: str
 ) -> None:
     bind_and_hold(first, holding, spec(host, 8000))
     kill(first)
-    # Inode numbers are used again, cookies are not: this is what a record of a socket that is gone looks like.
+    # The kernel reuses inode numbers but not cookies. A record of a closed socket can look like this one.
     state = Path(f"{first.socket_path}.state")
     header, *records = map(json.loads, state.read_text().splitlines())
     changed = [header, *({**record, "cookie": record["cookie"] + 1} for record in records)]

@@ -45,7 +45,7 @@ def test_the_binder_notifies_ready_when_clients_can_connect_and_stopping_when_it
         assert binder.wait() == 0
 
 
-def test_hello_says_who_answers(binder: Binder) -> None:
+def test_hello_names_the_binder_that_answers(binder: Binder) -> None:
     with Client(binder.socket_path) as client:
         hello = client.hello()
     assert (hello.name, hello.pid, hello.protocol) == ("multibinder", binder.pid, 1)
@@ -74,7 +74,7 @@ def test_the_environment_says_where_to_serve(run_dir: Path, start_binder: StartB
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_stop_ends_it_with_0_and_removes_its_files(binder: Binder, number: signal.Signals) -> None:
+def test_a_signal_to_stop_ends_the_binder_with_0_and_removes_its_files(binder: Binder, number: signal.Signals) -> None:
     binder.send_signal(number)
     assert binder.wait() == 0
     assert not binder.socket_path.exists()
@@ -251,7 +251,7 @@ def test_a_client_connected_before_the_stop_does_not_delay_it(binder: Binder) ->
         wait_until(lambda: binder.process.poll() == 0, "it ended", log=binder.log)
 
 
-def test_a_supervisor_that_does_not_read_yet_holds_nothing_up_and_is_told(run_dir: Path) -> None:
+def test_a_supervisor_that_does_not_read_yet_delays_nothing_and_is_notified_later(run_dir: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
         supervisor.bind(str(run_dir / "supervisor"))
         supervisor.settimeout(PATIENCE_S)

@@ -45,7 +45,7 @@ from tests.support import (
     wait_until,
 )
 from tests.support.installation import for_everybody
-from tests.support.namespaces import alone
+from tests.support.namespaces import in_new_namespaces
 
 #: A binder that looks for holders more often than every 15 s.
 _HASTY = """
@@ -129,7 +129,7 @@ def wait_for_state(binder: Binder, state: str, port: int = 8000) -> ListenerHeal
     return wait_until(found, f"port {port} is {state}", log=binder.log)
 
 
-def look_for(binder: Binder, seconds: float) -> None:
+def wait_while_looking(binder: Binder, seconds: float) -> None:
     """Wait until the binder has looked for holders for this many seconds."""
 
     def looked_at() -> float:
@@ -160,7 +160,7 @@ def netstat(name: str) -> int:
     return int(values[names.index(name)])
 
 
-@alone
+@in_new_namespaces
 def test_a_server_that_does_not_accept_is_named_with_the_kernels_own_number_of_drops(
     hasty: Callable[..., Binder], serve: Callable[..., Server]
 ) -> None:
@@ -196,14 +196,14 @@ def test_a_server_that_does_not_accept_is_named_with_the_kernels_own_number_of_d
         assert "8001" not in done.stdout
 
 
-@alone
+@in_new_namespaces
 def test_a_killed_server_leaves_an_orphan_which_is_logged_and_shown(
     hasty: Callable[..., Binder], serve: Callable[..., Server]
 ) -> None:
     binder = hasty()
     serve(binder, spec("127.0.0.1", 8001))
     server = serve(binder, spec("127.0.0.1", 8000))
-    look_for(binder, 1)
+    wait_while_looking(binder, 1)
     assert {port: each.state for port, each in health(binder).items()} == {8000: "serving", 8001: "serving"}
     server.kill()
     with clients("127.0.0.1", 8000, 3):
@@ -225,7 +225,7 @@ def test_a_killed_server_leaves_an_orphan_which_is_logged_and_shown(
 _SOON = 1.0
 
 
-@alone
+@in_new_namespaces
 @pytest.mark.parametrize(
     ("orphan_ttl", "closes"),
     [
@@ -238,7 +238,7 @@ _SOON = 1.0
     ],
     ids=["all", "owner", "address", "off", "another", "none"],
 )
-def test_an_orphans_clients_are_reset_if_it_has_a_time_to_live(
+def test_the_clients_of_an_orphan_with_a_time_to_live_are_reset(
     hasty: Callable[..., Binder], serve: Callable[..., Server], orphan_ttl: list[OrphanTtl], closes: bool
 ) -> None:
     binder = hasty(*orphan_ttl)
@@ -257,13 +257,13 @@ def test_an_orphans_clients_are_reset_if_it_has_a_time_to_live(
                     client.recv(1)
             assert [*health(binder)] == [8001]
         else:
-            look_for(binder, 2 * _SOON)
+            wait_while_looking(binder, 2 * _SOON)
             assert health(binder)[8000].queue == 3
         assert can_connect(("127.0.0.1", 8000)) is not closes
         assert can_connect(("127.0.0.1", 8001))
 
 
-@alone
+@in_new_namespaces
 def test_nothing_is_closed_while_holders_cannot_be_seen_and_root_sees_the_orphan_itself(
     run_dir: Path, hasty: Callable[..., Binder], serve: Callable[..., Server]
 ) -> None:
@@ -273,7 +273,7 @@ def test_nothing_is_closed_while_holders_cannot_be_seen_and_root_sees_the_orphan
     os.umask(0)  # only the process of this test has it; the user of the binder must reach its notification socket
     binder = hasty(OrphanTtl("", 0.0), mode=0o666, prefix=prefix, python=everybody.python)
     server = serve(binder, spec("127.0.0.1"))
-    look_for(binder, 2)
+    wait_while_looking(binder, 2)
     assert (health(binder)[8000].holders, health(binder)[8000].state) == (None, "serving")
     [row] = json.loads(multibinder("status", "--json", "--socket", binder.socket_path).stdout)["listeners"]
     assert [each["pid"] for each in row["holders"]] == [server.pid]
@@ -291,26 +291,26 @@ def test_nothing_is_closed_while_holders_cannot_be_seen_and_root_sees_the_orphan
 
     server.kill()
     with clients("127.0.0.1", 8000, 2):
-        look_for(binder, 2)
+        wait_while_looking(binder, 2)
         assert health(binder)[8000].state != "orphan"
         done = multibinder("status", "--check", "--socket", binder.socket_path)
         assert (done.returncode, "1 orphan: 127.0.0.1:8000 (2 waiting)" in done.stdout) == (2, True)
     assert "orphan" not in binder.log()
 
 
-@alone
+@in_new_namespaces
 def test_a_listener_in_flight_to_a_client_is_no_orphan(hasty: Callable[..., Binder]) -> None:
     binder = hasty(OrphanTtl("", 0.0), grace_s=60)
     with RawClient(binder.socket_path) as client:
         client.send(request("bind", {"address": "127.0.0.1", "port": 8000}))
         wait_until(lambda: health(binder), "the listener is bound")
-        look_for(binder, 1)
+        wait_while_looking(binder, 1)
         assert health(binder)[8000].state == "serving"
         assert len(client.receive()[1]) == 1
     assert "orphan" not in binder.log()
 
 
-@alone
+@in_new_namespaces
 def test_an_orphan_that_a_client_asks_for_is_not_closed(
     hasty: Callable[..., Binder], serve: Callable[..., Server]
 ) -> None:
@@ -320,7 +320,7 @@ def test_an_orphan_that_a_client_asks_for_is_not_closed(
     with RawClient(binder.socket_path) as client:
         client.send(request("bind", {"address": "127.0.0.1", "port": 8000}))
         assert "it was asked for" in binder.wait_for_log("event=orphan-no-more")
-        look_for(binder, 1.5)
+        wait_while_looking(binder, 1.5)
         assert can_connect(("127.0.0.1", 8000))
         [descriptor] = client.receive()[1]
         with socket.socket(fileno=os.dup(descriptor)) as sock:
@@ -329,22 +329,22 @@ def test_an_orphan_that_a_client_asks_for_is_not_closed(
     assert "event=orphan-closed" not in binder.log()
 
 
-@alone
+@in_new_namespaces
 def test_a_server_that_restarts_within_the_grace_leaves_no_orphan(
     hasty: Callable[..., Binder], serve: Callable[..., Server]
 ) -> None:
     binder = hasty(OrphanTtl("", 0.0), grace_s=3)
     server = serve(binder, spec("127.0.0.1"))
-    look_for(binder, 3.3)  # so that the grace after a handoff is over
+    wait_while_looking(binder, 3.3)  # so that the grace after a handoff is over
     server.kill()
     wait_until(lambda: health(binder)[8000].holders == [], "a look finds no holder", log=binder.log)
     serve(binder, spec("127.0.0.1"))
-    look_for(binder, 3.5)
+    wait_while_looking(binder, 3.5)
     assert health(binder)[8000].holders
     assert "orphan" not in binder.log()
 
 
-@alone
+@in_new_namespaces
 def test_the_copies_in_the_guard_do_not_count_as_a_holder(
     start_binder: StartBinder, serve: Callable[..., Server]
 ) -> None:

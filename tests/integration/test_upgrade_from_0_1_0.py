@@ -85,7 +85,7 @@ os.execv(command[0], command)
 """
 
 
-class Left:
+class PassedOn:
     """The state that a binder of 0.1.0 passes on: two listeners, one with a port that the kernel chose, and records."""
 
     def __init__(self, directory: Path, host: str) -> None:
@@ -162,15 +162,15 @@ class Left:
 
 
 @pytest.fixture
-def left(run_dir: Path) -> Left:
-    return Left(run_dir, own_host())
+def state(run_dir: Path) -> PassedOn:
+    return PassedOn(run_dir, own_host())
 
 
-def test_listeners_owners_names_and_clients_survive_the_upgrade(run_dir: Path, left: Left) -> None:
-    _, named, shared = left.records()
-    command = [*PYTHON, "-m", "multibinder.cli.binder", settings(left.path)]
-    with left.client, left.passed_on(run_dir / "log", command):
-        with Client(left.path) as client:
+def test_listeners_owners_names_and_clients_survive_the_upgrade(run_dir: Path, state: PassedOn) -> None:
+    _, named, shared = state.records()
+    command = [*PYTHON, "-m", "multibinder.cli.binder", settings(state.path)]
+    with state.client, state.passed_on(run_dir / "log", command):
+        with Client(state.path) as client:
             assert client.hello().version == __version__
             first, second = client.list()
             status = client.status()
@@ -181,29 +181,29 @@ def test_listeners_owners_names_and_clients_survive_the_upgrade(run_dir: Path, l
         assert (status.starts, status.upgrades) == (3, 3)
         assert [owner.uid for owner in status.listeners[0].owners] == [107]
         assert [each.orphan_ttl_s for each in status.listeners] == [None, None]
-        left.client.sendall(b'{"jsonrpc":"2.0","method":"hello","id":"1","params":[]}\n')
-        left.client.settimeout(20)
-        assert json.loads(left.client.recv(65536))["result"]["version"] == __version__
+        state.client.sendall(b'{"jsonrpc":"2.0","method":"hello","id":"1","params":[]}\n')
+        state.client.settimeout(20)
+        assert json.loads(state.client.recv(65536))["result"]["version"] == __version__
         # Only the records say that the kernel chose a port, and that another PID namespace has a listener.
-        written = [json.loads(line) for line in Path(f"{left.path}.state").read_text().splitlines()[1:]]
+        written = [json.loads(line) for line in Path(f"{state.path}.state").read_text().splitlines()[1:]]
         assert [line.get("chosen", False) for line in written[:2]] == [True, False]
         assert [line.get("foreign", False) for line in written[:2]] == [False, True]
 
 
-def test_a_guard_of_0_1_0_becomes_this_one_with_all_that_it_kept(run_dir: Path, left: Left) -> None:
-    cookies = [cookie_of(each) for each in left.listeners]
+def test_a_guard_of_0_1_0_becomes_this_one_with_all_that_it_kept(run_dir: Path, state: PassedOn) -> None:
+    cookies = [cookie_of(each) for each in state.listeners]
     with (
-        left.client,
-        left.passed_on(
-            run_dir / "log", [*PYTHON, "-m", "multibinder.cli.guard", settings(left.path)], guard=True
+        state.client,
+        state.passed_on(
+            run_dir / "log", [*PYTHON, "-m", "multibinder.cli.guard", settings(state.path)], guard=True
         ) as guard,
     ):
         [child] = wait_until(lambda: children(guard.pid), "the guard has its child")
         wait_until(lambda: b"cli.guard" in command_line_of(guard.pid), "this version's guard runs")
         # The child that the guard took over was no real binder. When it dies, the guard starts a binder with its store.
         os.kill(child, signal.SIGKILL)
-        assert serving_pid(left.path) not in (child, guard.pid)
-        with Client(left.path) as client:
+        assert serving_pid(state.path) not in (child, guard.pid)
+        with Client(state.path) as client:
             assert [each.cookie for each in client.list()] == cookies
             assert [each.owners for each in client.list()] == [["haproxy@web"], ["haproxy@web", ""]]
             assert (client.status().keeper, client.status().starts) == ("guard", 4)

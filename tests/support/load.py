@@ -3,7 +3,7 @@
 
 Connection k is scheduled at start + k/rate, and its wait counts from that moment, also when the server or this
 generator is late. Each one sends an HTTP/1.0 request, so that the server closes first, and reads to
-EOF. As a library it runs in a process of its own, out of reach of the caller's GIL::
+EOF. As a library it runs in a separate process, so that the GIL of the caller does not delay it::
 
     with Load([("127.0.0.1", 8000)], rate=2000) as load:
         load.mark("reload 1")

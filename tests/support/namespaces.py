@@ -17,7 +17,7 @@ from tests.support.waiting import PATIENCE_S
 _INSIDE = "MULTIBINDER_TEST_INSIDE"
 
 
-def alone(test: Callable[..., None]) -> Callable[..., None]:
+def in_new_namespaces(test: Callable[..., None]) -> Callable[..., None]:
     """Run this test in a separate pytest, in new PID, network and mount namespaces.
 
     That pytest is PID 1. It may look into every process of its namespace; in a container, root may not look into PID 1.

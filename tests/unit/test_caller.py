@@ -100,7 +100,7 @@ def test_uid_and_groups_are_those_of_the_moment_of_connecting() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 1000, 65536])
-def test_all_supplementary_groups_count_however_many_there_are(count: int) -> None:
+def test_any_number_of_supplementary_groups_counts(count: int) -> None:
     require("root", os.geteuid() == 0, "os.setgroups() needs root")
     groups = range(100000, 100000 + count)
     with connected(f"os.setgroups(range(100000, 100000 + {count}))\nos.setgid(7)\nos.setuid(4242)") as (_, sock):

@@ -161,7 +161,7 @@ def test_the_ss_command_filters_by_port() -> None:
     assert TCP.ss_command(LOCAL.with_port(80), "p") == "ss -ltnp 'sport = :80'"
 
 
-def test_a_client_that_nobody_accepts_waits_while_the_socket_is_made_ready_again(sock: socket.socket) -> None:
+def test_a_client_in_the_accept_queue_waits_while_the_socket_is_made_ready_again(sock: socket.socket) -> None:
     TCP.make_ready(sock, 5)
     with socket.create_connection(sock.getsockname(), PATIENCE_S) as client:
         TCP.make_ready(sock, 9)

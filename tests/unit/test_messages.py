@@ -152,5 +152,5 @@ def test_params_of_the_right_type_and_a_wrong_value_are_refused_with_their_place
     assert str(refusal.value).startswith(complaint)
 
 
-def test_a_continuation_is_a_notification_that_says_where_it_goes_on() -> None:
+def test_a_continuation_is_a_notification_with_the_position_where_it_continues() -> None:
     assert messages.encode_continuation(252) == b'{"jsonrpc":"2.0","method":"descriptors","params":{"from":252}}\n'

@@ -87,7 +87,7 @@ def test_a_policy_without_rules_is_for_root_and_the_binders_user_alone() -> None
         assert [decided(rules, asker, method)[0] for asker in (ROOT, OWN, SOMEBODY)] == [True, True, False]
 
 
-def test_root_and_the_binders_user_are_denied_what_the_file_denies_them() -> None:
+def test_root_and_the_binders_user_can_be_denied_by_the_file() -> None:
     rules = policy('uid = 0\ndeny = "upgrade"', f'uid = {OWN_UID}\ndeny = "*"')
     assert decided(rules, ROOT, "upgrade") == (False, 1)
     assert decided(rules, ROOT, "bind", "0.0.0.0:1") == (True, DEFAULT)
@@ -168,7 +168,7 @@ def test_a_pattern_matches_the_addresses_that_it_describes(
     assert [address for address in (*granted, *refused) if allows(rules, address)] == granted
 
 
-def test_every_address_of_some_networks_is_in_it_and_no_other() -> None:
+def test_a_pattern_of_a_network_matches_exactly_its_addresses() -> None:
     for prefix in (24, 25, 30, 31, 32):
         rules = policy(f'uid = 1000\nallow = "bind"\naddress = "192.0.2.64/{prefix if prefix > 25 else 26}:5"')
         size = 2 ** (32 - (prefix if prefix > 25 else 26))
@@ -283,7 +283,7 @@ def test_a_decision_says_which_rule_of_which_file_or_that_none_matched() -> None
     assert rules.decide(OWN, "upgrade").why == "allowed to the binder's own user: no rule of p.toml says otherwise"
 
 
-def test_an_explanation_says_of_each_rule_before_the_one_that_decides_why_it_does_not() -> None:
+def test_an_explanation_gives_the_reason_for_each_rule_that_does_not_decide() -> None:
     rules = policy(
         'uid = 1\nallow = "bind"',
         'gid = 1\nallow = "bind"',

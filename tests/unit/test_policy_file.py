@@ -163,7 +163,7 @@ def test_an_empty_file_is_a_policy_without_rules(file: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o666, 0o664, 0o646, 0o620, 0o602])
-def test_a_file_that_others_may_write_is_refused(file: Path, mode: int) -> None:
+def test_a_file_that_other_users_may_write_is_refused(file: Path, mode: int) -> None:
     file.chmod(mode)
     with pytest.raises(PolicyError, match=rf"others may write it \(mode {mode:04o}\), so anything may .* 'chmod go-w'"):
         load(str(file))

@@ -34,7 +34,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records]
 
 
-def test_what_is_written_and_appended_is_read_from_both(path: str) -> None:
+def test_written_and_appended_records_are_read_from_the_memfd_and_the_file(path: str) -> None:
     with descriptors_unchanged():
         journal = Journal([FIRST], path)
         journal.append([SECOND])

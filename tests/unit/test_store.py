@@ -209,7 +209,7 @@ def test_a_refused_request_leaves_existing_listeners_as_they_were(store: Listene
     assert store.statuses() == before
 
 
-def test_an_address_that_collides_only_when_it_listens_binds_nothing_and_leaks_nothing(store: ListenerStore) -> None:
+def test_a_collision_at_listen_binds_nothing_and_leaks_nothing(store: ListenerStore) -> None:
     # With SO_REUSEADDR both can be bound while neither listens; the second listen() is refused.
     one = spec(free_address())
     every = spec(f"0.0.0.0:{one.address.sockaddr[1]}")
@@ -373,7 +373,7 @@ def test_a_claim_counts_once_however_often_it_was_made(store: ListenerStore) -> 
     assert store.release(same(grant), mine("a")).outcome == "closed"
 
 
-def test_a_release_of_an_unknown_listener_says_so(store: ListenerStore) -> None:
+def test_a_release_of_an_unknown_listener_reports_that(store: ListenerStore) -> None:
     released = store.release(spec("127.0.0.1:1"), mine("a"))
     assert (released.address, released.outcome) == ("127.0.0.1:1", "absent")
 

@@ -30,7 +30,7 @@ def test_a_missing_tool_is_an_error_where_it_is_required(monkeypatch: pytest.Mon
         require("haproxy", None, "there is no haproxy here")
 
 
-def test_waiting_returns_what_came() -> None:
+def test_waiting_returns_the_result_of_the_condition() -> None:
     answers = iter(["", "", "here"])
     assert wait_until(lambda: next(answers), "it came") == "here"
 
