@@ -1,4 +1,4 @@
-"""What the binder tells its supervisor, systemd or the guard (sd_notify(3))."""
+"""Notifications from the binder to its supervisor, systemd or the guard (sd_notify(3))."""
 
 from __future__ import annotations
 

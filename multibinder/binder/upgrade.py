@@ -1,4 +1,4 @@
-"""The rehearsal of an upgrade: the new code shows that it can start before the running code gives up.
+"""The rehearsal of an upgrade: run the new code in a child process before it replaces the running code.
 
 A running binder of version 0.1.0 imports ``Rehearsal`` only when it is asked to upgrade, and then gets this module, not
 its own. So this module may import nothing of ours but ``Loop``, which such a binder has loaded.
@@ -17,10 +17,11 @@ REHEARSAL_S = 30
 
 
 class Rehearsal:
-    """The new code in a process of its own: it imports what the binder imports, reads the settings, says its version.
+    """A child process with the new code. It imports all modules of the binder, reads the settings, prints its version.
 
-    ``command`` is the binder's own: python, options, -m, module, settings. ``tell`` is called from the loop, with the
-    version of the new code, or with None and why it cannot be used. Raises OSError if the process cannot be started.
+    ``command`` is the binder's own: python, options, -m, module, settings. ``tell`` is called from the loop with the
+    version of the new code, or with None and the reason why it cannot be used. Raises OSError if the process cannot be
+    started.
     """
 
     def __init__(self, loop: Loop, command: Sequence[str], tell: Callable[[str | None, str], None]) -> None:
@@ -78,4 +79,4 @@ def _wait(pid: int) -> int:
     try:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     except ChildProcessError:
-        return 0  # the kernel has reaped it, because the program that started us has us ignore SIGCHLD
+        return 0  # the kernel has reaped it, because the program that started us made us ignore SIGCHLD

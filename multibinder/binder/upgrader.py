@@ -1,4 +1,4 @@
-"""Upgrades in place: rehearse the new code, and give this process to it if the rehearsal succeeds."""
+"""Upgrades in place: rehearse the new code, and execute it in this process if the rehearsal succeeds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Upgrader:
     def upgrade(self, on_rehearsed: OnRehearsed = lambda version, why: None) -> None:
         """Rehearse an upgrade, and upgrade if that succeeds. ``on_rehearsed`` is called from the loop, never at once.
 
-        All who ask during one rehearsal are told its result.
+        All callers during one rehearsal get its result.
         """
         self._waiting.append(on_rehearsed)
         if len(self._waiting) > 1:

@@ -1,7 +1,7 @@
-"""Trust in an instance's directory and records. Nothing is believed or written that another user could have made.
+"""Checks that no other user could have made or replaced an instance's directory and records.
 
-A record says which program to execute, and names templates, which are programs as well. Only root and the user of this
-process are trusted.
+A record names a program to execute, and templates, which are programs as well. Only root and the user of this process
+are trusted.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 
-from multibinder.kernel.files import Distrust, distrusts, is_strangers
+from multibinder.kernel.files import Distrust, belongs_to_other_user, reasons_for_distrust
 from multibinder.launch.errors import NotTrusted
 from multibinder.launch.owner import Owner
 
@@ -25,20 +25,20 @@ def check_directory(path: str) -> None:
         if not stat.S_ISDIR(status.st_mode):
             kind = "is a symbolic link" if stat.S_ISLNK(status.st_mode) else "is not a directory"
             raise NotTrusted(f"{directory} {kind} (of {Owner.of(status)}); remove it, or choose another --runtime-dir")
-    for distrust in distrusts(path):
+    for distrust in reasons_for_distrust(path):
         raise NotTrusted(_sentence(distrust))
 
 
 def check_parents(path: str) -> None:
-    """Raise NotTrusted if another user could replace a directory that is yet to be made.
+    """Raise NotTrusted if another user could replace a directory that does not exist yet.
 
-    Judges the directories on the way that exist.
+    Only the existing directories on the way to it are checked.
     """
     existing = os.path.dirname(path)
     while not os.path.lexists(existing):
         existing = os.path.dirname(existing)
     try:
-        for distrust in distrusts(existing):
+        for distrust in reasons_for_distrust(existing):
             # Another user could make the next directory before we do; check_directory() would find that afterwards.
             if distrust.reason in ("owner", "link") or not distrust.status.st_mode & stat.S_ISVTX:
                 raise NotTrusted(_sentence(distrust))
@@ -58,7 +58,7 @@ def read(path: str) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise NotTrusted(f"{path} is not a file; remove it")
-        if is_strangers(status):
+        if belongs_to_other_user(status):
             raise NotTrusted(f"{path} belongs to {Owner.of(status)}, and not to us: it is not believed; remove it")
         return file.read()
 

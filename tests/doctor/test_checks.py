@@ -100,11 +100,11 @@ def test_a_sysctl_that_cannot_be_read_is_not_judged() -> None:
 
 def test_a_queue_that_another_program_cut_is_distinguished_from_one_that_was_made_short() -> None:
     asked = changed(LISTENER, requested=1000, backlog=1000)
-    cut = one(backlog.effective(facts(changed(HEALTHY, limit=100), asked)))
+    cut = one(backlog.shorter_than_requested(facts(changed(HEALTHY, limit=100), asked)))
     assert "called listen()" in cut.why
-    short = one(backlog.effective(facts(changed(HEALTHY, limit=100), changed(asked, backlog=100))))
+    short = one(backlog.shorter_than_requested(facts(changed(HEALTHY, limit=100), changed(asked, backlog=100))))
     assert short.remedy == "systemctl restart multibinder-haproxy@web"
-    assert list(backlog.effective(facts(changed(HEALTHY, limit=1000), asked))) == []
+    assert list(backlog.shorter_than_requested(facts(changed(HEALTHY, limit=1000), asked))) == []
 
 
 def test_drops_are_named_with_their_holder_and_their_number() -> None:
@@ -124,7 +124,7 @@ def test_a_full_queue_without_an_accepting_process_is_a_problem_with_another_rem
 
 def test_a_listener_is_not_called_unheld_while_processes_are_hidden() -> None:
     finding = one(losses.overflow(facts(changed(HEALTHY, drops=1), holders=Holders({}, hidden=True))))
-    assert "may not be seen" in finding.why
+    assert "may not see the processes that hold it" in finding.why
     assert "release" not in finding.remedy
 
 

@@ -181,7 +181,7 @@ def test_the_capacity_of_a_backlog_is_computed_from_a_known_round_trip(binder: B
 
 def test_a_binder_without_a_keeper_is_a_warning_and_one_with_a_guard_is_not(start_binder: StartBinder) -> None:
     [finding] = findings(doctor("--socket", start_binder(name="alone").socket_path, status=1), "store")
-    assert finding["what"] == "nobody keeps the sockets while the binder is dead"
+    assert finding["what"] == "no process keeps the sockets while the binder is dead"
     assert findings(doctor("--socket", start_binder("--guard", name="kept").socket_path), "store") == []
 
 

@@ -281,7 +281,7 @@ def test_a_summary_that_cannot_be_written_is_only_a_warning(web: Haproxy, host: 
     path.mkdir()
     done = web.reload()
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("summary.json: cannot write: is a directory; monitoring sees what was there before") == 1
+    assert done.stderr.count("summary.json: cannot write: is a directory; monitoring sees the previous summary") == 1
     os.kill(web.pid, signal.SIGUSR2)
     web.wait_until_settled(3)
     web.wait_for_log("summary.json: cannot write")

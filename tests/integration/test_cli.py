@@ -139,7 +139,7 @@ def test_a_dead_binder_is_reported_in_one_sentence(binder: Binder) -> None:
     binder.wait()
     done = multibinder("list", "--socket", binder.socket_path)
     assert done.returncode == 1
-    assert "nobody listens there any more; is 'multibinder serve' running?" in done.stderr
+    assert "no process listens there any more; is 'multibinder serve' running?" in done.stderr
 
 
 def test_an_invalid_label_is_reported_in_one_sentence(binder: Binder) -> None:

@@ -224,7 +224,7 @@ def test_a_missing_socket_is_an_unavailable_binder(run_dir: Path) -> None:
 def test_a_socket_that_we_may_not_use_is_an_unavailable_binder(run_dir: Path) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(run_dir / "mb.sock"))
-        with pytest.raises(BinderUnavailable, match="nobody listens there any more"):
+        with pytest.raises(BinderUnavailable, match="no process listens there any more"):
             Client(run_dir / "mb.sock")
 
 
@@ -235,7 +235,7 @@ def test_a_killed_binder_is_an_unavailable_one(binder: Binder) -> None:
         binder.wait()
         with pytest.raises(BinderUnavailable, match="closed the connection without an answer"):
             client.hello()
-    with pytest.raises(BinderUnavailable, match="nobody listens there any more"):
+    with pytest.raises(BinderUnavailable, match="no process listens there any more"):
         Client(binder.socket_path)
 
 

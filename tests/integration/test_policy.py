@@ -151,7 +151,7 @@ def test_a_broken_policy_file_keeps_the_previous_policy_and_is_logged(
     policy.path.chmod(mode)
     line = policy.reload(governed, "policy-broken")
     assert why in line
-    assert "the policy of before stays" in line
+    assert "the previous policy stays in force" in line
     assert stranger.bind(host, 80).addresses == [f"{host}:80"]
     assert stranger.bind(host, 81).received == []
 

@@ -160,7 +160,7 @@ def test_without_peerpidfd_a_process_that_began_after_the_connection_is_not_beli
     monkeypatch.setattr(process, "unit_in", lambda text: "found.service")
     with connected("") as (_, sock):
         caller = Caller(sock)
-        caller._came -= 3600
+        caller._accepted_at -= 3600
         assert caller.unit == ""
         other = Caller(sock)
         other.uid = 4242

@@ -15,7 +15,7 @@ STRANGER = 4242
 
 
 def reasons(directory: Path) -> list[tuple[str, str]]:
-    return [(distrust.path, distrust.reason) for distrust in files.distrusts(str(directory))]
+    return [(distrust.path, distrust.reason) for distrust in files.reasons_for_distrust(str(directory))]
 
 
 def test_a_directory_of_our_own_is_trusted(run_dir: Path) -> None:

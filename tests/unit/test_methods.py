@@ -12,8 +12,9 @@ import pytest
 from multibinder.binder.answer import Answer, turn_down
 from multibinder.binder.caller import Caller
 from multibinder.binder.counters import RequestCounters
+from multibinder.binder.keeper import OnConfirmed
 from multibinder.binder.listener import Listener
-from multibinder.binder.methods import Methods, OnRehearsed, OnStored
+from multibinder.binder.methods import Methods, OnRehearsed
 from multibinder.binder.policy import Policy
 from multibinder.binder.policy_in_force import PolicyInForce
 from multibinder.wire.messages import INTERNAL_ERROR, LIMIT_REACHED, METHOD_NOT_FOUND, NOT_ALLOWED
@@ -26,11 +27,11 @@ class Surroundings:
     """The collaborators of Methods beside the store. They record requests, and answer when the test tells them to."""
 
     def __init__(self) -> None:
-        self.stored: list[tuple[Sequence[tuple[str, int]], OnStored]] = []
+        self.stored: list[tuple[Sequence[tuple[str, int]], OnConfirmed]] = []
         self.looks: list[Callable[[], Sequence[Listener]]] = []
         self.upgrades: list[OnRehearsed] = []
 
-    def keep(self, descriptors: Sequence[tuple[str, int]], confirmed: OnStored, /) -> None:
+    def keep(self, descriptors: Sequence[tuple[str, int]], confirmed: OnConfirmed, /) -> None:
         self.stored.append((descriptors, confirmed))
 
     def status(self, visible: Callable[[], Sequence[Listener]], tell: Callable[[BinderStatus], None], /) -> None:

@@ -69,7 +69,7 @@ def test_an_error_in_the_file_is_reported_with_its_place(text: str, says: str) -
         ("allow = []", f'no method; name some of {", ".join(METHODS)}, or "*"'),
         ('allow = "check"', "there is no method 'check'; there are bind, release, list, status, upgrade, and \"*\""),
         ('deny = ["bind", "Bind"]', "there is no method 'Bind'"),
-        ('allow = "bind"\nuid = []', "uid is an empty list, which nobody can match; leave it out for any"),
+        ('allow = "bind"\nuid = []', "uid is an empty list, which no client can match; leave it out for any"),
         ('allow = "bind"\ngid = []', "gid is an empty list"),
         ('allow = "bind"\nunit = []', "unit is an empty list"),
         ('allow = "bind"\naddress = []', "address is an empty list"),

@@ -82,12 +82,12 @@ class TcpAddress(Address, frozen=True):
 
     @property
     def is_wildcard(self) -> bool:
-        """Whether the host stands for every address of its IP version."""
+        """True if the host stands for every address of its IP version."""
         return self.host in ("0.0.0.0", "::")
 
     @property
     def is_ipv4_mapped(self) -> bool:
-        """Whether the host is an IPv4 address in IPv6 notation: ``::ffff:192.0.2.1`` (ipv6(7))."""
+        """True if the host is an IPv4 address in IPv6 notation: ``::ffff:192.0.2.1`` (ipv6(7))."""
         return self.host.startswith(_MAPPED) and "." in self.host
 
     @property
