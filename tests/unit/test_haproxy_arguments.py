@@ -54,7 +54,7 @@ def test_an_option_without_its_value_is_named(flag: str) -> None:
         arguments.parse(["-W", flag])
 
 
-def test_a_master_cli_that_is_no_unix_socket_is_refused() -> None:
+def test_a_master_cli_that_is_not_a_unix_socket_is_refused() -> None:
     with pytest.raises(UsageError, match="Unix socket"):
         arguments.master_socket([Argument("-S", ("127.0.0.1:999",))])
 
@@ -65,7 +65,7 @@ def test_a_name_that_could_not_be_a_file_or_a_label_is_refused(name: str) -> Non
         check_name(name)
 
 
-def test_the_environment_is_the_operators_again() -> None:
+def test_the_environment_is_that_of_the_operator_again() -> None:
     haproxys = {
         "HAPROXY_MWORKER_REEXEC": "1",
         "HAPROXY_MWORKER_WAIT_ONLY": "1",
