@@ -1,4 +1,4 @@
-# Each target does its own set-up: a virtual environment in .venv, and what Debian packages it needs (tools/need).
+# Each target does its own set-up: a virtual environment in .venv, and the Debian packages that it needs (tools/need).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,9 +11,9 @@ demo: $(VENV)/ready
 	@tools/need haproxy:haproxy
 	@$(BIN)/python -m benchmarks.demo
 
-# How many processes run the tests: most of them wait most of the time. Tests that must not run beside each other are in a
-# group (tests/conftest.py). One test:  make test PYTEST='-k test_name'  or, by its file,
-# make test PYTEST=tests/integration/test_serve.py::test_name
+# The number of processes that run the tests. It exceeds the number of cores, because tests wait most of the time. Tests
+# that must not run at the same time are in one group (tests/conftest.py). One test:  make test PYTEST='-k test_name'
+# or, by its file:  make test PYTEST=tests/integration/test_serve.py::test_name
 JOBS ?= $(shell echo $$((2 * $$(nproc))))
 
 test: $(VENV)/ready
@@ -21,7 +21,7 @@ test: $(VENV)/ready
 		systemd-nspawn:systemd-container strace:strace
 	@$(BIN)/pytest -n $(JOBS) --dist loadgroup $(PYTEST)
 
-# No process is started: some ten seconds.
+# Tests that start no process; they take about ten seconds.
 unit: $(VENV)/ready
 	@$(BIN)/pytest tests/unit $(PYTEST)
 
@@ -31,7 +31,7 @@ lint: $(VENV)/ready
 	@$(BIN)/mypy
 	@$(BIN)/python -m tools.audit $(LOCKS)
 
-# The pages that are made from the code: docs/errors.md and docs/reference/commands.md.
+# Generate docs/errors.md and docs/reference/commands.md from the code.
 docs: $(VENV)/ready
 	@$(BIN)/python -m tools.reference
 
@@ -39,20 +39,20 @@ bench: $(VENV)/ready
 	@tools/need haproxy:haproxy
 	@for each in exporter handoff holders hostile memory rendering restart status; do echo "== benchmarks/$$each.py"; $(BIN)/python -m benchmarks.$$each || exit 1; done
 
-# Of real runs, as root: docs/images/*.svg.
+# Generate docs/images/*.svg from real runs, as root.
 screenshots: $(VENV)/ready
 	@tools/need haproxy:haproxy unshare:util-linux ip:iproute2
 	@$(BIN)/python -m tools.screenshots
 
-# Coverage-guided where atheris can be installed, and without it elsewhere: tests/fuzz/decoder.py.
+# The fuzzing is guided by coverage if atheris can be installed (tests/fuzz/decoder.py).
 fuzz: $(VENV)/ready
 	@test -d $(VENV)/fuzz || $(BIN)/pip install --quiet --disable-pip-version-check --target $(VENV)/fuzz 'atheris>=3.0' || \
 		echo 'atheris cannot be installed here: going on without it'
 	@PYTHONPATH=$(VENV)/fuzz $(BIN)/python -m tests.fuzz.decoder --runs 1000000
 	@$(BIN)/python -m tests.fuzz.server --runs 100000
 
-# The lock files say what is installed, to the byte. Nothing is built on the way but sdnotify, which is published as source
-# alone, by the setuptools of the first lock file. '--clear': what is no longer locked must not stay.
+# The lock files name each package that is installed, with its hash. Only sdnotify is built here, by the setuptools of
+# the first lock file, because it is published only as source. '--clear' removes packages that are no longer locked.
 $(VENV)/ready: pyproject.toml $(LOCKS)
 	@$(PYTHON) -c 'import sys; sys.exit("multibinder needs Python 3.11 or later, this is " + sys.version if sys.version_info < (3, 11) else 0)'
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || tools/need ensurepip:python3-venv
@@ -62,8 +62,8 @@ $(VENV)/ready: pyproject.toml $(LOCKS)
 	@$(INSTALL) --no-deps --editable .
 	@touch $@
 
-# Brings the lock files in line with pyproject.toml, for every Python from 3.11 on; versions that still fit stay, unless
-# UPGRADE=1. uv alone resolves for several Pythons at once; only who makes the lock needs it, so it is not locked itself.
+# Update the lock files after a change of pyproject.toml, for every Python from 3.11 on. Versions that still fit stay,
+# unless UPGRADE=1. Only uv resolves for several Pythons at once. Only this target needs it, so it is not locked itself.
 lock:
 	@directory=$$(mktemp -d) && trap 'rm -rf "$$directory"' EXIT && \
 		$(PYTHON) -m venv "$$directory" && \

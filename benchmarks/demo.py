@@ -51,7 +51,7 @@ WRAPPER = str(BIN / "multibinder-haproxy")
 HAPROXY_PLACES = "/usr/sbin:/usr/local/sbin:/usr/local/bin:/usr/bin"
 #: Prefixes of variables that the children must not inherit, because they address other processes.
 FOREIGN_VARIABLES = ("MULTIBINDER_", "HAPROXY", "LISTEN_", "NOTIFY_SOCKET", "JOURNAL_STREAM")
-#: The phase that a Load begins with. Marked again, it goes on. It counts what is scheduled outside a side's own events.
+#: The first phase of a Load, which continues when it is marked again. It has the connections outside a side's events.
 STEADY = "start"
 
 PATIENCE_S = 20.0
@@ -80,7 +80,7 @@ class DemoError(Exception):
 
 
 class Display:
-    """The output: a progress bar in a terminal, plain lines elsewhere. All waiting is done here, to advance the bar."""
+    """The output: a progress bar in a terminal, plain lines elsewhere. All pauses are here, because they advance it."""
 
     def __init__(self, total_s: float) -> None:
         self.console = Console(highlight=False)
@@ -99,14 +99,14 @@ class Display:
         self.progress.update(self._task, description=what)
 
     def pause(self, seconds: float, since: float | None = None) -> None:
-        """Return ``seconds`` after ``since``, a time of time.monotonic(). The default is now."""
+        """Wait until ``seconds`` after ``since``, a time of time.monotonic(). The default is now."""
         begun = time.monotonic() if since is None else since
         while (left := begun + seconds - time.monotonic()) > 0:
             time.sleep(min(left, 0.1))
         self.progress.advance(self._task, seconds)
 
     def line(self, text: str, style: str = "", label: str = "") -> None:
-        """Print a paragraph, at the right of its label."""
+        """Print a label, and a paragraph to the right of it."""
         wrapped = textwrap.fill(text, self.console.width, initial_indent=label, subsequent_indent=" " * len(label))
         self.console.print(Text(wrapped, style))
 
@@ -144,7 +144,7 @@ class Haproxy:
         try:
             self._await_worker(set())
         except (NotRunning, ReloadFailed, TimeoutError):
-            raise DemoError(f"{self.title}: HAProxy does not start: {self._last_words() or 'no reason'}") from None
+            raise DemoError(f"{self.title}: HAProxy does not start: {self._last_log_line() or 'no reason'}") from None
 
     def reload(self) -> None:
         """Reload HAProxy, and return when a new worker answers. Raises ReloadFailed with the operator's message."""
@@ -153,7 +153,7 @@ class Haproxy:
             Master(str(self.master_socket)).reload(PATIENCE_S)
             self._await_worker(old)
         except ReloadFailed as failure:
-            raise ReloadFailed(self._last_words("parsing [", log_size) or failure) from None
+            raise ReloadFailed(self._last_log_line("parsing [", log_size) or failure) from None
 
     def kill(self) -> None:
         """Send SIGKILL to the master and every worker, as the OOM killer or a faulty script may."""
@@ -181,7 +181,7 @@ class Haproxy:
         master = Master(str(self.master_socket))
         master.await_new_worker(old, time.monotonic() + PATIENCE_S, lambda: self._process.poll() is None)
 
-    def _last_words(self, marker: str = "", skip: int = 0) -> str:
+    def _last_log_line(self, marker: str = "", skip: int = 0) -> str:
         """Return the last line of HAProxy's log that has ``marker``, after the first ``skip`` bytes; empty if none."""
         lines = self.log_path.read_bytes()[skip:].decode(errors="replace").splitlines()
         return next((line for line in reversed(lines) if marker in line), "")

@@ -3,7 +3,7 @@
     python -m benchmarks.holders
 
 Each of the three holders has an epoll instance that watches all listeners, as HAProxy's workers do. The process that
-searches has the listeners open too and leaves itself out, as the binder does.
+scans has the listeners open too and excludes itself, as the binder does.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ The well-behaved client says hello and binds (a descriptor comes back, and is cl
 are 1,000 clients that have sent half a request each, and then also one that floods the binder with requests on eight
 connections, or with new connections: as another user if this runs as root, and as the well-behaved client's own user.
 All limits are the defaults, except the number of clients and the time for half a request, which lasts as long as the
-run. The hostile processes have the lowest priority: they keep the binder busy, and the figures are the wait for the
-binder and not for a core.
+run. The hostile processes have the lowest priority, so that the figures are the wait for the binder and not for a
+core.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What several benchmarks share: a binder of their own with many listeners, and figures from /proc."""
+"""Start a binder with many listeners for a benchmark, and read figures of processes from /proc."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import multibinder
 
-#: The time that a program has to start, and to end.
+#: The time that a program has to start, and the time that it has to end.
 PATIENCE_S = 60.0
 #: Descriptors beside the listeners: those that the binder reserves for clients and itself, and some more.
 _OTHER_DESCRIPTORS = 1_200

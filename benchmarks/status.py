@@ -1,6 +1,8 @@
 """Measure ``multibinder status`` with 10,000 listeners, and the CPU time that the binder spends on an answer.
 
-python -m benchmarks.status
+    python -m benchmarks.status
+
+The command is measured as a whole process, with each form of its output.
 """
 
 from __future__ import annotations

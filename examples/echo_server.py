@@ -25,7 +25,7 @@ def main() -> None:
         sys.exit(f"echo_server: {error}")
     # Another copy of this program may accept the client that woke up this one. accept() must not block then.
     listener.setblocking(False)
-    stop = _stop_signal()
+    stop = _watch_for_stop()
     watched: list[socket.socket | int] = [listener, stop]
     print(f"ready: pid {os.getpid()} echoes on {arguments.host}:{arguments.port}", flush=True)
     while stop not in select.select(watched, [], [])[0]:
@@ -44,7 +44,7 @@ def _echo(client: socket.socket) -> None:
             client.sendall(arrived)
 
 
-def _stop_signal() -> int:
+def _watch_for_stop() -> int:
     """Return a descriptor that becomes readable at the first SIGTERM or SIGINT. A second one ends the process."""
     readable, writable = os.pipe()
 

@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def run_dir() -> Iterator[Path]:
-    """A directory with a short name: a Unix socket's path has at most 107 bytes, and tmp_path alone can have more."""
+    """A directory with a short name: the path of a Unix socket has at most 107 bytes, and tmp_path can be longer."""
     directory = Path(tempfile.mkdtemp(prefix="mb-"))
     yield directory
     shutil.rmtree(directory, ignore_errors=True)
@@ -45,13 +45,13 @@ def run_dir() -> Iterator[Path]:
 
 @pytest.fixture
 def host() -> str:
-    """A loopback address of this test's own."""
+    """A loopback address that only this test uses."""
     return own_host()
 
 
 @pytest.fixture
 def start_binder(run_dir: Path) -> Iterator[StartBinder]:
-    """Starts a binder with these options and waits until it is ready; ``name=`` for a second one."""
+    """Return a function that starts a binder with options and waits until it is ready; ``name=`` for a second one."""
     with contextlib.ExitStack() as running:
 
         def start(*options: str, **how: object) -> Binder:
@@ -63,7 +63,7 @@ def start_binder(run_dir: Path) -> Iterator[StartBinder]:
 
 @pytest.fixture
 def meet(run_dir: Path) -> Iterator[Meet]:
-    """Makes a process of the user with this uid, who can reach ``run_dir``."""
+    """Return a function that starts a process of the user with this uid. The user can reach ``run_dir``."""
     run_dir.chmod(0o711)
     with contextlib.ExitStack() as running:
         yield lambda uid: running.enter_context(Stranger(uid))
@@ -76,7 +76,7 @@ def binder(start_binder: StartBinder) -> Binder:
 
 @pytest.fixture
 def many_descriptors() -> Iterator[None]:
-    """Room for 4,000 open descriptors in the test itself."""
+    """Raise the limit of open descriptors of the test to 4,000."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY:
         require("descriptors", hard >= 4000, f"the hard limit of RLIMIT_NOFILE is {hard}; this test needs 4000")

@@ -1,4 +1,4 @@
-"""Check that the lock files are complete, that exactly they are installed, and that no advisory names a package.
+"""Check that the lock files are complete and exactly installed, and that no advisory names a locked package.
 
 ``make lint`` runs this. Offline it checks that the lock files pin, with hashes, every package that pyproject.toml and
 its dependencies need, and that the virtual environment has exactly these. Online it asks for known advisories.
@@ -30,7 +30,7 @@ ADVISORIES = "https://api.osv.dev/v1/querybatch"
 #: Developers run lint all day, so it must not wait long. This bounds the DNS resolver too, which has no time limit.
 ADVISORIES_TIMEOUT_S = 4.0
 _HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
-#: The packages that a virtual environment brings along.
+#: The packages that a new virtual environment has.
 _NOT_LOCKED = {"pip"}
 
 
@@ -111,13 +111,13 @@ def check_lock(lock: Lock, project: Project) -> Iterator[str]:
     reached: set[str] = set()
     for python in project.pythons:
         environment = environment_for(python)
-        for requirement, who in needed(project.locked, environment):
+        for requirement, by in needed(project.locked, environment):
             reached.add(canonicalize_name(requirement.name))
             pin = lock.pin_of(requirement.name, environment)
             if pin is None:
-                yield f"{requirement.name} is in no lock file, but {who} needs it with Python {python}"
+                yield f"{requirement.name} is in no lock file, but {by} needs it with Python {python}"
             elif not requirement.specifier.contains(pin.version, prereleases=True):
-                yield f"{pin.place}: {requirement.name} is locked to {pin.version}, but {who} needs {requirement}"
+                yield f"{pin.place}: {requirement.name} is locked to {pin.version}, but {by} needs {requirement}"
     for name in sorted(lock.pins.keys() - reached):
         if pin := lock.pin_of(name, environment_for()):
             yield f"{pin.place}: nothing needs {name} any more"
@@ -155,20 +155,20 @@ def check_consistency() -> Iterator[str]:
 
 
 def needed(roots: Iterable[Requirement], environment: Mapping[str, str]) -> Iterator[tuple[Requirement, str]]:
-    """Yield every needed requirement and the name of what needs it.
+    """Yield every needed requirement, and the name of the package (or file) that needs it.
 
     The dependencies of a package are known only if it is installed.
     """
     queue = [(requirement, "pyproject.toml", "") for requirement in roots]
     seen = set()
     while queue:
-        requirement, who, extra = queue.pop()
+        requirement, by, extra = queue.pop()
         if (str(requirement), extra) in seen:
             continue
         seen.add((str(requirement), extra))
         if requirement.marker and not requirement.marker.evaluate({**environment, "extra": extra}):
             continue
-        yield requirement, who
+        yield requirement, by
         try:
             texts = importlib.metadata.requires(requirement.name) or []
         except importlib.metadata.PackageNotFoundError:
@@ -195,7 +195,7 @@ def known_advisories(lock: Lock, url: str) -> dict[str, list[str]]:
         {"package": {"name": canonicalize_name(pin.requirement.name), "ecosystem": "PyPI"}, "version": pin.version}
         for pin in pins
     ]
-    request = urllib.request.Request(  # noqa: S310 (the operator gives the address)
+    request = urllib.request.Request(  # noqa: S310 (the operator chooses the URL)
         url, json.dumps({"queries": queries}).encode(), {"Content-Type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=ADVISORIES_TIMEOUT_S) as reply:  # noqa: S310

@@ -1,4 +1,4 @@
-"""Write the pages that are made from the code: docs/errors.md, docs/reference/commands.md ('make docs')."""
+"""Generate docs/errors.md and docs/reference/commands.md from the code ('make docs')."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _GENERATED = "<!-- Made by 'make docs' from the code; do not edit. -->"
 
 
 def errors_page() -> str:
-    """docs/errors.md."""
+    """Return the text of docs/errors.md."""
     lines = [
         "# Errors, their causes and remedies",
         "",
@@ -39,12 +39,12 @@ def errors_page() -> str:
 
 
 def error_modules() -> list[Path]:
-    """Return the modules that have nothing but exceptions."""
+    """Return the modules that define only exceptions."""
     return [*sorted(ROOT.glob("multibinder/*/errors.py")), *sorted(ROOT.glob("wrappers/*/*/errors.py"))]
 
 
 def commands_page() -> str:
-    """docs/reference/commands.md."""
+    """Return the text of docs/reference/commands.md."""
     lines = [
         "# Commands",
         "",
@@ -106,7 +106,7 @@ def _command(path: str, command: click.Command, parent: click.Context | None) ->
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    """Click's text: what follows a line with \\b keeps its lines."""
+    """Yield a help text of click as lines of Markdown. A paragraph after a line with \\b keeps its line breaks."""
     for paragraph in inspect.cleandoc(text).split("\n\n"):
         first, *rest = paragraph.strip("\n").splitlines() or [""]
         if not paragraph.strip():

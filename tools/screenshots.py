@@ -1,6 +1,6 @@
 """Make docs/images/*.svg from real runs of a binder, servers, clients and HAProxy.
 
-    make screenshots        # as root: it makes PID, network and mount namespaces
+    make screenshots        # as root, because it creates PID, network and mount namespaces
 
 In these namespaces /run is empty, so that the paths in the pictures are those of an installed host.
 """
@@ -35,7 +35,7 @@ _INSIDE = "MULTIBINDER_SCREENSHOTS"
 _BIN = Path(sys.executable).parent
 _SOCKET = "/run/multibinder/control.sock"
 _WIDTH, _HEIGHT = 100, 24
-#: Long enough for two searches for holders, one every 15 s. A listener without one for 10 s is an orphan.
+#: Long enough for two scans for holders, one every 15 s. A listener without a holder for 10 s is an orphan.
 _PATIENCE_S = 60
 #: Rich's own format would make the reader's browser load a font from another host.
 _FORMAT = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)

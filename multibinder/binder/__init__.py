@@ -1,1 +1,1 @@
-"""What the daemon is: the listener store, the control socket, the server, and their assembly."""
+"""The daemon: the listener store, the control socket, the server, and their assembly."""

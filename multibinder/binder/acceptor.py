@@ -11,7 +11,7 @@ from multibinder.binder import events
 from multibinder.binder.loop import Loop
 from multibinder.binder.quotas import Quotas
 
-#: Connections that are accepted in one turn of the loop. Their users are not known before.
+#: Connections that are accepted in one turn of the loop. Only after accept(2) are their users known.
 _ACCEPTED_PER_TURN = 16
 #: accept(2) fails with these if the system lacks a resource. The connection stays in the queue.
 _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}

@@ -1,4 +1,4 @@
-"""Patterns of addresses, as the rules of a policy have them."""
+"""Address patterns in the rules of a policy."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Protocol
 import msgspec
 
 from multibinder.wire.addresses import Address, TcpAddress
+from multibinder.wire.addresses.address import IpEndpoint
 from multibinder.wire.errors import AddressError
 
 #: The IP version that each prefix demands; 0 for both.
@@ -18,7 +19,7 @@ _NETWORK = re.compile(
 
 
 class Pattern(Protocol):
-    """A set of addresses that a rule is about."""
+    """A set of addresses to which a rule applies."""
 
     def has(self, address: Address) -> bool:
         """Return whether the address is one of the set."""
@@ -30,11 +31,11 @@ class Pattern(Protocol):
         """Return a pattern of all addresses that this one touches."""
 
     def covers(self, other: Pattern) -> bool:
-        """Return whether this set has all that ``other`` has."""
+        """Return whether this set contains the set ``other``."""
 
     @property
     def matches_nothing(self) -> bool:
-        """Whether no address of this version is in the set."""
+        """Return whether this version of multibinder has no address that is in the set."""
 
 
 class Network(msgspec.Struct, frozen=True):
@@ -47,22 +48,30 @@ class Network(msgspec.Struct, frozen=True):
     last: int
 
     def has(self, address: Address) -> bool:
-        it = address.ip_endpoint
-        return (
-            it is not None
-            and self.first <= it.port <= self.last
-            and self.version in (0, it.version)
-            and (not self.prefix or (it.number ^ self.number) >> (self._bits - self.prefix) == 0)
-        )
+        endpoint = address.ip_endpoint
+        return endpoint is not None and self._has_version_and_port(endpoint) and self._has_number(endpoint)
 
     def touches(self, address: Address) -> bool:
-        """A listener on 0.0.0.0 or :: takes every address (ip(7))."""
-        it = address.ip_endpoint
+        """Return whether a listener on this address takes any address of the set.
+
+        A listener on a wildcard address, 0.0.0.0 or ::, takes every address of its IP version (ip(7)).
+        """
+        endpoint = address.ip_endpoint
         # The number of both wildcard addresses is 0.
-        return self.has(address) or (it is not None and it.number == 0 and self.touched().has(address))
+        return (
+            endpoint is not None
+            and self._has_version_and_port(endpoint)
+            and (endpoint.number == 0 or self._has_number(endpoint))
+        )
+
+    def _has_version_and_port(self, endpoint: IpEndpoint) -> bool:
+        return self.first <= endpoint.port <= self.last and self.version in (0, endpoint.version)
+
+    def _has_number(self, endpoint: IpEndpoint) -> bool:
+        return not self.prefix or (endpoint.number ^ self.number) >> (self._bits - self.prefix) == 0
 
     def touched(self) -> Network:
-        """As if it were all: a listener on the wildcard address touches every network of its IP version."""
+        """Return the same ports of every address: a listener on the wildcard address touches every network."""
         return msgspec.structs.replace(self, number=0, prefix=0)
 
     def covers(self, other: Pattern) -> bool:

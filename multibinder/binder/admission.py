@@ -1,4 +1,4 @@
-"""Admission: whether there is room for a new client, and which connected one is evicted to make room."""
+"""Admission control: admit a new client, evict a connected one to make room for it, or turn it away."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Admission:
 
         If the newcomer has less than half as many clients as a user without privileges, one with a request in progress
         may be chosen as well. For root and the binder's own user, any client without privileges may be chosen, even one
-        to which descriptors are in flight: they do not count any more.
+        to which descriptors are in flight: these no longer count against its user's quota.
         """
         for peer in self._clients.idle:
             if peer.user is user and not peer.has_unread_input() and not peer.must_stay_open():
@@ -62,12 +62,12 @@ class Admission:
 
 
 def answer_to_evicted() -> Answer:
-    """Return what a client is told that is evicted in the middle of a request."""
+    """Return the last answer to a client that is evicted in the middle of a request."""
     text = "too many clients: this one was evicted to admit one of another user; try again"
     return refuse(None, messages.LIMIT_REACHED, text, {"limit": "clients"})
 
 
 def answer_to_turned_away(refusal: Refusal) -> Answer:
-    """Return what a client is told that is not admitted."""
+    """Return the answer to a client that is not admitted."""
     text = f"too many clients: {refusal.sentence}; try again"
     return refuse(None, messages.LIMIT_REACHED, text, {"limit": refusal.limit})

@@ -1,4 +1,4 @@
-"""Answers of the binder: what is sent to a client, and what to take back if the client never receives it."""
+"""Answers of the binder: messages for a client, and grants to take back if the client never receives them."""
 
 from __future__ import annotations
 

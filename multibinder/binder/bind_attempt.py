@@ -1,4 +1,4 @@
-"""One request for listeners, before the store has them: all of them or none."""
+"""The attempt to bind the listeners of one request: all of them or none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from multibinder.wire.messages import LIMIT_REACHED, ListenerSpec
 
 
 class Found(NamedTuple):
-    """The listener for one element of a request. ``created``: this request opened it."""
+    """The listener for one element of a request. ``created`` is true if this request opened it."""
 
     listener: Listener
     created: bool
@@ -37,7 +37,7 @@ class Room(msgspec.Struct):
     claims: int
 
     def take_claim(self, spec: ListenerSpec) -> None:
-        """Raises RequestError when there is no room for another claim of this uid."""
+        """Count one more claim of this uid. Raises RequestError if there is no room for it."""
         if self.claims <= 0:
             raise RequestError(
                 f"Could not bind: {spec.address}: uid {self.uid} has its limit of {self.limit_per_uid} listeners "
@@ -48,7 +48,7 @@ class Room(msgspec.Struct):
         self.claims -= 1
 
     def take_listener(self, spec: ListenerSpec) -> None:
-        """Raises RequestError when there is no room for another listener."""
+        """Count one more listener. Raises RequestError if there is no room for it."""
         if self.listeners <= 0:
             raise RequestError(
                 f"Could not bind: {spec.address}: this binder holds its limit of {self.limit} listeners "

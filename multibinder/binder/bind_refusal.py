@@ -1,4 +1,4 @@
-"""Sentences for refused binds: what the kernel said, who has the address, and what to do."""
+"""Sentences for refused binds: the kernel's error, the process that has the address, and a remedy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from multibinder.wire.messages import COULD_NOT_BIND, ListenerSpec
 #: Searches of /proc for users who are not privileged are at least this far apart.
 _SEARCH_EVERY_S = 10.0
 
-#: Says which processes have an address that the kernel refused. Empty if none can be named.
+#: Names the processes that have an address that the kernel refused. Empty if none can be named.
 WhoListens = Callable[[Address], str]
 
 
@@ -61,7 +61,7 @@ class BindRefusals:
 
 
 def require_same(listener: Listener, spec: ListenerSpec) -> None:
-    """Raise BindError if ``spec`` asks for another value of what cannot change after bind(2). It names both values."""
+    """Raise BindError if ``spec`` asks to change what cannot change after bind(2). The error names both values."""
     has, wants = listener.options, spec.options
     for what, old, new in (
         ("address", listener.address, spec.address if not spec.address.matches(listener.address) else None),

@@ -1,4 +1,4 @@
-"""The process at the other end of a connection, as the kernel has it."""
+"""The process at the other end of a connection, as the kernel identifies it."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from multibinder.kernel.socket_options import peer_credentials, peer_groups, pee
 
 
 class Caller:
-    """The process that called connect(2), as it was then (SO_PEERCRED, unix(7)). Nothing in it is the client's word.
+    """The process that called connect(2), as it was then (SO_PEERCRED, unix(7)). The client cannot forge any of it.
 
-    ``sock`` stays its owner's, and must be open while ``gids`` and ``unit`` are asked for the first time.
+    ``sock`` stays its owner's. It must be open when ``gids`` and ``unit`` are read for the first time.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._came = time.clock_gettime(time.CLOCK_BOOTTIME)
+        self._accepted_at = time.clock_gettime(time.CLOCK_BOOTTIME)
         self.pid, self.uid, self.gid = peer_credentials(sock)
 
     @functools.cached_property
     def gids(self) -> frozenset[int]:
-        """The effective and the supplementary groups."""
+        """Return the effective and the supplementary groups."""
         return peer_groups(self._socket) | {self.gid}
 
     @functools.cached_property
     def unit(self) -> str:
-        """The systemd unit that the process runs in; empty where that is not certain.
+        """Return the systemd unit that the process runs in; empty if that is not certain.
 
-        The PID may be another process's by now. Linux 6.5 tells which process it was (SO_PEERPIDFD). Before, the
-        process that has the PID is believed if it has the same uid and started before the connection came.
+        The PID may belong to another process by now. Linux 6.5 and later identify the process (SO_PEERPIDFD). On an
+        older kernel, the process that has the PID is taken for it if the uid is the same and it started before the
+        connection was accepted.
         """
         try:
             descriptor = peer_pidfd(self._socket)
@@ -45,7 +46,7 @@ class Caller:
             unit = process.unit_of(self.pid)
             if not certain and not self._is_plausible():
                 return ""
-            # What we read may be another process's if ours had ended by then.
+            # If the process has ended, another one may have its PID, and the unit may be that one's.
             return "" if pidfd.has_ended(descriptor) else unit
         except OSError:
             return ""
@@ -54,9 +55,12 @@ class Caller:
 
     @property
     def command(self) -> str:
-        """The name of the process that has the PID now, for log lines only: the process chose it. Safe to print."""
+        """Return the name of the process that has the PID now. The process chose it, so it is for log lines only.
+
+        It is safe to print.
+        """
         return process.name_of(self.pid)
 
     def _is_plausible(self) -> bool:
         started = process.stat_of(self.pid).start_ticks / process.TICKS_PER_S
-        return process.uid_of(self.pid) == self.uid and started < self._came
+        return process.uid_of(self.pid) == self.uid and started < self._accepted_at

@@ -1,4 +1,4 @@
-"""The connected clients: all of them, those of one user, and those that are idle."""
+"""The registry of connected clients: all of them, those of one user, and those that are idle."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Clients:
 
     @property
     def idle(self) -> Sequence[Peer]:
-        """The idle peers, the longest-idle first."""
+        """Return the idle peers, the longest-idle first."""
         return list(self._idle)
 
     @property
@@ -43,7 +43,7 @@ class Clients:
 
     @property
     def all_idle(self) -> bool:
-        """Whether no client has a request in progress."""
+        """Return whether no client has a request in progress."""
         return len(self._idle) + len(self._lingering) == len(self)
 
     def of(self, user: User) -> Iterable[Peer]:
@@ -59,7 +59,7 @@ class Clients:
         self._quotas.note_clients(peer.user, 1)
 
     def note_served(self, peer: Peer, *, answered: bool, idle: bool) -> None:
-        """Note that the peer was served. If it is idle still, because it asked nothing, it keeps its place."""
+        """Note that the peer was served. A peer that is still idle because it sent no request keeps its place."""
         if answered or not idle:
             self._idle.pop(peer, None)
         if idle:
@@ -88,7 +88,7 @@ class Clients:
     def in_flight_exceeded(self, user: User, descriptors: int) -> Refusal | None:
         """Return the quota that this many more descriptors in flight to a user would exceed, or None.
 
-        The kernel is asked what clients have received meanwhile only if a quota seems to be exceeded.
+        Only if a quota seems to be exceeded, the kernel is asked how much the clients have received meanwhile.
         """
         quotas = self._quotas
         if quotas.in_flight_per_uid_exceeded(user, descriptors):

@@ -13,7 +13,7 @@ from multibinder.wire.errors import MultibinderError
 
 
 class ControlSocketError(MultibinderError):
-    """The control socket cannot be had; the message says why and what to do."""
+    """The control socket cannot be created or taken over; the message says why and what to do."""
 
 
 def take_lock(path: str) -> int:
@@ -35,7 +35,7 @@ def take_lock(path: str) -> int:
                 raise ControlSocketError(f"{lock} is a link; see who made it, and remove it") from error
             raise cannot_create(path, error) from error
         try:
-            if not files.is_ours(descriptor):
+            if not files.is_trusted_file(descriptor):
                 status = os.fstat(descriptor)
                 raise ControlSocketError(
                     f"{lock} is not ours: uid {status.st_uid} made it, mode {stat.S_IMODE(status.st_mode):04o}; "

@@ -1,4 +1,4 @@
-"""The control socket: its file, its lock, and who may connect."""
+"""The control socket: its file, its lock, and the rights to connect to it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ControlSocket:
         self._file = file
 
     def warn_who_may_connect(self, *, has_policy: bool) -> None:
-        """Log a warning if other users can connect, and no policy restricts what they may ask for."""
+        """Log a warning if other users can connect, and no policy restricts their requests."""
         try:
             status = os.stat(self.path)
         except OSError:
@@ -60,7 +60,7 @@ class ControlSocket:
             )
 
     def for_keeper(self) -> list[tuple[str, int]]:
-        """Return the names and descriptors to keep through a crash; none of a socket unit, whose socket systemd has."""
+        """Return the names and descriptors to keep through a crash; none for a socket unit's socket."""
         return [] if self._lock is None else [(CONTROL, self.socket.fileno()), (LOCK, self._lock)]
 
     def detach(self) -> list[tuple[str, int]]:
@@ -94,9 +94,9 @@ def open_control_socket(
 ) -> ControlSocket:
     """Take over an inherited control socket, or create one.
 
-    ``mode`` and ``group`` say who may connect to a new one; no other user can at any moment. ``inherited`` and ``lock``
-    belong to the control socket from now on. Raises ControlSocketError if another binder serves the path, another file
-    is in the way, or another user could replace the socket.
+    ``mode`` and ``group`` say who may connect to a new socket. No other user can connect at any moment. ``inherited``
+    and ``lock`` belong to the control socket from now on. Raises ControlSocketError if another binder serves the path,
+    another file is in the way, or another user could replace the socket.
     """
     if (size := len(os.fsencode(path))) > PATH_BYTES:
         raise ControlSocketError(
@@ -151,7 +151,7 @@ def _check_directory(path: str) -> None:
     """Raise ControlSocketError if another user could replace what is made in the directory of ``path``."""
     directory = os.path.dirname(path) or "."
     try:
-        for distrust in files.distrusts(directory):
+        for distrust in files.reasons_for_distrust(directory):
             _refuse_or_warn(directory, distrust)
     except OSError as error:
         raise cannot_create(path, error) from error
@@ -160,7 +160,7 @@ def _check_directory(path: str) -> None:
 def _refuse_or_warn(directory: str, distrust: files.Distrust) -> None:
     path, status = distrust.path, distrust.status
     if distrust.reason == "group":
-        # Root's group is root's.
+        # Members of root's group are trusted as root is.
         if status.st_gid != 0:
             why = f"group {status.st_gid} may write in {path}, and so replace the files that we make"
             events.warning("directory-doubtful", why=why)

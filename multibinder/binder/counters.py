@@ -20,7 +20,7 @@ class RequestCounters:
         _increment(self.totals.requests, method)
 
     def count_refusal(self, reason: str) -> None:
-        """Count one refusal. ``reason`` is one of those that ``Counters`` names, or the limit that was reached."""
+        """Count one refusal. ``reason`` is one that ``Counters`` names, or the name of the limit that was reached."""
         _increment(self.totals.refusals, reason)
 
     def count_error(self, error: RequestError) -> None:

@@ -1,9 +1,9 @@
-"""The daemon: its parts, put together, and the phases of its life.
+"""The daemon: the assembly of its parts, and the phases of its life.
 
-restore    take over what was inherited, and recover listeners that are missing
+restore    take over inherited listeners, and recover missing ones
 assemble   construct the parts around the restored listeners
-serve      until a signal, or until an upgrade whose rehearsal succeeded
-leave      stop; or give every descriptor to the next version, which begins by restoring them
+serve      serve until a signal, or until an upgrade whose rehearsal succeeded
+leave      stop; or pass every descriptor to the next version, which begins by restoring them
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal
 
 
 class Program(msgspec.Struct, frozen=True):
-    """The program that runs the daemon: its version, and what the daemon needs of it.
+    """The program that runs the daemon: its version, and the functions that the daemon gets from it.
 
-    ``command`` is what this process executes to upgrade itself. ``who_listens`` names the processes that have an
-    address. ``find_holders`` and ``timings`` are others in tests alone.
+    This process executes ``command`` to upgrade itself. ``who_listens`` names the processes that have an address. Only
+    tests give other ``find_holders`` and ``timings``.
     """
 
     version: str
@@ -76,13 +76,12 @@ def run(settings: Settings, program: Program) -> None:
         try:
             os.execv(program.command[0], list(program.command))
         except OSError as error:
-            # All descriptors are where the new version would have found them. The next life finds them there.
+            # All descriptors are passed on already. The next life takes them as the new version would.
             events.error("upgrade-failed", why=error.strerror, done=f"version {program.version} goes on")
 
 
 def _run_one_life(settings: Settings, program: Program) -> list[tuple[str, int]] | None:
-    """Return the descriptors for the next version, each with its name; None after a stop."""
-    supervisor = Supervisor()
+    """Restore, assemble, serve and leave. Return the named descriptors for the next version; None after a stop."""
     limits = fit_descriptors(settings.limits)
     inherited = inherit.receive(os.environ)
     with open_control_socket(
@@ -91,17 +90,16 @@ def _run_one_life(settings: Settings, program: Program) -> list[tuple[str, int]]
         if settings.pidfile is not None:
             write_pidfile(settings.pidfile)
         restored = _restore(settings, limits, inherited, BindRefusals(program.who_listens))
-        daemon = Daemon(settings, program, limits, restored, control, supervisor)
+        daemon = Daemon(settings, program, limits, restored, control)
         clients = daemon.serve(inherited.peers)
         descriptors = daemon.detach_all(clients) if daemon.is_upgrading else None
-    supervisor.close()
     if descriptors is None:
         daemon.stop()
     return descriptors
 
 
 class Restored(msgspec.Struct, frozen=True):
-    """What the first phase hands to the second: the listeners, and what their restoration needed."""
+    """The result of the restore phase: the listeners, and the objects that were needed to restore them."""
 
     loop: Loop
     store: ListenerStore
@@ -111,7 +109,7 @@ class Restored(msgspec.Struct, frozen=True):
 
 
 def _restore(settings: Settings, limits: Limits, inherited: Inheritance, refusals: BindRefusals) -> Restored:
-    """Take over the inherited listeners, recover missing ones, and write down what there is. Raises PolicyError."""
+    """Take over inherited listeners, recover missing ones, and begin the journal. Raises PolicyError."""
     loop = Loop()
     keeper = keeper_for(os.environ, loop, inherited.kept_names)
     durable = DurableState(
@@ -140,7 +138,7 @@ def _restore_listener(store: ListenerStore, sock: socket.socket, record: Record 
 
 
 class Daemon:
-    """One life of the binder after the restoration, up to the moment when its descriptors are passed on or closed."""
+    """One life of the binder from the end of the restore phase until its descriptors are passed on or closed."""
 
     def __init__(
         self,
@@ -149,12 +147,11 @@ class Daemon:
         limits: Limits,
         restored: Restored,
         control: ControlSocket,
-        supervisor: Supervisor,
     ) -> None:
         self._settings = settings
         self._program = program
         self._control = control
-        self._supervisor = supervisor
+        self._supervisor = Supervisor(restored.loop)
         self._loop = loop = restored.loop
         self._store = store = restored.store
         self._durable = durable = restored.durable
@@ -192,7 +189,7 @@ class Daemon:
 
     @property
     def is_upgrading(self) -> bool:
-        """Return whether the next version takes over. A stop that comes after the rehearsal is a stop still."""
+        """Return whether the next version takes over. A stop signal after the rehearsal cancels the upgrade."""
         return self._is_upgrading and not self._is_stopping
 
     def serve(self, clients: Sequence[socket.socket]) -> list[socket.socket]:
@@ -209,7 +206,7 @@ class Daemon:
         self._store.repair()
         self._loop.call_every(self._program.timings.repair_every_s, self._store.repair)
         self._loop.call_every(self._program.timings.look_every_s, self._monitor.look)
-        self._supervisor.feed_watchdog(self._loop)
+        self._supervisor.feed_watchdog()
         events.info(
             "serving",
             socket=self._settings.socket_path,
@@ -230,6 +227,7 @@ class Daemon:
     def detach_all(self, clients: Sequence[socket.socket]) -> list[tuple[str, int]]:
         """Return every descriptor that the next version needs, with its name. The caller owns them."""
         journal = self._durable.detach_journal()
+        self._supervisor.close()
         if self._keeper is not None:
             self._keeper.close()
         return [

@@ -1,4 +1,4 @@
-"""Deadlines of peers: for a first request, for the rest of one, and for taking an answer."""
+"""Deadlines of peers: for a first request, for the rest of a half-sent one, and for receiving an answer."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from multibinder.binder.peer import Peer
 
 
 class Deadlines:
-    """One deadline for each peer that has to do something. All are ``timeout_s`` after they were started.
+    """One deadline for each peer that has to do something. Each is ``timeout_s`` after its start.
 
     Times are those of time.monotonic().
     """
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        # The earliest first, because all peers have the same time.
+        # In the order in which they expire, because all peers have the same timeout.
         self._deadlines: dict[Peer, float] = {}
 
     @property
     def first(self) -> float | None:
-        """The earliest deadline; None if there is none."""
+        """Return the earliest deadline; None if there is none."""
         return next(iter(self._deadlines.values()), None)
 
     def start(self, peer: Peer, now: float) -> None:
-        """Start the time of a peer. A deadline that it has already stays."""
+        """Give a peer a deadline. Does nothing if it has one already."""
         self._deadlines.setdefault(peer, now + self._timeout_s)
 
     def clear(self, peer: Peer) -> None:
         """Remove the deadline of a peer. Does nothing if it has none."""
         self._deadlines.pop(peer, None)
 
-    def take_expired(self, now: float, most: int) -> Iterator[Peer]:
-        """Take out the peers whose deadline has passed, the earliest first; no more than ``most``."""
-        for _ in range(most):
+    def take_expired(self, now: float, at_most: int) -> Iterator[Peer]:
+        """Take out at most ``at_most`` peers whose deadline has passed, the earliest first."""
+        for _ in range(at_most):
             peer, deadline = next(iter(self._deadlines.items()), (None, now))
             if peer is None or deadline > now:
                 return

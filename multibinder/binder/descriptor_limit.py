@@ -1,4 +1,4 @@
-"""The limit on open descriptors (RLIMIT_NOFILE), and what fits into it."""
+"""The limit on open descriptors (RLIMIT_NOFILE), and the other limits that it restricts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fit_descriptors(limits: Limits) -> Limits:
             wanted=limits.listeners,
             why=f"RLIMIT_NOFILE is {hard} and {limits.clients} clients need room; raise LimitNOFILE=",
         )
-    # Without privileges, this many may be under way from all processes of our user (unix(7), ETOOMANYREFS).
+    # Without privileges, this many may be in flight from all processes of our user (unix(7), ETOOMANYREFS).
     return msgspec.structs.replace(
         limits, listeners=min(room, limits.listeners), in_flight=min(hard // 2, limits.in_flight)
     )

@@ -15,7 +15,7 @@ _NOTIFY = "notify"
 
 
 class DescriptorStore:
-    """Keeps descriptors by their names, as messages to ``sock`` say. It owns all of them, and ``sock``."""
+    """Store descriptors by their names, as messages to ``sock`` ask for. It owns all of them, and ``sock``."""
 
     def __init__(self, sock: socket.socket, descriptors: dict[str, int]) -> None:
         sock.setblocking(False)
@@ -27,7 +27,7 @@ class DescriptorStore:
 
     @property
     def address(self) -> str:
-        """Return what $NOTIFY_SOCKET says for this store."""
+        """Return the value of $NOTIFY_SOCKET that names this store."""
         name: bytes = self._socket.getsockname()
         return "@" + name[1:].decode()
 
@@ -60,7 +60,7 @@ class DescriptorStore:
             if uid == os.geteuid():
                 self._process(message.decode(errors="replace"), descriptors, pass_on)
             else:
-                # Every user can send to an abstract address. A store that obeyed would give our ports away.
+                # Every user can send to an abstract address. Another user could remove our sockets from the store.
                 events.warning("guard-refused", uid=uid, why="a message to the guard from another user")
             # A barrier is confirmed by closing its descriptor: all messages before it have been processed.
             transport.close_all(descriptors)

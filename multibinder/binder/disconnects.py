@@ -1,4 +1,4 @@
-"""Ends of connections: what a client is told last, what is taken back from it, and when its socket is closed."""
+"""End connections: send a last answer, take back grants, and close the socket at once or after lingering."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from multibinder.wire.errors import RemoteProtocolError
 class Disconnects:
     """End connections, and log and count why.
 
-    ``take_back`` takes the grants of answers that their client never received. Lingering clients are checked every
+    ``take_back`` gets the grants of answers that their client never received. Lingering clients are checked every
     ``linger_s`` seconds, and closed when they have received the descriptors that are in flight to them.
     """
 
@@ -89,7 +89,7 @@ class Disconnects:
             self._counters.count_refusal("protocol")
             _send_last(peer, refuse(None, messages.INVALID_REQUEST, f"Invalid request: {error}"))
         elif error.errno == errno.ETOOMANYREFS:
-            # unix(7): what is sent and not yet received counts against our RLIMIT_NOFILE, whoever does not receive it.
+            # unix(7): descriptors that any client has not received yet count against our RLIMIT_NOFILE.
             events.complaint("cannot-hand-over", peer.caller, error=error.strerror)
             self._counters.count_refusal("in_flight")
             self._discard_unsent(peer)
@@ -105,7 +105,7 @@ class Disconnects:
     def drop(self, peer: Peer) -> None:
         """End the connection of a client. It lingers if descriptors are in flight to it.
 
-        Until it receives them or closes its end, they count as its user's, and it counts as a client.
+        Until it receives them or closes its end, they and the client count against the quotas of its user.
         """
         if not peer.must_stay_open():
             self.close(peer)

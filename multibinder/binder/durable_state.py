@@ -15,7 +15,7 @@ from multibinder.binder import events, records
 from multibinder.binder.inherit import RECORDS, Inheritance
 from multibinder.binder.keeper import Keeper
 from multibinder.binder.listener import Listener, name_of_cookie
-from multibinder.binder.recover import recover_from_holders
+from multibinder.binder.recover import recover
 from multibinder.wire.addresses import Address
 
 #: A journal grows with each bind and release. One with this many bytes more than its listeners need is replaced.
@@ -33,10 +33,10 @@ class HeldListeners(Protocol):
 
 
 class DurableState:
-    """Writes down what the sockets do not know, and recovers listeners that the binder has lost.
+    """Write the records of listeners, and recover listeners that the binder has lost.
 
     ``state_file`` is the path of the state file, None for none. ``held`` returns the store, which is constructed with
-    this object and therefore later. ``upgraded``: an upgrade has made this process what it is now, and not a start.
+    this object and therefore later. ``upgraded``: this process runs on after an upgrade; it was not started anew.
 
     Until ``begin``, the journal is in memory alone, and the state file is what the last binder wrote.
     """
@@ -63,12 +63,12 @@ class DurableState:
 
     @property
     def starts(self) -> int:
-        """Return how often the binder was started since boot, upgrades not counted."""
+        """Return the number of starts of the binder since boot. An upgrade is not a start."""
         return self._header.starts
 
     @property
     def upgrades(self) -> int:
-        """Return how often the binder was upgraded since boot."""
+        """Return the number of upgrades of the binder since boot."""
         return self._header.upgrades
 
     @property
@@ -83,7 +83,7 @@ class DurableState:
         yield from self._recover(list(self._missing.values()))
 
     def recover(self, address: Address) -> tuple[records.Record, socket.socket] | None:
-        """Recover the listener of one address, which turned out to be in use. The caller owns the socket."""
+        """Recover the listener of one address that is in use. The caller owns the socket. None if that fails."""
         missing = [record for record in self._missing.values() if record.address == str(address)]
         if not missing or time.monotonic() < self._search_again_at:
             return None
@@ -97,16 +97,16 @@ class DurableState:
         self._replace_journal([name for name in self._inherited_names if name not in kept])
 
     def note_policy(self, in_force: bool) -> None:
-        """Write down whether a policy is in force now: without its file, the next process must not start."""
+        """Record whether a policy is in force now. If it is, a missing policy file is an error for the next process."""
         if self._header.policy != in_force:
             self._header = msgspec.structs.replace(self._header, policy=in_force)
             self._replace_journal([self._journal_name])
 
     def write(self, changed: Sequence[records.Record]) -> None:
-        """Write down records that are new or have changed. The keeper forgets listeners that are released."""
+        """Append records that are new or have changed. The keeper forgets listeners that are released."""
         if self._journal.size > _SPARE_BYTES + _BYTES_PER_LISTENER * len(self._held()):
             self._replace_journal([self._journal_name])
-        # After that: the store still has a listener whose release it writes down.
+        # Only then: the store still has the listener whose release it writes, so a later new journal would revive it.
         self._journal.append(changed)
         if self._keeper is not None:
             self._keeper.forget([name_of_cookie(record.cookie) for record in changed if record.released])
@@ -127,7 +127,7 @@ class DurableState:
         return f"{RECORDS}-{self._journal_number}"
 
     def _recover(self, missing: Sequence[records.Record]) -> Iterator[tuple[records.Record, socket.socket]]:
-        for record, sock in recover_from_holders(missing):
+        for record, sock in recover(missing):
             del self._missing[record.cookie]
             events.info("recovered", address=record.address, owners=",".join(record.claims))
             yield record, sock
@@ -135,9 +135,10 @@ class DurableState:
     def _replace_journal(self, outdated: Sequence[str]) -> None:
         """Start a new journal from the current state. The keeper receives it before it forgets ``outdated``."""
         listeners = self._held().listeners()
-        self._journal.close()
         current = [*(listener.record() for listener in listeners), *self._missing.values()]
-        self._journal = records.Journal(current, self._state_file, self._header)
+        # If this raises, the old journal goes on. Closed too early, its number would be another descriptor's.
+        previous, self._journal = self._journal, records.Journal(current, self._state_file, self._header)
+        previous.close()
         self._journal_number += 1
         if (keeper := self._keeper) is None:
             return

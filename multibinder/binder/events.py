@@ -1,4 +1,4 @@
-"""Events of the daemon: each is one log line with a name and fields. The command line decides how a line looks."""
+"""Events of the daemon: each is one log line with a name and fields. cli/ formats the line."""
 
 from __future__ import annotations
 
@@ -51,7 +51,10 @@ class Complaints:
         self._counts: dict[tuple[str, int], tuple[float, int]] = {}
 
     def log(self, name: str, client: Client, **fields: object) -> None:
-        """Log a warning about a client, or leave it out. The first line of the next period has the number left out."""
+        """Log a warning about a client, or leave it out if there were too many.
+
+        The first line of the next period has the number of lines that were left out.
+        """
         if not logger.isEnabledFor(logging.WARNING):
             return
         now = time.monotonic()

@@ -1,8 +1,8 @@
-"""The guard: keeps the binder's sockets where there is no systemd, and starts the binder again when it dies.
+"""The guard: keep the binder's sockets on hosts without systemd, and start the binder again when it dies.
 
-It is a small parent process that does little, so that little can fail. It has systemd's protocols: the binder stores
-descriptors by NOTIFY_SOCKET (sd_notify(3)), and gets them back by LISTEN_FDS (sd_listen_fds(3)). It passes signals on,
-reaps every process that becomes its child, and may be PID 1.
+It is a small parent process that does little, so that little can fail. It uses systemd's protocols: the binder stores
+descriptors by NOTIFY_SOCKET (sd_notify(3)), and gets them back by LISTEN_FDS (sd_listen_fds(3)). The guard passes
+signals on, reaps every process that becomes its child, and may be PID 1.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sdnotify
 
 from multibinder.binder import events, ready
 from multibinder.binder.descriptor_store import restored_store
+from multibinder.binder.inherit import warn_not_open
 from multibinder.binder.keeper import GUARDED
 from multibinder.binder.pidfile import PidFileError, remove_pidfile, write_pidfile
 from multibinder.binder.signals import SignalQueue
@@ -28,7 +29,7 @@ from multibinder.kernel.listen_fds import pass_listen_fds, take_listen_fds
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.1, 5.0
 #: The number of descriptors that the guard promises to keep ($FDSTORE).
 _KEPT_MAX = 65536
-#: The new guard's code must show within this time that it can start.
+#: The rehearsal of the new guard must end within this time.
 _REHEARSAL_S = 30
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 _SIGNALS = (*_PASSED_ON, signal.SIGUSR2, signal.SIGCHLD)
@@ -45,7 +46,7 @@ def run(binder: Sequence[str], itself: Sequence[str], pidfile: str | None) -> in
         try:
             os.execv(itself[0], list(itself))
         except OSError as error:
-            # All descriptors are where the new guard would have found them. The next life finds them there.
+            # All descriptors are passed on already. The next ``Guard`` takes them as the new program would.
             events.error("guard-upgrade-failed", why=error.strerror, done="the running guard goes on")
     if pidfile is not None:
         remove_pidfile(pidfile)
@@ -53,13 +54,13 @@ def run(binder: Sequence[str], itself: Sequence[str], pidfile: str | None) -> in
 
 
 class Guard:
-    """One life of the guard, from what an earlier version left to what it leaves to the next."""
+    """One life of the guard: take the descriptors of an earlier guard, serve, and pass them to the next one."""
 
     def __init__(self, binder: Sequence[str], itself: Sequence[str], pidfile: str | None) -> None:
         self._binder = list(binder)
         self._itself = list(itself)
         self._pidfile = pidfile
-        self._store = restored_store(take_listen_fds(os.environ))
+        self._store = restored_store(take_listen_fds(os.environ, warn_not_open))
         self._child_pid = int(os.environ.pop(_CHILD, "0"))
         self._started_at = time.monotonic()
         self._pause_s = _FIRST_PAUSE_S
@@ -68,11 +69,11 @@ class Guard:
         self._has_failed = False
         self._upstream = sdnotify.SystemdNotifier()
         if self._upstream.socket is not None:
-            # A supervisor that does not read must not stop us when its queue is full (unix(7), max_dgram_qlen).
+            # A supervisor that does not read must not block us when its queue is full (unix(7), max_dgram_qlen).
             self._upstream.socket.setblocking(False)
 
     def run(self) -> int | None:
-        """Return the binder's exit status after a stop; None when everything is passed on to a new guard."""
+        """Serve. Return the binder's exit status after a stop, or None after passing everything to a new guard."""
         signals = SignalQueue(_SIGNALS)
         status = self._supervise(signals)
         signals.close()
@@ -102,7 +103,7 @@ class Guard:
                 # A binder that has no handlers yet is ended by the signal itself.
                 return 0 if status in (None, -signal.SIGTERM, -signal.SIGINT) else status
             if status is not None and ready.DETACHED in os.environ:
-                return status or 1  # the binder was never ready, and the process that detached us waits for the reason
+                return status or 1  # the binder was never ready, and the process that detached us waits for the result
             if not self._child_pid and time.monotonic() >= self._start_again_at:
                 self._start()
         return None
@@ -189,12 +190,12 @@ class Guard:
                 self._child_pid = 0
                 ended = os.waitstatus_to_exitcode(status)
                 if not self._is_stopping:
-                    self._store.receive(self._pass_on)  # what the binder sent before its death counts
+                    self._store.receive(self._pass_on)  # messages that the binder sent before it died
                     self._pause_s = min(self._pause_s * 2, _LAST_PAUSE_S)
                     events.error("binder-died", pid=pid, status=ended, kept=len(self._store), again_in_s=self._pause_s)
 
     def _upgrade(self) -> None:
-        """Become the guard that is installed now, if that can start."""
+        """Rehearse the installed guard, and begin the upgrade to it if the rehearsal succeeds."""
         try:
             rehearsal = subprocess.run(  # noqa: S603
                 [*self._itself, "--rehearse"],
@@ -204,10 +205,10 @@ class Guard:
                 check=False,
             )
             refusal = (rehearsal.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
-            works = rehearsal.returncode == 0
+            succeeded = rehearsal.returncode == 0
         except (OSError, subprocess.TimeoutExpired) as error:
-            refusal, works = str(error), False
-        if works:
+            refusal, succeeded = str(error), False
+        if succeeded:
             events.info("guard-upgrading", kept=len(self._store))
             self._is_upgrading = not self._is_stopping
         else:

@@ -23,14 +23,14 @@ _DROPS_MODULUS = 2**32
 
 
 class _Observation(msgspec.Struct):
-    """What the monitor knows about one listener.
+    """The last observations of one listener.
 
-    Names with ``since`` are wall-clock times, to be shown; names with ``at`` are times of time.monotonic(), to
-    calculate with.
+    Names with ``since`` are wall-clock times for display; names with ``at`` are times of time.monotonic() for
+    calculation.
 
     ``drops`` were counted at ``drops_at``; the rate is calculated from them at the next look.
     ``holders`` is None if none was found and some process may not be looked into.
-    ``unheld_since``, ``unheld_at`` are of the first look since which no look has found a holder.
+    ``unheld_since``, ``unheld_at`` are the times of the first of the looks that have found no holder.
     """
 
     drops: int
@@ -44,7 +44,7 @@ class _Observation(msgspec.Struct):
 
 
 class HealthMonitor:
-    """Looks at all listeners when ``look`` is called, and closes orphans whose time is over.
+    """Looks at all listeners when ``look`` is called, and closes orphans whose time to live is over.
 
     ``grace_s`` is explained at ``settings.Timings``. A queue that is not empty is sampled every ``sample_every_s``;
     its listener is stalled if the queue has not become shorter in any of ``samples`` samples.
@@ -122,7 +122,7 @@ class HealthMonitor:
         if waiting:
             self._loop.call_later(self._sample_every_s, lambda: self._sample_queues(waiting, self._samples))
         if found is not None:
-            # Not earlier: this look has just confirmed that no process has them open.
+            # Only after a complete look, which has just confirmed that no process has them open.
             for listener in listeners:
                 self._close_if_orphan_expired(listener)
         callbacks, self._on_looked = self._on_looked, []

@@ -19,7 +19,10 @@ _CHUNK_BYTES = 1 << 20
 
 
 class FindHolders(Protocol):
-    """Finds the processes that have sockets open, by inode, apart from some PIDs (``observe.holders.holders_of``)."""
+    """Finds the processes that have sockets open, by inode. PIDs in ``except_`` do not count.
+
+    ``observe.holders.holders_of`` is the real one.
+    """
 
     def __call__(self, inodes: Collection[int], except_: Collection[int], /) -> Holders: ...
 
@@ -44,7 +47,7 @@ class HolderScan:
 
     @property
     def is_running(self) -> bool:
-        """Return whether a child is searching now."""
+        """Return whether a child process is searching now."""
         return self._child_pid != 0
 
     def start(self, inodes: Sequence[int], tell: Callable[[Holders | None], None]) -> None:
@@ -93,7 +96,7 @@ class HolderScan:
 
     def _reap(self) -> None:
         os.close(self._pipe)
-        # The program that started us may have us ignore SIGCHLD: then the kernel has reaped the child.
+        # If the program that started us made us ignore SIGCHLD, the kernel has reaped the child.
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self._child_pid, 0)
         self._child_pid = 0

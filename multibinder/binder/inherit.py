@@ -1,6 +1,7 @@
-"""Descriptors from systemd, the guard, or the version before: LISTEN_PID, LISTEN_FDS, LISTEN_FDNAMES.
+"""Descriptors from systemd, the guard, or the previous version: LISTEN_PID, LISTEN_FDS, LISTEN_FDNAMES.
 
-All of them pass descriptors as sd_listen_fds(3) describes it. A name is a hint; the kernel says what a descriptor is.
+All of them pass descriptors as sd_listen_fds(3) describes. A name is only a hint; fstat(2) and getsockopt(2) identify
+a descriptor.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ CONTROL, LOCK, PEER, RECORDS = "control", "lock", "peer", "records"
 
 
 class Inheritance(msgspec.Struct, frozen=True):
-    """The descriptors that were passed to this process, by what they are.
+    """The descriptors that were passed to this process, sorted by type.
 
     All are close-on-exec, and belong to the object that takes them. ``listeners`` have the names that they came with.
-    The journals, whose names are ``record_names``, are read and closed: ``header`` and ``records`` are what they say.
+    The journals, whose names are ``record_names``, are read and closed: ``header`` and ``records`` are their content.
     """
 
     control: socket.socket | None
@@ -38,33 +39,34 @@ class Inheritance(msgspec.Struct, frozen=True):
 
     @property
     def kept_names(self) -> list[str]:
-        """Return the names under which a keeper may have what came: journals and listeners."""
+        """Return the names under which a keeper may have inherited journals and listeners."""
         return [*self.record_names, *(name for name, _ in self.listeners)]
 
 
 def receive(environment: MutableMapping[str, str]) -> Inheritance:
     """Take the descriptors that were passed to this process. Those that cannot be identified are closed."""
     sorter = _Sorter()
-    for name, descriptor in sorted(take_listen_fds(environment, _warn_not_open), key=_age):
+    for name, descriptor in sorted(take_listen_fds(environment, warn_not_open), key=_age):
         sorter.sort(name, descriptor)
     return sorter.result()
 
 
 def _age(named: tuple[str, int]) -> tuple[int, str]:
-    """Sort an older journal before a newer one, whose number is higher. All else keeps its order.
+    """Return the key that sorts an older journal before a newer one, whose number is higher. Others keep their order.
 
-    A crash may leave both of them; then records of the newer one replace those of the older one.
+    A crash may leave two journals; then records of the newer one replace those of the older one.
     """
     name, _ = named
     return (len(name), name) if name.startswith(RECORDS) else (0, "")
 
 
-def _warn_not_open(descriptor: int, error: OSError) -> None:
+def warn_not_open(descriptor: int, error: OSError) -> None:
+    """Log that a descriptor that was announced is not open."""
     events.warning("inherited-unknown", descriptor=descriptor, what=error.strerror)
 
 
 class _Sorter:
-    """Finds out what each descriptor is."""
+    """Identifies each descriptor, and collects the parts of an ``Inheritance``."""
 
     def __init__(self) -> None:
         self._control: socket.socket | None = None

@@ -1,8 +1,8 @@
 """The keeper of sockets while the binder is dead: systemd's descriptor store, or the guard, by the same protocol.
 
 sd_notify(3): FDSTORE=1 stores a descriptor under FDNAME=, FDSTOREREMOVE=1 removes it. BARRIER=1 carries a descriptor
-that the keeper closes when it has processed all earlier messages. $FDSTORE says how many descriptors the keeper takes
-(systemd 254, the guard, our unit).
+that the keeper closes when it has processed all earlier messages. $FDSTORE is the number of descriptors that the keeper
+takes (set by systemd 254, the guard, our unit).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ OnConfirmed = Callable[[bool], None]
 class Keeper:
     """The binder's side of a descriptor store. It never blocks; ``close`` it before the loop is closed.
 
-    ``limit`` is how many descriptors the keeper takes; ``who`` is ``systemd`` or ``guard``. ``kept_names`` are those of
-    the descriptors that it has already, because they came from it.
+    ``limit`` is the number of descriptors that the keeper takes; ``who`` is ``systemd`` or ``guard``. ``kept_names``
+    are the names of descriptors that it has already, because they came from it.
     """
 
     def __init__(self, loop: Loop, address: str, limit: int, who: str, kept_names: Iterable[str] = ()) -> None:
@@ -47,7 +47,7 @@ class Keeper:
 
     @property
     def kept(self) -> int:
-        """Return how many descriptors the keeper has."""
+        """Return the number of descriptors that the keeper has."""
         return len(self._names)
 
     def keep(self, descriptors: Sequence[tuple[str, int]], confirmed: OnConfirmed) -> None:
@@ -131,7 +131,7 @@ class Keeper:
 
 
 def keeper_for(environment: Mapping[str, str], loop: Loop, kept_names: Iterable[str] = ()) -> Keeper | None:
-    """Return the keeper that $NOTIFY_SOCKET and $FDSTORE name; None if there is none, or it cannot be reached."""
+    """Return the keeper that $NOTIFY_SOCKET and $FDSTORE name; None without a keeper, or if it cannot be reached."""
     address, limit = environment.get("NOTIFY_SOCKET", ""), environment.get("FDSTORE", "")
     if not address or not limit.isdigit() or int(limit) == 0:
         return None

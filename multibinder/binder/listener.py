@@ -26,7 +26,8 @@ _INHERITED = Owner("inherited", 0)
 class Claim(msgspec.Struct):
     """One owner's claim to a listener.
 
-    ``since`` is the number of the handoff that made the claim; ``handoffs`` counts the handoffs that it rests on.
+    ``since`` is the number of the handoff that made the claim. ``handoffs`` counts its handoffs that were not
+    taken back.
     """
 
     since: int
@@ -34,7 +35,7 @@ class Claim(msgspec.Struct):
 
 
 class Listener(msgspec.Struct, eq=False):
-    """A socket that the binder holds, and what the socket does not know of itself. The store alone opens and closes it.
+    """A socket that the binder holds, and facts that the kernel does not keep with it. Only the store closes it.
 
     ``queue_limit``                 the limit that the kernel last gave the queue at our request; 0 before the first.
     ``kept``                        the keeper has confirmed that it has a copy of the socket.
@@ -70,17 +71,17 @@ class Listener(msgspec.Struct, eq=False):
 
     @property
     def inode(self) -> int:
-        """The number that finds the socket in /proc, which shows no cookies."""
+        """Return the number by which /proc shows the socket. /proc shows no cookies."""
         return inode_of(self.socket)
 
     @property
     def labels(self) -> list[str]:
-        """The labels of the owners, each once. The empty one stands for all owners without a label."""
+        """Return the labels of the owners, each once. The empty label stands for all owners without one."""
         return list(dict.fromkeys(owner.label for owner in self.claims))
 
     @property
     def kept_name(self) -> str:
-        """The name for the keeper. No other socket ever has the same."""
+        """Return the name for the keeper. No other socket ever has the same."""
         return name_of_cookie(self.cookie)
 
     def for_keeper(self) -> tuple[str, int]:
@@ -106,6 +107,16 @@ class Listener(msgspec.Struct, eq=False):
             released=released,
         )
 
+    def backlog_warning(self) -> str | None:
+        """Return the sentence about a backlog that the kernel reduced, or None."""
+        backlog = self.options.backlog
+        if backlog is None or backlog <= self.queue_limit:
+            return None
+        return (
+            f"a backlog of {backlog} was asked for, but the kernel allows {self.queue_limit}; "
+            f"raise it with 'sysctl -w net.core.somaxconn={backlog}' and ask again"
+        )
+
     def status(self) -> ListenerStatus:
         return ListenerStatus(
             address=str(self.address),
@@ -124,28 +135,20 @@ class Grant(msgspec.Struct, frozen=True):
     """One handoff that an answer promises, with what is needed to take it back.
 
     ``handoff`` is its number among the listener's handoffs; ``created`` tells whether this request made the listener.
+    ``warning`` is the sentence about a backlog that the kernel reduced, or None. It is about this request, even if
+    another one changes the backlog before the answer is sent.
     """
 
     listener: Listener
     owner: Owner
     handoff: int
     created: bool
+    warning: str | None
 
     @property
     def backlog(self) -> int:
-        """The effective limit of the accept queue, in connections."""
+        """Return the effective limit of the accept queue, in connections."""
         return self.listener.queue_limit
-
-    @property
-    def warning(self) -> str | None:
-        """The sentence for a backlog that the kernel cut, or None."""
-        backlog = self.listener.options.backlog
-        if backlog is None or backlog <= self.backlog:
-            return None
-        return (
-            f"a backlog of {backlog} was asked for, but the kernel allows {self.backlog}; "
-            f"raise it with 'sysctl -w net.core.somaxconn={backlog}' and ask again"
-        )
 
 
 def open_listener(spec: ListenerSpec) -> Listener:
@@ -153,7 +156,7 @@ def open_listener(spec: ListenerSpec) -> Listener:
     kind = kinds.of_address(spec.address)
     sock = kind.open(spec.address, spec.options)
     address = kind.address_of(sock)
-    # What was asked for and what was bound differ only in what the kernel chose.
+    # The bound address differs from the requested one only if the kernel chose the port.
     return Listener(sock, address, kind.actual_options(sock, spec.options), kernel_chose_port=address != spec.address)
 
 

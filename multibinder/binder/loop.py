@@ -33,7 +33,7 @@ class Loop:
 
     @property
     def turn(self) -> int:
-        """The number of the current turn. One turn is one select and the callbacks that follow it."""
+        """Return the number of the current turn. One turn is one select and the callbacks that follow it."""
         return self._turn
 
     def watch(self, file: Watchable, callback: Callable[[], None], mask: int = READ) -> None:
@@ -41,7 +41,7 @@ class Loop:
         self._selector.register(file, mask, callback)
 
     def watch_for(self, file: Watchable, mask: int) -> None:
-        """Watch a file for other events than before. Its callback stays."""
+        """Change the events for which a file is watched. Its callback stays."""
         self._selector.modify(file, mask, self._selector.get_key(file).data)
 
     def unwatch(self, file: Watchable) -> None:
@@ -54,7 +54,7 @@ class Loop:
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._timer_numbers), callback))
 
     def call_every(self, seconds: float, callback: Callable[[], None]) -> None:
-        """Call ``callback`` again and again, for the first time after this many seconds."""
+        """Call ``callback`` every ``seconds``, for the first time after ``seconds``."""
 
         def again() -> None:
             self.call_later(seconds, again)

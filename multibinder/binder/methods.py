@@ -14,6 +14,7 @@ from multibinder.binder import events
 from multibinder.binder.answer import Answer, Reply, refuse, result
 from multibinder.binder.caller import Caller
 from multibinder.binder.counters import RequestCounters
+from multibinder.binder.keeper import OnConfirmed
 from multibinder.binder.listener import Grant, Listener
 from multibinder.binder.owner import Owner
 from multibinder.binder.policy_in_force import PolicyInForce
@@ -24,10 +25,8 @@ from multibinder.wire.messages import BindResult, Handoff, Hello, InvalidParamsE
 from multibinder.wire.status import BinderStatus
 from multibinder.wire.transport import MAX_DESCRIPTORS
 
-#: Takes the version of the new code after its rehearsal; or None, and why the new code cannot be used.
+#: Called with the version of the new code after its rehearsal; or with None and the reason why it cannot be used.
 OnRehearsed = Callable[[str | None, str], None]
-#: Told whether the keeper has the descriptors that it was sent.
-OnStored = Callable[[bool], None]
 
 _NOT_KEPT = "this listener would not survive a crash of the binder; its log says why"
 
@@ -35,7 +34,7 @@ _NOT_KEPT = "this listener would not survive a crash of the binder; its log says
 class StoreDescriptors(Protocol):
     """Stores descriptors where a crash of the binder does not lose them."""
 
-    def keep(self, descriptors: Sequence[tuple[str, int]], confirmed: OnStored, /) -> None:
+    def keep(self, descriptors: Sequence[tuple[str, int]], confirmed: OnConfirmed, /) -> None:
         """Store (name, descriptor) each, and call ``confirmed`` from the loop. The descriptors stay the caller's."""
 
 
@@ -88,7 +87,7 @@ class Methods:
         }
 
     def answer(self, text: bytes, caller: Caller, reply: Reply) -> Answer | None:
-        """Return the answer to one message, or None if ``reply`` takes it later. An error is an answer too."""
+        """Return the answer to one message, or None if ``reply`` gets it later. An error is an answer too."""
         try:
             request = messages.decode_request(text)
         except msgspec.ValidationError as error:

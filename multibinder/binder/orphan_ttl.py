@@ -1,4 +1,4 @@
-"""How long an orphan stays open before the binder closes it (``multibinder serve --orphan-ttl``)."""
+"""Rules for the time until the binder closes an orphan (``multibinder serve --orphan-ttl``)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class OrphanTtl(msgspec.Struct, frozen=True):
     seconds: float | None
 
     def specificity(self, address: str, labels: Sequence[str]) -> int:
-        """Return how closely the rule fits a listener: 3 by address, 2 by label, 1 as the default, 0 not at all."""
+        """Return the specificity for a listener: 3 by address, 2 by label, 1 as the default, 0 if it does not apply."""
         if self.of == address:
             return 3
         if any(label and fnmatch.fnmatchcase(label, self.of) for label in labels):
@@ -27,7 +27,7 @@ class OrphanTtl(msgspec.Struct, frozen=True):
 
 
 def orphan_ttl_of(rules: Iterable[OrphanTtl], address: str, labels: Sequence[str]) -> float | None:
-    """Return the seconds of the rule that fits a listener most closely, the first one of equals; None for never."""
+    """Return the seconds of the most specific rule for a listener, the first one of equals; None for never."""
     best, seconds = 0, None
     for rule in rules:
         if (specificity := rule.specificity(address, labels)) > best:

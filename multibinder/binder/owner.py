@@ -37,9 +37,9 @@ class ClaimCounts:
         self._uid_of_label: dict[str, int] = {}
 
     def resolve(self, label: str, uid: int) -> Owner:
-        """Return the owner for whom a client of ``uid`` acts when it gives ``label``.
+        """Return the owner that a client of ``uid`` is when it gives ``label``.
 
-        Root and the binder's own user may act with every label, which stays with its uid. Raises RequestError if the
+        Root and the binder's own user may use every label, which stays with its uid. Raises RequestError if the
         label belongs to another uid.
         """
         holder = self._uid_of_label.get(label) if label else None
@@ -62,7 +62,7 @@ class ClaimCounts:
             self._uid_of_label[owner.label] = owner.uid
 
     def remove(self, owner: Owner) -> None:
-        """Remove one claim. The label is free for every uid after the last one."""
+        """Remove one claim. After the last claim of a label, any uid may use the label."""
         self._by_uid[owner.uid] -= 1
         if not self._by_uid[owner.uid]:
             del self._by_uid[owner.uid]
@@ -73,5 +73,5 @@ class ClaimCounts:
 
 
 def is_privileged(uid: int) -> bool:
-    """Return whether this is root or the binder's own user: they can do to the binder what they want without asking."""
+    """Return whether this is root or the binder's own user. Both can control the binder's process directly anyway."""
     return uid in (0, os.geteuid())

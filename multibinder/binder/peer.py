@@ -1,4 +1,4 @@
-"""One client of the control socket: its unfinished request, and the answers that it has not taken yet."""
+"""One client of the control socket: its unfinished request, and the answers that were not sent yet."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from multibinder.wire.decoder import Decoder
 class Peer:
     """A connection, its input and its output. It notes in ``quotas`` what it buffers and what is in flight to it.
 
-    No method blocks: each does what the kernel takes or gives now, and returns. The peer owns ``sock`` until it is
-    detached or closed. The constructor raises OSError for a connection that is gone already; it does not own ``sock``
+    No method blocks: each sends or receives as much as the kernel allows now. The peer owns ``sock`` until it is
+    detached or closed. The constructor raises OSError for a connection that is gone already, and does not own ``sock``
     then.
     """
 
@@ -49,17 +49,17 @@ class Peer:
 
     @property
     def idle(self) -> bool:
-        """Whether it has taken all that it was sent, and has no request in progress."""
+        """Return whether no answer is queued for the client, and it has no request in progress."""
         return not self._unsent and not self.awaits_answer and not self._decoder.unfinished
 
     @property
     def backed_up(self) -> bool:
-        """Whether it has not taken all that it was sent."""
+        """Return whether answers are queued because the client does not read fast enough."""
         return bool(self._unsent)
 
     @property
     def buffered(self) -> int:
-        """Bytes of its unfinished request, as of the last ``note_buffered``."""
+        """Return the bytes of its unfinished request, as of the last ``note_buffered``."""
         return self._buffered
 
     def receive(self) -> None:
@@ -84,7 +84,7 @@ class Peer:
         return self._decoder.next_message()
 
     def send(self, answer: Answer) -> None:
-        """Queue an answer and send what the kernel takes of it now. Raises OSError if the peer is gone."""
+        """Queue an answer, and send as much of it as the kernel takes now. Raises OSError if the peer is gone."""
         for index, (message, descriptors) in enumerate(answer.parts):
             # A peer that misses the last part misses descriptors of the grants.
             last = index == len(answer.parts) - 1
@@ -92,7 +92,7 @@ class Peer:
         self.flush()
 
     def flush(self) -> None:
-        """Send what the kernel takes now of what is queued. Raises OSError if the peer is gone."""
+        """Send as much of the queued answers as the kernel takes now. Raises OSError if the peer is gone."""
         while self._unsent:
             rest, descriptors, grants = self._unsent[0]
             try:
@@ -107,18 +107,18 @@ class Peer:
                 self._unsent.popleft()
 
     def discard_unsent(self) -> list[Sequence[Grant]]:
-        """Drop what it has not taken. Return the grants of these answers, which the caller takes back."""
+        """Drop the queued answers. Return their grants, which the caller takes back."""
         undelivered = [grants for _, _, grants in self._unsent]
         self._unsent.clear()
         return undelivered
 
     def discard_input(self) -> None:
-        """Drop what has arrived of a request. Nothing can be received after this."""
+        """Drop the bytes of an unfinished request. Nothing can be received after this."""
         self._decoder = Decoder(0)
         self.note_buffered()
 
     def note_buffered(self) -> int:
-        """Note in the quotas how many bytes of an unfinished request are here. Return by how much they have grown."""
+        """Note in the quotas the size of the unfinished request. Return the number of bytes by which it has grown."""
         more = self._decoder.held - self._buffered
         if more:
             self._buffered += more
@@ -161,7 +161,7 @@ class Peer:
         self._in_flight = descriptors
 
     def _has_received_all(self) -> bool:
-        """Return whether nothing that was sent is in flight. Nothing is if the other end is closed."""
+        """Return whether the client has received all that was sent. Also true if the other end is closed."""
         # SIOCOUTQ, unix(7): memory of what a socket sent is charged to it until it is received.
         (unreceived_bytes,) = struct.unpack("i", fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4)))
         return not unreceived_bytes

@@ -1,4 +1,4 @@
-"""Decide who may ask for what. The rules are read from a file by policy_file.py."""
+"""Decide which client may use which method, on which address. policy_file.py reads the rules from a file."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from multibinder.wire.addresses import Address
 from multibinder.wire.messages import ListenerSpec
 from multibinder.wire.options import OPTION_NAMES
 
-#: What rules are about. A client that may ``bind`` may also ``check``; every client may ask ``hello``.
+#: The methods that a rule can name. A client that may ``bind`` may also ``check``; every client may ask ``hello``.
 METHODS = ("bind", "release", "list", "status", "upgrade")
-#: The methods that are about listeners.
+#: The methods for which a rule may name addresses.
 ABOUT_LISTENERS = ("bind", "release", "list", "status")
 
 
 class Subject(Protocol):
-    """Who asks, as the kernel reports it."""
+    """The client that sends a request, as the kernel identifies it."""
 
     @property
     def uid(self) -> int: ...
@@ -32,7 +32,10 @@ class Subject(Protocol):
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """One rule of the file, numbered from 1. No subject, no address, or None for options means: any."""
+    """One rule of the file, numbered from 1.
+
+    Empty ``uids``, ``gids``, ``units`` or ``addresses`` match any, and so does None for ``options``.
+    """
 
     number: int
     name: str
@@ -45,7 +48,7 @@ class Rule(msgspec.Struct, frozen=True):
     options: frozenset[str] | None = None
 
     def mismatch(self, subject: Subject, method: str, request: AccessRequest | None) -> str:
-        """Return what of the rule does not match; empty if the rule decides."""
+        """Return the name of the first part of the rule that does not match; empty if the whole rule matches."""
         if method not in self.methods:
             return "method"
         if self.uids and subject.uid not in self.uids:
@@ -55,7 +58,7 @@ class Rule(msgspec.Struct, frozen=True):
         if self.units and not self._has_unit(subject.unit):
             return "unit"
         if request is None:
-            # A method about all listeners is decided first without an address: may the rule show any of them?
+            # A method about all listeners is decided first without an address: a rule that may allow some matches.
             if self.addresses and (method not in ABOUT_LISTENERS or not self.allow):
                 return "address"
             return "options" if self.options is not None and not self.allow else ""
@@ -66,16 +69,16 @@ class Rule(msgspec.Struct, frozen=True):
         return ""
 
     def _has_unit(self, unit: str) -> bool:
-        # A unit that cannot be determined matches no rule that allows, and every rule that denies: a process that has
-        # ended has no unit, and its child still has its connection.
+        # A unit that cannot be determined matches no rule that allows, and every rule that denies. Otherwise a process
+        # could end, and leave its connection to a child that no rule for its unit would match.
         return any(fnmatch.fnmatchcase(unit, each) for each in self.units) if unit else not self.allow
 
     def _has_address(self, address: Address) -> bool:
-        # The whole must be allowed; one forbidden part is enough to deny.
+        # Every address that the listener takes must be allowed; one forbidden address is enough to deny.
         return any(each.has(address) if self.allow else each.touches(address) for each in self.addresses)
 
     def _has_options(self, given: frozenset[str]) -> bool:
-        # All of them must be allowed; one forbidden option is enough to deny.
+        # Every option must be allowed; one forbidden option is enough to deny.
         return given <= self.options if self.allow else bool(given & self.options)  # type: ignore[operator]
 
     def __str__(self) -> str:
@@ -85,7 +88,7 @@ class Rule(msgspec.Struct, frozen=True):
 class AccessRequest(msgspec.Struct, frozen=True):
     """One address that a request is about, and the names of the options that it gives.
 
-    ``implied``: a listener on another address takes this one as well, unless v6only is set.
+    ``implied`` is true for an address that a listener on another address takes as well, unless v6only is set.
     """
 
     address: Address
@@ -94,7 +97,7 @@ class AccessRequest(msgspec.Struct, frozen=True):
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """The answer to one access request, which is None for a method about no listener.
+    """The decision about one access request. ``request`` is None for a method that is about no listener.
 
     ``rule`` is None if none matched; ``why`` is a part of a sentence.
     """
@@ -106,8 +109,10 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """The rules of one file. The first rule that matches decides; without one, root and ``own_uid`` are allowed, and
-    others are not."""
+    """The rules of one file. The first rule that matches decides.
+
+    If no rule matches, root and ``own_uid`` are allowed, and all others are denied.
+    """
 
     path: str
     rules: tuple[Rule, ...]
@@ -127,7 +132,7 @@ class Policy(msgspec.Struct, frozen=True):
     def decide_listener(
         self, subject: Subject, method: str, spec: ListenerSpec, v6only: bool | None = None
     ) -> Decision:
-        """Decide for every address that the listener takes: return the first refusal, or the last permission.
+        """Decide for every address that the listener takes. Return the first refusal, or the last permission.
 
         ``v6only`` is what an existing listener has.
         """
@@ -153,7 +158,7 @@ def access_requests(spec: ListenerSpec, v6only: bool | None = None) -> Iterator[
 
 
 def explain(policy: Policy, subject: Subject, method: str, request: AccessRequest | None) -> Iterator[str]:
-    """Yield why each rule before the deciding one did not match; the last line is the decision."""
+    """Yield a line for each rule before the deciding one, with the part that did not match; then the decision."""
     for rule in policy.rules:
         mismatch = rule.mismatch(subject, method, request)
         if not mismatch:
@@ -163,8 +168,8 @@ def explain(policy: Policy, subject: Subject, method: str, request: AccessReques
 
 
 def covers(earlier: Rule, later: Rule) -> bool:
-    """Return whether ``later`` never decides, because ``earlier`` matches all that it would."""
-    # A rule that denies decides all that its patterns touch; that matters after one that allows.
+    """Return whether ``later`` never decides, because ``earlier`` matches every request that it matches."""
+    # A rule that denies matches every address that its patterns touch, a rule that allows only those in its patterns.
     touched = earlier.allow and not later.allow
     decided = [each.touched() if touched else each for each in later.addresses]
     return (

@@ -4,7 +4,7 @@
 
     [[rule]]
     name = "web"                              # shown in refusals; optional
-    unit = "multibinder-haproxy@web.service"  # uid, gid, unit: who; a list matches any of its entries
+    unit = "multibinder-haproxy@web.service"  # or uid, gid: the clients; a list matches any of its entries
     allow = ["bind", "release", "list"]       # or deny; of METHODS, or "*"
     address = ["*:80", "[2001:db8::/32]:443"]
     options = ["backlog", "v6only"]           # no other option may be given
@@ -37,7 +37,7 @@ _MAX_BYTES = 1024 * 1024
 
 
 class PolicyError(MultibinderError):
-    """A policy file that cannot be used; the message says where and why."""
+    """A policy file cannot be used; the message says where and why."""
 
 
 _Texts = str | list[str] | None
@@ -106,14 +106,14 @@ def lint(policy: Policy) -> Iterator[str]:
                 break
         if not rule.allow and rule.options == frozenset():
             yield f"{rule}: never matches: its list of options is empty, so it denies none"
-        everybody = not (rule.uids or rule.gids or rule.units)
-        if rule.allow and everybody and rule.methods & {"bind", "release", "upgrade"}:
+        names_no_client = not (rule.uids or rule.gids or rule.units)
+        if rule.allow and names_no_client and rule.methods & {"bind", "release", "upgrade"}:
             yield f"{rule}: allows everybody who can reach the control socket: it has no uid, gid or unit"
         if not rule.allow and rule.units:
             yield (
                 f"{rule}: denies by unit: it also denies all whose unit cannot be told (none, or the process has ended)"
             )
-        is_for_root = everybody or (0 in rule.uids and not rule.gids and not rule.units)
+        is_for_root = names_no_client or (0 in rule.uids and not rule.gids and not rule.units)
         if (
             not rule.allow
             and rule.methods & {"bind", "list", "upgrade"}
@@ -143,7 +143,7 @@ def _rule(number: int, text: _RuleText, path: str) -> Rule:
     methods = _list(text.allow if text.allow is not None else text.deny)
     for name, given in (("uid", text.uid), ("gid", text.gid), ("unit", text.unit), ("address", text.address)):
         if given is not None and not _list(given):
-            raise PolicyError(f"{where}: {name} is an empty list, which nobody can match; leave it out for any")
+            raise PolicyError(f"{where}: {name} is an empty list, which no client can match; leave it out for any")
     if "" in _list(text.unit):
         raise PolicyError(f"{where}: unit is an empty string, which is no unit's name; leave it out for any")
     if not methods:

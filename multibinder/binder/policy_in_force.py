@@ -1,4 +1,4 @@
-"""The policy that decides now, and its decisions about listeners that exist."""
+"""The policy in force, and its decisions about listeners that exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from multibinder.wire.messages import ListenerSpec
 
 
 class PolicyInForce:
-    """Hold the policy that decides now. Without a policy, every client that can connect may ask for everything."""
+    """Hold the policy in force. Without a policy, every client that can connect may ask for everything."""
 
     def __init__(self, policy: Policy | None) -> None:
         self._current = policy

@@ -1,4 +1,4 @@
-"""Where the policy comes from, at the start of the binder and when it is loaded again."""
+"""Load the policy at the start of the binder, and again at SIGHUP."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from multibinder.wire.errors import MultibinderError
 def load_policy(path: str | None, *, required: bool = False) -> Policy | None:
     """Load the policy; None if ``path`` is None and the default file does not exist.
 
-    ``required``: a policy has been in force, so that a missing file is an error: its removal must not allow everybody
-    everything. Raises PolicyError.
+    ``required`` is true if a policy has been in force. Then a missing file is an error: its removal must not allow
+    every request of every client. Raises PolicyError.
     """
     if path is None and not required and not os.path.lexists(DEFAULT_POLICY):
         return None
@@ -22,10 +22,10 @@ def load_policy(path: str | None, *, required: bool = False) -> Policy | None:
 
 
 def load_first_policy(path: str | None, *, had_policy: bool, has_listeners: bool) -> Policy | None:
-    """Load the policy at a start. Raises PolicyError, but not if the binder has listeners: it must serve them.
+    """Load the policy at a start. Raises PolicyError only if the binder has no listeners.
 
-    Then a file that cannot be read means a policy that allows everything to root and to the binder's own user, and
-    nothing to others.
+    A binder with listeners must serve them. If the file is broken, it gets a policy without rules, which allows every
+    request of root and of the binder's own user, and no other.
     """
     try:
         return load_policy(path, required=had_policy and has_listeners)
@@ -37,11 +37,11 @@ def load_first_policy(path: str | None, *, had_policy: bool, has_listeners: bool
 
 
 def reload_policy(path: str | None, in_force: Policy | None) -> Policy | None:
-    """Load the policy again and return the one that is in force from now on: the old one if the file is broken."""
+    """Load the policy again, and return the one in force from now on. If the file is broken, the old one stays."""
     try:
         policy = load_policy(path, required=in_force is not None)
     except MultibinderError as error:
-        events.error("policy-broken", why=error, done="the policy of before stays")
+        events.error("policy-broken", why=error, done="the previous policy stays in force")
         return in_force
     if policy is None:
         events.info("policy-reloaded", rules=0, why=f"there is no {DEFAULT_POLICY}: the control socket's mode decides")

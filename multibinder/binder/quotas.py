@@ -1,4 +1,4 @@
-"""Quotas of the control socket: limits in total and for one uid, and what each uid uses of them."""
+"""Quotas of the control socket: limits in total and for one uid, and the usage of each uid."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import msgspec
 
 from multibinder.binder.owner import is_privileged
 
-#: A full bucket has the tokens of this time, so that a client may send a burst of requests after a quiet time.
+#: A full bucket has the tokens of this time, so that a client that was idle may send a burst of requests.
 _BURST_S = 2.0
-#: Users without a client that are remembered for the requests that they have spent.
+#: Above this many users, those without a client and with a full bucket are forgotten.
 _REMEMBERED_USERS = 1024
 #: Unfinished requests of the largest size that the binder may buffer, in total and for one uid.
 _LARGEST, _LARGEST_PER_UID = 100, 16
@@ -45,12 +45,12 @@ class Limits(msgspec.Struct, frozen=True):
 
     @property
     def buffered(self) -> int:
-        """Bytes of unfinished requests, in total."""
+        """Return the limit on bytes of unfinished requests, in total."""
         return _LARGEST * self.request_bytes
 
     @property
     def buffered_per_uid(self) -> int:
-        """Bytes of unfinished requests, for one uid."""
+        """Return the limit on bytes of unfinished requests, for one uid."""
         return _LARGEST_PER_UID * self.request_bytes
 
 
@@ -94,7 +94,7 @@ class Bucket(msgspec.Struct):
 
 
 class User(msgspec.Struct, eq=False):
-    """What one uid uses: connected clients, bytes of unfinished requests, descriptors in flight, tokens."""
+    """The usage of one uid: connected clients, bytes of unfinished requests, descriptors in flight, tokens."""
 
     uid: int
     privileged: bool
@@ -105,7 +105,7 @@ class User(msgspec.Struct, eq=False):
 
 
 class Quotas:
-    """What all users use, and which limit more of it would exceed."""
+    """The usage of all users, compared with the limits."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -120,12 +120,12 @@ class Quotas:
 
     @property
     def clients(self) -> int:
-        """The number of connected clients."""
+        """Return the number of connected clients."""
         return self._clients
 
     @property
     def in_flight(self) -> int:
-        """The number of descriptors that were sent and are not known to be received."""
+        """Return the number of descriptors that were sent and are not known to be received."""
         return self._in_flight
 
     def user(self, uid: int) -> User:
@@ -155,20 +155,20 @@ class Quotas:
     def charge(self, user: User, request_bytes: int, answer_bytes: int) -> None:
         """Take the tokens that a request and its answer cost.
 
-        A request that was refused for its rate costs nothing. Otherwise other users would pay for it, and a user that
-        does not stop asking would never be served again.
+        A request that was refused for its rate costs nothing. Otherwise it would use up the tokens of other users, and
+        a user that keeps asking would never be served again.
         """
         tokens = 1 + request_bytes // _REQUEST_BYTES_PER_TOKEN + answer_bytes // _ANSWER_BYTES_PER_TOKEN
         user.bucket.take(tokens)
         self._bucket.take(tokens)
 
     def most_clients(self, *, privileged: bool) -> User | None:
-        """Return the user with the most clients. A privileged one is chosen only if ``privileged``, and as the last."""
+        """Return the user with the most clients. A privileged user comes last, and only if ``privileged``."""
         users = [user for user in self if user.clients and (privileged or not user.privileged)]
         return max(users, key=lambda user: (not user.privileged, user.clients), default=None)
 
     def most_buffered(self) -> User:
-        """Return the user with the most bytes of unfinished requests. A privileged one is chosen as the last."""
+        """Return the user with the most bytes of unfinished requests. Privileged users come last."""
         users = [user for user in self if user.buffered]
         return max(users, key=lambda user: (not user.privileged, user.buffered))
 
@@ -186,7 +186,7 @@ class Quotas:
     def in_flight_per_uid_exceeded(self, user: User, descriptors: int) -> Refusal | None:
         """Return the user's limit if this many more descriptors would exceed it, or None.
 
-        A single answer is always allowed, so that a large batch can be had.
+        A single answer is always allowed, so that a large batch is possible.
         """
         most = self.limits.in_flight_per_uid
         if user.privileged or not user.in_flight or user.in_flight + descriptors <= most:
@@ -200,7 +200,7 @@ class Quotas:
     def in_flight_exceeded(self, descriptors: int) -> Refusal | None:
         """Return the limit in total if this many more descriptors would exceed it, or None.
 
-        A single answer is always allowed, so that a large batch can be had.
+        A single answer is always allowed, so that a large batch is possible.
         """
         most = self.limits.in_flight
         if not self._in_flight or self._in_flight + descriptors <= most:

@@ -1,9 +1,9 @@
-"""Records of listeners: owners, names, options and times, which a socket does not know itself.
+"""Records of listeners: owners, names, options and times, which the kernel does not keep with a socket.
 
 A journal has one JSON object a line. The first line names the format and the boot. Each other line describes a
-listener, and replaces earlier lines about the same socket. A reader skips what it does not understand: a listener
-without a record is still a listener. The lines are in a memfd, which travels with the sockets (an upgrade, the keeper),
-and in the state file, which is what remains when the binder and its keeper are killed.
+listener, and replaces earlier lines about the same socket. A reader skips lines that it does not understand: a listener
+without a record is still a listener. The lines are in a memfd, which is passed on with the sockets (to the next
+version, to the keeper). They are also in the state file, which remains when the binder and its keeper are killed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
 
     ``cookie`` is the socket's SO_COOKIE and ``inode`` its st_ino; both stay the same for its life. ``claims`` counts
     the handoffs of each owner (``str(Owner)``). ``held_outside_pid_namespace`` tells whether a process that our PID
-    namespace does not show has received it. A ``released`` listener is closed: it must not be believed if its socket
+    namespace does not show has received it. A ``released`` listener is closed: it must not be restored if its socket
     turns up again.
     """
 
@@ -74,7 +74,7 @@ class Journal:
     """Appends records to a memfd, and to the state file at ``path`` if that is not None.
 
     It begins with ``header`` and ``records``, which replace the content of the file. An append is one write(2) each.
-    An error of the file, as a full disk, is logged once; the journal goes on without the file.
+    An error of the file, such as a full disk, is logged once; the journal goes on without the file.
     """
 
     def __init__(self, records: Iterable[Record], path: str | None, header: Header | None = None) -> None:
@@ -134,7 +134,7 @@ def read_file(path: str) -> Recorded:
     no socket survives."""
     try:
         with open(path, "rb", opener=_open_without_link) as file:
-            if not files.is_ours(file.fileno()):
+            if not files.is_trusted_file(file.fileno()):
                 events.warning("state-file-unreadable", path=path, why="another user made it, or may write it")
                 return Recorded()
             return _parse(file.read(), path)

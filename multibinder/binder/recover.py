@@ -1,7 +1,7 @@
 """Recovery of sockets from the processes that still hold them, after the binder and its keeper were killed.
 
-A socket lives as long as any process (HAProxy, a worker) has it open. The state file says which ones were ours. The
-inode in a record finds the holder in /proc, and SO_COOKIE proves that its socket is the recorded one.
+A socket lives as long as any process (HAProxy, a worker) has it open. The state file lists the sockets that were ours.
+The inode in a record finds the holder in /proc, and SO_COOKIE proves that its socket is the recorded one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from multibinder.kernel.socket_options import cookie_of
 from multibinder.wire import kinds
 
 
-def recover_from_holders(records: Iterable[Record]) -> list[tuple[Record, socket.socket]]:
+def recover(records: Iterable[Record]) -> list[tuple[Record, socket.socket]]:
     """Return copies of the recorded sockets that other processes hold. The caller owns them.
 
     A socket that exists and cannot be copied is logged. A copy needs PTRACE_MODE_ATTACH_REALCREDS for the holder
@@ -30,7 +30,7 @@ def recover_from_holders(records: Iterable[Record]) -> list[tuple[Record, socket
         return []
     recovered: list[tuple[Record, socket.socket]] = []
     refused: set[int] = set()
-    held = [(holder.pid, *socket_) for holder in scan(missing, {os.getpid()}).opened for socket_ in holder.sockets]
+    held = [(holder.pid, *socket_) for holder in scan(missing, {os.getpid()}).processes for socket_ in holder.sockets]
     for pid, descriptor, inode in held:
         record = missing.get(inode)
         if record is None:
@@ -47,7 +47,7 @@ def recover_from_holders(records: Iterable[Record]) -> list[tuple[Record, socket
             del missing[inode]
         else:
             sock.close()
-    # If /proc shows no holder of a socket that exists, the binder may not look into its holder.
+    # A socket that exists has a holder. If the scan found none, the binder may not look into the holder.
     for inode in (refused | _existing_inodes()) & missing.keys():
         events.error(
             "cannot-recover",

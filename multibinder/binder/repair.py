@@ -1,4 +1,4 @@
-"""Keep listeners ready with their own backlog, and undo what their holders do to them.
+"""Keep listeners ready with their own backlog, and undo changes that their holders make.
 
 A holder may shut a shared socket down, or call listen(2) with another backlog. Both take effect for every holder.
 """
@@ -15,7 +15,7 @@ from multibinder.wire.errors import BindError
 
 
 def set_backlog(listener: Listener) -> None:
-    """Give the socket the listener's backlog, and note the queue limit that the kernel made of it. Raises OSError."""
+    """Give the socket the listener's backlog, and note the queue limit that the kernel sets. Raises OSError."""
     listener.queue_limit = listener.kind.make_ready(listener.socket, listener.options.backlog)
 
 
@@ -51,7 +51,10 @@ def repair_all(listeners: Iterable[Listener], refusals: BindRefusals) -> None:
 
 
 def _repair(listener: Listener, refusals: BindRefusals, largest: int) -> None:
-    """``largest`` is the longest queue that the kernel allows now: when it was raised, the listener gets more."""
+    """Repair one listener. ``largest`` is the longest queue that the kernel allows now.
+
+    If the administrator has raised that, a listener that was limited by it gets a longer queue.
+    """
     queue = listener.kind.queue(listener.socket)
     if not queue.ready:
         make_ready_again(listener, refusals, os.geteuid())

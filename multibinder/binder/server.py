@@ -1,4 +1,4 @@
-"""The control server: it serves many clients in one thread, and never waits for one of them."""
+"""The control server: serve many clients in one thread, and never wait for one of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from multibinder.binder.turns import Turns
 from multibinder.wire import messages
 from multibinder.wire.errors import RemoteProtocolError
 
-#: Clients that are dropped in one turn of the loop because their deadline has passed.
+#: At most this many clients whose deadline has passed are dropped in one turn of the loop.
 _DROPPED_PER_TURN = 16
 
 
@@ -37,7 +37,7 @@ class ServerTimings(msgspec.Struct, frozen=True):
     ``client_turn_s``     of that, the share of one client, so that a user's clients take turns too.
     ``shortage_pause_s``  the pause after accept(2) failed for lack of descriptors or memory.
     ``throttle_s``        the pause of a client that exceeded its rate.
-    ``linger_s``          between two checks whether lingering clients have received their descriptors.
+    ``linger_s``          the interval of checks for lingering clients that have received their descriptors.
     """
 
     user_turn_s: float = 0.0005
@@ -53,8 +53,8 @@ DEFAULT_TIMINGS = ServerTimings()
 class ControlServer:
     """Serve the clients of ``listening`` on ``loop`` until ``stop`` or ``drain``. ``listening`` stays its caller's.
 
-    ``answer`` takes a request, its caller, and a function for an answer that is ready only later; it returns None then.
-    ``take_back`` takes the grants of an answer that its client never received.
+    ``answer`` is called with a request, its caller, and a function that takes a later answer. It returns the answer, or
+    None if the answer comes later. ``take_back`` gets the grants of an answer that its client never received.
     """
 
     def __init__(
@@ -179,11 +179,14 @@ class ControlServer:
         self._keep_track(peer, progress)
 
     def _answer_some(self, peer: Peer) -> bool:
-        """Answer what has arrived, until the client's share of the turn ends. Return whether there was a request."""
+        """Answer the requests that have arrived, until the client's share of the turn ends.
+
+        Return whether there was a request.
+        """
         end = time.monotonic() + self._timings.client_turn_s
         progress = False
         while True:
-            # A client that does not take its answers gets no more of them: its requests wait in its own buffer.
+            # A client that does not read its answers gets no more of them. Its requests stay in the socket's buffer.
             busy = peer.backed_up or peer.awaits_answer or peer.throttled
             request = None if busy else peer.next_message()
             if request is None:
@@ -259,11 +262,11 @@ class ControlServer:
         self._counters.count_refusal(refusal.limit)
 
     def _keep_track(self, peer: Peer, progress: bool) -> None:
-        """Start or clear the deadline of a peer that was served, and watch it for what it does next."""
+        """Update the deadline of a peer that was served, its place among the idle ones, and the events to watch for."""
         if progress:
             self._deadlines.clear(peer)
         if peer.awaits_answer or peer.throttled:
-            # It waits for us, without a deadline; what it sends meanwhile waits in its own buffer.
+            # It waits for us, so it has no deadline. Requests that it sends meanwhile stay in the socket's buffer.
             self._clients.note_served(peer, answered=progress, idle=False)
             self._deadlines.clear(peer)
             self._watch(peer, None)

@@ -1,4 +1,4 @@
-"""What the binder is told at its start. ``multibinder serve`` passes it on as JSON, also to a later version."""
+"""Settings of the binder. ``multibinder serve`` passes them to it as JSON, also to a later version."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Timings(msgspec.Struct, frozen=True):
     ``look_every_s``    from one look for holders to the next.
     ``look_timeout_s``  the time that one look may take.
     ``grace_s``         a listener is an orphan when looks have found no holder for this long: a server that restarts
-                        has none for a moment. Nor is it one this soon after a handoff, while its descriptor may be on
-                        its way. With ``look_every_s``, an orphan is noticed within half a minute.
+                        has none for a moment. Within this time after a handoff it is no orphan either: its descriptor
+                        may still be in flight. With ``look_every_s``, an orphan is noticed within half a minute.
     ``repair_every_s``  from one check of all listeners to the next: a holder may shut a shared socket down, or change
                         its backlog, and the kernel does not tell us.
     """

@@ -37,9 +37,9 @@ class SignalQueue:
             return b""
 
     def close(self) -> None:
-        """Block the signals, and make those pending that arrived and were not read.
+        """Block the signals, and send those again that arrived and were not read. They stay pending.
 
-        The next owner of this process, which has handlers of its own, unblocks and receives them.
+        The next program in this process installs its handlers, unblocks the signals, and receives them.
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
         signal.set_wakeup_fd(-1)

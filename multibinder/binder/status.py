@@ -1,4 +1,4 @@
-"""The status of the binder: what ``multibinder status`` shows."""
+"""The status of the binder, which ``multibinder status`` shows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from multibinder.wire.status import BinderStatus
 
 
 class BinderStatusSource:
-    """Looks at the listeners when a client asks, and makes a status of what it finds."""
+    """Looks at the listeners when a client asks, and builds the status from the result."""
 
     def __init__(
         self,

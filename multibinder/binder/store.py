@@ -24,15 +24,15 @@ from multibinder.wire.messages import ListenerSpec, Released
 from multibinder.wire.options import Options
 from multibinder.wire.status import ListenerStatus
 
-#: What a listener is called on its way to the next binder if the keeper does not have it.
+#: The name that is passed to the next version with a listener that the keeper does not have.
 _NOT_KEPT = "unkept"
 
 
 class DurableRecords(Protocol):
-    """Where records of listeners survive a crash of the binder."""
+    """Storage for records of listeners that survives a crash of the binder."""
 
     def write(self, changed: Sequence[Record]) -> None:
-        """Write down records that differ from what was written before, or that are released."""
+        """Append records that have changed, or that are released."""
 
     def recover(self, address: Address) -> tuple[Record, socket.socket] | None:
         """Return a socket on ``address`` that an earlier binder lost and another process still holds.
@@ -66,11 +66,14 @@ class ListenerStore:
         return [listener.record() for listener in self._by_address.values()]
 
     def statuses(self, listeners: Iterable[Listener] | None = None) -> list[ListenerStatus]:
-        """Return what ``list`` shows of these listeners, or of all."""
+        """Return the statuses of these listeners, or of all, for the method ``list``."""
         return [listener.status() for listener in (self._by_address.values() if listeners is None else listeners)]
 
     def owner(self, label: str, uid: int) -> Owner:
-        """Return the owner for whom a client acts. Raises RequestError if the label belongs to another uid."""
+        """Return the owner that a client of ``uid`` is when it gives ``label``.
+
+        Raises RequestError if the label belongs to another uid.
+        """
         return self._claims.resolve(label, uid)
 
     def find(self, spec: ListenerSpec) -> Listener | None:
@@ -84,7 +87,7 @@ class ListenerStore:
     ) -> list[Grant]:
         """Grant all listeners of one request. Raises BindError or RequestError, and then nothing has changed.
 
-        ``held_outside_pid_namespace``: the client is a process that our PID namespace does not show.
+        ``held_outside_pid_namespace`` is true if our PID namespace does not show the client's process.
         """
         attempt = self._attempt(owners[0].uid)
         try:
@@ -162,7 +165,7 @@ class ListenerStore:
         self._close(listener)
 
     def repair(self) -> None:
-        """Let every listener listen with its own backlog, whatever its holders did to it."""
+        """Let every listener listen with its own backlog again if a holder changed that."""
         repair.repair_all(self._by_address.values(), self._refusals)
 
     def restore(self, sock: socket.socket, record: Record | None) -> None:
@@ -244,7 +247,7 @@ class ListenerStore:
             claim = listener.claims[owner] = Claim(listener.handoffs)
             self._claims.add(owner)
         claim.handoffs += 1
-        return Grant(listener, owner, listener.handoffs, created)
+        return Grant(listener, owner, listener.handoffs, created, listener.backlog_warning())
 
     def _remove_claim(self, listener: Listener, owner: Owner) -> None:
         del listener.claims[owner]
@@ -253,10 +256,10 @@ class ListenerStore:
     def _close(self, listener: Listener) -> None:
         for owner in list(listener.claims):
             self._remove_claim(listener, owner)
-        # First in writing: a socket that turns up again after a crash in between must not be believed.
+        # Record the release first: after a crash in between, the socket must not be restored if it turns up again.
         self._durable.write([listener.record(released=True)])
         try:
-            # Other holders have copies, and new clients must be refused at once all the same.
+            # Holders have copies, so close(2) alone would leave the port open. New clients must be refused at once.
             listener.kind.retire(listener.socket)
         except OSError as error:
             events.warning("shutdown-failed", address=listener.address, error=error.strerror)

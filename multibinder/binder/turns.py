@@ -1,4 +1,4 @@
-"""Fairness: the share of each turn of the loop that one user gets, and the queue of peers that wait for theirs."""
+"""Fairness between users: divide each turn of the loop, and queue the peers that wait for their share."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class Turns:
     def __init__(self, loop: Loop, user_turn_s: float) -> None:
         self._loop = loop
         self._user_turn_s = user_turn_s
-        # What each user has spent of the turn with this number, in seconds.
+        # The seconds that each user has spent of the turn with this number.
         self._turn = loop.turn
         self._spent_s: dict[User, float] = {}
-        # In the order in which they came, with the events that they wait to be served for.
+        # In the order of arrival, each with its mask (see ``enqueue``).
         self._queue: dict[Peer, int] = {}
         self._queued: dict[User, int] = {}
 
     def __bool__(self) -> bool:
-        """Whether a peer waits for its turn."""
+        """Return whether a peer waits for its turn."""
         return bool(self._queue)
 
     def __contains__(self, peer: Peer) -> bool:
@@ -42,7 +42,7 @@ class Turns:
         return user in self._queued or not self.has_time(user)
 
     def charge(self, user: User, seconds: float) -> None:
-        """Note that this much of the current turn was spent for the user."""
+        """Note that this many seconds of the current turn were spent for the user."""
         if self._loop.turn != self._turn:
             self._turn = self._loop.turn
             self._spent_s.clear()

@@ -1,4 +1,4 @@
-"""Upgrades in place: rehearse the new code, and give this process to it if the rehearsal succeeds."""
+"""Upgrades in place: rehearse the new code, and execute it in this process if the rehearsal succeeds."""
 
 from __future__ import annotations
 
@@ -37,24 +37,27 @@ class Upgrader:
         self._waiting: list[OnRehearsed] = []
 
     def upgrade(self, on_rehearsed: OnRehearsed = lambda version, why: None) -> None:
-        """Rehearse an upgrade, and upgrade if that succeeds. All who ask during one rehearsal are told its result."""
-        try:
-            self._check()
-        except MultibinderError as error:
-            self._refuse(str(error))
-            on_rehearsed(None, str(error))
-            return
+        """Rehearse an upgrade, and upgrade if that succeeds. ``on_rehearsed`` is called from the loop, never at once.
+
+        All callers during one rehearsal get its result.
+        """
         self._waiting.append(on_rehearsed)
         if len(self._waiting) > 1:
             return
         try:
+            self._check()
             Rehearsal(self._loop, self._command, self._finish)
+        except MultibinderError as error:
+            self._fail(str(error))
         except OSError as error:
-            self._finish(None, f"its rehearsal cannot be started: {error.strerror}")
+            self._fail(f"its rehearsal cannot be started: {error.strerror}")
+
+    def _fail(self, why: str) -> None:
+        self._loop.call_later(0, lambda: self._finish(None, why))
 
     def _finish(self, version: str | None, why: str) -> None:
         if version is None:
-            self._refuse(why)
+            events.error("upgrade-refused", why=why, done=f"version {self._version} goes on")
         else:
             events.info("upgrading", version=self._version, new=version, listeners=len(self._listeners))
         waiting, self._waiting = self._waiting, []
@@ -62,6 +65,3 @@ class Upgrader:
             on_rehearsed(version, why)
         if version is not None:
             self._begin()
-
-    def _refuse(self, why: str) -> None:
-        events.error("upgrade-refused", why=why, done=f"version {self._version} goes on")

@@ -10,12 +10,12 @@ from multibinder.kernel.listen_fds import pass_listen_fds, take_listen_fds
 
 
 def detach() -> None:
-    """Go on in a detached process, which keeps the inherited descriptors.
+    """Continue in a detached process, which keeps the inherited descriptors.
 
-    The calling process waits until the binder reports that it is ready, and exits with 0. If the binder ends before,
-    the calling process prints the binder's error and exits with 1.
+    The calling process waits until the binder reports that it is ready, and exits with 0. If the binder ends before
+    that, the calling process prints the binder's error and exits with 1.
     """
-    from daemon import DaemonContext  # python-daemon; the process is replaced by the binder's right after
+    from daemon import DaemonContext  # python-daemon; imported only with --detach
 
     given = take_listen_fds(os.environ)
     reading, writing = os.pipe()

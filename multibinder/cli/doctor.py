@@ -107,7 +107,7 @@ def _examine(socket_path: str | None, prefix: str) -> tuple[Report, int]:
     findings = diagnose(facts)
     unchecked = [*facts.unchecked, *unchecked]
     if socket_path is not None and facts.binder is None:
-        # The checks that need the binder are no findings by themselves: one problem says why it does not answer.
+        # One finding that says why the binder does not answer replaces the list of checks that need it.
         why = next((each.why for each in unchecked if _is_about_the_binder(each)), "")
         findings.insert(0, _no_binder(socket_path, why))
         unchecked = [each for each in unchecked if not _is_about_the_binder(each)]
@@ -159,7 +159,7 @@ def _print(report: Report) -> None:
         for line in rest:
             console.print(Text(line))
 
-    # These colours are readable on a light and on a dark background. The word stands there in any case.
+    # These colours are readable on a light and on a dark background. The level is also written out.
     styles = {"problem": "bold red", "warning": "bold magenta", "note": "bold"}
     for finding in report.findings:
         paragraph(finding.level.upper(), styles[finding.level], f" {finding.what}")

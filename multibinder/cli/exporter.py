@@ -74,7 +74,7 @@ def exporter_command(
 
 
 def _log_change(source: str, complaint: str) -> None:
-    """Log what is wrong with a source of metrics, or that it is well again."""
+    """Log that a source of metrics fails, or that it works again."""
     _log(complaint or f"{'the binder answers' if source == 'binder' else 'all instances can be read'} again")
 
 

@@ -1,4 +1,4 @@
-"""Serve metrics by HTTP, with bounded connections, threads and times."""
+"""Serve metrics by HTTP, with limits on connections, threads and times."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from prometheus_client.registry import CollectorRegistry
 
 from multibinder import TcpAddress, __version__
 
-#: Requests served at once; an exporter has a scraper or two.
+#: The most requests at the same time; an exporter usually has one or two scrapers.
 _MAX_REQUESTS = 16
-#: The time for a request and for reading its answer together.
+#: The time for a request, until its answer is read.
 _REQUEST_S = 30.0
 #: The time for open requests after SIGTERM; systemd waits longer.
 _DRAIN_S = 5.0
@@ -34,7 +34,7 @@ _PAGE = b"""<!DOCTYPE html><title>multibinder exporter</title>
 class MetricsServer(ThreadingMixIn, TCPServer):
     """An HTTP/1.0 server with a thread for each request, a limit on their number, and a deadline for each.
 
-    http.server's own class is no base for it: that looks up the host's name in the DNS before it serves. The
+    http.server.HTTPServer is not the base class, because it looks up the host name in the DNS before it serves. The
     constructor listens, and raises OSError if it cannot.
     """
 
@@ -61,7 +61,6 @@ class MetricsServer(ThreadingMixIn, TCPServer):
         notifier.notify("READY=1")
         self.serve_forever()
         notifier.notify("STOPPING=1")
-        # The open requests get a few seconds.
         with self._lock:
             self._lock.wait_for(lambda: not self._deadlines, _DRAIN_S)
 
@@ -84,12 +83,12 @@ class MetricsServer(ThreadingMixIn, TCPServer):
             self._lock.notify_all()
 
     def service_actions(self) -> None:
-        """Cut requests past their deadline; the server's loop calls this twice a second.
+        """Cut requests that are past their deadline. The server's loop calls this twice a second.
 
-        A timeout of the socket would not do: a client that sends or reads byte by byte never lets one pass.
+        A timeout of the socket is not enough, because each byte that a slow client sends or reads restarts it.
         """
         now = time.monotonic()
-        with self._lock:  # a request is closed under the lock too, so its number cannot be another socket's by now
+        with self._lock:  # requests are closed under the lock, so no descriptor here belongs to a later socket
             for request, deadline in self._deadlines.items():
                 if now > deadline:
                     with contextlib.suppress(OSError):
@@ -121,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def log_message(self, *_: object) -> None:
-        """Log nothing: a scrape is no event."""
+        """Do not log scrapes."""
 
     def _accepts_gzip(self) -> bool:
         codings = [each.partition(";") for each in self.headers.get("Accept-Encoding", "").lower().split(",")]
@@ -131,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", content_type)
         if compress:
-            # The fastest level: a higher one takes a second for the metrics of 10,000 listeners.
+            # The fastest level. A higher one takes a second for the metrics of 10,000 listeners.
             body = gzip.compress(body, compresslevel=1)
             self.send_header("Content-Encoding", "gzip")
         self.send_header("Content-Length", str(len(body)))

@@ -18,10 +18,10 @@ def command(settings: str) -> list[str]:
 
 
 def main() -> None:
-    """Run the guard with the settings in the first argument. A second argument asks for a trial of the import only."""
-    settings, *rehearse = sys.argv[1:]
+    """Run the guard with the settings in the first argument. With a second argument, only try the imports."""
+    settings, *rehearsal = sys.argv[1:]
     invocation = msgspec.json.decode(settings, type=binder_main.Invocation)
-    if rehearse:
+    if rehearsal:
         return
     try:
         log_to(invocation.log_file, invocation.log_format, invocation.log_level)
@@ -31,7 +31,7 @@ def main() -> None:
     guarded = msgspec.structs.replace(invocation, settings=msgspec.structs.replace(invocation.settings, pidfile=None))
     binder_command = binder_main.command(msgspec.json.encode(guarded).decode())
     status = guard.run(binder_command, command(settings), pidfile)
-    sys.exit(128 - status if status < 0 else status)  # as a shell reports death by a signal
+    sys.exit(128 - status if status < 0 else status)  # the exit code of a shell for a program that a signal ended
 
 
 if __name__ == "__main__":

@@ -58,7 +58,8 @@ def release_command(socket_path: str | None, owner: str, all_owners: bool, addre
         held = {listener.address: listener for listener in binder.list()}
         for address in addresses:
             listener = held.get(str(address))
-            for label in listener.owners if all_owners and listener else [owner]:
+            labels = listener.owners if all_owners and listener else []
+            for label in labels or [owner]:
                 [outcome] = binder.release([address], owner=label)
             kept = f", by {', '.join(label or 'a client without a label' for label in outcome.owners)}"
             click.echo(f"{outcome.address}: {outcome.outcome}{kept if outcome.owners else ''}")

@@ -1,4 +1,4 @@
-"""Write the binder's events as lines: ``key=value`` or JSON, with syslog priorities where stderr is the journal."""
+"""Write the binder's events as lines of ``key=value`` or JSON, with syslog priorities if stderr is the journal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BARE = re.compile(r"[^\s\"'=\\]+")
 
 
 def log_to(path: str | None, log_format: str, level: int) -> None:
-    """Write events to stderr, or append them to a file. The file is opened again if logrotate moves it.
+    """Write events to stderr, or append them to a file, which is opened again if logrotate moves it.
 
     Raises ConfigurationError if the file cannot be opened.
     """
@@ -40,7 +40,7 @@ def log_to(path: str | None, log_format: str, level: int) -> None:
 
 
 def _file_handler(path: str) -> logging.Handler:
-    # Imported here, at the start of the process, because it imports pickle, queue and more: 1 MB of memory.
+    # Imported only with --log-file: it imports pickle, queue and more, which takes 1 MB of memory.
     from logging.handlers import WatchedFileHandler
 
     class File(WatchedFileHandler):
@@ -64,7 +64,7 @@ def _file_handler(path: str) -> logging.Handler:
 
 
 class _KeyValue(logging.Formatter):
-    """``time=… level=info event=bound address=127.0.0.1:80``."""
+    """Format a record as ``time=… level=info event=bound address=127.0.0.1:80``."""
 
     def __init__(self, timestamps: bool) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class _KeyValue(logging.Formatter):
 
 
 class _Json(logging.Formatter):
-    """The same pairs as one JSON object."""
+    """Format a record as one JSON object with the same pairs."""
 
     def format(self, record: logging.LogRecord) -> str:
         head = {"time": _time(record), "level": record.levelname.lower(), "event": record.getMessage()}
@@ -86,7 +86,7 @@ class _Json(logging.Formatter):
 
 
 class _Prioritized(logging.Formatter):
-    """A line of another formatter with its syslog priority before it."""
+    """Put the syslog priority before the line of another formatter."""
 
     def __init__(self, inner: logging.Formatter | None) -> None:
         super().__init__()

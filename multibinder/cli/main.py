@@ -9,7 +9,7 @@ import click
 
 from multibinder import MultibinderError, __version__
 
-#: The module of each command. It is imported only when the command is used, so that no command pays for another.
+#: The module of each command. It is imported only if the command is used, which keeps every command fast to start.
 _COMMANDS = {
     "serve": "multibinder.cli.serve",
     "status": "multibinder.cli.status",
@@ -58,7 +58,7 @@ def multibinder() -> None:
 
 
 def main() -> None:
-    """Run the console script. A MultibinderError becomes a sentence on stderr and exit code 1; wrong usage is 2."""
+    """Run the console script. An error becomes a sentence on stderr and exit code 1; wrong usage is exit code 2."""
     try:
         multibinder(prog_name="multibinder")
     except MultibinderError as error:

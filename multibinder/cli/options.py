@@ -21,7 +21,7 @@ def socket_option(text: str = "The binder's control socket.", *, required: bool 
 
 
 class AddressType(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic since click 8.4
-    """An address, as ``parse`` reads it. Wrong usage if ``parse`` raises AddressError."""
+    """An address that ``parse`` reads. An AddressError is reported as wrong usage."""
 
     name = "address"
 

@@ -51,7 +51,7 @@ class ServeOptions(msgspec.Struct, frozen=True):
         return cls(**parameters, limits=limits)
 
     def invocation(self) -> Invocation:
-        """Return what the binder's process is told. A binder that detaches changes to /, so its paths are absolute."""
+        """Return the argument of the binder's process. A detached binder changes to /, so its paths are absolute."""
         settings = Settings(
             socket_path=os.path.abspath(self.socket_path) if self.detach else self.socket_path,
             mode=self.mode if self.mode is not None else 0o660 if self.group else 0o600,
@@ -91,15 +91,15 @@ class _OrphanTtlType(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> OrphanTtl:
         if isinstance(value, OrphanTtl):
             return value
-        of, _, time = str(value).rpartition("=")
+        pattern, _, time = str(value).rpartition("=")
         with contextlib.suppress(AddressError):
-            of = str(Address.parse(of))  # the spelling that the binder compares with
+            pattern = str(Address.parse(pattern))  # the spelling that the binder compares with
         if time == "off":
-            return OrphanTtl(of, None)
+            return OrphanTtl(pattern, None)
         found = re.fullmatch(r"([0-9]+)(s|m|h|d)", time)
         if found is None:
             self.fail(f"{time!r} is no time: write a number and its unit (s, m, h, d), as in 10m, or off", param, ctx)
-        return OrphanTtl(of, int(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]])
+        return OrphanTtl(pattern, int(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]])
 
 
 def _limit(flag: str, field: str, text: str, least: int = 1) -> Callable[[_F], _F]:

@@ -9,14 +9,14 @@ from multibinder.cli.wording import count, rate_text
 OK, WARNING, CRITICAL, UNKNOWN = range(4)
 WORDS = {OK: "OK", WARNING: "WARNING", CRITICAL: "CRITICAL", UNKNOWN: "UNKNOWN"}
 
-#: The share of a queue's limit from which its length is a warning.
+#: The fraction of a queue's limit from which its length is a warning.
 _NEARLY_FULL = 0.8
-#: How long a repair stays a warning.
+#: The time for which a repair is a warning.
 _REPAIR_MATTERS_S = 3600
 
 
 def judge(report: Report) -> tuple[int, str]:
-    """Return the exit code and the line of ``--check``: a sentence, a bar, and figures for a monitoring system."""
+    """Return the exit code and the line of ``--check``: a sentence, ``|``, and the performance data."""
     rows = report.listeners
     orphans = [row for row in rows if row.state == "orphan"]
     stalled = [row for row in rows if row.state == "stalled"]

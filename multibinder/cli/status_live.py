@@ -20,7 +20,7 @@ from multibinder.cli.status_table import Line, table
 from multibinder.cli.status_text import COLOURS, lines_of, remarks, summary, wants_colour
 from multibinder.cli.wording import clock
 
-#: How many lengths of each queue are remembered.
+#: The number of lengths of each queue that are kept.
 _HISTORY = 16
 
 
@@ -34,18 +34,18 @@ class LiveStatus:
         self._asked_at = 0.0
         self._rates: dict[int, float] = {}
         self._histories: dict[int, deque[int]] = {}
-        self._away_since: float | None = None
+        self._silent_since: float | None = None
         self._why = ""
 
     @property
     def report(self) -> Report | None:
         """The latest report; None while the binder does not answer."""
-        return None if self._away_since else self._report
+        return None if self._silent_since else self._report
 
     @property
-    def away(self) -> str:
-        """Since when the binder has not answered, and why; empty while it answers."""
-        return f"No answer since {clock(self._away_since)}: {self._why}" if self._away_since else ""
+    def silence(self) -> str:
+        """A sentence with the time and the reason of the missing answer; empty while the binder answers."""
+        return f"No answer since {clock(self._silent_since)}: {self._why}" if self._silent_since else ""
 
     def refresh(self) -> None:
         """Ask the binder. If it stops answering, note that and keep the latest report.
@@ -61,10 +61,10 @@ class LiveStatus:
             self.close()
             if self._report is None:
                 raise
-            self._away_since = self._away_since or time.time()
+            self._silent_since = self._silent_since or time.time()
             self._why = str(error)
             return
-        self._away_since = None
+        self._silent_since = None
         self._update(report, asked_at)
 
     def close(self) -> None:
@@ -94,8 +94,8 @@ class LiveStatus:
         utf8 = options.encoding.lower().startswith("utf")
         head, blocks = table(self._report, options.max_width, self._rates, self._histories, ascii_only=not utf8)
         top = [Text(f"{clock(self._report.at)}  {summary(self._report)}", overflow="ellipsis", no_wrap=True)]
-        if self._away_since:
-            top.append(Text(self.away, style="bold red", overflow="ellipsis", no_wrap=True))
+        if self._silent_since:
+            top.append(Text(self.silence, style="bold red", overflow="ellipsis", no_wrap=True))
         else:
             top += [Text(each, style="magenta", overflow="ellipsis", no_wrap=True) for each in remarks(self._report)]
         top = [*top[: max(1, height - 4)], Text(head.text, style="bold", overflow="crop", no_wrap=True)]
@@ -148,5 +148,5 @@ def _repeat(live: LiveStatus, interval_s: float, show: Callable[[], None]) -> No
 
 
 def _print(live: LiveStatus) -> None:
-    lines = lines_of(report, 80, colour=False) if (report := live.report) else [live.away]
+    lines = lines_of(report, 80, colour=False) if (report := live.report) else [live.silence]
     click.echo("\n".join([*lines, ""]))

@@ -13,17 +13,17 @@ from multibinder.kernel.process import parent_of
 from multibinder.observe.holders import Holder, holders_of
 from multibinder.wire.messages import METHOD_NOT_FOUND
 
-#: A descriptor on its way to a client belongs to no process. A listener is an orphan if it has no holder now, and none
+#: A descriptor in flight to a client belongs to no process. A listener is an orphan if it has no holder now, and none
 #: after this time.
-_SECOND_LOOK_S = 0.2
-#: The version of ``Report``. New fields leave it; a change of an existing field raises it.
+_SECOND_SCAN_S = 0.2
+#: The version of ``Report``. Added fields do not raise it; a change of an existing field does.
 FORMAT = 1
 #: The states of a listener, the worst first.
 STATES = ("orphan", "stalled", "repaired", "serving")
 
 
 class Row(ListenerHealth, frozen=True):
-    """A listener of the report. ``holders_complete`` is whether no holder can be hidden from this command."""
+    """A listener of the report. ``holders_complete`` is True if no holder can be hidden from this command."""
 
     holders_complete: bool
 
@@ -32,7 +32,7 @@ class Report(msgspec.Struct, frozen=True):
     """The document that ``--json`` prints.
 
     ``at`` is when the binder was asked, in seconds since the epoch. ``hidden_users`` are the user ids of processes
-    that this command may not look into. ``binder`` is BinderStatus without ``format`` and ``listeners``.
+    that this command may not read. ``binder`` is BinderStatus without ``format`` and ``listeners``.
     """
 
     format: int
@@ -45,7 +45,7 @@ class Report(msgspec.Struct, frozen=True):
 class _VisibleHolders(msgspec.Struct, frozen=True):
     """The holders of each inode that this process sees, without the binder and its keeper.
 
-    ``complete`` is whether no holder can be hidden.
+    ``complete`` is True if no holder can be hidden.
     """
 
     by_inode: Mapping[int, Sequence[Holder]]
@@ -68,16 +68,16 @@ def _ask(client: Client) -> BinderStatus:
     except RequestError as error:
         if error.code != METHOD_NOT_FOUND:
             raise
-        client.close()  # such a program may serve one connection at a time
+        client.close()  # the Ruby program may serve only one connection at a time
         raise MultibinderError(_too_old(client.socket_path)) from error
 
 
 def _complete(status: BinderStatus) -> Report:
-    """Return the status with the holders that only this process sees: an operator may be root, the binder is not."""
+    """Return the status with the holders that only this process sees: the operator may be root, unlike the binder."""
     visible = _visible_holders(status)
     orphans = {each.inode for each in status.listeners if each.holders is None and not visible.of(each.inode)}
     if orphans and visible.complete:
-        time.sleep(_SECOND_LOOK_S)
+        time.sleep(_SECOND_SCAN_S)
         visible = _visible_holders(status)
         orphans = {inode for inode in orphans if visible.complete and not visible.of(inode)}
     else:
@@ -92,8 +92,8 @@ def _complete(status: BinderStatus) -> Report:
 def _row(listener: ListenerHealth, visible: _VisibleHolders, is_orphan: bool) -> Row:
     holders = [HolderStatus(each.pid, each.name, each.role) for each in visible.of(listener.inode)]
     if listener.holders is not None and not visible.complete:
-        # The binder and this process may see different holders. Without the right to look into a process, its role
-        # is seen as 'holding', so another role takes precedence.
+        # The binder and this process may see different holders. If one of them may not read a process, it sees the
+        # role as 'holding', so another role takes precedence.
         precise = {each.pid: each for each in listener.holders if each.role != "holding"}
         holders = [*{each.pid: each for each in [*listener.holders, *holders, *precise.values()]}.values()]
     # The binder reports an empty list only when no holder can be hidden from it.
@@ -120,7 +120,7 @@ def _visible_holders(status: BinderStatus) -> _VisibleHolders:
             return False
         if holder.pid not in parents:
             parents[holder.pid] = parent_of(holder.pid)
-        # A child of the binder is its helper that scans /proc, and no holder.
+        # A child of the binder is its process that scans /proc, and not a holder.
         return not sees_binder or parents[holder.pid] not in (0, status.pid) or holder.pid == 1
 
     by_inode = {inode: [holder for holder in holders if counts(holder)] for inode, holders in found.by_inode.items()}
@@ -128,7 +128,7 @@ def _visible_holders(status: BinderStatus) -> _VisibleHolders:
 
 
 def _too_old(socket_path: str) -> str:
-    with Client(socket_path) as client:  # a new one: the Ruby program may serve one request on a connection
+    with Client(socket_path) as client:  # a new one, because the Ruby program may serve one request on a connection
         hello = client.hello()
     if not hello.protocol:
         return (

@@ -1,6 +1,6 @@
 """Lay out the listeners of a status report as a table of plain text lines.
 
-No library lays it out: 10,000 listeners must take milliseconds, and a pipe gets the same lines as a terminal.
+It does not use rich, because 10,000 listeners must take milliseconds, and a pipe gets the same lines as a terminal.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def table(
     widths = [max(map(len, column)) for column in zip(_HEADINGS, *cells, strict=True)]
     total = sum(widths) + len(_SEPARATOR) * (len(widths) - 1)
     if total > width:
-        # The row of the longest address is broken into two lines, so the other rows need no column as wide as that.
+        # A row with a long address is broken into two lines, so the column need not be as wide as that address.
         widths[_ADDRESS] = max(len("ADDRESS"), widths[_ADDRESS] - (total - width))
     levels = _ASCII_LEVELS if ascii_only else _LEVELS
     details = [(_history(row, histories, levels), _owners(row), _holders(row)) for row in rows]

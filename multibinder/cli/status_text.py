@@ -14,7 +14,7 @@ from multibinder.cli.status_report import STATES, Report, Row
 from multibinder.cli.status_table import Line, table
 from multibinder.cli.wording import age, count
 
-#: Red and magenta are readable on a light and on a dark background. The state's word stands there in any case.
+#: Red and magenta are readable on a light and on a dark background. The state is also written out.
 COLOURS = {"orphan": "red", "stalled": "red", "repaired": "magenta"}
 
 
@@ -30,7 +30,7 @@ def lines_of(report: Report, width: int, *, colour: bool) -> list[str]:
 
 
 def wants_colour() -> bool:
-    """Return whether to colour the output: https://no-color.org, and FORCE_COLOR for recordings."""
+    """Return whether to colour the output (https://no-color.org; FORCE_COLOR is for recordings)."""
     if os.environ.get("NO_COLOR"):
         return False
     if os.environ.get("FORCE_COLOR"):
@@ -49,7 +49,7 @@ def summary(report: Report) -> str:
 
 
 def remarks(report: Report) -> list[str]:
-    """Return what an operator should know besides the table, each with its remedy."""
+    """Return sentences on hidden holders and on sockets without a keeper, each with its remedy."""
     found = []
     if any(not row.holders_complete for row in report.listeners):
         found.append(_hidden_holders(report))

@@ -26,9 +26,9 @@ _DIRECTORIES = {
     "sysusers.d/multibinder.conf": "etc/sysusers.d",
 }
 _COMMANDS = ("multibinder", "multibinder-haproxy")
-#: The uid of the user nobody. It stands in for the service's user, which may not exist yet and has no more rights.
+#: The uid of the user nobody. It is used for the trial, because the service's user may not exist yet.
 _NOBODY = 65534
-#: The program that the service executes.
+#: A trial import of the module that the service executes.
 _TRIAL_IMPORT = "import multibinder.cli.binder_main"
 #: The first line of an installed file, with the digest of the rest.
 _SEAL = re.compile(r"\A# Written by 'multibinder systemd install'; changed by hand if not sha256 ([0-9a-f]{64})\n")
@@ -132,7 +132,7 @@ def commands_directory() -> Path:
 def _obstacle(commands: Path) -> str:
     """Return why a user other than root cannot run the binder from this installation; empty if one can.
 
-    It tries, so that modes, ACLs and private home directories all count. Without root it cannot try.
+    It executes a trial, which covers modes, ACLs and private home directories. Without root the trial is not possible.
     """
     if os.geteuid() != 0:
         return ""
@@ -204,7 +204,7 @@ def _outcome(file: _File, dry_run: bool, force: bool, blocked: bool) -> str:
 
 
 def _write(file: _File) -> None:
-    """Replace the file atomically, on the disk too, with the mode that systemd asks of units."""
+    """Replace the file atomically and durably, with the mode that systemd expects of units."""
     try:
         file.path.parent.mkdir(parents=True, exist_ok=True)
         replace(str(file.path), file.content.encode(), 0o644, sync=True)

@@ -24,7 +24,7 @@ def count(number: int, noun: str) -> str:
 
 
 def rate_text(per_s: float) -> str:
-    """Return a rate with a decimal place while that matters: ``0``, ``3.5``, ``1,200``."""
+    """Return a rate, with one decimal place below 100: ``0``, ``3.5``, ``1,200``."""
     return "0" if not per_s else f"{per_s:.1f}" if per_s < 100 else f"{per_s:,.0f}"
 
 

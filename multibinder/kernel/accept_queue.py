@@ -1,4 +1,4 @@
-"""The accept queue of a listening TCP socket, as TCP_INFO tells it."""
+"""Read the accept queue of a listening TCP socket from TCP_INFO (tcp(7))."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _TCP_INFO = struct.Struct("=B7x16xII")
 
 
 class AcceptQueue(NamedTuple):
-    """``length`` connections wait now, ``limit`` may wait. Neither means anything unless ``listening``.
+    """An accept queue: ``length`` connections wait now, ``limit`` may wait. Both are meaningless unless ``listening``.
 
-    The kernel takes one more than ``limit`` (sk_acceptq_is_full() in include/net/sock.h).
+    The kernel admits one more than ``limit`` (sk_acceptq_is_full() in include/net/sock.h).
     """
 
     listening: bool

@@ -1,4 +1,4 @@
-"""The scan of /proc for the processes that have certain sockets open."""
+"""Scan /proc for the processes that have certain sockets open."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from multibinder.kernel.process import is_program
 _EPOLL = "anon_inode:[eventpoll]"
 
 
-class Opened(NamedTuple):
-    """One process: (descriptor, inode) of each of its sockets that was asked for, and its epoll descriptors."""
+class ProcessSockets(NamedTuple):
+    """A process that was scanned.
+
+    ``sockets`` has the (descriptor, inode) of each wanted socket that it has open, ``epolls`` its epoll descriptors.
+    """
 
     pid: int
     sockets: list[tuple[int, int]]
@@ -22,53 +25,53 @@ class Opened(NamedTuple):
 class Scan(NamedTuple):
     """The result of ``scan``.
 
-    ``opened`` has the processes with at least one of the sockets, ``unseen`` the PIDs that may not be looked into.
-    ``complete`` is False if a process could not be looked into, or is not even listed (hidepid=, proc(5)). A process
-    outside our PID namespace is never listed, and nothing tells that it exists.
+    ``processes`` are those with at least one of the sockets; ``unreadable`` are the PIDs whose descriptors could not be
+    read. ``complete`` is False if there is such a PID, or if /proc hides processes (hidepid=, proc(5)). The scan cannot
+    detect a process outside our PID namespace.
     """
 
-    opened: list[Opened]
-    unseen: list[int]
+    processes: list[ProcessSockets]
+    unreadable: list[int]
     complete: bool
 
 
 def scan(inodes: Collection[int], except_: Collection[int] = ()) -> Scan:
-    """Look into every process but ``except_`` for the sockets with these inodes.
+    """Search every process except ``except_`` for the sockets with these inodes.
 
-    Takes some 4 microseconds for each descriptor on the host: 140 ms for 30,000. Looking into a process needs
+    It takes about 4 microseconds for each descriptor on the host: 140 ms for 30,000. Reading a process needs
     PTRACE_MODE_READ (ptrace(2)): the same user, or CAP_SYS_PTRACE.
     """
-    # Comparing the whole text saves taking the number out of each of 100,000 links that are something else.
+    # Comparing whole links avoids parsing each of the 100,000 links that point to other files.
     wanted = {f"socket:[{inode}]": inode for inode in inodes}
-    opened: list[Opened] = []
-    unseen: list[int] = []
+    processes: list[ProcessSockets] = []
+    unreadable: list[int] = []
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) in except_:
             continue
         try:
-            found = _look(int(name), wanted)
+            found = _sockets_of(int(name), wanted)
         except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended while we looked
-        except OSError:  # for want of rights, or of a descriptor of our own
+            continue  # it ended during the scan
+        except OSError:  # permission denied, or this process has no free descriptor
             if is_program(int(name)):
-                unseen.append(int(name))
+                unreadable.append(int(name))
         else:
             if found.sockets:
-                opened.append(found)
-    opened.sort()
-    # With hidepid=, who may not look into PID 1 does not see it either.
-    return Scan(opened, unseen, complete=not unseen and os.path.exists("/proc/1"))
+                processes.append(found)
+    processes.sort()
+    # With hidepid=, a user that may not read PID 1 does not see it either.
+    return Scan(processes, unreadable, complete=not unreadable and os.path.exists("/proc/1"))
 
 
-def _look(pid: int, wanted: dict[str, int]) -> Opened:
-    found = Opened(pid, [], [])
+def _sockets_of(pid: int, wanted: dict[str, int]) -> ProcessSockets:
+    found = ProcessSockets(pid, [], [])
     directory = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for name in os.listdir(directory):
             try:
                 link = os.readlink(name, dir_fd=directory)
             except FileNotFoundError:
-                continue  # closed meanwhile
+                continue  # the process closed it during the scan
             if link in wanted:
                 found.sockets.append((int(name), wanted[link]))
             elif link == _EPOLL:

@@ -1,4 +1,4 @@
-"""Files in directories that other users may reach: whose they are, and making and replacing them safely."""
+"""Check, create and replace files safely in directories that other users may write to."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import stat
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-#: The kernel follows so many links (path_resolution(7)).
+#: The most symbolic links that the kernel follows (path_resolution(7)).
 _LINKS_MAX = 40
 
 
 class Distrust(NamedTuple):
-    """A reason why another user could replace what is made in a directory.
+    """A reason why another user could replace a file that is created in a directory.
 
-    ``path`` is the directory or link, on the way or the last one; ``status`` is its lstat(2).
+    ``path`` is the directory or link that causes it, at any level; ``status`` is its lstat(2).
     ``owner``   another user owns the directory.
     ``link``    another user owns the symbolic link.
     ``others``  every user may write in the directory.
@@ -29,24 +29,24 @@ class Distrust(NamedTuple):
 
     @property
     def mode(self) -> str:
-        """The permission bits as chmod(1) takes them."""
+        """The permission bits in octal, as for chmod(1)."""
         return f"{stat.S_IMODE(self.status.st_mode):04o}"
 
 
-def distrusts(directory: str) -> Iterator[Distrust]:
-    """Yield each reason why another user could replace what is made in ``directory``, from the root downwards.
+def reasons_for_distrust(directory: str) -> Iterator[Distrust]:
+    """Yield each reason why another user could replace a file in ``directory``, from the root downwards.
 
-    Only root and this process's effective user are trusted; a user that our user namespace does not map
-    (user_namespaces(7)) could be anybody. Each directory and each link that the kernel goes through is judged
-    (path_resolution(7)). The sticky bit excuses a directory on the way, where it keeps others from renaming what is
-    ours (inode(7)), and not the last one, where others could make a file before we do.
+    Only root and this process's effective user are trusted; a uid that our user namespace does not map
+    (user_namespaces(7)) may stand for any user. Each directory and each link that the kernel passes is checked
+    (path_resolution(7)). A sticky directory above the last one is trusted: other users cannot rename our files there
+    (inode(7)). A sticky last directory is not: another user could create the file first.
 
-    Raises OSError if there is no such directory, or it may not be reached.
+    Raises OSError if the directory does not exist or cannot be reached.
     """
     steps, last = _walk(os.path.join(os.getcwd(), directory))
     for path, status in steps:
         is_link = stat.S_ISLNK(status.st_mode)
-        if is_strangers(status):
+        if belongs_to_other_user(status):
             yield Distrust(path, status, "link" if is_link else "owner")
         elif not is_link and (path == last or not status.st_mode & stat.S_ISVTX):
             if status.st_mode & stat.S_IWOTH:
@@ -55,22 +55,22 @@ def distrusts(directory: str) -> Iterator[Distrust]:
                 yield Distrust(path, status, "group")
 
 
-def is_strangers(status: os.stat_result) -> bool:
+def belongs_to_other_user(status: os.stat_result) -> bool:
     """Return whether a file belongs to a user other than root and the effective user of this process."""
     return status.st_uid not in (0, os.geteuid())
 
 
-def is_ours(descriptor: int) -> bool:
-    """Return whether an open file is a regular one that only root or our user can have made, and may write."""
+def is_trusted_file(descriptor: int) -> bool:
+    """Return whether an open file is a regular file that only root or our user can have created and can write."""
     status = os.fstat(descriptor)
-    return stat.S_ISREG(status.st_mode) and not is_strangers(status) and not status.st_mode & 0o022
+    return stat.S_ISREG(status.st_mode) and not belongs_to_other_user(status) and not status.st_mode & 0o022
 
 
 def create(path: str, mode: int = 0o600) -> int:
     """Create a file for writing, close-on-exec, and return its descriptor, which the caller owns.
 
-    What was at ``path`` is removed first, and no link is followed: neither the content nor the owner can be another
-    user's. Raises OSError.
+    A file that exists at ``path`` is removed first, and no link is followed. So another user can control neither the
+    content nor the owner. Raises OSError.
     """
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
@@ -78,17 +78,17 @@ def create(path: str, mode: int = 0o600) -> int:
 
 
 def replace(path: str, content: bytes, mode: int = 0o600, *, sync: bool = False) -> None:
-    """Replace a file atomically: a reader finds the old content or the new one, and never a part (rename(2)).
+    """Replace a file atomically: a reader finds the whole old content or the whole new content (rename(2)).
 
-    The file has exactly ``mode``, whatever the umask. With ``sync`` it is on the disk before it takes its name, so that
-    a power cut leaves the old one or the new one. Raises OSError; then the old file is as it was.
+    The umask does not change ``mode``. With ``sync`` the content is on the disk before the rename, so that a power
+    failure leaves the old file or the new one. Raises OSError; then the old file is unchanged.
     """
     os.close(replace_and_keep_open(path, content, mode, sync=sync))
 
 
 def replace_and_keep_open(path: str, content: bytes, mode: int = 0o600, *, sync: bool = False) -> int:
-    """Replace a file as ``replace`` does, and return its descriptor for writing more, which the caller owns."""
-    # Without the suffix of what it will be: a program that reads all *.cfg of a directory leaves it out.
+    """Replace a file as ``replace`` does, and return its descriptor, open for writing, which the caller owns."""
+    # The name has another suffix: a program that reads all *.cfg files of a directory must not read the draft.
     draft = f"{path}.{os.getpid()}.new"
     descriptor = create(draft)
     try:
@@ -113,22 +113,22 @@ def write_all(descriptor: int, content: bytes) -> None:
 
 
 def open_log(path: str, flags: int) -> int:
-    """Open a file to append to, and create it with mode 0640 if there is none. The caller owns the descriptor.
+    """Open a file to append to, and create it with mode 0640 if it does not exist. The caller owns the descriptor.
 
-    No link is followed, and a FIFO or another user's file is refused: root would write wherever that user let it
-    point. A character device is accepted (/dev/null). Raises OSError.
+    Links, FIFOs and files of other users are refused, because their owner could choose where root writes. A character
+    device is accepted (/dev/null). Raises OSError.
     """
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o640)
     status = os.fstat(descriptor)
-    if stat.S_ISCHR(status.st_mode) or (stat.S_ISREG(status.st_mode) and not is_strangers(status)):
+    if stat.S_ISCHR(status.st_mode) or (stat.S_ISREG(status.st_mode) and not belongs_to_other_user(status)):
         return descriptor
     os.close(descriptor)
-    whose = f"it belongs to uid {status.st_uid}" if stat.S_ISREG(status.st_mode) else "it is no regular file"
-    raise OSError(errno.EPERM, f"{whose}; remove it, or choose another")
+    why = f"it belongs to uid {status.st_uid}" if stat.S_ISREG(status.st_mode) else "it is no regular file"
+    raise OSError(errno.EPERM, f"{why}; remove it, or choose another")
 
 
 def _walk(directory: str) -> tuple[list[tuple[str, os.stat_result]], str]:
-    """Return each directory and link that the kernel goes through (path_resolution(7)), and the path where it ends."""
+    """Return each directory and link that the kernel passes (path_resolution(7)), and the path of the last one."""
     path, rest, links = "/", directory.split("/")[::-1], 0
     steps = [(path, os.lstat(path))]
     while rest:

@@ -1,4 +1,4 @@
-"""Taking and passing on descriptors through LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES (sd_listen_fds(3))."""
+"""Take and pass on descriptors through LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES (sd_listen_fds(3))."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def take_listen_fds(
 ) -> list[tuple[str, int]]:
     """Return the name and number of each descriptor that was passed to this process, and remove the variables.
 
-    The descriptors are close-on-exec from now on, and the caller's. A name is empty where none was given.
-    ``not_open`` is told of each number that was announced and is not open.
+    The caller owns the descriptors, which are close-on-exec from now on. A descriptor without a name has an empty one.
+    ``not_open`` is called with each number that was announced and is not open, and with the error.
     """
     given = {name: environment.pop(name, "") for name in VARIABLES}
     if given["LISTEN_PID"] != str(os.getpid()) or not given["LISTEN_FDS"].isdigit():
@@ -34,19 +34,19 @@ def take_listen_fds(
 
 
 def pass_listen_fds(descriptors: Sequence[tuple[str, int]], environment: MutableMapping[str, str]) -> None:
-    """Move descriptors (name, number) to where ``take_listen_fds`` of this PID looks for them, after exec or without.
+    """Move descriptors (name, number) to the numbers where ``take_listen_fds`` finds them, before or after execve(2).
 
-    Afterwards they have the numbers from 3 on, in this order, and are inheritable. The caller must have closed
-    everything else that has such a number.
+    Afterwards they have the numbers from 3 on, in this order, and are inheritable. The caller must have closed every
+    other descriptor with such a number. The variables name this PID.
     """
-    place = {number: index for index, (_, number) in enumerate(descriptors)}
+    index_of = {number: index for index, (_, number) in enumerate(descriptors)}
     current = [number for _, number in descriptors]
     above = FIRST + len(descriptors)
     for index in range(len(current)):
         target = FIRST + index
-        if (displaced := place.get(target)) is not None and displaced > index:
+        if (displaced := index_of.get(target)) is not None and displaced > index:
             current[displaced] = fcntl.fcntl(target, fcntl.F_DUPFD_CLOEXEC, above)
-            place[current[displaced]] = displaced
+            index_of[current[displaced]] = displaced
         if current[index] == target:
             os.set_inheritable(target, True)
         else:

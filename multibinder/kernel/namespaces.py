@@ -1,4 +1,4 @@
-"""Network namespaces: telling them apart, finding them, and running code in one (setns(2))."""
+"""Identify and find network namespaces, and run code in one (setns(2))."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def network_namespace_of(process: int | str = "self") -> int:
 
 
 def network_namespaces() -> dict[int, int]:
-    """Return the PID of one process in each network namespace that may be looked at, by the namespace's number."""
+    """Return the PID of one process in each network namespace that this user may see, by the namespace's number."""
     found: dict[int, int] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -35,10 +35,10 @@ def network_namespaces() -> dict[int, int]:
 
 
 def in_network_namespace_of(pid: int, action: Callable[[], T]) -> T:
-    """Return or raise what ``action`` does, called in the network namespace of that process; needs CAP_SYS_ADMIN.
+    """Call ``action`` in the network namespace of a process, and return its result or raise its exception.
 
-    A thread enters the namespace and ends there, so that the calling thread never leaves its own. ``/proc/net`` is the
-    first thread's namespace; code that runs here reads ``/proc/thread-self/net``.
+    Needs CAP_SYS_ADMIN. A new thread enters the namespace and ends there, so the calling thread keeps its namespace.
+    ``/proc/net`` shows the namespace of the main thread, so ``action`` must read ``/proc/thread-self/net``.
     """
     outcome: list[T] = []
     failure: list[BaseException] = []
@@ -47,7 +47,7 @@ def in_network_namespace_of(pid: int, action: Callable[[], T]) -> T:
         try:
             _enter(pid)
             outcome.append(action())
-        except BaseException as error:  # it is raised again in the calling thread
+        except BaseException as error:  # the calling thread raises it again
             failure.append(error)
 
     thread = threading.Thread(target=run)
@@ -61,7 +61,7 @@ def in_network_namespace_of(pid: int, action: Callable[[], T]) -> T:
 def _enter(pid: int) -> None:
     descriptor = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        # os.setns came with Python 3.12.
+        # os.setns() needs Python 3.12.
         if _libc.setns(descriptor, _CLONE_NEWNET) != 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), f"/proc/{pid}/ns/net")

@@ -1,4 +1,4 @@
-"""Processes by descriptor, where a PID may be another process's by now: pidfd_open(2), pidfd_getfd(2)."""
+"""Use processes through pidfds (pidfd_open(2), pidfd_getfd(2)): unlike a PID, a pidfd never names a later process."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ def duplicate_socket(pid: int, descriptor: int) -> socket.socket:
 
 def has_ended(pidfd: int) -> bool:
     """Return whether the process of a pidfd has ended: the descriptor is readable then (pidfd_open(2))."""
-    ended = select.poll()
-    ended.register(pidfd, select.POLLIN)
-    return bool(ended.poll(0))
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))

@@ -1,4 +1,4 @@
-"""One process as /proc/PID shows it. Every question about a process has its one answer here."""
+"""Read the state of a process from /proc/PID."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Stat(NamedTuple):
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is a zombie, or about to vanish."""
+        """True if the process is a zombie, or is just being removed."""
         return self.state in _ENDED
 
 
@@ -43,7 +43,7 @@ def stat_of(pid: int) -> Stat:
 
 
 def stat_or_none(pid: int) -> Stat | None:
-    """Read the fields of a process; None if it is gone or may not be looked at."""
+    """Read the fields of a process; None if it is gone or cannot be read."""
     try:
         return stat_of(pid)
     except (OSError, ValueError):
@@ -75,7 +75,7 @@ def start_ticks_of(pid: int) -> int:
 
 
 def is_program(pid: int) -> bool:
-    """Return whether a process can have descriptors: it lives, and is no thread of the kernel. True in doubt."""
+    """Return whether a process can have descriptors: it is alive, and no kernel thread. True if that is unknown."""
     stat = stat_or_none(pid)
     if stat is None:
         return os.path.exists(f"/proc/{pid}")
@@ -90,12 +90,12 @@ def name_of(pid: int) -> str:
 
 
 def printable(name: str) -> str:
-    """Return ``name`` with a question mark for each character that a terminal could obey."""
+    """Return ``name`` with a question mark for each character that could control a terminal."""
     return "".join(each if each.isprintable() else "?" for each in name)
 
 
 def command_line_of(pid: int) -> bytes:
-    """Return the arguments as the process has them, each ended by a NUL; empty if they cannot be read."""
+    """Return the current arguments of a process, each with a NUL at its end; empty if they cannot be read."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             return file.read()
@@ -104,7 +104,7 @@ def command_line_of(pid: int) -> bytes:
 
 
 def environment_of(pid: int) -> dict[str, str]:
-    """Return the environment with which a process was last executed. Raises OSError, for want of rights too."""
+    """Return the environment of the last execve(2) of a process. Raises OSError, also if permission is denied."""
     with open(f"/proc/{pid}/environ", "rb") as file:
         pairs = (entry.partition(b"=") for entry in file.read().split(b"\0") if entry)
         return {os.fsdecode(key): os.fsdecode(value) for key, _, value in pairs}
@@ -120,7 +120,7 @@ def children_of(pid: int) -> list[int]:
 
 
 def uid_of(pid: int) -> int | None:
-    """Return the effective user id of a process; None if it is gone."""
+    """Return the effective user id of a process, or 0 if it is not dumpable (proc(5)); None if it is gone."""
     try:
         return os.stat(f"/proc/{pid}").st_uid
     except OSError:
@@ -128,7 +128,7 @@ def uid_of(pid: int) -> int | None:
 
 
 def unit_of(pid: int) -> str:
-    """Return the systemd unit that a process runs in; empty if that cannot be told.
+    """Return the systemd unit that a process runs in; empty if it runs in none.
 
     Raises OSError if the process is gone.
     """
@@ -139,15 +139,15 @@ def unit_of(pid: int) -> str:
 def unit_in(cgroups: str) -> str:
     """Return the unit that the text of a /proc/PID/cgroup names (cgroups(7)); empty if there is none.
 
-    The unit is the first part of the path that is no slice. What lies below is the unit's own to name
-    (systemd.slice(5)), so a process cannot choose its unit by the name of a control group that it makes.
+    The unit is the first part of the path that is no slice. The unit itself names the control groups below
+    (systemd.slice(5)), so they are ignored: a process cannot choose its unit by creating a control group.
     """
     for line in cgroups.splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers not in ("", "name=systemd"):
             continue
         for part in path.split("/"):
-            # A name that would collide with a file of the kernel's has an underscore in front.
+            # systemd puts an underscore before a name that is also the name of a cgroup file of the kernel.
             name = part.removeprefix("_")
             if name and not name.endswith(".slice"):
                 return name if name.endswith((".service", ".scope")) else ""

@@ -1,7 +1,6 @@
-"""Socket options that Python's socket module has no name for, and what they tell of a socket and its peer.
+"""Use socket options that Python's socket module does not define, and read facts of a socket and its peer from them.
 
-The numbers are those of asm-generic/socket.h, which every architecture that Linux distributions ship uses, but for
-alpha, mips, parisc and sparc.
+The numbers are those of asm-generic/socket.h. Every architecture uses them except alpha, mips, parisc and sparc.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ _GID_BYTES = 4
 #: NGROUPS_MAX (credentials(7)).
 _GROUPS_MAX = 65536
 
-# Loaded with the module: a daemon that needs it for the first time may have no descriptor left to load it with.
+# Loaded at import, because loading needs a descriptor, and a running daemon may have none left.
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Credentials(NamedTuple):
-    """A process as the kernel noted it. ``pid`` is 0 for a process that our PID namespace does not show."""
+    """The identity of a process as the kernel recorded it. ``pid`` is 0 for a process outside our PID namespace."""
 
     pid: int
     uid: int
@@ -42,12 +41,12 @@ class Credentials(NamedTuple):
 
 
 def peer_credentials(sock: socket.socket) -> Credentials:
-    """Return the process that called connect(2), or listen(2) if we did the other (SO_PEERCRED, unix(7))."""
+    """Return the identity of the process that called connect(2) or listen(2) at the other end (unix(7))."""
     return Credentials(*UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)))
 
 
 def peer_groups(sock: socket.socket) -> frozenset[int]:
-    """Return the supplementary groups that the peer had when it connected; none where the kernel does not tell."""
+    """Return the supplementary groups that the peer had when it connected; empty if the kernel does not report them."""
     try:
         packed = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 1024)
     except OSError as error:
@@ -58,7 +57,7 @@ def peer_groups(sock: socket.socket) -> frozenset[int]:
 
 
 def _many_groups(sock: socket.socket) -> bytes:
-    # Python's getsockopt() has room for 1,024 bytes: 256 groups.
+    # Python's getsockopt() returns at most 1,024 bytes: 256 groups.
     room = ctypes.create_string_buffer(_GROUPS_MAX * _GID_BYTES)
     size = ctypes.c_uint32(len(room))
     if _libc.getsockopt(sock.fileno(), socket.SOL_SOCKET, SO_PEERGROUPS, room, ctypes.byref(size)):
@@ -67,7 +66,7 @@ def _many_groups(sock: socket.socket) -> bytes:
 
 
 def peer_pidfd(sock: socket.socket) -> int | None:
-    """Return a pidfd of the process that connected, which the caller owns; None before Linux 6.5, which has no such.
+    """Return a pidfd of the process that connected, which the caller owns; None before Linux 6.5.
 
     Raises OSError if that process has ended.
     """
@@ -80,30 +79,30 @@ def peer_pidfd(sock: socket.socket) -> int | None:
 
 
 def refuse_descriptors(sock: socket.socket) -> None:
-    """Have the kernel refuse descriptors that a peer sends, with EPERM; accepted connections inherit that.
+    """Make the kernel refuse descriptors that a peer sends, with EPERM. Accepted connections inherit the option.
 
-    Descriptors that arrive have to be closed, and close(2) of a file whose server is the sender's own (FUSE) takes as
-    long as the sender likes. Does nothing before Linux 6.16, which has no such option.
+    A descriptor that arrives has to be closed, and close(2) of a file on the sender's own FUSE file system can block
+    for as long as the sender wants. Does nothing before Linux 6.16, which does not have the option.
     """
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
 
 
 def cookie_of(sock: socket.socket) -> int:
-    """Return SO_COOKIE, which identifies a socket for its whole life, whoever holds it."""
+    """Return SO_COOKIE, which identifies a socket for its whole life."""
     return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), sys.byteorder)
 
 
 def inode_of(sock: socket.socket) -> int:
-    """Return the inode by which /proc/PID/fd names the socket. Unlike a cookie, an inode number is used again."""
+    """Return the inode that /proc/PID/fd shows for the socket. Unlike a cookie, an inode number can be reused."""
     return os.fstat(sock.fileno()).st_ino
 
 
 def drops_of(sock: socket.socket) -> int:
-    """Return how many packets this very socket has dropped since it was made (SK_MEMINFO_DROPS).
+    """Return the number of packets that the socket has dropped since it was created (SK_MEMINFO_DROPS).
 
-    For TCP that is a SYN, or the ACK that ends a handshake. The client tries again, so one client may count more than
-    once. The kernel counts in 32 bits and wraps around.
+    For TCP these are SYNs and the last ACKs of handshakes. A client retries, so it may count more than once.
+    The kernel's counter has 32 bits and wraps around.
     """
     [count] = _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, _MEMINFO.size))
     return int(count)

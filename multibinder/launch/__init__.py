@@ -1,4 +1,4 @@
-"""Starting other people's daemons with sockets that outlive them: what is the same for every daemon.
+"""Start daemons of other projects with sockets that outlive them. The parts here are the same for every daemon.
 
-A driver adds what one daemon needs; ``multibinder_haproxy`` is the first.
+A driver adds the parts for one daemon; ``multibinder_haproxy`` is the first driver.
 """

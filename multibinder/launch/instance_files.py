@@ -4,7 +4,7 @@
 
     RUNTIME/NAME/           0711: summary.json is for every user, all else for its owner
         summary.json        what monitoring may know (launch/summary.py)
-        instance.json       what was started
+        instance.json       how the instance was started
         lock                held by the process that starts, reloads or stops the instance
 
 A driver adds the records and rendered files of its daemon.
@@ -30,7 +30,7 @@ INVOCATION_FILE, LOCK_FILE = "instance.json", "lock"
 #: The one public file lies in the instance's own directory, because an instance that is not root's can write nowhere
 #: else. So others may pass through that directory, but not list it.
 _INSTANCE_MODE = 0o711
-#: Of the directories above it.
+#: The mode of the directories above it.
 _PARENT_MODE = 0o755
 
 
@@ -59,11 +59,11 @@ class InstanceFiles:
             raise records.cannot_write(self.directory, error) from error
 
     def check_known(self) -> None:
-        """Raise NoSuchInstance unless an instance of this name was started, and is ours to read; NotTrusted."""
+        """Raise NoSuchInstance unless an instance of this name was started, and we may read it. Raises NotTrusted."""
         self._read_invocation()
 
     def read_invocation_as(self, kind: type[T]) -> T:
-        """Read what was started. Raises NoSuchInstance if that cannot be known; NotTrusted."""
+        """Read the record of how the instance was started. Raises NoSuchInstance if there is none, NotTrusted."""
         try:
             return msgspec.json.decode(self._read_invocation(), type=kind)
         except msgspec.DecodeError:
@@ -116,14 +116,14 @@ class InstanceFiles:
 
 
 def check_name(name: str) -> str:
-    """Return ``name`` if it can be a file name, a part of an owner label, and a systemd instance; else UsageError."""
+    """Return ``name`` if it can be a file name, a part of an owner label, and a systemd instance. Raises UsageError."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", name):
         raise UsageError(f"{name!r} is no instance name: 1 to 64 of A-Z a-z 0-9 _ . -, not beginning with . or -")
     return name
 
 
 def default_runtime_directory(program: str) -> str:
-    """Return /run/PROGRAM for root; else it is in $XDG_RUNTIME_DIR (basedir specification) or /tmp."""
+    """Return /run/PROGRAM for root; else a directory in $XDG_RUNTIME_DIR (basedir specification) or /tmp."""
     if os.geteuid() == 0:
         return f"/run/{program}"
     return os.path.join(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/{os.geteuid()}", program)  # noqa: S108
@@ -141,7 +141,7 @@ def known_instances(runtime_directory: str) -> list[str]:
 
 
 def _make_directories(path: str) -> None:
-    """Create a directory and those above it. os.makedirs() leaves their modes to the umask, which may be 0."""
+    """Create a directory and those above it. With os.makedirs() all would be writable under a umask of 0."""
     if not os.path.isdir(path):
         _make_directories(os.path.dirname(path))
         with contextlib.suppress(FileExistsError):

@@ -12,7 +12,7 @@ _PAUSE_S = 0.02
 
 
 def acquire(descriptor: int, timeout_s: float, pause_s: float = _PAUSE_S) -> bool:
-    """Take the lock of an open file, and return whether it could be taken in time. Closing the file releases it."""
+    """Take the lock of an open file, and return whether that succeeded in time. Closing the file releases it."""
     deadline = time.monotonic() + timeout_s
     while True:
         try:

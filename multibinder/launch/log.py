@@ -1,4 +1,4 @@
-"""The messages of one instance on the way to its daemon: lines on stderr, and systemd's status line."""
+"""The messages of one instance before it becomes its daemon: lines on stderr, and systemd's status line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _STDERR = 2
 
 
 class InstanceLog:
-    """Writes what happens at a start or reload to where the daemon itself will log.
+    """Writes the events of a start or reload to stderr, as the daemon itself will.
 
     It writes to the descriptor: the process is about to execute the daemon, which inherits it.
     """

@@ -1,7 +1,7 @@
-"""The user whose instance it is. Root acts on another user's instance as that user.
+"""The owner of an instance. Root acts on another user's instance as that user.
 
-The instance's records say which program to execute, and name templates, which are programs as well: as root, they would
-make that user root.
+The instance's records name a program to execute, and templates, which are programs as well. If root executed them,
+their owner would become root.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-#: What a command that root runs as another user keeps of root's environment.
+#: The variables of root's environment that a command keeps when root runs it as another user.
 _ENVIRONMENT_KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR")
 
 
@@ -36,7 +36,7 @@ class Owner(msgspec.Struct, frozen=True):
 
     @property
     def groups(self) -> list[int]:
-        """The supplementary groups of a login; none for a uid without an account."""
+        """Return the supplementary groups of a login; none for a uid without an account."""
         try:
             return os.getgrouplist(pwd.getpwuid(self.uid).pw_name, self.gid)
         except KeyError:
@@ -55,10 +55,10 @@ def other_owner(directory: str) -> Owner | None:
 
 
 def run_as(owner: Owner, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a command as another user and return what it wrote. Raises OSError if it cannot be executed.
+    """Run a command as another user, and return its output and exit code. Raises OSError if it cannot be executed.
 
-    The session and the environment are new: the command has no terminal to type into, and nothing of root's
-    environment but what is in ``environment`` and the search path, the locale and TMPDIR.
+    The session is new, so that the command cannot type into root's terminal. Its environment is ``environment``, and of
+    root's only the search path, the locale and TMPDIR.
     """
     kept = {key: os.environ[key] for key in _ENVIRONMENT_KEPT if key in os.environ}
     return subprocess.run(  # noqa: S603

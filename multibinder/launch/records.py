@@ -1,4 +1,4 @@
-"""An instance's files: written whole or not at all, private, and believed only if they are our own."""
+"""Private files of an instance: replaced atomically, and read only if no other user could have made them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from multibinder.launch.errors import LaunchError
 
 T = TypeVar("T")
 
-#: Default deny: configurations hold passwords.
+#: For our user alone: configurations hold passwords.
 _DIRECTORY_MODE, _FILE_MODE = 0o700, 0o600
 
 _REMEDIES = {

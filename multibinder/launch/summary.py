@@ -1,13 +1,13 @@
-"""The writer of ``RUNTIME/NAME/summary.json``: what every local user may know of an instance.
+"""The writer of ``RUNTIME/NAME/summary.json``, the public summary of an instance.
 
 docs/instance-summary.md is its contract, and ``wire/instance_summary.py`` its structure. The other files of the
-directory hold passwords and are private. So may be a daemon's messages, which quote configuration lines. Therefore the
-summary has no text of a template, a configuration or a message: only names, numbers and times.
+directory are private, because they hold passwords. A daemon's messages may hold them too, because they quote
+configuration lines. Therefore the summary has no text of a template, a configuration or a message: only names, numbers
+and times.
 
-Each process that changes what the summary tells writes it: a start, a re-exec, a reload, a stop. Each reads what is
-there, changes its part, and replaces the file under a lock of the summary's own, because a signal can start a re-exec
-while a reload is at work. No method here raises for a summary that cannot be written: monitoring must never cost a
-reload.
+Every start, re-exec, reload and stop writes it: it reads the current summary, changes its part, and replaces the file.
+The summary has a separate lock, because a signal can start a re-exec while a reload holds the instance's lock. No
+method here raises for a summary that cannot be written: monitoring must never cost a reload.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from multibinder.wire.instance_summary import (
     SourceFile,
 )
 
-#: Who holds the summary's lock needs milliseconds. A reload does not wait for a process that was stopped meanwhile.
+#: A process holds the summary's lock for milliseconds. A reload must not wait for one that is stopped (SIGSTOP).
 _LOCK_WAIT_S, _LOCK_PAUSE_S = 0.5, 0.01
-#: Whatever the umask: the modes of the directories above decide who may read it.
+#: The umask does not apply: the modes of the directories above decide who may read it.
 _MODE = 0o644
 
 
 class LoadedConfiguration(msgspec.Struct, frozen=True):
-    """What the daemon was last given, as far as the summary tells it. ``loaded_at`` is in seconds since the epoch."""
+    """The facts about the daemon's last configuration for the summary. ``loaded_at`` is in seconds since the epoch."""
 
     generation: int
     fallback: bool
@@ -53,7 +53,7 @@ class LoadedConfiguration(msgspec.Struct, frozen=True):
 
 
 class Processes(Protocol):
-    """The workers of a daemon as its master lists them: those that serve, and those that finish their connections."""
+    """The workers of a daemon as its master lists them: those that serve, and those that drain."""
 
     @property
     def serving(self) -> list[int]: ...
@@ -63,12 +63,12 @@ class Processes(Protocol):
 
 
 class SummaryWriter:
-    """Keeps the summary of one instance; a method for each event of its life."""
+    """Writes the summary of one instance. Each event of the instance's life has a method."""
 
     def __init__(
         self, directory: str, name: str, log: InstanceLog, read_loaded: Callable[[], LoadedConfiguration | None]
     ) -> None:
-        """``read_loaded`` reads what the daemon was last given. It is called while the summary is locked."""
+        """``read_loaded`` reads the daemon's last configuration. It is called while the summary is locked."""
         self._directory = directory
         self._name = name
         self._log = log
@@ -80,7 +80,7 @@ class SummaryWriter:
         return os.path.join(self._directory, FILE_NAME)
 
     def read(self) -> InstanceSummary | None:
-        """Read the summary; None if there is none, or none of this version."""
+        """Read the summary; None if it is missing, damaged, or of another version."""
         try:
             with open(self.path, "rb") as file:
                 summary = msgspec.json.decode(file.read(), type=InstanceSummary)
@@ -93,9 +93,9 @@ class SummaryWriter:
         return self.read() or InstanceSummary.of_new_instance(self._name)
 
     def started(self, failure: Exception | None) -> None:
-        """This process is about to become the daemon.
+        """Note that this process is about to become the daemon.
 
-        Because of ``failure``, if there is one, it gets the last good configuration.
+        With a ``failure``, it gets the last good configuration.
         """
         now = time.time()
         ticks = start_ticks_of(os.getpid())
@@ -117,15 +117,15 @@ class SummaryWriter:
         self._change(change)
 
     def start_failed(self, failure: Exception) -> None:
-        """The daemon is not started at all."""
+        """Note that the daemon is not started."""
         self._change(
             lambda before: _with_failure(replace(_stopped(before), starts_total=before.starts_total + 1), failure)
         )
 
     def reload_began(self, old_workers: list[int], failure: Exception | None = None) -> None:
-        """The daemon's master has re-executed itself, and is this process.
+        """Note that the daemon's master has re-executed itself, and is this process.
 
-        Because of ``failure``, if there is one, it gets the last good configuration.
+        With a ``failure``, it gets the last good configuration.
         """
 
         def change(before: InstanceSummary) -> InstanceSummary:
@@ -143,7 +143,7 @@ class SummaryWriter:
         self._change(change)
 
     def reload_ended(self, workers: list[int], processes: Processes | None) -> None:
-        """``workers`` came up with what was loaded, be it the current or the last good configuration."""
+        """Note that ``workers`` came up with the loaded configuration, the current or the last good one."""
 
         def change(before: InstanceSummary) -> InstanceSummary:
             after = self._with_loaded(before)
@@ -159,13 +159,13 @@ class SummaryWriter:
         self._change(change)
 
     def reload_failed(self, failure: Exception, processes: Processes | None) -> None:
-        """The daemon did not come up with what it was given: an older worker serves on."""
+        """Note that no worker came up with the loaded configuration. An older worker serves on."""
 
         def change(before: InstanceSummary) -> InstanceSummary:
             after = replace(before, state="running", fallback=True)
             if processes is not None:
                 after = replace(after, workers=processes.serving, old_workers=processes.draining)
-            if before.state != "reloading":  # the master re-executed itself without us: we are broken, or removed
+            if before.state != "reloading":  # the master re-executed itself without a working wrapper
                 after = replace(after, reloads_total=before.reloads_total + 1)
             elif before.fallback:  # reload_began() has counted this failure
                 return after
@@ -174,11 +174,11 @@ class SummaryWriter:
         self._change(change)
 
     def reload_unseen(self, failure: Exception) -> None:
-        """The end of a reload was not seen: the new worker may come up yet, or the master is gone."""
+        """Note that the end of a reload was not seen: the new worker may still come up, or the master is gone."""
         self._change(lambda before: before if before.fallback else _with_failure(before, failure))
 
     def reload_refused(self, failure: Exception) -> None:
-        """A reload failed before the daemon was told of it: what runs is what ran."""
+        """Note that a reload failed before the daemon was told of it: the daemon runs unchanged."""
         self._change(lambda before: _with_failure(replace(before, reloads_total=before.reloads_total + 1), failure))
 
     def stopping(self) -> None:
@@ -210,15 +210,13 @@ class SummaryWriter:
             if not self._has_complained:
                 self._has_complained = True
                 reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)
-                self._log.write(
-                    "warning", f"{self.path}: cannot write: {reason}; monitoring sees what was there before"
-                )
+                self._log.write("warning", f"{self.path}: cannot write: {reason}; monitoring sees the previous summary")
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Lock the directory; a process needs the right to list it for that.
+        """Lock the instance's directory, which a process can do only if it may list it.
 
-        Goes on without the lock after a moment: then one count may be lost.
+        Goes on without the lock after ``_LOCK_WAIT_S``. Then one count may be lost.
         """
         descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -1,7 +1,7 @@
-"""Trust in an instance's directory and records. Nothing is believed or written that another user could have made.
+"""Checks that no other user could have made or replaced an instance's directory and records.
 
-A record says which program to execute, and names templates, which are programs as well. Only root and the user of this
-process are trusted.
+A record names a program to execute, and templates, which are programs as well. Only root and the user of this process
+are trusted.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 
-from multibinder.kernel.files import Distrust, distrusts, is_strangers
+from multibinder.kernel.files import Distrust, belongs_to_other_user, reasons_for_distrust
 from multibinder.launch.errors import NotTrusted
 from multibinder.launch.owner import Owner
 
@@ -22,14 +22,14 @@ def check_directory(path: str) -> None:
     """
     for directory in (os.path.dirname(path), path):
         _check_is_directory(directory)
-    for distrust in distrusts(path):
+    for distrust in reasons_for_distrust(path):
         raise NotTrusted(_sentence(distrust))
 
 
 def check_parents(path: str) -> None:
-    """Raise NotTrusted if another user could replace a directory that is yet to be made.
+    """Raise NotTrusted if another user could replace a directory that does not exist yet.
 
-    Judges the directories on the way that exist. The last one must not be a symbolic link.
+    Only the existing directories on the way to it are checked. Its parent must not be a symbolic link.
     """
     existing = os.path.dirname(path)
     if os.path.lexists(existing):
@@ -37,14 +37,14 @@ def check_parents(path: str) -> None:
     while not os.path.lexists(existing):
         existing = os.path.dirname(existing)
     try:
-        for distrust in distrusts(existing):
+        for distrust in reasons_for_distrust(existing):
             # Another user could make the next directory before we do; check_directory() would find that afterwards.
             if distrust.reason in ("owner", "link") or not distrust.status.st_mode & stat.S_ISVTX:
                 raise NotTrusted(_sentence(distrust))
     except FileNotFoundError:
         # A dangling link: its owner could let it point anywhere before the directories are made.
         status = os.lstat(existing)
-        if is_strangers(status):
+        if belongs_to_other_user(status):
             raise NotTrusted(_sentence(Distrust(existing, status, "link"))) from None
 
 
@@ -60,7 +60,7 @@ def read(path: str) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise NotTrusted(f"{path} is not a file; remove it")
-        if is_strangers(status):
+        if belongs_to_other_user(status):
             raise NotTrusted(f"{path} belongs to {Owner.of(status)}, and not to us: it is not believed; remove it")
         return file.read()
 

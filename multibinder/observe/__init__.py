@@ -1,1 +1,1 @@
-"""What the kernel says of listening sockets. Reads only; works without the binder."""
+"""Read the state of listening sockets from the kernel. Nothing here writes, or needs the binder."""

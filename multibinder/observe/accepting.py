@@ -1,11 +1,11 @@
-"""Find the sockets that a process accepts on, as far as /proc shows it: by epoll, or in a thread inside accept(2)."""
+"""Find the sockets on which a process waits for clients: by epoll, or in a thread that sleeps in accept(2)."""
 
 from __future__ import annotations
 
 import os
 import re
 
-from multibinder.kernel.descriptors import Opened
+from multibinder.kernel.descriptors import ProcessSockets
 
 #: A line of /proc/PID/fdinfo/EPOLL (fs/eventpoll.c, ep_show_fdinfo()): the events, and the inode of the file.
 _WATCHED = re.compile(rb"^tfd: *\d+ events: *([0-9a-f]+) .*? ino:([0-9a-f]+) ", re.MULTILINE)
@@ -24,10 +24,10 @@ _ACCEPT = {
 _SLEEPS_IN = ("inet_csk_accept", "inet_csk_wait_for_connect")
 
 
-def accepts_on(process: Opened) -> set[int]:
-    """Return the inodes, of those in ``process``, that it waits on. Poll, select and io_uring cannot be seen.
+def accepts_on(process: ProcessSockets) -> set[int]:
+    """Return the inodes in ``process`` that the process waits on. Waiting by poll, select or io_uring is not visible.
 
-    The result is empty if the details of the process may not be read.
+    The result is empty if this user may not read the details of the process.
     """
     inode_of = dict(process.sockets)
     wanted = set(inode_of.values())
@@ -52,27 +52,30 @@ def _slept_on(pid: int, inode_of: dict[int, int]) -> set[int]:
         threads = os.listdir(f"/proc/{pid}/task")
     except OSError:
         return found
-    only = next(iter(inode_of.values())) if len(set(inode_of.values())) == 1 else None
+    only_inode = next(iter(inode_of.values())) if len(set(inode_of.values())) == 1 else None
     for thread in threads:
-        # proc_pid_syscall(5): the call's number and its arguments, of which accept's first is the descriptor.
+        # proc_pid_syscall(5): the number of the call, then its arguments. The first one of accept is the descriptor.
         number, _, arguments = _read(f"/proc/{pid}/task/{thread}/syscall").partition(b" ")
         if number.isdigit():
             if int(number) in _ACCEPT:
                 inode = inode_of.get(int(arguments.split()[0], 16))
                 found |= {inode} if inode is not None else set()
-        elif only is not None and not number and _sleeps_in(pid, thread) in _SLEEPS_IN:
-            found.add(only)
+        elif only_inode is not None and not number and _sleeps_in(pid, thread) in _SLEEPS_IN:
+            found.add(only_inode)
     return found
 
 
 def _sleeps_in(pid: int, thread: str) -> str:
-    """Return the kernel function that a thread sleeps in. Reading it needs fewer rights than the system call with its
-    arguments, but it does not name the descriptor: it is enough for a process that holds one socket only."""
+    """Return the kernel function that a thread sleeps in.
+
+    Reading it needs fewer rights than reading the system call. It does not show the descriptor, so it is enough only
+    for a process that holds one socket.
+    """
     return _read(f"/proc/{pid}/task/{thread}/wchan").decode(errors="replace")
 
 
 def _read(path: str) -> bytes:
-    """Return the content of a file; empty if it may not be read, or is gone."""
+    """Return the content of a file; empty if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return file.read()

@@ -1,4 +1,4 @@
-"""Find the processes that hold a listener, and what they do with it, in /proc."""
+"""Find the processes that hold a listener, and their roles, in /proc."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ Role = Literal["accepting", "draining", "holding"]
 
 
 class Process(msgspec.Struct, frozen=True):
+    """A process, with the name of its program (comm)."""
+
     pid: int
     name: str
 
@@ -25,13 +27,13 @@ class Process(msgspec.Struct, frozen=True):
 
 
 class Holder(Process, frozen=True):
-    """A process that has a listener open, and its role:
+    """A process that has a listener open, and its role.
 
     ``accepting``  It waits for clients: one of its epoll instances watches the socket, or a thread sleeps in accept.
     ``draining``   An HAProxy worker that is older than the accepting one of the same master. It finishes its
                    connections and accepts no more. It is listed even if it has closed the socket already.
-    ``holding``    Neither is visible: HAProxy's master; a server that is busy, that waits in an invisible way (poll,
-                   select, io_uring), or whose details may not be read.
+    ``holding``    Neither is visible: HAProxy's master; a server that is busy, that waits in a way that /proc does not
+                   show (poll, select, io_uring), or whose details this user may not read.
     """
 
     role: Role
@@ -40,8 +42,8 @@ class Holder(Process, frozen=True):
 class Holders(msgspec.Struct, frozen=True):
     """The result of ``holders_of``.
 
-    ``hidden``: some processes may not be looked into, and each of them may be a holder as well. They run as
-    ``hidden_users`` (user ids), which is empty if the host does not even list them.
+    ``hidden`` is True if some processes could not be read; each of them may be a holder. They run as ``hidden_users``
+    (user ids), which is empty if /proc does not list them.
     """
 
     by_inode: Mapping[int, tuple[Holder, ...]]
@@ -53,7 +55,7 @@ class Holders(msgspec.Struct, frozen=True):
 
 
 class Listening(msgspec.Struct, frozen=True):
-    """The processes that have an address. ``hidden``: some process could not be looked into, for want of rights."""
+    """The processes that have an address. ``hidden`` is True if some process could not be read."""
 
     processes: tuple[Process, ...]
     hidden: bool
@@ -66,44 +68,44 @@ class Listening(msgspec.Struct, frozen=True):
 
 
 def holders_of(inodes: Collection[int], except_: Collection[int] = ()) -> Holders:
-    """Return which processes have these sockets open, except those in ``except_``: the binder and its keeper.
+    """Return the processes that have these sockets open, except those in ``except_`` (the binder and its keeper).
 
-    One pass over /proc finds all of them; ``scan`` says what that costs and which rights it needs. The result is a
-    snapshot: a process between two accepts is ``holding``, and one between fork and exec is listed.
+    One pass over /proc finds all of them; see ``scan`` for its cost and the rights that it needs. The result is a
+    snapshot: a process between two accepts is ``holding``, and a child between fork and exec is listed.
     """
     if not inodes:
         return Holders({}, hidden=False)
     seen = scan(inodes, except_)
     found: dict[int, list[Holder]] = {}
     haproxies: list[int] = []
-    for process in seen.opened:
+    for process in seen.processes:
         accepting = accepts_on(process)
         name = name_of(process.pid)
         # One object for all listeners of a process: with 10,000 of them this takes a fifth of the time.
-        waiting, holding = Holder(process.pid, name, "accepting"), Holder(process.pid, name, "holding")
-        if _is_haproxy(waiting):
+        if_accepting, if_holding = Holder(process.pid, name, "accepting"), Holder(process.pid, name, "holding")
+        if _is_haproxy(if_accepting):
             haproxies.append(process.pid)
         for inode in {inode for _, inode in process.sockets}:
-            found.setdefault(inode, []).append(waiting if inode in accepting else holding)
+            found.setdefault(inode, []).append(if_accepting if inode in accepting else if_holding)
     workers = _workers(haproxies)
     return Holders(
         {inode: _with_draining(holders, workers) for inode, holders in found.items()},
         hidden=not seen.complete,
-        hidden_users=tuple(sorted(_users(seen.unseen))),
+        hidden_users=tuple(sorted(_uids_of(seen.unreadable))),
     )
 
 
 def who_listens_on(address: Address) -> Listening:
     """Return the processes with a socket that collides with ``address``, in this network namespace.
 
-    Reads the kernel's list of sockets, then every process's descriptors that this user may see: some 10 ms on a host
-    with 300 processes. Ask only after a refusal.
+    It reads the kernel's list of sockets, then the descriptors of every process that this user may read. That takes
+    about 10 ms on a host with 300 processes, so call it only after a refusal.
     """
     inodes = kinds.of_address(address).colliding_inodes(address)
     if not inodes:
         return Listening((), hidden=False)
     seen = scan(inodes)
-    processes = tuple(Process(process.pid, name_of(process.pid)) for process in seen.opened)
+    processes = tuple(Process(process.pid, name_of(process.pid)) for process in seen.processes)
     return Listening(processes, hidden=not seen.complete)
 
 
@@ -112,7 +114,7 @@ def _is_haproxy(process: Process) -> bool:
 
 
 def _workers(masters: Collection[int]) -> dict[int, list[Process]]:
-    """Return, for each of these processes that has any, its children that are HAProxy too, the oldest first."""
+    """Return the HAProxy children of each of these processes, the oldest first. Processes without any are left out."""
     found = {}
     for master in masters:
         born: list[tuple[int, Process]] = []
@@ -139,5 +141,5 @@ def _with_draining(holders: list[Holder], workers: Mapping[int, list[Process]]) 
     return tuple(sorted(known.values(), key=lambda holder: holder.pid))
 
 
-def _users(pids: Collection[int]) -> set[int]:
+def _uids_of(pids: Collection[int]) -> set[int]:
     return {uid for pid in pids if (uid := uid_of(pid)) is not None}

@@ -1,4 +1,4 @@
-"""Read the public summary of each HAProxy instance (docs/instance-summary.md). Asks neither binder nor HAProxy."""
+"""Read the public summary of each HAProxy instance (docs/instance-summary.md) without asking binder or HAProxy."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from multibinder.wire.instance_summary import (
     SourceFile,
 )
 
-#: A summary has some 100 bytes for each file of the configuration. Any user may be its writer.
+#: A summary has about 100 bytes for each file of the configuration. Any user may have written it.
 _MAX_BYTES = 16 * 1024 * 1024
 
 
 class Instance(msgspec.Struct, frozen=True):
-    """The present state of one instance. None means unknown; ``why`` says why there is no ``summary``.
+    """The present state of one instance. None means unknown; ``why`` is the reason if there is no ``summary``.
 
-    ``workers`` and ``old_workers`` count the workers of the summary that still live: the first serve, the second finish
-    their connections. ``changed``: a file of the configuration differs from what was loaded.
+    ``workers`` and ``old_workers`` count the workers of the summary that are alive: the first serve, the second finish
+    their connections. ``changed`` is True if a file of the configuration differs from the loaded one.
     """
 
     name: str
@@ -42,7 +42,7 @@ _summary = msgspec.json.Decoder(InstanceSummary)
 
 
 def instances(runtime: str) -> list[Instance]:
-    """Return all instances below a runtime directory, by name; none if the directory does not exist.
+    """Return all instances in a runtime directory, by name; none if the directory does not exist.
 
     An instance whose summary cannot be read has no ``summary``. Raises OSError if the directory cannot be listed.
     """
@@ -76,13 +76,13 @@ def _instance(directory: str, name: str, visible: bool) -> Instance | None:
         return Instance(name, summary, changed=has_changed(summary))
     master = summary.master if summary.state != "stopped" else None
     up = master is not None and _is_alive(master)
-    # Without its master a worker cannot be told from another process that has its PID now.
+    # Without its master, a worker cannot be distinguished from a later process with the same PID.
     parent = master.pid if up and master is not None else 0
     return Instance(
         name,
         summary,
         up=up,
-        # After a start the workers are not in the summary yet; that does not mean that there are none.
+        # After a start, the workers are not in the summary yet, so an empty list does not mean that there are none.
         workers=sum(is_child(pid, parent) for pid in summary.workers) if summary.workers or not up else None,
         old_workers=sum(is_child(pid, parent) for pid in summary.old_workers),
         changed=has_changed(summary),
@@ -90,7 +90,7 @@ def _instance(directory: str, name: str, visible: bool) -> Instance | None:
 
 
 def _read(path: str) -> InstanceSummary:
-    """Read a summary that any user may have written: a FIFO must not block us, and a huge file not fill our memory."""
+    """Read a summary that any user may have written. A FIFO must not block us, nor a huge file fill our memory."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -109,7 +109,7 @@ def _is_alive(master: MasterProcess) -> bool:
 def has_changed(summary: InstanceSummary) -> bool | None:
     """Return whether a file of the configuration has changed, by stat(2), as docs/instance-summary.md describes.
 
-    A change that can be seen decides; without one, None if a file or directory cannot be looked at.
+    Returns None if no change is visible, and a file or directory cannot be read.
     """
     answers = {*map(_source_changed, summary.sources), *map(_directory_changed, summary.directories)}
     return True if True in answers else None if None in answers else False

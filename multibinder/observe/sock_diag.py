@@ -1,6 +1,6 @@
 """List the TCP sockets of this network namespace by sock_diag(7), as ss(8) does. It needs no privilege.
 
-Unlike /proc/net/tcp it has each socket's cookie, and how many packets of clients the socket has dropped.
+Unlike /proc/net/tcp, it reports the cookie of each socket, and the number of client packets that it has dropped.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _ATTRIBUTE = struct.Struct("=HH")
 _COUNT = struct.Struct("=I")
 #: struct tcp_info: tcpi_options at 5, tcpi_pmtu at 60, tcpi_rtt (in microseconds) at 68, tcpi_advmss at 84.
 _PATH = struct.Struct("=5xB54xI4xI12xI")
-#: TCPI_OPT_TIMESTAMPS. On such connections tcpi_advmss is what was announced, less the size of the option.
+#: TCPI_OPT_TIMESTAMPS. On such connections tcpi_advmss is the announced MSS less the size of the option.
 _TIMESTAMPS, _TIMESTAMPS_ROOM = 1, 12
 _BUFFER = 1 << 18
 
 
 class ListeningSocket(msgspec.Struct, frozen=True):
-    """A LISTEN socket. ``queue`` connections wait, ``limit`` may wait; ``drops`` counts since the socket was created.
+    """A LISTEN socket. ``queue`` connections wait, ``limit`` may wait; ``drops`` counts from its creation.
 
     ``user`` is the uid of its creator, ``interface`` the index of the interface that it is bound to, or 0.
     """
@@ -70,7 +70,7 @@ def listening_sockets() -> list[ListeningSocket]:
 
 
 def paths(most: int) -> list[Path]:
-    """Return the paths of the first ``most`` established connections. Raises OSError as above."""
+    """Return the paths of the first ``most`` established connections. Raises OSError if the kernel has no sock_diag."""
     found: list[Path] = []
     for _, address, attributes in _dump(_ESTABLISHED, _INFO):
         if len(attributes.get(_INFO, b"")) >= _PATH.size:
@@ -83,6 +83,7 @@ def paths(most: int) -> list[Path]:
 
 
 def _dump(state: int, extension: int) -> Iterator[tuple[tuple[int, ...], TcpAddress, dict[int, bytes]]]:
+    """Yield fields, local address and attributes of each TCP socket in ``state``."""
     for family in (socket.AF_INET, socket.AF_INET6):
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as netlink:
             request = _REQUEST.pack(family, socket.IPPROTO_TCP, 1 << (extension - 1), 1 << state)

@@ -1,1 +1,1 @@
-"""What both ends of the control socket share: addresses, options, messages, the decoder, the transport, the client."""
+"""Define what both ends of the control socket share: addresses, options, messages, decoder, transport and client."""

@@ -1,4 +1,4 @@
-"""The client of a binder, and the two functions that most programs need of it."""
+"""The client of a binder, and ``bind`` and ``bind_many``, which are enough for most programs."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from multibinder.wire.transport import MAX_DESCRIPTORS
 
 DEFAULT_TIMEOUT_S = 10.0
 
-#: What a client may ask for: ``(host, port)`` of a TCP listener, an address, or an address with options.
+#: A listener to ask for: ``(host, port)`` of a TCP listener, an address, or an address with options.
 BindTarget = ListenerSpec | Address | tuple[str, int]
-# Inside Client the name list means the method.
+# Inside the class Client, the name ``list`` means its method.
 _Statuses = list[ListenerStatus]
 _Releases = list[Released]
 _Sockets = list[SharedListener]
@@ -72,11 +72,11 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection. The sockets that came through it stay open: the caller owns them."""
+        """Close the connection. The sockets that were received through it stay open, because the caller owns them."""
         self._connection.close()
 
     def hello(self) -> Hello:
-        """Return who answers. A binder that does not know the method (the Ruby program) is reported as protocol 0."""
+        """Return the version and the methods of the binder. The Ruby program, which has no ``hello``, is protocol 0."""
         try:
             reply = self._ask("hello", [])
         except RequestError as error:
@@ -86,14 +86,14 @@ class Client:
         return _result(reply, Hello)
 
     def bind(self, wanted: Iterable[BindTarget], *, owner: str = "", inheritable: bool = False) -> list[SharedListener]:
-        """Get LISTEN sockets, all or none, in the order asked for, in one round trip. The caller owns them.
+        """Get LISTEN sockets in one round trip: all of them, in the order of ``wanted``, or none. The caller owns them.
 
         ``wanted`` has ``("127.0.0.1", 8000)`` tuples, addresses, or ``ListenerSpec(address, Options(…))``. ``owner``
         labels the claim: a listener is closed when its last owner releases it. The sockets are close-on-exec unless
-        ``inheritable``. Warnings of the binder come as RuntimeWarning.
+        ``inheritable``. A warning of the binder is issued as a RuntimeWarning.
 
-        Raises BindError if one of them cannot be bound, NotAllowed, LimitReached, BinderUnavailable,
-        BinderTimeout, RemoteProtocolError if a socket is not the one that was asked for.
+        Raises BindError if one of them cannot be bound, RemoteProtocolError if a received socket is not the one that
+        was asked for, NotAllowed, LimitReached, BinderUnavailable, BinderTimeout.
         """
         return self._bind([_spec(item) for item in wanted], owner, inheritable, stacklevel=3)
 
@@ -112,7 +112,7 @@ class Client:
         return _result(self._ask("status", []), BinderStatus)
 
     def release(self, wanted: Iterable[BindTarget], *, owner: str = "") -> _Releases:
-        """Give up the claim of ``owner``. A listener without any claim left is shut down for every holder.
+        """Give up the claim of ``owner``. A listener that has no claim left is shut down for every holder.
 
         The outcome of each is ``closed``, ``kept`` (another claim remains: see ``owners``) or ``absent``.
         """
@@ -120,10 +120,10 @@ class Client:
         return _result(self._ask("release", params), _Releases) if params else []
 
     def upgrade(self) -> Upgrade:
-        """Have the binder become the version that is installed now: same PID, same listeners, same connections.
+        """Make the binder execute the installed version. The PID, the listeners and the connections stay the same.
 
         Returns when the new code has shown that it can start; from then on it answers ``hello``. Raises RequestError
-        with the reason when it cannot start: then the running binder goes on.
+        with the reason if it cannot start; then the running binder goes on.
         """
         return _result(self._ask("upgrade", []), Upgrade)
 
@@ -131,7 +131,7 @@ class Client:
         sockets: list[SharedListener] = []
         try:
             while len(sockets) < len(specs):
-                # Once, but for the Ruby program's server: that binds the first of a list and answers true.
+                # A binder answers for the whole list. The Ruby program binds only the first of it and answers true.
                 rest = specs[len(sockets) :]
                 deadline = time.monotonic() + self.timeout
                 reply = self._ask("bind", [ListenerParams.of(spec, owner) for spec in rest], deadline)
@@ -193,13 +193,13 @@ def bind(
     """Get the LISTEN socket of a TCP address from the binder, which creates it if it does not exist yet.
 
     ``host`` is a numeric IPv4 or IPv6 address, ``port`` 0 to 65535 (0: the kernel chooses; give a ``name`` to get
-    the same one again). ``backlog`` is the length of the accept queue in connections, default what
-    net.core.somaxconn allows; ``v6only`` is IPV6_V6ONLY. ``owner`` labels your claim, for ``release``.
+    the same port again). ``backlog`` is the length of the accept queue in connections, by default
+    net.core.somaxconn; ``v6only`` is IPV6_V6ONLY. ``owner`` labels your claim, for ``release``.
     ``socket_path`` defaults to $MULTIBINDER_SOCK, ``timeout`` is in seconds.
 
-    The caller owns the socket: it is ready for ``accept()``, and close-on-exec unless ``inheritable``. Close it when
-    done; the port stays open in the binder. Other processes may accept on it as well, so that a new copy of a server
-    starts before the old one stops. If no binder is configured, ``fallback=True`` binds in this process and warns.
+    The caller owns the socket: it is ready for ``accept()``, and close-on-exec unless ``inheritable``. When you
+    close it, the port stays open in the binder. Other processes may accept on it too, so a new copy of a server can
+    start before the old one stops. If no binder is configured, ``fallback=True`` binds in this process and warns.
 
     Raises AddressError, BindError (``errno``), NotAllowed, LimitReached, BinderUnavailable, BinderTimeout,
     ConfigurationError.
@@ -208,7 +208,7 @@ def bind(
         connection, peer = listener.accept()
     """
     spec = ListenerSpec(TcpAddress.of(host, port), Options(backlog, v6only, name))
-    [sock] = _get([spec], owner, inheritable, socket_path, timeout, fallback)
+    [sock] = _bind_or_fall_back([spec], owner, inheritable, socket_path, timeout, fallback)
     return sock
 
 
@@ -221,14 +221,14 @@ def bind_many(
     timeout: float = DEFAULT_TIMEOUT_S,
     fallback: bool = False,
 ) -> list[socket.socket]:
-    """Like ``bind`` for several addresses in one round trip: all of them, in the order asked for, or none.
+    """Do what ``bind`` does for several addresses in one round trip: all of them, in the order of ``wanted``, or none.
 
     ``wanted`` has ``("127.0.0.1", 8000)`` tuples, addresses, or ``ListenerSpec(address, Options(…))``.
     """
-    return _get([_spec(item) for item in wanted], owner, inheritable, socket_path, timeout, fallback)
+    return _bind_or_fall_back([_spec(item) for item in wanted], owner, inheritable, socket_path, timeout, fallback)
 
 
-def _get(
+def _bind_or_fall_back(
     specs: Sequence[ListenerSpec],
     owner: str,
     inheritable: bool,

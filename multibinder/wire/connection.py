@@ -1,4 +1,4 @@
-"""One connection to the control socket: a request goes out, and its reply comes back with its descriptors in time."""
+"""Send requests over one connection to the control socket, and receive each reply with its descriptors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from multibinder.wire.errors import (
 )
 from multibinder.wire.messages import ListenerParams, Reply
 
-#: The path of the control socket, for every client and for ``multibinder serve``.
+#: The variable with the path of the control socket, for every client and for ``multibinder serve``.
 SOCKET_VARIABLE = "MULTIBINDER_SOCK"
 
 #: The binder is trusted, but a bug there must not fill our memory: 10,000 listeners in a list have about 3 MB.
@@ -55,7 +55,7 @@ class Connection:
             )
         self._ids = itertools.count(1)
         self._decoder = Decoder(_REPLY_LIMIT)
-        #: Received, and not taken yet.
+        #: The descriptors that were received and not taken yet.
         self._descriptors: list[int] = []
         self.socket, self._waits_s = _connect(self.path, timeout)
 
@@ -122,11 +122,14 @@ class Connection:
             except BlockingIOError as error:
                 raise TimeoutError from error
             except (BrokenPipeError, ConnectionResetError):
-                # The binder closed its end. What it said before that is the better message, and is read next.
+                # The binder closed its end. Its last message says why, and is read next.
                 return
 
     def _wait_until(self, deadline: float) -> None:
-        """Let the next call on the socket block until the deadline, or a twentieth longer: that saves system calls."""
+        """Set the timeout of the next call on the socket to the deadline.
+
+        A present timeout that is at most 5 % too long is kept, which saves system calls.
+        """
         left_s = deadline - time.monotonic()
         if left_s <= 0:
             raise TimeoutError
@@ -136,11 +139,11 @@ class Connection:
 
 
 def _connect(path: str, timeout: float) -> tuple[socket.socket, float]:
-    """Return a connected socket in blocking mode, and how long it waits, in seconds."""
+    """Return a connected socket in blocking mode, and its timeout in seconds."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # A non-blocking connect() fails at once when the binder's queue is full; a blocking one waits for its turn,
-        # as long as the send timeout says (unix_stream_connect() in net/unix/af_unix.c).
+        # A non-blocking connect() fails at once if the binder's queue is full. A blocking one waits for room until the
+        # send timeout (unix_stream_connect() in net/unix/af_unix.c).
         _limit_waits(sock, timeout)
         sock.connect(path)
     except BlockingIOError as error:
@@ -153,7 +156,7 @@ def _connect(path: str, timeout: float) -> tuple[socket.socket, float]:
 
 
 def _limit_waits(sock: socket.socket, seconds: float) -> None:
-    """Set SO_SNDTIMEO and SO_RCVTIMEO (socket(7)): past them a blocking call fails with EAGAIN."""
+    """Set SO_SNDTIMEO and SO_RCVTIMEO (socket(7)), after which a blocking call fails with EAGAIN."""
     timeval = struct.pack("@ll", *divmod(max(1, int(seconds * 1e6)), 10**6))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
@@ -162,7 +165,7 @@ def _limit_waits(sock: socket.socket, seconds: float) -> None:
 def _unavailable(path: str, error: OSError) -> BinderUnavailable:
     why = {
         FileNotFoundError: "there is no such socket; is 'multibinder serve' running?",
-        ConnectionRefusedError: "nobody listens there any more; is 'multibinder serve' running?",
+        ConnectionRefusedError: "no process listens there any more; is 'multibinder serve' running?",
         PermissionError: "permission denied; the binder's --mode and --group say who may connect",
     }.get(type(error), str(error.strerror or error))
     return BinderUnavailable(f"cannot reach the binder at {path}: {why}")

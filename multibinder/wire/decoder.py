@@ -1,11 +1,11 @@
 """Split a stream of bytes into messages. No I/O.
 
-Every message is one JSON object. It ends where its object ends (the Ruby program's client and server send no newline),
-and at the latest at a newline: a peer that sent a broken message sends the next one on a new line. Only the bytes
-decide that, never the pieces in which they arrive.
+Every message is one JSON object. It ends with the object, because the Ruby program's client and server send no newline.
+A newline also ends it, so that the message after a broken one is read. The result does not depend on the pieces in
+which the bytes arrive.
 
-To find the end, braces are counted outside of strings; the reader of the message decides whether it is JSON. Each byte
-is examined once, however small the pieces are: few bytes of a peer cannot cause much work.
+The end is found by counting the braces outside of strings; the reader of the message checks that it is JSON. Each byte
+is examined once, even if the pieces are small, so a few bytes of a peer cannot cause much work.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ import re
 
 from multibinder.wire.errors import RemoteProtocolError
 
-#: Up to the next brace outside of strings, the next newline, or the beginning of a string that has not ended; and up to
-#: the end of such a string. Each byte matches in one way only, so that a match costs what it covers and no more.
-#: (Possessive quantifiers would say so; Python 3.11.2, which is Debian 12's, gets nested ones wrong: CPython #106052.)
+#: The first pattern matches up to the next brace outside of strings, the next newline, or the beginning of a string
+#: that has not ended. The second one matches up to the end of such a string. Each byte matches in one way only, so the
+#: time of a match is linear. Possessive quantifiers would be clearer, but Python 3.11.2 (Debian 12) has a bug with
+#: nested ones (CPython #106052).
 _PLAIN = re.compile(rb'[^"{}\n]*(?:"[^"\\\n]*(?:\\[^\n][^"\\\n]*)*"[^"{}\n]*)*')
 _IN_STRING = re.compile(rb'[^"\\\n]*(?:\\[^\n][^"\\\n]*)*')
 _NEWLINE, _QUOTE, _OPEN, _BACKSLASH = b'\n"{\\'
 
 
 class Decoder:
-    """Feed bytes as they arrive, and take messages out until there is none.
+    """A buffer that bytes are fed to as they arrive, and that messages are taken from until ``next_message`` is None.
 
     ``limit`` is the largest message in bytes. If a peer exceeds it, or sends what cannot become an object,
     ``next_message`` raises RemoteProtocolError, and the stream cannot be used any more.
@@ -48,7 +49,7 @@ class Decoder:
 
     @property
     def unfinished(self) -> bool:
-        """Whether a message has begun and not ended. Ask after ``next_message`` returned None."""
+        """True if a message has begun and not ended. Use it after ``next_message`` has returned None."""
         return bool(self._buffer)
 
     def next_message(self) -> bytes | None:
@@ -73,7 +74,7 @@ class Decoder:
         return message
 
     def _find_end(self) -> int | None:
-        """Return where the message at the beginning of the buffer ends; None if its end has not arrived."""
+        """Return the offset after the first message in the buffer; None if its end has not arrived."""
         buffer, at, depth, in_string = self._buffer, self._known, self._depth, self._in_string
         while (at := _end_of_run(buffer, at, in_string)) < len(buffer):
             byte = buffer[at]

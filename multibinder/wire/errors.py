@@ -47,7 +47,7 @@ class ProtocolError(MultibinderError):
 
 
 class LocalProtocolError(ProtocolError):
-    """The caller asked for something that the protocol cannot carry. Nothing was sent."""
+    """The caller asked for something that the protocol cannot express. Nothing was sent."""
 
 
 class RemoteProtocolError(ProtocolError):
@@ -69,7 +69,7 @@ class RequestError(MultibinderError):
 class BindError(RequestError):
     """An address cannot be bound. Nothing of the request was bound.
 
-    ``errno`` is the kernel's errno where the kernel refused, else None; ``address`` is the one that failed.
+    ``errno`` is the kernel's errno if the kernel refused, else None; ``address`` is the address that failed.
     """
 
     @property
@@ -84,7 +84,7 @@ class BindError(RequestError):
 
 
 class NotAllowed(RequestError):
-    """A rule of the binder's policy forbids it, or none allows it, or the owner label is another user's."""
+    """A rule of the policy forbids the request, or no rule allows it, or the owner label belongs to another user."""
 
 
 class LimitReached(RequestError):

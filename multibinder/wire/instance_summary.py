@@ -1,7 +1,7 @@
-"""The structure of ``summary.json``: what every local user may know of an instance (docs/instance-summary.md).
+"""The structure of ``summary.json``, the public state of an instance (docs/instance-summary.md).
 
-The launcher writes the file; the exporter, the doctor and other monitoring read it. An added field needs a default: a
-reader meets the files of earlier versions, and ignores the fields of later ones.
+The launcher writes the file. The exporter, the doctor and other monitoring read it; every local user may. An added
+field needs a default, because readers also meet files of earlier versions. Fields of later versions are ignored.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-#: Below the directory of the instance.
+#: The name of the file in the directory of the instance.
 FILE_NAME = "summary.json"
-#: Of the structure: fields may be added, a change of what is here raises it.
+#: The version of the structure. Added fields do not raise it; a change of an existing field does.
 VERSION = 1
 
 

@@ -1,4 +1,4 @@
-"""LISTEN sockets as a client receives them: verified, and safe to share with other processes."""
+"""Receive LISTEN sockets as a client: verify them, and make them safe to share with other processes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class SharedListener(socket.socket):
 
     O_NONBLOCK belongs to the open file description (open(2)), which all holders share. HAProxy, nginx and asyncio set
     it and depend on it; a plain Python socket in blocking mode would then raise BlockingIOError from ``accept()``,
-    and would break the others by clearing it. Therefore ``settimeout`` and ``setblocking`` may set the flag here and
-    never clear it, and a blocking ``accept()`` waits by itself when the flag is set.
+    or break the other holders by clearing the flag. Therefore ``settimeout`` and ``setblocking`` only set the flag here
+    and never clear it, and a blocking ``accept()`` polls if the flag is set.
 
     ``close()`` closes this process's descriptor; the binder's stays, and the port with it.
     """
@@ -37,9 +37,9 @@ class SharedListener(socket.socket):
                 readable.poll()
 
     def listen(self, backlog: int = 0, /) -> None:
-        """Do nothing: the socket listens already, and the binder sets its queue.
+        """Do nothing: the socket already listens, and the binder sets its backlog.
 
-        A server that is given a socket calls this with its own backlog (asyncio with 100), which would then apply to
+        A server that receives a socket calls this with its own backlog (asyncio with 100), which would then apply to
         every holder.
         """
 
@@ -63,7 +63,7 @@ class SharedListener(socket.socket):
 
 
 def verify_received(descriptor: int, wanted: Address) -> SharedListener:
-    """Return the socket of a received descriptor, after the kernel confirms that it is the listener asked for.
+    """Return the socket of a received descriptor, after the kernel confirms that it is the requested listener.
 
     Takes the descriptor: it belongs to the result, or is closed when RemoteProtocolError is raised.
     """
@@ -73,17 +73,17 @@ def verify_received(descriptor: int, wanted: Address) -> SharedListener:
         os.close(descriptor)
         raise RemoteProtocolError(f"the descriptor for {wanted} is of no use: {error.strerror}") from error
     kind = kinds.of_address(wanted)
-    sort = kind.name.upper()
+    name = kind.name.upper()
     try:
         if not kind.recognizes(sock):
-            raise RemoteProtocolError(f"the descriptor for {wanted} is no {sort} socket, but {sock.family!r}")
+            raise RemoteProtocolError(f"the descriptor for {wanted} is no {name} socket, but {sock.family!r}")
         ready, bound = kind.queue(sock).ready, kind.address_of(sock)
         if not wanted.matches(bound) or not ready:
             state = "listens on" if ready else "is bound to, without listening,"
             raise RemoteProtocolError(f"asked for {wanted}, but the socket that came {state} {bound}")
     except OSError as error:
         sock.close()
-        raise RemoteProtocolError(f"the descriptor for {wanted} is no {sort} socket: {error}") from error
+        raise RemoteProtocolError(f"the descriptor for {wanted} is no {name} socket: {error}") from error
     except BaseException:
         sock.close()
         raise
@@ -91,12 +91,12 @@ def verify_received(descriptor: int, wanted: Address) -> SharedListener:
 
 
 def verify_all_received(descriptors: Sequence[int], wanted: Sequence[Address]) -> list[SharedListener]:
-    """Call ``verify_received`` for each, all or none: takes all the descriptors, and closes them when it raises."""
+    """Call ``verify_received`` for each descriptor. Takes all of them, and closes all of them if one is refused."""
     sockets: list[SharedListener] = []
     try:
         for descriptor, address in zip(descriptors, wanted, strict=True):
             sockets.append(verify_received(descriptor, address))
-    except RemoteProtocolError:
+    except BaseException:
         close_all(sockets)
         for descriptor in descriptors[len(sockets) + 1 :]:
             os.close(descriptor)

@@ -39,7 +39,7 @@ Id = str | int | float | None
 
 
 class ListenerSpec(msgspec.Struct, frozen=True):
-    """What a client asks for: an address and the options of the listener there."""
+    """A listener that a client asks for: its address and its options."""
 
     address: Address
     options: Options = Options()
@@ -52,7 +52,7 @@ class ListenerSpec(msgspec.Struct, frozen=True):
 
 
 class ListenerParams(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """One element of ``params``, as it stands on the wire. ``owner`` is empty for a client that has no label.
+    """One element of ``params`` as it is sent. ``owner`` is empty for a client that has no label.
 
     ``port`` belongs to the address of a TCP listener, which needs it; ``spec`` reads the two together.
     """
@@ -66,7 +66,9 @@ class ListenerParams(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
 
     def __post_init__(self) -> None:
         if self.port is msgspec.UNSET:
-            raise ValueError("Object missing required field `port`")  # msgspec's own words; it adds which element
+            raise ValueError(
+                "Object missing required field `port`"
+            )  # msgspec's own wording, to which it adds the element
 
     @classmethod
     def of(cls, spec: ListenerSpec, owner: str) -> ListenerParams:
@@ -86,12 +88,12 @@ class ListenerParams(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
 
     def _address(self) -> Address:
         """Return the address that the element names. Every kind that can be asked for is recognized here."""
-        assert self.port is not msgspec.UNSET  # noqa: S101 (__post_init__ lets nothing else through)
+        assert self.port is not msgspec.UNSET  # noqa: S101 (__post_init__ refuses other values)
         return TcpAddress.of(self.address, self.port)
 
 
 class Request(msgspec.Struct):
-    """A request as the binder reads it; ``params`` is read by its method."""
+    """A request as the binder reads it. Its method decodes ``params``."""
 
     method: str
     id: Id
@@ -119,8 +121,8 @@ class Reply(msgspec.Struct):
 class Handoff(msgspec.Struct, frozen=True, omit_defaults=True):
     """A listener that the binder hands over.
 
-    ``address`` is the one that it is bound to (never port 0); ``backlog`` the effective limit of its accept queue, in
-    connections; ``created`` whether this request created it; ``warning`` a sentence for the caller.
+    ``address`` is the address that it is bound to (never port 0); ``backlog`` the effective limit of its accept queue,
+    in connections; ``created`` is True if this request created it; ``warning`` is a sentence for the caller.
     """
 
     address: str
@@ -145,7 +147,7 @@ class Released(msgspec.Struct, frozen=True):
 
 
 class Upgrade(msgspec.Struct, frozen=True):
-    """The versions before and after an upgrade that is about to happen. The client stays connected through it."""
+    """The versions before and after an upgrade that is about to happen. The client stays connected."""
 
     before: str
     after: str
@@ -167,11 +169,10 @@ class InvalidParamsError(Exception):
 
 _request = msgspec.json.Decoder(Request)
 _listener_params = msgspec.json.Decoder(list[ListenerParams])
-_any = msgspec.json.Decoder()
 
 
 def decode_request(text: bytes) -> Request:
-    """Read a request. Raises msgspec.ValidationError for JSON that is no request, msgspec.DecodeError for no JSON."""
+    """Read a request. Raises msgspec.ValidationError if it is no request, msgspec.DecodeError if it is no JSON."""
     try:
         return _request.decode(text)
     except RecursionError:
@@ -181,7 +182,7 @@ def decode_request(text: bytes) -> Request:
 
 
 def decode_listener_params(raw: msgspec.Raw) -> list[ListenerParams]:
-    """Read the ``params`` of bind, check and release. Raises InvalidParamsError with the element and the field."""
+    """Read the ``params`` of bind, check and release. Raises InvalidParamsError, which names the element and field."""
     try:
         params = _listener_params.decode(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -222,7 +223,7 @@ def encode_continuation(first: int) -> bytes:
 
 
 def _explain(complaint: str) -> str:
-    """Add to msgspec's complaint, which names the path, the fields that are allowed."""
+    """Return msgspec's message, which names the path, with the allowed fields added."""
     where = excerpt(complaint).replace("`$", "`params")
     if "unknown field" in complaint:
         return f"{where}; a listener takes address, port, owner, {', '.join(OPTION_NAMES)}"

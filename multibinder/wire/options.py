@@ -14,10 +14,10 @@ _LABEL = re.compile(r"[A-Za-z0-9_.@/+-]{1,128}")
 
 
 class Options(msgspec.Struct, frozen=True):
-    """Options of one listener. None accepts what an existing listener has, and is the default for a new one.
+    """Options of one listener. None accepts any value of an existing listener, and means the default for a new one.
 
     ``backlog``   length of the accept queue, in connections (listen(2)); default: net.core.somaxconn.
-    ``v6only``    whether an IPv6 listener leaves IPv4 alone (IPV6_V6ONLY, ipv6(7)); default:
+    ``v6only``    whether an IPv6 listener does not accept IPv4 (IPV6_V6ONLY, ipv6(7)); default:
                   net.ipv6.bindv6only. It cannot change while the socket exists.
     ``name``      a name to find the listener by, most useful with port 0.
     """

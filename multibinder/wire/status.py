@@ -11,7 +11,7 @@ REQUEST_BOUNDS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 
 class ListenerStatus(msgspec.Struct, frozen=True):
     """One listener as ``list`` shows it.
 
-    ``backlog`` is the effective limit, ``backlog_requested`` what was asked for (None: the kernel's limit);
+    ``backlog`` is the effective limit, ``backlog_requested`` the requested one (None: the kernel's limit);
     ``created`` is in seconds since the epoch; ``cookie`` is SO_COOKIE, which identifies the socket for its whole life.
     """
 
@@ -29,10 +29,11 @@ class ListenerStatus(msgspec.Struct, frozen=True):
 class Counters(msgspec.Struct):
     """The counters of a binder since its process started to serve.
 
-    ``requests`` by method, unknown methods as ``other``; ``refusals`` by reason: ``policy``, ``owner``, ``bind``,
-    ``invalid``, ``internal``, ``timeout``, or the limit that was reached; ``handoffs``: descriptors given to clients;
-    ``connections`` accepted; ``evictions``: idle connections that were closed to make room. ``request_buckets``: how
-    many requests took up to each of REQUEST_BOUNDS_S, and last how many took longer; ``request_seconds``: the sum.
+    ``requests`` are counted by method, unknown methods as ``other``; ``refusals`` by reason: ``policy``, ``owner``,
+    ``bind``, ``invalid``, ``internal``, ``timeout``, or the limit that was reached. ``handoffs`` are descriptors given
+    to clients, ``connections`` those accepted, ``evictions`` idle connections that were closed to make room.
+    ``request_buckets`` has the number of requests that took up to each of REQUEST_BOUNDS_S, and last the number of
+    those that took longer; ``request_seconds`` is the sum of their times.
     """
 
     requests: dict[str, int] = {}
@@ -65,8 +66,8 @@ class ListenerHealth(msgspec.Struct, frozen=True):
     ``state`` is ``serving``; ``orphan``: it has no holder; ``stalled``: clients wait and no process accepts them;
     ``repaired``: a holder had shut it down, or changed its backlog, within the last hour. ``queue`` connections wait
     now, ``limit`` may wait. ``drops`` counts the packets that the socket has dropped since it was created, each of a
-    client that has to try again (SO_MEMINFO); ``drops_per_s`` is the rate between the last two looks. ``holders`` are
-    those of the last look, without the keeper; None if some process may not be looked into and no holder was found.
+    client that has to try again (SO_MEMINFO); ``drops_per_s`` is the rate between the last two samples. ``holders`` are
+    those of the last search, without the keeper; None if some process could not be read and no holder was found.
     ``orphan_ttl_s`` is the age at which an orphan is closed; None: never. ``kept``: it would survive a crash of the
     binder.
     """

@@ -1,4 +1,4 @@
-"""A network namespace of the test's own, and the doctor's answer."""
+"""Make a network namespace for a test, and run the doctor."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Network:
         self.pid = self._process.pid
         try:
             wait_until(
-                lambda: network_namespace_of(self.pid) != network_namespace_of(), "it is in a namespace of its own"
+                lambda: network_namespace_of(self.pid) != network_namespace_of(), "the process is in a new namespace"
             )
             wait_until(lambda: Path(f"/proc/{self.pid}/comm").read_text() == "sleep\n", "it sleeps")
             self.run(_raise_loopback)
@@ -46,11 +46,11 @@ class Network:
 
     @property
     def prefix(self) -> list[str]:
-        """What to put before a command that is to run there."""
+        """Return the words before a command that run it in the namespace."""
         return ["nsenter", f"--net=/proc/{self.pid}/ns/net"]
 
     def run(self, action: Callable[[], T]) -> T:
-        """In a thread of ours that is there. Sockets that it makes stay there."""
+        """Run the action in a thread of this process in the namespace. Its sockets stay in the namespace."""
         return in_network_namespace_of(self.pid, action)
 
     def set(self, sysctl: str, value: int) -> None:
@@ -76,7 +76,7 @@ def network() -> Iterator[Network]:
 
 
 def doctor(*arguments: str | os.PathLike[str], prefix: Sequence[str] = (), status: int | None = None) -> Json:
-    """The report as JSON; ``status`` is the exit code that it must have."""
+    """Run the doctor, and return its report from JSON. It must exit with ``status``."""
     done = multibinder("doctor", "--json", *arguments, prefix=prefix)
     assert done.stderr == "", done.stderr
     report: Json = json.loads(done.stdout)

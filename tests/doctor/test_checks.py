@@ -1,4 +1,4 @@
-"""Each check, from facts: what it finds, and what it leaves in peace."""
+"""Each check finds the problems in given facts, and reports nothing about healthy ones."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def changed(value: Any, **fields: Any) -> Any:
 def facts(
     sock: ListeningSocket = HEALTHY, held: BinderListener = LISTENER, *others: ListeningSocket, **fields: Any
 ) -> Facts:
-    """One listener in one namespace, and nothing wrong with anything but what the test says."""
+    """Return facts about a healthy host with one listener in one namespace, with the changes of the test."""
     namespace = {name: fields.pop(name) for name in ("sysctls", "counters", "paths", "pid") if name in fields}
     space = {"sysctls": SYSCTLS, "counters": {}, "pid": None, **namespace}
     return Facts(
@@ -62,7 +62,7 @@ def facts(
 def one(found: Any) -> Finding:
     [finding] = found
     assert isinstance(finding, Finding)
-    assert all(msgspec.structs.astuple(finding)), "every part of a finding says something"
+    assert all(msgspec.structs.astuple(finding)), "every part of a finding has a text"
     assert "\n" not in finding.remedy
     return finding
 
@@ -71,7 +71,7 @@ def test_a_healthy_host_has_no_findings() -> None:
     assert diagnose(facts()) == []
 
 
-def test_the_worst_comes_first() -> None:
+def test_the_most_severe_finding_comes_first() -> None:
     sick = facts(
         changed(HEALTHY, queue=9, limit=8, drops=3),
         sysctls={**SYSCTLS, "net.core.somaxconn": 8},
@@ -88,7 +88,7 @@ def test_somaxconn_is_compared_with_what_is_asked_for_or_else_with_the_kernels_d
     assert "backlog of 4096 " in one(backlog.somaxconn(facts(sysctls=low))).what
 
 
-def test_a_namespace_with_nothing_of_ours_may_have_any_somaxconn() -> None:
+def test_a_namespace_without_our_listeners_may_have_any_somaxconn() -> None:
     low = {**SYSCTLS, "net.core.somaxconn": 128}
     assert list(backlog.somaxconn(facts(changed(HEALTHY, cookie=71), sysctls=low))) == []
     assert one(backlog.somaxconn(facts(sysctls=low, binder=None))).where == "this network namespace"
@@ -98,13 +98,13 @@ def test_a_sysctl_that_cannot_be_read_is_not_judged() -> None:
     assert list(backlog.somaxconn(facts(sysctls={}))) == []
 
 
-def test_a_queue_that_another_program_cut_is_told_from_one_that_was_made_short() -> None:
+def test_a_queue_that_another_program_cut_is_distinguished_from_one_that_was_made_short() -> None:
     asked = changed(LISTENER, requested=1000, backlog=1000)
-    cut = one(backlog.effective(facts(changed(HEALTHY, limit=100), asked)))
+    cut = one(backlog.shorter_than_requested(facts(changed(HEALTHY, limit=100), asked)))
     assert "called listen()" in cut.why
-    short = one(backlog.effective(facts(changed(HEALTHY, limit=100), changed(asked, backlog=100))))
+    short = one(backlog.shorter_than_requested(facts(changed(HEALTHY, limit=100), changed(asked, backlog=100))))
     assert short.remedy == "systemctl restart multibinder-haproxy@web"
-    assert list(backlog.effective(facts(changed(HEALTHY, limit=1000), asked))) == []
+    assert list(backlog.shorter_than_requested(facts(changed(HEALTHY, limit=1000), asked))) == []
 
 
 def test_drops_are_named_with_their_holder_and_their_number() -> None:
@@ -114,7 +114,7 @@ def test_drops_are_named_with_their_holder_and_their_number() -> None:
     assert "haproxy (pid 9) (accepting)" in finding.why
 
 
-def test_a_full_queue_that_nobody_accepts_from_is_a_problem_with_another_remedy() -> None:
+def test_a_full_queue_without_an_accepting_process_is_a_problem_with_another_remedy() -> None:
     nobody = one(losses.overflow(facts(changed(HEALTHY, queue=9, limit=8), holders=Holders({}, hidden=False))))
     assert nobody.level == "problem"
     assert "multibinder release --all-owners '192.0.2.1:80'" in nobody.remedy
@@ -124,21 +124,21 @@ def test_a_full_queue_that_nobody_accepts_from_is_a_problem_with_another_remedy(
 
 def test_a_listener_is_not_called_unheld_while_processes_are_hidden() -> None:
     finding = one(losses.overflow(facts(changed(HEALTHY, drops=1), holders=Holders({}, hidden=True))))
-    assert "may not be seen" in finding.why
+    assert "may not see the processes that hold it" in finding.why
     assert "release" not in finding.remedy
 
 
-def test_a_queue_at_its_limit_still_takes_one() -> None:
+def test_a_queue_at_its_limit_is_not_full_yet() -> None:
     assert list(losses.overflow(facts(changed(HEALTHY, queue=8, limit=8)))) == []
 
 
-def test_drops_of_somebody_elses_socket_are_a_note_where_a_binder_runs() -> None:
+def test_drops_of_an_unrelated_socket_are_a_note_when_a_binder_runs() -> None:
     stranger = changed(HEALTHY, inode=8, cookie=80, drops=5, address=TcpAddress.of("192.0.2.1", 22))
     assert one(losses.overflow(facts(HEALTHY, LISTENER, stranger))).level == "note"
     assert one(losses.overflow(facts(HEALTHY, LISTENER, stranger, binder=None))).level == "warning"
 
 
-def test_drops_that_no_socket_has_were_those_of_closed_ones() -> None:
+def test_drops_that_no_open_socket_counts_are_attributed_to_closed_ones() -> None:
     counters = {"ListenDrops": 10, "ListenOverflows": 10}
     found = list(losses.overflow(facts(changed(HEALTHY, drops=4), counters=counters)))
     assert [finding.what.split()[0] for finding in found] == ["dropped", "6"]
@@ -153,17 +153,17 @@ def test_drops_that_no_socket_has_were_those_of_closed_ones() -> None:
         ({}, {**SYSCTLS, "net.ipv4.tcp_syncookies": 0}, "syn-cookies-off"),
     ],
 )
-def test_handshakes_that_found_no_place_are_told(counters: dict[str, int], sysctls: dict[str, int], check: str) -> None:
+def test_dropped_handshakes_are_reported(counters: dict[str, int], sysctls: dict[str, int], check: str) -> None:
     assert one(losses.syn(facts(counters=counters, sysctls=sysctls))).check == check
 
 
-def test_a_remedy_for_another_namespace_is_typed_from_here() -> None:
+def test_a_remedy_for_another_namespace_can_be_run_from_this_one() -> None:
     off = {**SYSCTLS, "net.ipv4.tcp_syncookies": 0}
     finding = one(losses.syn(facts(sysctls=off, pid=1000)))
     assert finding.remedy == "nsenter -t 1000 -n sysctl -w net.ipv4.tcp_syncookies=1"
 
 
-def test_a_backlog_is_measured_in_round_trips_of_its_own_clients() -> None:
+def test_a_backlog_is_judged_by_the_round_trips_of_its_own_clients() -> None:
     small = changed(HEALTHY, limit=100)
     paths = [Path(ADDRESS, 1500, 1460, trip) for trip in (10_000, 50_000, 900_000)]
     stranger = Path(TcpAddress.of("192.0.2.1", 81), 1500, 1460, 1)
@@ -174,7 +174,7 @@ def test_a_backlog_is_measured_in_round_trips_of_its_own_clients() -> None:
     assert list(losses.burst(facts())) == []
 
 
-def test_a_stranger_on_the_binders_address_is_a_problem() -> None:
+def test_an_unrelated_socket_on_the_binders_address_is_a_problem() -> None:
     stranger = changed(HEALTHY, inode=8, cookie=80)
     holders = Holders({7: (WORKER,), 8: (Holder(20, "python3", "accepting"),)}, hidden=False)
     finding = one(reuseport.reuseport(facts(HEALTHY, LISTENER, stranger, holders=holders)))
@@ -196,7 +196,7 @@ def test_sockets_on_different_interfaces_share_nothing() -> None:
     ],
     ids=["apart", "a master has both", "hidden", "hidden, of another user"],
 )
-def test_without_a_binder_a_shared_port_is_one_of_two_programs(
+def test_without_a_binder_a_port_counts_as_shared_when_two_programs_have_it(
     second: tuple[Holder, ...], hidden: bool, user: int, found: int
 ) -> None:
     other = changed(HEALTHY, inode=8, cookie=80, user=user)
@@ -224,7 +224,7 @@ def test_an_announced_mss_must_fit_the_route(host: str, mtu: int, announced: int
 
 
 @pytest.mark.parametrize(("opened", "level"), [(79, None), (80, "warning"), (95, "problem")])
-def test_descriptors_are_told_before_they_run_out(opened: int, level: str | None) -> None:
+def test_descriptors_are_reported_before_they_run_out(opened: int, level: str | None) -> None:
     found = list(limits.descriptors(facts(descriptors=(Descriptors(Process(9, "haproxy"), "x", opened, 100),))))
     assert [finding.level for finding in found] == [level] * bool(level)
 
@@ -240,7 +240,7 @@ def test_descriptors_are_told_before_they_run_out(opened: int, level: str | None
         (0o660, 0o755, 1000, "warning"),
     ],
 )
-def test_the_control_socket_is_for_those_it_is_for(
+def test_a_control_socket_that_is_too_open_is_reported(
     socket_mode: int, directory_mode: int, owner: int, level: str | None
 ) -> None:
     places = (
@@ -252,7 +252,7 @@ def test_the_control_socket_is_for_those_it_is_for(
     assert [finding.level for finding in found] == [level] * bool(level)
 
 
-def test_a_sticky_directory_further_up_lets_nobody_replace_anything() -> None:
+def test_a_sticky_directory_further_up_is_no_problem() -> None:
     places = (FileMode("/tmp/mb/s", 0o660, 0), FileMode("/tmp/mb", 0o700, 0), FileMode("/tmp", 0o1777, 0))
     assert list(control.control_socket(facts(control=places))) == []
 
@@ -270,11 +270,11 @@ def test_a_sticky_directory_further_up_lets_nobody_replace_anything() -> None:
         (Keeper("systemd", "multibinder.service", 100, 1, unit_changed=True), "warning"),
     ],
 )
-def test_somebody_keeps_the_sockets_and_has_room(found: Keeper, level: str | None) -> None:
+def test_a_missing_or_full_keeper_of_the_sockets_is_reported(found: Keeper, level: str | None) -> None:
     assert [finding.level for finding in keeper.keeper(facts(keeper=found))] == [level] * bool(level)
 
 
-def test_an_older_binder_is_upgraded_in_place() -> None:
+def test_the_remedy_for_an_older_binder_is_an_upgrade_in_place() -> None:
     assert one(installation.version(facts(binder=Binder(1000, "0.9", ())))).remedy == "multibinder upgrade"
     assert list(installation.version(facts())) == []
 
@@ -291,7 +291,7 @@ def test_instances_with_another_configuration_on_disk_are_found() -> None:
     assert finding.remedy == "multibinder-haproxy check web && multibinder-haproxy reload web"
 
 
-def test_a_listener_that_nobody_has_open_is_an_orphan_and_worse_with_clients() -> None:
+def test_a_listener_without_a_holder_is_an_orphan_and_more_severe_with_clients() -> None:
     nobody = Holders({}, hidden=False)
     quiet = one(orphans.orphans(facts(holders=nobody)))
     assert (quiet.level, quiet.what) == ("warning", "no process but the binder has it open; no client waits yet")

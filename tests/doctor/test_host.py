@@ -1,4 +1,4 @@
-"""``multibinder doctor`` on real sockets, binders and namespaces."""
+"""``multibinder doctor`` examines real sockets, binders and namespaces."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def close(sockets: list[socket.socket]) -> None:
 
 @pytest.fixture
 def idle_server() -> Iterator[Callable[[socket.socket], int]]:
-    """Starts a process that holds a socket and does not accept; its PID."""
+    """Return a function that starts a process which holds a socket and does not accept, and returns its PID."""
     with contextlib.ExitStack() as running:
 
         def start(sock: socket.socket) -> int:
@@ -54,7 +54,7 @@ def idle_server() -> Iterator[Callable[[socket.socket], int]]:
         yield start
 
 
-def test_a_lowered_somaxconn_is_found_where_it_is_and_not_elsewhere(
+def test_a_lowered_somaxconn_is_found_in_its_namespace_only(
     make_network: MakeNetwork, start_binder: StartBinder
 ) -> None:
     lowered, usual = make_network(), make_network()
@@ -74,12 +74,12 @@ def test_a_lowered_somaxconn_is_found_where_it_is_and_not_elsewhere(
     assert findings(report, "backlog") == []  # one cause, one finding
 
     assert findings(doctor("--socket", good.socket_path), "somaxconn") == []
-    # From the inside, it is its own.
+    # Seen from inside, the namespace is the doctor's own.
     [finding] = findings(doctor("--socket", bad.socket_path, prefix=lowered.prefix), "somaxconn")
     assert finding["where"] == "this network namespace: 127.0.0.1:8000"
     assert finding["remedy"] == "sysctl -w net.core.somaxconn=1000"
 
-    # What the remedy leaves: a queue that was cut when it was made.
+    # After the remedy, a queue that was made short is left.
     lowered.set("net.core.somaxconn", 1000)
     report = doctor("--socket", bad.socket_path)
     assert findings(report, "somaxconn") == []
@@ -88,7 +88,7 @@ def test_a_lowered_somaxconn_is_found_where_it_is_and_not_elsewhere(
     assert finding["where"].startswith("127.0.0.1:8000 ")
 
 
-def test_an_overflow_is_that_sockets_with_its_number_and_no_others(
+def test_an_overflow_is_reported_for_its_socket_alone_with_the_number_of_drops(
     make_network: MakeNetwork, start_binder: StartBinder, idle_server: Callable[[socket.socket], int]
 ) -> None:
     network = make_network()
@@ -99,10 +99,12 @@ def test_an_overflow_is_that_sockets_with_its_number_and_no_others(
     for client in clients:
         client.setblocking(False)
         client.connect_ex(("127.0.0.1", 8000))
-    wait_until(lambda: drops_of(full) >= 41, "41 of 50 clients find no place in a queue of 8, and one more")
+    wait_until(
+        lambda: drops_of(full) >= 41, "the queue drops 41 of 50 clients: it has room for one more than its backlog of 8"
+    )
     least = drops_of(full)
     report = doctor("--socket", binder.socket_path, status=2)
-    most = drops_of(full)  # those who wait try again
+    most = drops_of(full)  # waiting clients retry
     other_drops = drops_of(other)
     close([full, other])
 
@@ -121,7 +123,7 @@ def test_an_overflow_is_that_sockets_with_its_number_and_no_others(
     close(clients)
 
 
-def test_two_processes_that_share_a_port_are_found_and_one_with_two_sockets_is_not(
+def test_two_processes_that_share_a_port_are_reported_and_one_with_two_sockets_is_not(
     make_network: MakeNetwork, idle_server: Callable[[socket.socket], int]
 ) -> None:
     network = make_network()
@@ -143,7 +145,7 @@ def test_two_processes_that_share_a_port_are_found_and_one_with_two_sockets_is_n
     assert f"(pid {os.getpid()})" in finding["what"]
 
 
-def test_a_route_that_is_narrower_than_what_clients_were_told_is_found(
+def test_a_route_with_a_smaller_mtu_than_the_announced_mss_is_found(
     make_network: MakeNetwork, start_binder: StartBinder
 ) -> None:
     require("ip", shutil.which("ip"), "there is no ip (iproute2)")
@@ -167,7 +169,7 @@ def test_a_route_that_is_narrower_than_what_clients_were_told_is_found(
     close([*clients, *servers])
 
 
-def test_a_round_trip_that_is_known_says_what_a_backlog_is_good_for(binder: Binder, host: str) -> None:
+def test_the_capacity_of_a_backlog_is_computed_from_a_known_round_trip(binder: Binder, host: str) -> None:
     servers = bind(binder, (host, 8000, 8))
     [finding] = findings(doctor("--socket", binder.socket_path), "burst")
     assert "8 places are enough for 160 new connections a second at 50 ms" in finding["why"]
@@ -179,14 +181,15 @@ def test_a_round_trip_that_is_known_says_what_a_backlog_is_good_for(binder: Bind
 
 def test_a_binder_without_a_keeper_is_a_warning_and_one_with_a_guard_is_not(start_binder: StartBinder) -> None:
     [finding] = findings(doctor("--socket", start_binder(name="alone").socket_path, status=1), "store")
-    assert finding["what"] == "nobody keeps the sockets while the binder is dead"
+    assert finding["what"] == "no process keeps the sockets while the binder is dead"
     assert findings(doctor("--socket", start_binder("--guard", name="kept").socket_path), "store") == []
 
 
 def test_a_control_socket_that_everybody_can_reach_is_a_problem(start_binder: StartBinder, run_dir: Path) -> None:
     binder = start_binder("--mode", "0666")
     assert stat.S_IMODE(run_dir.stat().st_mode) == 0o700
-    assert findings(doctor("--socket", binder.socket_path), "control-socket") == []  # nobody gets into its directory
+    # No other user can enter its directory.
+    assert findings(doctor("--socket", binder.socket_path), "control-socket") == []
     run_dir.chmod(0o755)
     [finding] = findings(doctor("--socket", binder.socket_path, status=2), "control-socket")
     assert finding["what"] == "every user can connect to the control socket (mode 0666)"
@@ -198,7 +201,7 @@ def test_a_control_socket_that_everybody_can_reach_is_a_problem(start_binder: St
 
 
 def test_a_binder_that_runs_out_of_descriptors_is_found(start_binder: StartBinder, host: str) -> None:
-    # It leaves room for its clients; here somebody has told it that there are next to none.
+    # The binder leaves room for its clients. Here it is told that it has few clients.
     binder = start_binder("--max-clients", "2", nofile=(500, 500))
     close(bind(binder, *((host, 8000 + number, None) for number in range(20))))
     assert findings(doctor("--socket", binder.socket_path), "descriptors") == []
@@ -208,7 +211,7 @@ def test_a_binder_that_runs_out_of_descriptors_is_found(start_binder: StartBinde
     assert finding["what"].endswith(" of 500 descriptors are in use")
 
 
-def test_a_process_that_is_gone_has_no_descriptors() -> None:
+def test_a_process_that_has_ended_has_no_descriptors() -> None:
     process = subprocess.Popen(["true"])
     process.wait()
     assert read_descriptors(Process(process.pid, "true"), "") is None
@@ -231,14 +234,14 @@ def test_unit_files_of_an_older_version_are_found_and_those_changed_by_hand_are_
 
 
 def wrapper(directory: Path, *statuses: object) -> str:
-    """A command that answers as the wrapper's status does."""
+    """Make a command that answers as the wrapper's status does."""
     path = directory / "multibinder-haproxy"
     path.write_text(f"#!{sys.executable}\nprint('''{json.dumps(statuses)}''')\nraise SystemExit(1)\n")
     path.chmod(0o755)
     return str(path)
 
 
-def test_instances_tell_what_changed_on_disk_or_that_they_do_not_know(run_dir: Path) -> None:
+def test_changes_of_instances_on_disk_are_reported_and_so_is_an_unknown_state(run_dir: Path) -> None:
     unchecked: list[Unchecked] = []
     changed = {"name": "web", "state": "running", "changed": ["/etc/haproxy/web.cfg.j2"]}
     same = {"name": "api", "state": "degraded", "changed": [], "more": 1}
@@ -253,7 +256,7 @@ def test_instances_tell_what_changed_on_disk_or_that_they_do_not_know(run_dir: P
     assert len(unchecked) == 2
 
 
-def test_without_a_binder_the_doctor_says_what_it_could_not_check() -> None:
+def test_without_a_binder_the_doctor_reports_the_checks_that_it_could_not_make() -> None:
     report = doctor()
     assert report["binder"] is False
     if not Path("/run/multibinder/control.sock").exists():
@@ -266,7 +269,7 @@ def test_a_binder_that_does_not_answer_is_a_problem(run_dir: Path) -> None:
     assert (finding["level"], finding["where"]) == ("problem", str(run_dir / "nothing"))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="as a user, it has the rights that its user has")
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user than root has the rights of that user")
 def test_without_rights_the_doctor_says_what_it_could_not_see(
     make_network: MakeNetwork, start_binder: StartBinder, host: str
 ) -> None:
@@ -306,7 +309,7 @@ def test_the_report_is_documented_and_versioned() -> None:
     assert all(word in said for word in report)
 
 
-def test_people_read_it_in_80_columns_without_colour_in_a_pipe(start_binder: StartBinder, host: str) -> None:
+def test_the_report_in_a_pipe_has_80_columns_and_no_colour(start_binder: StartBinder, host: str) -> None:
     binder = start_binder("--mode", "0666")
     close(bind(binder, (host, 8000, 8)))
     binder.socket_path.parent.chmod(0o755)

@@ -25,13 +25,13 @@ Address = tuple[str, int]
 
 
 class Example:
-    """An example in a process of its own, from its start until the end of the test."""
+    """An example as a subprocess, from its start until the end of the test."""
 
     def __init__(self, script: str, log_path: Path, environment: dict[str, str], *options: str) -> None:
         self._log_path = log_path
         with log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                # In development mode a socket or a task that is left behind shows in the log.
+                # In development mode the log shows a socket or a task that is left open.
                 [sys.executable, "-X", "dev", EXAMPLES / script, *options],
                 env=clean_environment(environment),
                 stdin=subprocess.DEVNULL,
@@ -49,13 +49,13 @@ class Example:
     def wait_for_log(self, text: str) -> None:
         def said() -> bool:
             if text not in self.log() and self.process.poll() is not None:
-                pytest.fail(f"it ended with {self.process.returncode}\n{self.log()}")
+                pytest.fail(f"the example ended with {self.process.returncode}\n{self.log()}")
             return text in self.log()
 
-        wait_until(said, f"it says {text!r}", log=self.log)
+        wait_until(said, f"the log says {text!r}", log=self.log)
 
     def terminate(self) -> None:
-        """Send SIGTERM, and wait until it takes no more clients."""
+        """Send SIGTERM, and wait until the example accepts no more clients."""
         self.process.terminate()
         self.wait_for_log("stopping:")
 
@@ -77,7 +77,7 @@ def address(host: str) -> Address:
 
 @pytest.fixture
 def start_example(binder: Binder, address: Address, run_dir: Path) -> Iterator[StartExample]:
-    """Starts an example on the test's address and waits until it is ready."""
+    """Return a function that starts an example on the test's address and waits until it is ready."""
     started: list[Example] = []
 
     def start(script: str, *options: str) -> Example:
@@ -103,12 +103,12 @@ def connect(address: Address) -> socket.socket:
 
 
 def receive_all(client: socket.socket) -> str:
-    """What comes until the server closes."""
+    """Receive until the server closes the connection."""
     return b"".join(iter(lambda: client.recv(4096), b"")).decode()
 
 
 def get(address: Address) -> str:
-    """The body of one answer, by its own connection. Raises what goes wrong."""
+    """Return the body of one answer on a new connection. Raises on any failure."""
     with connect(address) as client:
         client.sendall(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
         return body_of(receive_all(client))
@@ -129,7 +129,7 @@ def echo(address: Address) -> str:
 
 
 class Requests:
-    """Requests one after the other, from a thread, for as long as the block runs."""
+    """Make requests one after the other in a thread while the block runs."""
 
     def __init__(self, address: Address) -> None:
         self.bodies: Counter[str] = Counter()
@@ -146,7 +146,7 @@ class Requests:
                 self.failures.append(error)
 
     def wait_for_more_from(self, text: str) -> None:
-        """Until 50 more answers contain ``text``."""
+        """Wait until 50 more answers contain ``text``."""
 
         def answers() -> int:
             return sum(count for body, count in self.bodies.copy().items() if text in body)
@@ -200,7 +200,7 @@ def test_the_http_server_answers_a_head_that_comes_in_pieces(start_example: Star
         assert "version 1" in body_of(receive_all(client))
 
 
-def test_the_http_server_refuses_what_is_no_get(start_example: StartExample, address: Address) -> None:
+def test_the_http_server_refuses_methods_other_than_get(start_example: StartExample, address: Address) -> None:
     start_example(HTTP)
     with connect(address) as client:
         client.sendall(b"DELETE / HTTP/1.1\r\n\r\n")
@@ -222,7 +222,7 @@ def test_the_http_server_survives_clients_that_leave_or_talk_nonsense(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("script", [ECHO, HTTP])
-def test_an_example_that_is_told_to_stop_exits_with_0(
+def test_an_example_exits_with_0_on_a_signal_to_stop(
     start_example: StartExample, script: str, number: signal.Signals
 ) -> None:
     example = start_example(script)

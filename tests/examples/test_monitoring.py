@@ -1,4 +1,4 @@
-"""The alert rules and the dashboard ask only for what the exporter tells."""
+"""The alert rules and the dashboard use only metrics that the exporter has."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ RULES = EXAMPLES / "prometheus" / "rules.yml"
 SCRAPE = EXAMPLES / "prometheus" / "scrape.yml"
 DASHBOARD = EXAMPLES / "grafana" / "dashboard.json"
 
-#: The scraper's own labels, beside those of docs/metrics.md.
+#: Labels that the scraper adds to those of docs/metrics.md.
 SCRAPERS = {"job", "instance"}
 
 
 def rules() -> dict[str, dict[str, str]]:
-    """Every alert with its keys. One key and value a line, so that this can read it; promtool checks the rest."""
+    """Return every alert with its keys. Each key is on one line with its value; promtool checks the rest."""
     found: dict[str, dict[str, str]] = {}
     for line in RULES.read_text().splitlines():
         if match := re.fullmatch(r"      - alert: (\w+)", line):
@@ -60,7 +60,7 @@ def metrics_in(expression: str) -> set[str]:
 
 
 def labels_in(expression: str) -> Iterator[tuple[str, str]]:
-    """(metric, label) of each selector."""
+    """Return the metric and the label of each selector."""
     for name, inside in re.findall(r"\b(multibinder_\w+)\{([^}]*)\}", expression):
         for label in re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", re.sub(r'"[^"]*"', '""', inside)):
             yield name, label
@@ -74,7 +74,7 @@ def test_a_query_names_only_metrics_and_labels_that_exist(expression: str) -> No
     for metric, label in labels_in(expression):
         name = re.sub("_(bucket|sum|count)$", "", metric) if metric not in documented() else metric
         assert label in documented()[name].labels | SCRAPERS | {"le"}, f"{metric} has no label {label}"
-    # What only grows is shown as a rate.
+    # Counters are shown as rates.
     for metric in named:
         if metric.endswith(("_total", "_bucket")):
             assert re.search(rf"(rate|increase)\({metric}", expression), metric
@@ -120,15 +120,15 @@ def test_the_dashboard_can_be_imported() -> None:
         assert place["x"] + place["w"] <= 24
         cells = {(x, y) for x in range(place["x"], place["x"] + place["w"])
                  for y in range(place["y"], place["y"] + place["h"])}  # fmt: skip
-        assert not cells & places, f"{panel['title']} lies over another"
+        assert not cells & places, f"{panel['title']} overlaps another"
         places |= cells
         if panel["type"] != "row":
             assert panel["description"]
-            # No data source of somebody's own.
+            # No data source of a particular installation.
             assert {target["datasource"]["uid"] for target in panel["targets"]} == {"${datasource}"}
 
 
-def test_promtool_has_nothing_to_say_about_the_rules_and_the_scrape() -> None:
+def test_promtool_reports_no_problem_in_the_rules_and_the_scrape() -> None:
     promtool = shutil.which("promtool")
     require("promtool", promtool, "there is no promtool (Debian package prometheus)")
     for what, path in (("rules", RULES), ("config", SCRAPE)):
@@ -137,7 +137,7 @@ def test_promtool_has_nothing_to_say_about_the_rules_and_the_scrape() -> None:
         assert not done.stderr
 
 
-# As 'promtool test rules' reads it: a value of each series for each minute.
+# In the format of 'promtool test rules': a value of each series for each minute.
 _SCENARIOS = """
 rule_files: ["{rules}"]
 evaluation_interval: 1m
@@ -182,7 +182,7 @@ _INSTANCE = 'job="m", instance="h", name="web"'
          {"listener_kept{%s}": "0+0x99", 'keeper_sockets_limit{instance="h"}': "0+0x99"}),
     ],
 )  # fmt: skip
-def test_an_alert_fires_for_what_it_is_about_and_not_without(
+def test_an_alert_fires_for_its_condition_and_not_without_it(
     tmp_path: Path, alert: str, labels: str, bad: dict[str, str], good: dict[str, str]
 ) -> None:
     promtool = shutil.which("promtool")
@@ -192,7 +192,7 @@ def test_an_alert_fires_for_what_it_is_about_and_not_without(
             f"      - {{series: '{'multibinder_' + name.replace('%s', labels)}', values: '{values}'}}"
             for name, values in series.items()
         )
-        # What fires has annotations, which this leaves open: so ask whether nothing does.
+        # A firing alert has annotations, which this test does not compare. So it checks the failure of 'nothing fires'.
         scenario = _SCENARIO.format(series=lines, minute=95, alert=alert, expected="")
         path = tmp_path / "scenario.yml"
         path.write_text(_SCENARIOS.format(rules=RULES, tests=scenario))

@@ -1,4 +1,4 @@
-"""What README.md and the tutorial tell a reader to paste does what they say."""
+"""The commands of README.md and the tutorial do what these pages say."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ INSTALL = re.compile(r"^python3 -m venv .*?\n(?=cat|cd)", re.MULTILINE | re.DOTA
 
 
 def pasted(page: str) -> list[str]:
-    """The shell blocks of a page."""
+    """Return the shell blocks of a page."""
     return re.findall(r"^```sh\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
 
 
 def run(script: str, directory: Path, host: str) -> str:
-    """Run a script below ``directory`` instead of /tmp/mb, on ``host``, with this installation; what it printed."""
-    require("curl", shutil.which("curl"), "the pages ask with curl")
+    """Run a script below ``directory`` instead of /tmp/mb, on ``host``, with this installation; return its output."""
+    require("curl", shutil.which("curl"), "the pages use curl")
     script = INSTALL.sub("cd /tmp/mb\n", script, count=1)
     script = script.replace("/tmp/mb", str(directory)).replace("127.0.0.1", host)
-    # Other tests run at the same time; a reader's machine is less busy.
+    # Other tests run at the same time, so that this machine is busier than a reader's.
     script = script.replace("sleep 2", "sleep 4")
     script += "\ntouch stop; kill $(jobs -p); wait\n"
     environment = clean_environment({"MULTIBINDER_HAPROXY_RUNTIME_DIR": str(directory / "runtime")})
@@ -48,9 +48,9 @@ def run(script: str, directory: Path, host: str) -> str:
     try:
         shell.wait(4 * PATIENCE_S)
     except subprocess.TimeoutExpired:
-        pytest.fail(f"it does not end\n{output.read_text()}")
+        pytest.fail(f"the script does not end\n{output.read_text()}")
     finally:
-        with contextlib.suppress(ProcessLookupError):  # nothing is left
+        with contextlib.suppress(ProcessLookupError):  # no process is left
             os.killpg(shell.pid, signal.SIGKILL)
         shell.wait()
     return output.read_text()
@@ -100,5 +100,5 @@ def test_the_tutorial_does_what_it_says(said_by_the_tutorial: str, host: str) ->
         f"web: stopped, closed {host}:8080, {host}:8081",
     ):
         assert expected in said, said
-    # The second where not every process can be seen.
+    # The second form is for a machine where not every process can be seen.
     assert "no process but the binder has it open" in said or "NOT CHECKED" in said, said

@@ -1,4 +1,4 @@
-"""A run of many inputs: its options, its progress, and what it leaves behind when one fails."""
+"""Run many inputs with options, report progress, and leave an input that fails in a file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run(
     check: Callable[[bytes], None],
     settle: Callable[[], None] = lambda: None,
 ) -> None:
-    """Every input through ``check``, and ``settle`` at the end. One that fails is left in a file, and ends it."""
+    """Call ``check`` for every input, and ``settle`` at the end. An input that fails is left in a file."""
     say(f"{target}: seed {chosen.seed}")
     started = reported = time.monotonic()
     count, content = 0, b""

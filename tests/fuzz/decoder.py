@@ -1,4 +1,4 @@
-"""Fuzz target: from bytes to an encoded answer, as the binder does it, without I/O.
+"""Fuzz target: turn bytes into encoded answers as the binder does, without I/O.
 
 ``python -m tests.fuzz.decoder --runs 1000000`` takes them from the generator in ``inputs``; where atheris is installed,
 the last twentieth from libFuzzer, which is led by coverage (and five times as slow). ``python -m tests.fuzz.decoder
@@ -27,7 +27,7 @@ from multibinder.wire.messages import InvalidParamsError
 from tests.fuzz import campaign
 from tests.fuzz.inputs import Generator, corpus
 
-#: Small, so that inputs reach it; large enough for numbers and nests that are too much for the readers behind.
+#: Small, so that inputs reach it; large enough for numbers and nesting that are too much for the parsers.
 LIMIT = 16384
 #: How much longer than its request an answer may be: it repeats the id and lists the addresses, and beside that it says
 #: one sentence, with a few excerpts of at most 120 characters, each of which takes 11 bytes at most (\\U0010ffff).
@@ -35,7 +35,7 @@ MARGIN = 4096
 
 
 def read(chunks: Iterable[bytes]) -> tuple[list[bytes], str]:
-    """The messages in a stream, and how it ends: refused, in the middle of a message, or between two."""
+    """Return the messages in a stream, and how it ends: refused, in the middle of a message, or between two."""
     decoder = Decoder(LIMIT)
     found = []
     try:
@@ -49,7 +49,7 @@ def read(chunks: Iterable[bytes]) -> tuple[list[bytes], str]:
 
 
 def answer(message: bytes) -> bytes:
-    """What the binder does with a message, less what it does to sockets."""
+    """Answer a message as the binder does, without the work on sockets."""
     try:
         request = messages.decode_request(message)
     except msgspec.ValidationError as error:
@@ -65,7 +65,7 @@ def answer(message: bytes) -> bytes:
 
 
 def read_answer(line: bytes) -> dict[str, Any]:
-    """An answer as the strictest client reads it: one line, UTF-8, no key twice, no number that JSON does not have."""
+    """Parse an answer as the strictest client does: one line, UTF-8, no key twice, only numbers of JSON."""
     assert line.endswith(b"\n"), line
     assert line.count(b"\n") == 1, line
     found = json.loads(line.decode(), parse_constant=_refuse_constant, object_pairs_hook=_without_duplicates)
@@ -75,17 +75,19 @@ def read_answer(line: bytes) -> dict[str, Any]:
     if "error" in found:
         assert isinstance(found["error"]["code"], int), line
         assert isinstance(found["error"]["message"], str), line
-        found["error"]["message"].encode()  # half a surrogate has no bytes
+        found["error"]["message"].encode()  # half a surrogate cannot be encoded
     return found
 
 
 def check(stream: bytes) -> None:
-    """Fails if one of the promises is broken for this stream."""
+    """Fail if this stream breaks one of the promises."""
     whole = read([stream])
     if len(stream) <= 1024:
-        assert read(stream[at : at + 1] for at in range(len(stream))) == whole, "byte by byte it reads differently"
+        assert read(stream[at : at + 1] for at in range(len(stream))) == whole, (
+            "fed byte by byte, the stream gives another result"
+        )
     cuts = Generator(zlib.crc32(stream), [])
-    assert read(cuts.pieces(stream)) == whole, "in pieces it reads differently"
+    assert read(cuts.pieces(stream)) == whole, "fed in pieces, the stream gives another result"
     for message in whole[0]:
         line = answer(message)
         assert len(line) <= len(message) + MARGIN, f"an answer of {len(line)} bytes to a request of {len(message)}"
@@ -93,21 +95,21 @@ def check(stream: bytes) -> None:
 
 
 def check_id(message: bytes, reply: dict[str, Any]) -> None:
-    """The id of an answer is that of its request as another reader of JSON sees it; null if that is no request."""
+    """Assert that the answer has the id that another JSON parser finds in the request; null if it is no request."""
     if reply["id"] is None and "error" in reply and reply["error"]["code"] != messages.INVALID_PARAMS:
         assert reply["error"]["code"] in (messages.INVALID_REQUEST, messages.PARSE_ERROR), message
         return
     try:
         expected = json.loads(message.decode(errors="replace"), parse_int=_int_or_text)["id"]
     except RecursionError:
-        return  # msgspec skips deeper nests than this reader can read
+        return  # msgspec skips deeper nesting than this parser can read
     assert (type(reply["id"]), reply["id"]) == (type(expected), expected), (message, reply)
 
 
 def _int_or_text(digits: str) -> int | str:
     try:
         return int(digits)
-    except ValueError:  # more of them than sys.get_int_max_str_digits()
+    except ValueError:  # more digits than sys.get_int_max_str_digits()
         return digits
 
 
@@ -142,7 +144,7 @@ def main() -> None:
 
 
 def run_by_coverage(runs: int, seed: int, failures: Path) -> int:
-    """libFuzzer ends its process as it likes, and instruments what is loaded after it: it gets one of its own."""
+    """Run libFuzzer in a new process: it may end the process, and instruments only modules that are loaded after it."""
     with tempfile.TemporaryDirectory(prefix="mb-fuzz-") as directory:
         program = [sys.executable, "-m", "tests.fuzz.decoder_by_coverage"]
         status = subprocess.run([*program, str(runs), str(seed), str(failures), directory], check=False).returncode

@@ -18,7 +18,7 @@ def main(runs: str, seed: str, failures: str, directory: str) -> None:
     generator = Generator(seed, list(corpus("decoder").values()))
 
     def mutate(content: bytes, max_size: int, mutation_seed: int) -> bytes:
-        """What libFuzzer would do, and half of the time what somebody would do who knows JSON."""
+        """Mutate as libFuzzer does, and half of the time with knowledge of JSON."""
         kind = random.Random(mutation_seed).random()
         if kind < 0.25:
             return generator.stream()[:max_size]

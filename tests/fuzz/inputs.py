@@ -1,4 +1,4 @@
-"""Where inputs come from: the corpus, and a generator that knows what requests look like and how to spoil them.
+"""Inputs come from the corpus, and from a generator that makes requests and mutations of them.
 
 The generator is seeded and needs nothing but Python, so an input can be made again from its seed and number anywhere.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 CORPUS = Path(__file__).parent / "corpus"
 
-#: What requests are made of, when nothing is wrong with them.
+#: Valid parts of requests.
 _METHODS = [b'"hello"', b'"bind"', b'"bind"', b'"bind"', b'"check"', b'"list"', b'"release"', b'"release"', b'"status"']
 _ADDRESSES = [b'"127.9.9.9"', b'"127.9.9.9"', b'"127.9.9.8"', b'"::1"', b'"::"', b'"0.0.0.0"', b'"192.0.2.1"']
 _PORTS = [b"0", b"0", b"8000", b"8001", b"8002", b"65535"]
@@ -23,7 +23,7 @@ _FIELDS = [b'"address"', b'"port"', b'"owner"', b'"backlog"', b'"v6only"', b'"na
 _STRANGE_KEYS = [b'"\\u0069d"', b'"\\ud800"', b'"\xff"', b'""']
 _ENDS = [b"\n", b"\n", b"\n", b"", b"", b"\r\n", b" ", b"\n\n \n", b"\x00", b"\x0b", b"}", b",", b"\xef\xbb\xbf", b"\\"]
 
-#: JSON, or nearly, that some reader somewhere has stumbled over. None of it has a newline: that ends a message.
+#: JSON, or nearly, that has broken some parser. None of it has a newline, which would end a message.
 _NUMBERS = [
     b"0", b"-0", b"-1", b"1.0", b"1e3", b"65536", b"70000", b"2147483648", b"9007199254740993", b"18446744073709551615",
     b"18446744073709551616", b"-9223372036854775809", b"1" + b"0" * 40, b"7" * 4300, b"7" * 4301, b"7" * 5000,
@@ -44,7 +44,7 @@ _OTHERS = [
     b"/* */1", b"1//", b"'a'", b"\xef\xbb\xbf1", b"\x00", b" ", b"\t\r\x0b\x0c",
 ]  # fmt: skip
 HOSTILE = [*_NUMBERS, *_STRINGS, *_OTHERS]
-#: What a mutation puts in: the pieces that mean something to a reader of JSON.
+#: Pieces that a mutation inserts. They have a meaning in JSON.
 TOKENS = [
     b"{", b"}", b"[", b"]", b'"', b"\\", b":", b",", b"\n", b"\r", b" ", b"\x00", b"\xff", b"\\u", b"\\ud800",
     b"\\u0000", b"e999", b"-", b".", b"}{", b'"}', b'{"', b"\n{", b"}\n", *_KEYS, *_FIELDS, *_STRANGE_KEYS, *_METHODS,
@@ -53,7 +53,7 @@ TOKENS = [
 
 
 class Script:
-    """What one client does to a server, a step on each line; ``corpus/server`` shows every kind of step.
+    """The steps of one client, one on each line; ``corpus/server`` shows every kind of step.
 
     Bytes stand as they are, but for ``\\n``, ``\\\\`` and ``\\xNN``.
     """
@@ -68,7 +68,7 @@ class Script:
 
     @classmethod
     def unescape(cls, text: bytes) -> bytes:
-        """Never fails: the inverse of ``escape``, and something for everything else."""
+        """Invert ``escape``. It never fails: text that ``escape`` cannot produce has a meaning too."""
         special = {b"n": b"\n"}
 
         def meaning(found: re.Match[bytes]) -> bytes:
@@ -79,24 +79,24 @@ class Script:
 
 
 def corpus(target: str) -> dict[str, bytes]:
-    """The inputs in the repository, by name."""
+    """Return the inputs in the repository by name."""
     return {path.name: path.read_bytes() for path in sorted((CORPUS / target).iterdir())}
 
 
 class Generator:
-    """Inputs without end; the same ones for the same seed and corpus."""
+    """An endless generator of inputs, the same for the same seed and corpus."""
 
     def __init__(self, seed: int | str, seeds: Sequence[bytes]) -> None:
         self._random = random.Random(seed)
         self._seeds = list(seeds)
 
     def streams(self) -> Iterator[bytes]:
-        """What a client may send on one connection."""
+        """Yield streams that a client may send on one connection."""
         while True:
             yield self.mutated(self._choice(self._seeds)) if self._chance(0.3) else self.stream()
 
     def scripts(self) -> Iterator[bytes]:
-        """What a client may do; ``Script`` says how it is written."""
+        """Yield scripts of one client; ``Script`` describes the format."""
         while True:
             yield self._mutated_script() if self._chance(0.3) else b"".join(self._steps())
 
@@ -108,7 +108,7 @@ class Generator:
         return self.mutated(whole) if self._chance(0.3) else whole
 
     def request(self) -> bytes:
-        """A request; most of them spoiled in one place, so that the rest is read."""
+        """Return a request. Most are mutated in one place only, so that the rest is read."""
         fields = [(b'"jsonrpc"', b'"2.0"'), (b'"method"', self._choice(_METHODS)), (b'"id"', self._choice(_IDS))]
         fields.append((b'"params"', self._params()))
         fields = [field for field in fields if not self._chance(0.04)]
@@ -140,7 +140,7 @@ class Generator:
         return bytes(whole)
 
     def pieces(self, content: bytes) -> list[bytes]:
-        """The same bytes, cut somewhere."""
+        """Yield the same bytes, cut at random places."""
         count = self._random.choice((1, 2, 5))
         cuts = sorted(self._random.randrange(len(content) + 1) for _ in range(count))
         return [content[start:end] for start, end in zip([0, *cuts], [*cuts, len(content)], strict=True)]
@@ -205,7 +205,7 @@ class Generator:
         return b"".join(lines if self._chance(0.02) else map(self._shortened, lines))
 
     def _shortened(self, line: bytes) -> bytes:
-        """A flood is for the corpus and for a few others: a hundred short scripts find more in its time."""
+        """Shorten most floods: in the same time, a hundred short scripts find more."""
         verb, _, text = line.partition(b" ")
         count, space, text = text.partition(b" ")
         if verb != b"times" or len(count) < 3:

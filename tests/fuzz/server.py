@@ -1,12 +1,12 @@
-"""Fuzz target: a whole binder, through its real socket.
+"""Fuzz target: send inputs to a whole binder through its real socket.
 
 An input is a script of what one client does (``inputs.Script``, ``corpus/server``). Its connections are read to their
-end afterwards, and every answer is compared with what was sent. Clients that never read are left as they are while
-others follow. Every few hundred scripts the binder must be as it was: its descriptors, its memory, its log; and it must
-answer a client that behaves all the time.
+end afterwards, and every answer is compared with what was sent. Clients that never read stay connected while others
+follow. Every few hundred scripts the binder must be as it was at the start: its descriptors, its memory, its log. It
+must always answer a well-behaved client.
 
-``python -m tests.fuzz.server --runs 100000``; ``python -m tests.fuzz.server FILE…`` runs these inputs again. What
-no single script caused is left as a file of all scripts since the last time that all was well.
+``python -m tests.fuzz.server --runs 100000``; ``python -m tests.fuzz.server FILE…`` runs these inputs again. If
+a failure has no single script as its cause, the file has all scripts since the last successful check.
 """
 
 from __future__ import annotations
@@ -46,28 +46,28 @@ _CLIENTS = 40
 _OPTIONS = ["--max-listeners", "12", "--max-clients", str(_CLIENTS), "--max-request", str(_REQUEST_BYTES)]
 _OPTIONS += ["--request-timeout", "5", "--quiet", "--no-recover"]
 
-#: What may be in the binder's memory for one client, and be gone later: a request with a chunk more, and the answers of
-#: one turn. The allocator does not give all of it back to the kernel, so it may stay, once, for every client at once.
+#: Memory of the binder for one client: a request and one more chunk, and the answers of one turn. The allocator may not
+#: return it to the kernel, so that the binder may keep it once for each possible client.
 _GROWTH_KB = _CLIENTS * (_REQUEST_BYTES + 16384 + 65536) // 1024 + 2048
 
-#: How many bytes one script may send, and how many connections it and those before it may have open. With the one that
-#: behaves they stay below the binder's limit; only ``crowd`` goes beyond.
+#: How many bytes one script may send, and how many connections it and those before it may have open. With the
+#: well-behaved client they stay below the binder's limit; only ``crowd`` exceeds it.
 _SENT_BYTES = 3 << 20
 _CONNECTIONS = 4
 _DEAF = 16
 _SETTLE_EVERY = 500
 
-#: The binder has closed; or the kernel lets us have no more descriptors under way (unix(7)), which is our own affair.
+#: The binder has closed the connection, or the kernel allows us no more descriptors in flight (unix(7)).
 _UNSENT = (errno.EPIPE, errno.ECONNRESET, errno.ETOOMANYREFS)
 
 #: What separates the scripts in a file of several.
 _SEPARATOR = b"\n====\n"
 _LOG_LINE = re.compile(r"time=\S+ level=(debug|info|warning|error) event=([a-z-]+)( |$)")
-_REFUSED = (messages.LIMIT_REACHED, 10003)  # a limit, and a policy: good answers, whoever asks
+_REFUSED = (messages.LIMIT_REACHED, 10003)  # a limit and a policy: valid refusals for every client
 
 
 class Connection:
-    """What one connection sent and got. Never waits for a binder that waits for it."""
+    """A connection with what it sent and received. It never waits for a binder that waits for it."""
 
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -109,7 +109,7 @@ class Connection:
                 ancillary = ()
 
     def read(self) -> None:
-        """What is there."""
+        """Read what has arrived."""
         with contextlib.suppress(BlockingIOError):
             while not self._ended:
                 try:
@@ -128,7 +128,7 @@ class Connection:
             self.socket.shutdown(socket.SHUT_WR)
 
     def finish(self, crowded: bool) -> None:
-        """Say no more, read to the end, and check every answer."""
+        """Stop sending, read to the end, and check every answer."""
         self.half_close()
         deadline = time.monotonic() + PATIENCE_S
         while not self._ended:
@@ -148,13 +148,13 @@ class Connection:
             assert not goodbye, f"an answer after the last one: {reply}"
             expected = asked[number] if number < len(asked) else Ellipsis
             if reply["id"] is None and expected is not None:
-                # It is told why before it is dropped: what it sent cannot be read, is too much, took too long.
+                # The client gets the reason before it is dropped: its bytes were invalid, too many or too slow.
                 assert "error" in reply, reply
                 assert reply["error"]["code"] == messages.INVALID_REQUEST or reply["error"]["code"] >= 10000, reply
                 goodbye = True
             else:
                 assert (type(reply["id"]), reply["id"]) == (type(expected), expected), (reply, expected)
-        # With too many clients, one that is quiet at that moment is dropped without a word.
+        # With too many clients, an idle one is evicted without a message.
         complete = not goodbye and not crowded
         assert not complete or len(replies) == len(asked), f"{len(replies)} answers to {len(asked)} requests"
         if complete:
@@ -178,7 +178,7 @@ def read_message(line: bytes) -> dict[str, Any]:
 
 
 def read_stream(sent: bytes) -> list[messages.Id]:
-    """The id that the answer to each message must have; the decoder's own target sees to it that they are right."""
+    """Return the id that the answer to each message must have. The fuzz target of the decoder checks these ids."""
     decoder = Decoder(_REQUEST_BYTES)
     decoder.feed(sent)
     found: list[messages.Id] = []
@@ -192,7 +192,7 @@ def read_stream(sent: bytes) -> list[messages.Id]:
 
 
 class Target:
-    """A binder, and what it was like before anybody did anything to it. A context manager."""
+    """A binder, and its state before the first script. A context manager."""
 
     def __init__(self) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="mb-fuzz-"))
@@ -223,7 +223,7 @@ class Target:
             shutil.rmtree(self._directory)
 
     def check(self, content: bytes) -> None:
-        """One script or several, and every now and then whether all is as it was."""
+        """Run one script or several, and now and then check that the binder is as it was at the start."""
         for script in content.split(_SEPARATOR):
             self._since.append(script)
             self._play(script)
@@ -233,7 +233,7 @@ class Target:
             self.settle()
 
     def settle(self) -> None:
-        """Fails unless the binder is as it was in the beginning. The error's ``inputs`` are what was played since."""
+        """Fail unless the binder is as at the start. ``inputs`` of the error has the scripts since the last check."""
         try:
             while self._deaf:
                 self._deaf.popleft().socket.close()
@@ -298,7 +298,7 @@ class Target:
                 self._ask_well(request("hello"))
 
     def _send(self, connection: Connection, verb: bytes, text: bytes, budget: int) -> int:
-        """One of the steps that send something; how many bytes that were."""
+        """Run a step that sends something, and return the number of bytes."""
         if verb == b"send":
             content = Script.unescape(text)[:budget]
             connection.send(content)
@@ -325,19 +325,19 @@ class Target:
         return len(content)
 
     def _ask_well(self, text: bytes) -> dict[str, Any]:
-        """What the client that behaves asks, on its own connection. A limit may refuse it, or close it; no more."""
+        """Ask as the well-behaved client, on its own connection. A limit may refuse it or close it for a while."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
                 reply = self._good.ask(text)
             except (AssertionError, OSError):
-                assert time.monotonic() < deadline, "the client that behaves gets no answer"
+                assert time.monotonic() < deadline, "the well-behaved client gets no answer"
                 self._good.close()
                 self._good = RawClient(self._binder.socket_path)
                 continue
             if "error" not in reply or reply["error"]["code"] not in _REFUSED:
                 return reply
-            assert time.monotonic() < deadline, f"the client that behaves is refused: {reply}"
+            assert time.monotonic() < deadline, f"the well-behaved client is refused: {reply}"
             time.sleep(0.05)
 
     def _release_all(self) -> None:
@@ -359,19 +359,19 @@ class Target:
     def _check_memory(self) -> None:
         now_kb = resident_kb(self._binder.pid)
         if not self._settled_before:
-            # After the first few hundred scripts all code has run once, and every buffer has had its size.
+            # After the first few hundred scripts all code has run once, and every buffer has reached its size.
             self._settled_before = True
             self._memory_kb = now_kb
         grown_kb = now_kb - self._memory_kb
         assert grown_kb <= _GROWTH_KB, f"the binder has grown by {grown_kb} kB; {_GROWTH_KB} can be explained"
 
     def _check_log(self) -> None:
-        """Also empties it: it is opened for appending."""
+        """Check every line of the log, and empty the file, which the binder opened for appending."""
         with open(self._binder.log_path, encoding="utf-8") as log:
             lines = log.read().removesuffix("\n").split("\n")
         for line in filter(None, lines):
             shape = _LOG_LINE.match(line)
-            assert shape, f"no line of the binder's: {line!r}"
+            assert shape, f"not a line of the binder: {line!r}"
             assert shape[2] != "internal-error", line
         os.truncate(self._binder.log_path, 0)
 
@@ -388,7 +388,7 @@ def _number(text: bytes) -> int:
 
 
 def scripts() -> dict[str, bytes]:
-    """The corpus; and the decoder's, each sent by a client that does nothing else."""
+    """Return the corpus, and the corpus of the decoder, each sent by a client that does nothing else."""
     sent = {name: b"connect\nsend " + Script.escape(stream) + b"\n" for name, stream in corpus("decoder").items()}
     return {**sent, **corpus("server")}
 

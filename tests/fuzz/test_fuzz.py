@@ -1,6 +1,6 @@
-"""The short run of both fuzz targets: the corpus, and a few thousand inputs that are the same every time.
+"""Run both fuzz targets for a short time: the corpus, and a few thousand inputs that are the same every time.
 
-``make fuzz`` is the long one.
+``make fuzz`` is the long run.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from tests.fuzz import decoder, server
 from tests.fuzz.inputs import TOKENS, Generator, Script, corpus
 from tests.support import PATIENCE_S
 
-#: Found again and again by chance is worse than found once, and fixed: what is new is for ``make fuzz`` to find.
+#: The inputs are the same in every run, so that this test does not fail by chance. ``make fuzz`` looks for new ones.
 _SEED = 1
-#: Pieces that mean something to the decoder, and any other bytes; a failure shrinks to the few that matter.
+#: Pieces with a meaning for the decoder, and any other bytes. Hypothesis shrinks a failure to the few that matter.
 _STREAMS = st.lists(st.sampled_from(TOKENS) | st.binary(max_size=4), max_size=30).map(b"".join)
 _REQUESTS = st.integers(0, 10**6).map(lambda seed: Generator(seed, [b"{}"]).stream())
 
@@ -33,7 +33,7 @@ def test_the_decoder_keeps_its_promises_for_every_input_of_the_corpus(name: str)
 @settings(max_examples=1500, derandomize=True, deadline=None, database=None)
 @given(_STREAMS | _STREAMS.map(lambda stream: b"{" + stream) | _REQUESTS)
 @example(b"{}{}")
-def test_the_decoder_keeps_its_promises_for_whatever_hypothesis_makes(stream: bytes) -> None:
+def test_the_decoder_keeps_its_promises_for_the_inputs_of_hypothesis(stream: bytes) -> None:
     decoder.check(stream)
 
 

@@ -14,7 +14,7 @@ MakeHaproxy = Callable[..., Haproxy]
 
 @pytest.fixture
 def make_haproxy(run_dir: Path, binder: Binder) -> Iterator[MakeHaproxy]:
-    """An instance on the test's binder, not yet started; all are ended before the binder is."""
+    """Return a function that makes an instance on the test's binder. All instances end before the binder."""
     with contextlib.ExitStack() as running:
 
         def make(name: str = "web", **how: object) -> Haproxy:

@@ -1,4 +1,4 @@
-"""A real HAProxy, run through the wrapper as its users run it."""
+"""Run a real HAProxy through the wrapper, as its users do."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from multibinder.launch.errors import NotRunning
 from tests.support import PATIENCE_S, clean_environment, descriptors, require, wait_until
 from tests.support.load import Result
 
-#: What the project's promises are tested with; Debian's by default.
+#: The HAProxy that the tests run; that of Debian by default.
 HAPROXY = os.environ.get("HAPROXY", "/usr/sbin/haproxy")
 WRAPPER = Path(sys.executable).parent / "multibinder-haproxy"
 
 Json = dict[str, Any]
 
-#: Marks tests that count what happens to many connections a second. They do not run beside each other: two of them are
-#: more than a small machine can do, and connections that its own generator makes too late would be counted as lost.
+#: Marks tests that make many connections a second. They do not run at the same time: two of them overload a small
+#: machine, and connections that the load generator makes too late would be counted as lost.
 under_load = pytest.mark.xdist_group("load")
 
 
 def assert_none_lost(result: Result, log: str = "") -> None:
-    """Fail if a connection did not get its answer, or did not get it in 5 s.
+    """Fail if a connection got no answer, or got it later than after 5 s.
 
-    For the load to tell that, its own limit must be longer: ``timeout_s=PATIENCE_S``.
+    The load needs a longer timeout than that: ``timeout_s=PATIENCE_S``.
     """
     assert result.total.tried > 0
     assert result.total.failed == 0, f"{result.table()}\n{log}"
@@ -44,7 +44,7 @@ def assert_none_lost(result: Result, log: str = "") -> None:
 
 
 def config(*binds: str, before: str = "", after: str = "") -> str:
-    """A template whose only frontend answers by itself, on these binds (Jinja2 expressions or HAProxy's own)."""
+    """Return a template whose only frontend answers by itself on these binds (Jinja2 expressions or plain text)."""
     lines = "\n".join(f"    bind {bind}" for bind in binds)
     return f"""global
     maxconn 2000
@@ -72,7 +72,7 @@ def get(address: tuple[str, int], timeout_s: float = PATIENCE_S) -> str:
 
 
 class Haproxy:
-    """An instance: ``multibinder-haproxy run`` in a process of its own, which becomes HAProxy's master."""
+    """An instance: ``multibinder-haproxy run`` as a subprocess, which becomes HAProxy's master."""
 
     def __init__(
         self,
@@ -157,7 +157,7 @@ class Haproxy:
         return status
 
     def processes(self) -> Processes | None:
-        """Return what the master CLI says, asked by this process; None if it does not answer."""
+        """Ask the master CLI from this process for its processes; None if it does not answer."""
         with contextlib.suppress(FileNotFoundError, NotRunning):
             record = msgspec.json.decode((self.runtime / self.name / "instance.json").read_bytes())
             arguments: list[str] = record["arguments"]
@@ -165,7 +165,7 @@ class Haproxy:
         return None
 
     def workers(self) -> list[int]:
-        """Return the PIDs of the workers that serve. A master that executes itself anew is waited for."""
+        """Return the PIDs of the workers that serve. Waits while the master executes itself again."""
         return wait_until(self.processes, f"the master of {self.name} answers", log=self.log).serving
 
     def old_workers(self) -> list[int]:
@@ -193,7 +193,7 @@ class Haproxy:
         wait_until(lambda: text in self.log_path.read_text(errors="replace"), f"the log says {text!r}", log=self.log)
 
     def kill(self) -> None:
-        """SIGKILL to the master and every worker, as the OOM killer or a wrong script does."""
+        """Send SIGKILL to the master and every worker, as the OOM killer or a wrong script could."""
         victims = [self.pid, *children_of(self.pid)]
         for pid in victims:
             os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Root and the instance of another user: root's commands work on it, and nothing of it ever runs as root."""
+"""The commands of root work on an instance of another user, and run none of its code as root."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ USER = 65534
 
 @pytest.fixture
 def theirs(start_binder: StartBinder, run_dir: Path) -> Iterator[Haproxy]:
-    """An instance that another user made and runs, in a directory of that user's."""
+    """An instance that another user made and runs, in a directory of that user."""
     require("root", os.geteuid() == 0, "acting as another user needs root")
     run_dir.chmod(0o755)
     wrapper = for_everybody().wrapper
@@ -55,7 +55,7 @@ def test_roots_commands_work_on_another_users_instance(theirs: Haproxy, host: st
         assert path.stat().st_uid == USER, path
 
 
-def test_a_failure_is_reported_with_its_exit_code_and_without_what_a_terminal_obeys(theirs: Haproxy, host: str) -> None:
+def test_a_failure_is_reported_with_its_exit_code_and_without_terminal_escapes(theirs: Haproxy, host: str) -> None:
     start(theirs, config(bind_tcp((host, 8000))))
     theirs.template.write_text("{{ nothing }}\n")
     failed = theirs.reload()
@@ -68,7 +68,9 @@ def test_a_failure_is_reported_with_its_exit_code_and_without_what_a_terminal_ob
     assert "\033" not in theirs.command("check", "web").stderr
 
 
-def test_their_template_runs_as_them_in_whichever_command_root_gives(theirs: Haproxy, host: str, run_dir: Path) -> None:
+def test_the_template_of_another_user_runs_as_that_user_in_every_command_of_root(
+    theirs: Haproxy, host: str, run_dir: Path
+) -> None:
     start(theirs, config(bind_tcp((host, 8000))))
     proofs = run_dir / "proofs"
     proofs.mkdir()
@@ -87,7 +89,7 @@ def test_their_template_runs_as_them_in_whichever_command_root_gives(theirs: Hap
             path.unlink()
 
 
-def test_a_record_that_names_another_program_is_executed_as_them_and_not_as_root(
+def test_a_program_that_the_record_of_another_user_names_runs_as_that_user_and_not_as_root(
     theirs: Haproxy, host: str, run_dir: Path
 ) -> None:
     start(theirs, config(bind_tcp((host, 8000))))

@@ -1,4 +1,4 @@
-"""What the roles of a listener's holders are through a reload of the real HAProxy."""
+"""The binder tells the roles of HAProxy's processes apart during a real reload."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.haproxy.support import Haproxy, bind_tcp, config
 from tests.support import Binder, wait_until
 
 
-def test_master_worker_and_old_worker_are_told_apart(haproxy: Haproxy, binder: Binder, host: str) -> None:
+def test_master_worker_and_old_worker_are_distinguished(haproxy: Haproxy, binder: Binder, host: str) -> None:
     with socket.create_server((host, 0)) as backend:
         server = f"    server only {host}:{backend.getsockname()[1]}"
         frontend = f"frontend other\n    bind {bind_tcp((host, 8001))}\n    default_backend slow"
@@ -33,11 +33,11 @@ def test_master_worker_and_old_worker_are_told_apart(haproxy: Haproxy, binder: B
 
         with socket.create_connection((host, 8001)) as connection:
             connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
-            wait_until(lambda: accept_queue(backend).length, "the request is where nobody answers it")
+            wait_until(lambda: accept_queue(backend).length, "the backend has the request, and does not answer")
             haproxy.must_reload()
             [new] = haproxy.workers()
             expected = {haproxy.pid: "holding", worker: "draining", new: "accepting"}
             wait_until(lambda: roles() == [expected] * 2, "the old worker drains", log=lambda: str(roles()))
-        backend.accept()[0].close()  # that was all that the old worker waited for
+        backend.accept()[0].close()  # the old worker waited only for this request
         expected = {haproxy.pid: "holding", new: "accepting"}
         wait_until(lambda: roles() == [expected] * 2, "the old worker is gone", log=lambda: str(roles()))

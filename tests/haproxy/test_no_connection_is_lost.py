@@ -1,4 +1,4 @@
-"""The promise itself, under load that tells a refusal from a reset from a timeout."""
+"""No connection is lost under load. The load distinguishes refusals, resets and timeouts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_fifty_reloads_at_2000_connections_a_second_with_binds_added_and_dropped
 
 
 @under_load
-def test_sigkill_of_master_and_workers_refuses_nobody_when_a_supervisor_starts_haproxy_again(
+def test_sigkill_of_master_and_workers_refuses_no_client_when_a_supervisor_restarts_haproxy(
     haproxy: Haproxy, host: str
 ) -> None:
     haproxy.template.write_text(config(bind_tcp((host, 8000))))
@@ -54,18 +54,20 @@ def test_sigkill_of_master_and_workers_refuses_nobody_when_a_supervisor_starts_h
     assert result.total.refused == 0, result.table()
     assert result.total.timed_out == 0, result.table()
     assert result.total.longest_stall_s < 5, result.table()
-    # What the killed process had accepted is cut off: no more than it can have had in its hands, five times.
+    # Each of the five kills may cut off the connections that the killed processes had accepted, but no others.
     assert result.total.reset < result.total.tried / 20, result.table()
     assert result.total.ok == result.total.tried - result.total.reset, result.table()
 
 
 @under_load
-def test_sigkill_of_a_worker_takes_the_instance_down_and_a_restart_refuses_nobody(haproxy: Haproxy, host: str) -> None:
+def test_sigkill_of_a_worker_takes_the_instance_down_and_a_restart_refuses_no_client(
+    haproxy: Haproxy, host: str
+) -> None:
     haproxy.template.write_text(config(bind_tcp((host, 8000))))
     haproxy.start()
     with Load([(host, 8000)], rate=500, timeout_s=PATIENCE_S) as load:
         os.kill(haproxy.workers()[0], signal.SIGKILL)
-        # exit-on-failure: the master follows its worker, and the supervisor starts both again.
+        # exit-on-failure: the master exits after its worker, and the supervisor starts both again.
         haproxy.wait()
         haproxy.start()
         result = load.stop()
@@ -105,7 +107,7 @@ def test_a_reload_by_signal_under_load_loses_none(haproxy: Haproxy, host: str) -
 
 @under_load
 def test_a_haproxy_upgrade_in_the_middle_of_a_reload_loses_none(haproxy: Haproxy, host: str, run_dir: Path) -> None:
-    """The package's new binary takes the old one's path; the reload that follows runs it, in the same PID."""
+    """A new binary replaces the old one at its path. The next reload runs it with the same PID."""
     binary = run_dir / "haproxy"
     shutil.copy(haproxy.haproxy, binary)
     haproxy.haproxy = str(binary)
@@ -119,9 +121,7 @@ def test_a_haproxy_upgrade_in_the_middle_of_a_reload_loses_none(haproxy: Haproxy
     assert_none_lost(result)
 
 
-def test_1000_binds_have_descriptors_of_their_own_and_come_in_one_request(
-    haproxy: Haproxy, binder: Binder, host: str
-) -> None:
+def test_1000_binds_get_separate_descriptors_in_one_request(haproxy: Haproxy, binder: Binder, host: str) -> None:
     require("descriptors", resource.getrlimit(resource.RLIMIT_NOFILE)[1] > 8192, "1,000 binds need 8192 descriptors")
     addresses = [(host, 10000 + number) for number in range(1000)]
     haproxy.template.write_text(
@@ -154,7 +154,7 @@ def test_a_hundred_reloads_leave_no_descriptor_behind(haproxy: Haproxy, binder: 
         haproxy.template.write_text(
             config(bind_tcp((host, 8000)), bind_tcp((host, 8001)), *([bind_tcp((host, 8002))] if number % 2 else []))
         )
-        if number % 5 == 0:  # by signal, which leaves the settling to another process
+        if number % 5 == 0:  # a reload by signal, after which another process releases the dropped binds
             generation = haproxy.loaded()["generation"]
             os.kill(haproxy.pid, signal.SIGUSR2)
             haproxy.wait_until_settled(generation + 1)

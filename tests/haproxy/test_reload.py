@@ -26,7 +26,7 @@ def web(haproxy: Haproxy, host: str) -> Haproxy:
 
 @contextlib.contextmanager
 def served_slowly() -> Iterator[int]:
-    """A backend that takes a request and does not answer: whoever proxies it has a connection to drain."""
+    """Run a backend that takes a request and does not answer it, so that an old worker has a connection to drain."""
     with socket.create_server(("127.0.0.1", 0)) as backend:
         yield backend.getsockname()[1]
 
@@ -36,7 +36,7 @@ def with_backend(port: int) -> str:
     return f"{frontend}backend slow\n    server s 127.0.0.1:{port}\n"
 
 
-def test_reload_says_what_was_added_kept_and_dropped(web: Haproxy, host: str) -> None:
+def test_reload_reports_which_binds_were_added_kept_and_dropped(web: Haproxy, host: str) -> None:
     old = web.workers()
     web.template.write_text(config(bind_tcp((host, 8000)), bind_tcp((host, 8001))))
     said = web.must_reload()
@@ -62,7 +62,9 @@ def test_a_broken_template_is_refused_with_file_and_line_and_the_old_worker_serv
     assert "the next reload would fail" in web.command("status", "web").stdout
 
 
-def test_what_haproxy_refuses_is_reported_in_haproxys_words_before_anything_is_touched(web: Haproxy, host: str) -> None:
+def test_a_configuration_that_haproxy_refuses_is_reported_in_haproxys_words_and_changes_nothing(
+    web: Haproxy, host: str
+) -> None:
     worker = web.workers()
     web.template.write_text(config(bind_tcp((host, 8000)), bind_tcp((host, 8001))) + "    no-such-keyword\n")
     refused = web.reload()
@@ -73,7 +75,7 @@ def test_what_haproxy_refuses_is_reported_in_haproxys_words_before_anything_is_t
     assert web.status()["last_reload"]["ok"] is False
 
 
-def test_a_bind_that_is_taken_is_refused_with_the_holder_before_anything_is_touched(web: Haproxy, host: str) -> None:
+def test_a_bind_in_use_is_refused_with_its_holder_and_changes_nothing(web: Haproxy, host: str) -> None:
     worker = web.workers()
     with socket.create_server((host, 8001)):
         web.template.write_text(config(bind_tcp((host, 8000)), bind_tcp((host, 8001))))
@@ -105,7 +107,7 @@ def test_a_dropped_port_is_closed_when_reload_returns_also_while_an_old_worker_d
 
 
 def multibinder_address(pid: int, descriptor: int) -> str | None:
-    """What address a descriptor of another process listens on, by the kernel's table."""
+    """Return the address on which a descriptor of another process listens, from the kernel's table."""
     inode = os.readlink(f"/proc/{pid}/fd/{descriptor}")[8:-1]
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         columns = line.split()
@@ -143,12 +145,14 @@ def test_reloads_at_the_same_time_become_one_or_two_and_all_succeed(web: Haproxy
     for thread in threads:
         thread.join()
     assert len(done) == 8
-    # Those that began to wait while one was under way share the next; where the machine is slow, some begin later.
+    # Reloads that wait while one is under way share the next. On a slow machine some may start later.
     assert before + 1 <= web.status()["generation"] < before + 8
     assert web.status()["state"] == "running"
 
 
-def test_a_reload_by_signal_adds_and_drops_binds_and_remembers_what_is_good(web: Haproxy, host: str) -> None:
+def test_a_reload_by_signal_adds_and_drops_binds_and_records_the_last_good_configuration(
+    web: Haproxy, host: str
+) -> None:
     web.template.write_text(config(bind_tcp((host, 8001))))
     os.kill(web.pid, signal.SIGUSR2)
     web.wait_until_settled(2)
@@ -169,7 +173,7 @@ def test_a_reload_on_haproxys_own_cli_works(web: Haproxy, host: str) -> None:
     assert (get((host, 8000)), get((host, 8001))) == ("ok", "ok")
 
 
-def test_a_signal_with_a_broken_template_reloads_the_last_good_configuration_and_says_so(
+def test_a_signal_with_a_broken_template_reloads_the_last_good_configuration_and_logs_it(
     web: Haproxy, host: str
 ) -> None:
     web.template.write_text("{{ nothing }}")
@@ -196,7 +200,7 @@ def test_a_signal_with_a_configuration_that_haproxy_refuses_leaves_the_old_worke
         result = load.stop()
     assert result.total.failed == 0, result.table()
     assert web.workers() == worker
-    # Nobody would ever accept there: a client must be refused rather than hang.
+    # No process would accept there. A client must be refused; otherwise it would hang.
     assert not can_connect((host, 8001))
     assert web.status()["problems"]
     web.template.write_text(config(bind_tcp((host, 8000)), bind_tcp((host, 8001))))
@@ -212,7 +216,7 @@ def test_without_the_binder_a_reload_with_the_same_binds_works(web: Haproxy, bin
     assert result.total.failed == 0, result.table()
 
 
-def test_without_the_binder_a_reload_with_a_new_bind_is_refused_before_anything_is_touched(
+def test_without_the_binder_a_reload_with_a_new_bind_is_refused_and_changes_nothing(
     web: Haproxy, binder: Binder, host: str
 ) -> None:
     worker = web.workers()
@@ -232,9 +236,7 @@ def test_a_signal_without_the_binder_and_with_a_new_bind_keeps_serving(web: Hapr
     wait_until(lambda: get((host, 8000)) == "ok", "it serves", log=web.log)
 
 
-def test_a_binder_that_hangs_does_not_keep_haproxys_master_away_for_long(
-    web: Haproxy, binder: Binder, host: str
-) -> None:
+def test_a_binder_that_hangs_does_not_block_haproxys_master_for_long(web: Haproxy, binder: Binder, host: str) -> None:
     web.template.write_text(config(bind_tcp((host, 8000)), bind_tcp((host, 8001))))
     binder.suspend()
     try:
@@ -245,7 +247,7 @@ def test_a_binder_that_hangs_does_not_keep_haproxys_master_away_for_long(
         binder.resume()
 
 
-def test_check_touches_nothing_and_says_what_would_happen(web: Haproxy, binder: Binder, host: str) -> None:
+def test_check_changes_nothing_and_reports_what_a_reload_would_do(web: Haproxy, binder: Binder, host: str) -> None:
     web.template.write_text(config(bind_tcp((host, 8000)), bind_tcp((host, 8001))))
     checked = web.command("check", "web")
     assert (checked.returncode, checked.stdout) == (0, f"ok: 1 file(s), {host}:8000, {host}:8001\n")
@@ -284,7 +286,7 @@ def test_stop_with_keep_listeners_lets_clients_wait_for_the_next_start(web: Hapr
     assert result.total.failed == 0, result.table()
 
 
-def test_exit_codes_tell_a_stopped_instance_from_one_that_never_was(web: Haproxy) -> None:
+def test_exit_codes_distinguish_a_stopped_instance_from_an_unknown_one(web: Haproxy) -> None:
     assert web.command("stop", "web").stdout.startswith("web: stopped, closed ")
     for command in ("reload", "check", "stop"):
         done = web.command(command, "web")
@@ -296,10 +298,10 @@ def test_exit_codes_tell_a_stopped_instance_from_one_that_never_was(web: Haproxy
         assert web.command(command, "../web").returncode == 2
 
 
-def test_a_wrapper_that_is_broken_by_its_own_upgrade_does_not_cost_the_workers_their_master(
+def test_a_half_installed_wrapper_does_not_end_haproxys_master_at_a_reload(
     web: Haproxy, host: str, run_dir: Path
 ) -> None:
-    """PYTHONPATH stands in for a half-installed package: what the re-exec imports cannot be imported any more."""
+    """PYTHONPATH simulates a half-installed package: the re-exec can no longer import its modules."""
     assert web.command("stop", "web").returncode == 0
     web.wait()
     broken = run_dir / "broken"

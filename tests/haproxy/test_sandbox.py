@@ -1,4 +1,4 @@
-"""``run --sandbox``: the templates of an instance run no Python, at its start and ever after."""
+"""With ``run --sandbox``, the templates of an instance run no Python, at its start and at every reload."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.haproxy.support import HAPROXY, Haproxy, bind_tcp, config, get
 
 
 def escape(proof: Path) -> str:
-    """What a template can do that is no template: it makes a directory with os.mkdir()."""
+    """Return a template that escapes to Python: it makes a directory with os.mkdir()."""
     return f"# {{{{ cycler.__init__.__globals__.os.mkdir('{proof}') }}}}\n"
 
 
@@ -63,7 +63,7 @@ def test_the_sandbox_outlives_a_configuration_that_clears_the_environment(
     assert not proof.exists()
 
 
-def test_render_and_check_of_a_file_take_it_too_and_without_it_a_template_is_a_program(
+def test_render_and_check_of_a_file_accept_the_sandbox_and_without_it_a_template_runs_python(
     haproxy: Haproxy, host: str, proof: Path
 ) -> None:
     haproxy.template.write_text(escape(proof) + config(bind_tcp((host, 8000))))
@@ -77,7 +77,7 @@ def test_render_and_check_of_a_file_take_it_too_and_without_it_a_template_is_a_p
     assert proof.is_dir()
 
 
-def test_check_of_an_instance_does_not_pretend_to_heed_the_option(haproxy: Haproxy) -> None:
+def test_check_of_an_instance_refuses_the_option(haproxy: Haproxy) -> None:
     refused = haproxy.command("check", "--sandbox", "web")
     assert refused.returncode == 2
     assert "a NAME is checked as it was started" in refused.stderr

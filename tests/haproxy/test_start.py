@@ -17,7 +17,7 @@ from tests.haproxy.support import HAPROXY, WRAPPER, Haproxy, bind_tcp, children_
 from tests.support import Binder, can_connect, own_host, require, wait_until
 
 
-def test_the_master_is_the_process_that_run_was_and_nothing_of_ours_stays(haproxy: Haproxy, host: str) -> None:
+def test_run_becomes_haproxys_master_and_leaves_no_other_process(haproxy: Haproxy, host: str) -> None:
     haproxy.template.write_text(config(bind_tcp((host, 8000))))
     haproxy.start()
     assert haproxy.status()["master"] == haproxy.pid
@@ -37,7 +37,7 @@ def test_a_first_start_waits_for_the_binder(start_binder: StartBinder, run_dir: 
     with Haproxy(run_dir, run_dir / "late.sock") as haproxy:
         haproxy.template.write_text(config(bind_tcp((host, 8000))))
         haproxy.start("--wait", "30", ready=False)
-        wait_until((haproxy.runtime / "web").exists, "it has begun")
+        wait_until((haproxy.runtime / "web").exists, "the wrapper has begun")
         start_binder(name="late")
         wait_until(haproxy.is_up, "HAProxy is up", log=haproxy.log)
         assert get((host, 8000)) == "ok"
@@ -96,9 +96,7 @@ def test_strict_does_not_start_with_the_last_good_configuration(haproxy: Haproxy
     assert f"{haproxy.template}:1: 'nothing' is undefined" in haproxy.log()
 
 
-def test_a_restart_with_a_bind_that_is_taken_by_then_uses_the_last_good_configuration(
-    haproxy: Haproxy, host: str
-) -> None:
+def test_a_restart_with_a_bind_in_use_uses_the_last_good_configuration(haproxy: Haproxy, host: str) -> None:
     haproxy.template.write_text(config(bind_tcp((host, 8000))))
     haproxy.start()
     haproxy.kill()
@@ -109,13 +107,13 @@ def test_a_restart_with_a_bind_that_is_taken_by_then_uses_the_last_good_configur
         assert f"{host}:8001: address already in use, by" in haproxy.log()
 
 
-def test_a_restart_gives_back_what_the_configuration_no_longer_binds(
+def test_a_restart_releases_binds_that_the_configuration_no_longer_has(
     haproxy: Haproxy, binder: Binder, host: str
 ) -> None:
     haproxy.template.write_text(config(bind_tcp((host, 8000)), bind_tcp((host, 8001))))
     haproxy.start()
     haproxy.kill()
-    assert can_connect((host, 8001))  # in the queue: the binder holds the socket
+    assert can_connect((host, 8001))  # the client is in the accept queue, because the binder holds the socket
     haproxy.template.write_text(config(bind_tcp((host, 8000))))
     haproxy.start()
     assert not can_connect((host, 8001))
@@ -142,7 +140,7 @@ def test_a_second_run_of_the_same_instance_is_refused_and_names_the_first(haprox
         ([HAPROXY, "-Ws", "-S", "127.0.0.1:99", "-f", "T"], "over a Unix socket with an absolute path"),
     ],
 )
-def test_a_command_line_that_makes_no_sense_is_refused_with_what_to_do(
+def test_an_unusable_command_line_is_refused_with_what_to_do(
     haproxy: Haproxy, arguments: list[str], message: str
 ) -> None:
     refused = haproxy.command("run", "--name", "web", "--", *arguments)
@@ -197,7 +195,7 @@ def test_several_files_and_directories_are_rendered_as_haproxy_reads_them(haprox
     assert (get((host, 8000)), get((host, 8002)), can_connect((host, 8001))) == ("ok", "late", False)
 
 
-def test_erb_templates_of_the_ruby_program_work_as_they_are(haproxy: Haproxy, host: str) -> None:
+def test_erb_templates_of_the_ruby_program_work_unchanged(haproxy: Haproxy, host: str) -> None:
     for suffix in ("erb", "mb"):
         template = haproxy.directory / f"web.cfg.{suffix}"
         template.write_text(config(f"<%= bind_tcp('{host}', 8000) %>"))
@@ -217,7 +215,9 @@ def test_variables_environment_and_name_reach_the_template_and_stay_the_same_at_
     )
     haproxy.start("--vars", "vars.toml", "--vars", "more.json")
     assert get((host, 8000)) == "{{ no template }}"
-    del haproxy.environment["HOST_OF_TEST"]  # the shell that reloads is not the service
+    del haproxy.environment[
+        "HOST_OF_TEST"
+    ]  # the environment of the shell that reloads differs from that of the service
     haproxy.must_reload()
     assert get((host, 8000)) == "{{ no template }}"
 
@@ -236,7 +236,7 @@ def test_a_configuration_that_changes_the_environment_does_not_break_its_own_rel
 
 
 def test_signals_that_python_ignores_are_not_ignored_in_haproxy(haproxy: Haproxy, host: str) -> None:
-    """HAProxy ignores SIGPIPE by itself; SIGXFSZ it leaves alone, and Python would have it ignored (signal(7))."""
+    """HAProxy itself ignores SIGPIPE but not SIGXFSZ. Python ignores both, which an exec would pass on (signal(7))."""
     haproxy.template.write_text(config(bind_tcp((host, 8000))))
     haproxy.start()
     for _ in range(2):
@@ -251,7 +251,7 @@ def test_signals_that_python_ignores_are_not_ignored_in_haproxy(haproxy: Haproxy
 
 def test_run_works_as_pid_1_of_a_container(make_haproxy: MakeHaproxy, host: str) -> None:
     unshare = shutil.which("unshare")
-    require("root", os.geteuid() == 0 and unshare, "a PID namespace of its own needs root and unshare (util-linux)")
+    require("root", os.geteuid() == 0 and unshare, "a new PID namespace needs root and unshare (util-linux)")
     haproxy = make_haproxy()
     haproxy.template.write_text(config(bind_tcp((host, 8000))))
     command = [str(unshare), "--pid", "--fork", "--kill-child", "--mount-proc"]

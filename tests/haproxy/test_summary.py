@@ -1,4 +1,4 @@
-"""What monitoring can know of an instance: its public summary, and ``status --json``."""
+"""Monitoring reads the state of an instance from its public summary and from ``status --json``."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def wait_for(haproxy: Haproxy, condition: Callable[[Json], object]) -> Json:
         found = summary(haproxy)
         return found if condition(found) else None
 
-    return wait_until(met, "the summary tells it", log=lambda: f"{summary(haproxy)}\n{haproxy.log()}")
+    return wait_until(met, "the summary meets the condition", log=lambda: f"{summary(haproxy)}\n{haproxy.log()}")
 
 
 def counters(found: Json) -> tuple[int, int, int]:
@@ -142,7 +142,7 @@ def test_a_signal_with_a_broken_template_is_a_failure_and_a_fallback_until_it_is
     assert web.status()["changed"] == []
 
 
-def test_a_load_that_haproxy_gives_up_is_one_failure_and_names_the_worker_that_serves_on(
+def test_a_reload_that_haproxy_abandons_is_one_failure_and_names_the_worker_that_still_serves(
     web: Haproxy, host: str
 ) -> None:
     [worker] = web.workers()
@@ -155,7 +155,7 @@ def test_a_load_that_haproxy_gives_up_is_one_failure_and_names_the_worker_that_s
     assert get((host, 8000)) == "ok"
 
 
-def test_a_fallback_that_haproxy_gives_up_as_well_is_one_failure(haproxy: Haproxy, host: str) -> None:
+def test_a_fallback_that_haproxy_abandons_too_is_one_failure(haproxy: Haproxy, host: str) -> None:
     page = haproxy.directory / "503.http"
     page.write_text("HTTP/1.0 503 Service Unavailable\r\n\r\n")
     haproxy.template.write_text(config(bind_tcp((host, 8000)), after=f"    errorfile 503 {page}"))
@@ -169,9 +169,7 @@ def test_a_fallback_that_haproxy_gives_up_as_well_is_one_failure(haproxy: Haprox
     assert (found["last_failure_phase"], found["workers"]) == ("template", [worker])
 
 
-def test_a_start_with_the_last_good_configuration_is_a_failure_and_one_that_fails_is_too(
-    web: Haproxy, host: str
-) -> None:
+def test_a_start_with_the_last_good_configuration_and_a_failed_start_are_failures(web: Haproxy, host: str) -> None:
     good = web.template.read_text()
     web.kill()
     web.template.write_text("{{ nothing }}")
@@ -200,17 +198,17 @@ def test_a_first_start_without_a_binder_is_summarized_too(run_dir: Path, host: s
     assert (found["state"], found["last_failure_phase"], counters(found)) == ("stopped", "binds", (1, 0, 1))
 
 
-def test_a_stop_is_summarized_and_a_reload_of_what_is_stopped_is_no_failure(web: Haproxy) -> None:
+def test_a_stop_is_summarized_and_a_reload_of_a_stopped_instance_is_no_failure(web: Haproxy) -> None:
     assert web.command("stop", "web").returncode == 0
     assert web.reload().returncode == 3
     found = summary(web)
     assert (found["state"], found["master"], found["workers"], counters(found)) == ("stopped", None, [], (1, 0, 0))
 
 
-def test_a_killed_master_can_be_told_from_a_later_process_with_its_pid(web: Haproxy) -> None:
+def test_a_killed_master_can_be_distinguished_from_a_later_process_with_its_pid(web: Haproxy) -> None:
     web.kill()
     found = summary(web)
-    assert found["state"] == "running", "nobody was left to write it"
+    assert found["state"] == "running", "no process was left that could write it"
     assert found["master"]["start_ticks"] != 0
     assert not Path(f"/proc/{found['master']['pid']}").exists()
     assert web.status()["state"] == "stopped"
@@ -276,14 +274,14 @@ def test_the_summary_is_whole_at_any_time_during_reloads_under_load(web: Haproxy
     assert counters(seen[-1]) == (1, 4, 0)
 
 
-def test_a_summary_that_cannot_be_written_is_a_warning_and_nothing_else(web: Haproxy, host: str) -> None:
-    """A directory in its place stands for whatever may be wrong with it."""
+def test_a_summary_that_cannot_be_written_is_only_a_warning(web: Haproxy, host: str) -> None:
+    """A directory in its place stands for every reason why the summary cannot be written."""
     path = web.runtime / "web" / "summary.json"
     path.unlink()
     path.mkdir()
     done = web.reload()
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("summary.json: cannot write: is a directory; monitoring sees what was there before") == 1
+    assert done.stderr.count("summary.json: cannot write: is a directory; monitoring sees the previous summary") == 1
     os.kill(web.pid, signal.SIGUSR2)
     web.wait_until_settled(3)
     web.wait_for_log("summary.json: cannot write")
@@ -320,12 +318,12 @@ def test_the_summary_is_readable_under_any_umask_and_its_directory_is_not(haprox
     haproxy.start(prefix=["sh", "-c", 'umask 077; exec "$@"', "sh"])
     directory = haproxy.runtime / "web"
     assert (directory / "summary.json").stat().st_mode & 0o777 == 0o644
-    assert directory.stat().st_mode & 0o777 == 0o700, "umask 077 says that this is nobody's business"
+    assert directory.stat().st_mode & 0o777 == 0o700, "umask 077 keeps the directory private"
 
 
 @contextlib.contextmanager
 def drift(haproxy: Haproxy, *paths: Path) -> Iterator[None]:
-    """After the block these have changed, by the wrapper's word and by a stat() of what the summary names."""
+    """Assert that wrapper and stat() of the paths in the summary show these files as changed after the block."""
     assert haproxy.status()["changed"] == changed_by_stat(summary(haproxy)) == []
     yield
     status = haproxy.command("status", "web", "--json")
@@ -336,7 +334,7 @@ def drift(haproxy: Haproxy, *paths: Path) -> Iterator[None]:
 
 
 def changed_by_stat(found: Json) -> list[str]:
-    """As docs/instance-summary.md tells a reader to do it."""
+    """Return the changed files by the method of docs/instance-summary.md."""
     changed = set()
     for source in found["sources"]:
         try:
@@ -356,9 +354,7 @@ def changed_by_stat(found: Json) -> list[str]:
     return sorted(changed)
 
 
-def test_a_change_of_anything_that_the_configuration_came_from_shows_until_the_next_reload(
-    haproxy: Haproxy, host: str
-) -> None:
+def test_a_change_of_any_source_of_the_configuration_shows_until_the_next_reload(haproxy: Haproxy, host: str) -> None:
     include, variables = haproxy.directory / "common.inc", haproxy.directory / "vars.toml"
     plain, rendered, read = haproxy.directory / "head.cfg", haproxy.directory / "conf.d", haproxy.directory / "more.d"
     for directory in (rendered, read):
@@ -383,7 +379,7 @@ def test_a_change_of_anything_that_the_configuration_came_from_shows_until_the_n
         (read / "30-c.cfg").unlink()
     os.utime(include)
     assert haproxy.status()["changed"] == []
-    assert changed_by_stat(summary(haproxy)) == [str(include)], "who may not read it cannot know better"
+    assert changed_by_stat(summary(haproxy)) == [str(include)], "a reader without access sees no change"
 
 
 def test_a_drift_is_shown_and_changes_no_exit_code(web: Haproxy) -> None:
@@ -393,13 +389,13 @@ def test_a_drift_is_shown_and_changes_no_exit_code(web: Haproxy) -> None:
     assert f"  changed  {web.template}\n" in shown.stdout
 
 
-def test_a_drift_is_told_of_an_instance_that_does_not_run(web: Haproxy) -> None:
+def test_a_drift_is_shown_for_an_instance_that_does_not_run(web: Haproxy) -> None:
     web.kill()
     web.template.write_text(f"{web.template.read_text()}# edited\n")
     assert (web.status()["state"], web.status()["changed"]) == ("stopped", [str(web.template)])
 
 
-def test_what_an_older_version_loaded_has_an_unknown_drift(web: Haproxy) -> None:
+def test_the_drift_of_a_configuration_that_an_older_version_loaded_is_unknown(web: Haproxy) -> None:
     path = web.runtime / "web" / "loaded.json"
     loaded = json.loads(path.read_text())
     del loaded["config"]["origins"]
@@ -446,7 +442,7 @@ def test_status_and_reload_fit_into_80_columns_without_colour(haproxy: Haproxy, 
     assert "; 1 failed, last " in shown
 
 
-def test_a_template_called_summary_json_does_not_take_the_summarys_place(haproxy: Haproxy, host: str) -> None:
+def test_a_template_named_summary_json_does_not_replace_the_summary(haproxy: Haproxy, host: str) -> None:
     template = haproxy.directory / "summary.json.j2"
     template.write_text(config(bind_tcp((host, 8000)), after=f"# {SECRET}"))
     haproxy.start(arguments=["-Ws", "-f", str(template)])
@@ -457,13 +453,13 @@ def test_a_template_called_summary_json_does_not_take_the_summarys_place(haproxy
     assert rendered.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_second_run_of_a_running_instance_leaves_its_summary_alone(web: Haproxy) -> None:
+def test_a_second_run_of_a_running_instance_does_not_change_its_summary(web: Haproxy) -> None:
     before = summary(web)
     assert web.command("run", "--name", "web", "--", HAPROXY, "-Ws", "-f", str(web.template)).returncode == 1
     assert summary(web) == before
 
 
-def test_a_reload_without_the_binder_that_needs_one_is_a_failure_of_the_binds(
+def test_a_reload_that_needs_the_missing_binder_is_a_failure_in_the_phase_binds(
     web: Haproxy, binder: Binder, host: str
 ) -> None:
     binder.stop()

@@ -1,4 +1,4 @@
-"""Whatever happens to the binder: under load, with HAProxy reloading all the while, nobody is refused."""
+"""No client is refused when the binder dies or upgrades, under load and while HAProxy reloads."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ MakeFleet = Callable[[Path], "Fleet"]
 pytestmark = under_load
 
 RATE = 1000
-#: With 100, 'MULTIBINDER_TEST_INSTANCES=100': 20 take a tenth of the time.
+#: 20 instances take a tenth of the time of 100 (MULTIBINDER_TEST_INSTANCES=100).
 INSTANCES = int(os.environ.get("MULTIBINDER_TEST_INSTANCES", "20"))
 
 
 def listening_ports(host: str) -> list[int]:
-    """The kernel's own list (proc(5), /proc/net/tcp): state 0A is LISTEN."""
+    """Return the listening ports from the kernel's list (proc(5), /proc/net/tcp), where state 0A is LISTEN."""
     address = f"{int.from_bytes(socket.inet_aton(host), sys.byteorder):08X}"
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return sorted(int(row[1][9:], 16) for row in rows if row[3] == "0A" and row[1].startswith(f"{address}:"))
 
 
 def owners_of(socket_path: Path) -> dict[str, list[str]]:
-    """What ``multibinder list`` says."""
+    """Return the owners of each address from ``multibinder list``."""
     done = command_line("list", "--json", "--socket", socket_path)
     assert done.returncode == 0, done.stderr
     return {each["address"]: each["owners"] for each in msgspec.json.decode(done.stdout)}
 
 
 def answers(socket_path: Path) -> int | None:
-    """The PID by which the binder knows itself; None while it does not answer."""
+    """Return the PID that the binder reports; None while it does not answer."""
     try:
         with multibinder.Client(socket_path) as client:
             return client.hello().pid
@@ -57,13 +57,13 @@ def answers(socket_path: Path) -> int | None:
         return None
 
 
-def lives(binder: Binder) -> int:
-    """How often a binder has begun to serve, by its log."""
+def starts_of(binder: Binder) -> int:
+    """Return how often a binder has begun to serve, from its log."""
     return binder.log_path.read_text().count("event=serving ")
 
 
 class Guarded:
-    """A binder under its guard, which may be PID 1 of a namespace of its own."""
+    """A binder under its guard, which may be PID 1 of a new namespace."""
 
     def __init__(self, binder: Binder, guard: int) -> None:
         self.binder = binder
@@ -74,12 +74,12 @@ class Guarded:
         return wait_until(lambda: next(iter(children_of(self.guard)), 0), "there is a binder", log=self.binder.log)
 
     def kill(self) -> None:
-        before = lives(self.binder)
+        before = starts_of(self.binder)
         os.kill(self.pid, signal.SIGKILL)
         self._wait_for_life(before + 1)
 
     def upgrade_by_signal(self) -> None:
-        """Sent to the guard, as one would to the process that one has started; it is passed on."""
+        """Send SIGUSR1 to the guard, which is the process that a user starts. The guard passes the signal on."""
         self._upgrade(lambda: os.kill(self.guard, signal.SIGUSR1))
 
     def upgrade_by_command(self) -> None:
@@ -91,13 +91,13 @@ class Guarded:
         self._upgrade(upgrade)
 
     def _upgrade(self, upgrade: Callable[[], None]) -> None:
-        before, pid = lives(self.binder), self.pid
+        before, pid = starts_of(self.binder), self.pid
         upgrade()
         self._wait_for_life(before + 1)
-        assert self.pid == pid, "an upgrade is not a new process"
+        assert self.pid == pid, "an upgrade must keep the process"
 
     def _wait_for_life(self, number: int) -> None:
-        wait_until(lambda: lives(self.binder) >= number, f"the binder's life {number} begins", log=self.binder.log)
+        wait_until(lambda: starts_of(self.binder) >= number, f"the binder's life {number} begins", log=self.binder.log)
         wait_until(lambda: answers(self.binder.socket_path), "it answers", log=self.binder.log)
 
 
@@ -109,8 +109,8 @@ def guarded(start_binder: StartBinder) -> Guarded:
 
 @pytest.fixture
 def guarded_as_pid_1(start_binder: StartBinder) -> Iterator[Guarded]:
-    require("root", os.geteuid() == 0, "a PID namespace of one's own is root's privilege")
-    require("unshare", shutil.which("unshare"), "a PID namespace of one's own needs unshare (util-linux)")
+    require("root", os.geteuid() == 0, "a new PID namespace needs root")
+    require("unshare", shutil.which("unshare"), "a new PID namespace needs unshare (util-linux)")
     binder = start_binder("--guard", prefix=["unshare", "--fork", "--pid", "--mount-proc", "--kill-child"])
     [guard] = children_of(binder.pid)
     try:
@@ -123,7 +123,7 @@ def guarded_as_pid_1(start_binder: StartBinder) -> Iterator[Guarded]:
 
 
 class Unguarded:
-    """A plain ``serve``, and nothing but the live HAProxy to keep the sockets while it is dead."""
+    """A binder without a guard. While it is dead, only the live HAProxy keeps the sockets."""
 
     def __init__(self, start_binder: StartBinder) -> None:
         self._start = start_binder
@@ -140,7 +140,7 @@ class Unguarded:
 
 
 class Fleet:
-    """Two instances that reload without pause, and gain and drop a bind with every other reload."""
+    """Two instances that reload without pause, and add and drop a bind in turn."""
 
     def __init__(self, make_haproxy: MakeHaproxy, host: str) -> None:
         self.host = host
@@ -154,7 +154,7 @@ class Fleet:
         self._stopping = threading.Event()
 
     def reload(self, instance: Haproxy) -> None:
-        """A reload may fail for want of a binder, if it says so, and is then asked for again."""
+        """Reload until it succeeds. A reload may fail only with a message that names the binder."""
         deadline = time.monotonic() + PATIENCE_S
         while (done := instance.reload()).returncode != 0:
             said = f"{done.stdout}{done.stderr}"
@@ -176,7 +176,7 @@ class Fleet:
             self.reload(instance)
 
     def under_load(self, events: list[Callable[[], None]], log: Callable[[], str]) -> Result:
-        """Each event when two more reloads have ended since the last: in the midst of others."""
+        """Run each event after two more reloads have ended, so that reloads are under way during the event."""
 
         def churn(instance: Haproxy, port: int) -> None:
             try:
@@ -195,10 +195,10 @@ class Fleet:
                 thread.start()
             try:
                 for number, event in enumerate(events, 1):
-                    wait_until(lambda before=self.reloads: reloaded(before + 2), "they reload", log=log)  # type: ignore[misc]
+                    wait_until(lambda before=self.reloads: reloaded(before + 2), "two more reloads have ended", log=log)  # type: ignore[misc]
                     load.mark(f"{number} {event.__name__}")
                     event()
-                wait_until(lambda before=self.reloads: reloaded(before + 2), "they reload", log=log)  # type: ignore[misc]
+                wait_until(lambda before=self.reloads: reloaded(before + 2), "two more reloads have ended", log=log)  # type: ignore[misc]
             finally:
                 self._stopping.set()
                 for thread in threads:
@@ -207,13 +207,13 @@ class Fleet:
             return load.stop()
 
     def verify(self, result: Result, binder: Binder) -> None:
-        """Nobody was lost; then all agree: the configurations, the binder's list, the kernel."""
+        """Assert that no connection was lost and that configurations, binder and kernel agree about the binds."""
         sys.stderr.write(f"{self.reloads} reloads, {len(self.retries)} tried again: {self.retries}\n{result.table()}\n")
         assert result.total.tried > 0
         assert result.total.failed == 0, f"{result.table()}\n{binder.log()}"
         assert result.total.longest_wait_s < 5, result.table()
         self._verify_agreement(binder, [])
-        # Binds that came before, in between and after: the next reloads add one to each instance, and drop it.
+        # Each instance must still be able to add and drop a bind.
         for instance, port in self.instances.values():
             instance.template.write_text(config(bind_tcp((self.host, port)), bind_tcp((self.host, port + 2))))
             instance.must_reload()
@@ -258,7 +258,7 @@ def test_twenty_kills_and_ten_upgrades_of_a_guarded_binder_at_1000_connections_a
 
 
 def test_a_guard_whose_own_supervisor_never_reads_its_notifications_goes_on(guarded: Guarded) -> None:
-    """Each life of the binder notifies; a queue of datagrams that nobody reads takes 10 by default (unix(7))."""
+    """Each new binder notifies the supervisor. A queue of unread datagrams takes 10 by default (unix(7))."""
     limit = int(Path("/proc/sys/net/unix/max_dgram_qlen").read_text())
     require("short datagram queue", limit <= 20, f"net.unix.max_dgram_qlen is {limit}: that many lives take too long")
     for _ in range(limit + 2):
@@ -273,7 +273,7 @@ def test_kills_of_a_binder_whose_guard_is_pid_1_of_a_namespace_lose_none(
     fleet.verify(result, guarded_as_pid_1.binder)
 
 
-def test_kills_of_a_binder_that_nobody_guards_lose_none_for_the_next_recovers_from_the_live_haproxy(
+def test_kills_of_a_binder_without_a_guard_lose_none_because_the_next_recovers_from_haproxy(
     start_binder: StartBinder, make_fleet: MakeFleet
 ) -> None:
     unguarded = Unguarded(start_binder)
@@ -283,7 +283,7 @@ def test_kills_of_a_binder_that_nobody_guards_lose_none_for_the_next_recovers_fr
 
 
 @pytest.mark.parametrize("event", ["kill", "upgrade_by_signal", "upgrade_by_command"])
-def test_a_reload_after_it_adds_a_bind_and_a_bind_of_before_can_be_dropped(
+def test_a_reload_after_a_kill_or_an_upgrade_can_add_a_bind_and_drop_an_older_one(
     guarded: Guarded, make_fleet: MakeFleet, host: str, event: str
 ) -> None:
     web, port = make_fleet(guarded.binder.socket_path).instances["web"]
@@ -302,12 +302,10 @@ def test_a_reload_after_it_adds_a_bind_and_a_bind_of_before_can_be_dropped(
     assert owners_of(guarded.binder.socket_path)[f"{host}:{after[1]}"] == ["haproxy@web"]
 
 
-def test_a_reload_waits_a_moment_for_a_binder_that_is_being_started_again(
-    guarded: Guarded, make_fleet: MakeFleet, host: str
-) -> None:
+def test_a_reload_waits_a_moment_for_a_binder_that_restarts(guarded: Guarded, make_fleet: MakeFleet, host: str) -> None:
     web, port = make_fleet(guarded.binder.socket_path).instances["web"]
     web.template.write_text(config(bind_tcp((host, port)), bind_tcp((host, port + 1))))
-    guarded.binder.suspend()  # so that its guard is not too quick for this test
+    guarded.binder.suspend()  # so that the binder does not answer before the reload asks it
     with later(1.0, guarded.binder.resume):
         os.kill(guarded.pid, signal.SIGKILL)
         web.must_reload()
@@ -328,11 +326,11 @@ def generations(instances: list[Haproxy]) -> list[int]:
 
 
 def headlines(text: str) -> list[str]:
-    """The lines that say how far it is."""
+    """Return the lines that report progress."""
     return [line for line in text.splitlines() if line.startswith("[")]
 
 
-def test_reload_all_reloads_every_instance_in_turn_and_says_how_far_it_is(three: list[Haproxy]) -> None:
+def test_reload_all_reloads_every_instance_in_turn_and_reports_its_progress(three: list[Haproxy]) -> None:
     before = generations(three)
     done = three[0].command("reload", "--all")
     assert (done.returncode, done.stderr) == (0, "")
@@ -341,7 +339,7 @@ def test_reload_all_reloads_every_instance_in_turn_and_says_how_far_it_is(three:
     assert generations(three) == [number + 1 for number in before]
 
 
-def test_reload_all_stops_at_the_first_failure_and_says_which_were_not_tried(three: list[Haproxy]) -> None:
+def test_reload_all_stops_at_the_first_failure_and_lists_the_instances_not_tried(three: list[Haproxy]) -> None:
     before = generations(three)
     three[1].template.write_text("{{ no_such_thing }}\n")
     done = three[0].command("reload", "--all")
@@ -368,7 +366,7 @@ def test_reload_all_with_keep_going_tries_all_and_fails_if_one_did(three: list[H
     assert generations(three) == [*before[:2], before[2] + 1]
 
 
-def test_reload_all_skips_what_does_not_run_and_with_nothing_running_says_so(three: list[Haproxy]) -> None:
+def test_reload_all_skips_stopped_instances_and_says_if_none_runs(three: list[Haproxy]) -> None:
     assert three[0].command("stop", "a").returncode == 0
     assert len(headlines(three[0].command("reload", "--all").stdout)) == 2
     for name in ("b", "c"):
@@ -378,7 +376,7 @@ def test_reload_all_skips_what_does_not_run_and_with_nothing_running_says_so(thr
     assert done.stderr == f"No instance runs in {three[0].runtime}.\n"
 
 
-def test_many_instances_on_one_binder_start_reload_and_stop(
+def test_many_instances_on_one_binder_can_start_reload_and_stop(
     make_haproxy: MakeHaproxy, binder: Binder, host: str
 ) -> None:
     instances = [make_haproxy(f"i{number:03}") for number in range(INSTANCES)]

@@ -1,4 +1,4 @@
-"""What the binder answers to what it cannot do: each refusal with its message, and the binder serves on."""
+"""The binder refuses each bad request with its message, and goes on serving."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.support.installation import for_everybody
 
 @pytest.fixture
 def survivor(binder: Binder) -> Iterator[Binder]:
-    """A binder that serves others after the test as it did before, with nothing left of what was refused."""
+    """A binder that must serve other clients after the test, without listeners or descriptors of refused requests."""
     before = binder.descriptors()
     yield binder
     with Client(binder.socket_path) as client:
@@ -41,7 +41,7 @@ def survivor(binder: Binder) -> Iterator[Binder]:
         other.ask(request("hello"))
         wait_until(
             lambda: len(binder.descriptors()) == len(before) + 1,
-            "the binder has closed the connections of before, and nothing else is open",
+            "the binder has closed the earlier connections, and nothing else is open",
             log=binder.log,
         )
 
@@ -147,7 +147,7 @@ def test_a_bad_request_is_refused_with_its_reason(survivor: Binder, text: bytes,
 
 
 @pytest.mark.parametrize("text", [request("dance"), bind_request(port=70000), b"{}\n", b"{nonsense}\n"])
-def test_the_connection_is_good_after_a_refusal(survivor: Binder, text: bytes) -> None:
+def test_the_connection_stays_usable_after_a_refusal(survivor: Binder, text: bytes) -> None:
     with RawClient(survivor.socket_path) as client:
         client.ask(text)
         assert client.ask(request("hello", request_id="again"))["id"] == "again"
@@ -160,7 +160,7 @@ def test_a_refusal_has_the_id_of_its_request(survivor: Binder, request_id: objec
 
 def test_a_mebibyte_without_a_newline_is_refused_and_dropped(survivor: Binder) -> None:
     with RawClient(survivor.socket_path) as client:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it does not wait for all of it
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the binder does not wait for the rest
             client.send(b"{" + b" " * (1 << 20))
         assert client.reply()["error"]["message"] == "Invalid request: a message has more than 524288 bytes"
         assert client.at_end()
@@ -173,7 +173,7 @@ def test_the_limit_of_a_request_can_be_set(start_binder: StartBinder) -> None:
     assert ask(binder.socket_path, request("hello"))["result"]["pid"] == binder.pid
 
 
-def test_an_address_in_use_is_refused_with_who_has_it(survivor: Binder, taken: tuple[str, int]) -> None:
+def test_an_address_in_use_is_refused_and_names_the_holder(survivor: Binder, taken: tuple[str, int]) -> None:
     comm = Path("/proc/self/comm").read_text().strip()
     with Client(survivor.socket_path) as client, pytest.raises(BindError) as refusal:
         client.bind([("127.0.0.1", 0), taken])
@@ -186,7 +186,7 @@ def test_an_address_in_use_is_refused_with_who_has_it(survivor: Binder, taken: t
     survivor.wait_for_log("event=refused method=bind")
 
 
-def test_an_address_in_use_through_a_wildcard_names_who_has_that(survivor: Binder) -> None:
+def test_an_address_in_use_by_a_wildcard_listener_names_its_holder(survivor: Binder) -> None:
     with socket.socket() as everywhere:
         everywhere.bind(("0.0.0.0", 0))
         everywhere.listen()
@@ -195,16 +195,16 @@ def test_an_address_in_use_through_a_wildcard_names_who_has_that(survivor: Binde
     assert reply["error"]["data"]["errname"] == "EADDRINUSE"
 
 
-def test_who_has_an_address_is_not_guessed_where_it_cannot_be_seen(
+def test_the_holder_of_an_address_is_not_guessed_when_it_is_not_visible(
     start_binder: StartBinder, taken: tuple[str, int]
 ) -> None:
-    require("root", os.geteuid() == 0, "a process whose user can see less than this one needs root")
+    require("root", os.geteuid() == 0, "starting a process of another user needs root")
     binder = start_binder(prefix=without_privileges(), program=for_everybody().program)
     reply = ask(binder.socket_path, bind_request(port=taken[1]))
     assert "address already in use, by a process that this user may not see;" in reply["error"]["message"]
 
 
-def test_a_privileged_port_without_the_right_is_refused_with_the_remedy(start_binder: StartBinder) -> None:
+def test_a_privileged_port_without_the_privilege_is_refused_with_the_remedy(start_binder: StartBinder) -> None:
     first = unprivileged_port()
     require("privileged-ports", first > 80, f"net.ipv4.ip_unprivileged_port_start is {first}: anybody may bind port 80")
     binder = start_binder(prefix=without_privileges(), program=for_everybody().program)
@@ -265,7 +265,7 @@ def test_check_is_refused_as_bind_would_be_and_creates_nothing(
     assert not can_connect((host, 8000))
 
 
-def test_a_listener_that_cannot_be_repaired_is_refused_and_not_left_unanswered(binder: Binder, host: str) -> None:
+def test_a_bind_of_a_listener_that_cannot_be_repaired_is_answered_with_a_refusal(binder: Binder, host: str) -> None:
     with Client(binder.socket_path) as client, client.bind([(host, 8000)])[0] as listener:
         listener.shutdown(socket.SHUT_RDWR)
         with socket.socket() as stranger:
@@ -292,7 +292,7 @@ def test_a_log_line_cannot_be_forged(start_binder: StartBinder) -> None:
     assert not any(line.startswith("level=error") for line in binder.log_path.read_text().splitlines())
 
 
-def test_a_reply_is_one_line_whatever_was_asked(survivor: Binder) -> None:
+def test_a_reply_is_one_line_for_every_request(survivor: Binder) -> None:
     with RawClient(survivor.socket_path) as client:
         client.send(b'{"method":"a\\nb","id":"c\\nd"}\n')
         message, _ = client.receive()

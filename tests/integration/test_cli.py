@@ -1,4 +1,4 @@
-"""``multibinder list`` and ``multibinder release``: output, exit codes, and errors in one sentence."""
+"""``multibinder list`` and ``multibinder release``: output, exit codes, and errors of one sentence."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_list_as_json_is_for_programs(binder: Binder, host: str) -> None:
     }
 
 
-def test_an_empty_list_says_so_to_people_and_is_empty_for_programs(binder: Binder) -> None:
+def test_an_empty_list_is_a_sentence_for_people_and_empty_for_programs(binder: Binder) -> None:
     done = multibinder("list", "--socket", binder.socket_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "No listeners.\n")
     done = multibinder("list", "--json", "--socket", binder.socket_path)
@@ -90,13 +90,13 @@ def test_release_of_all_owners_closes_the_port(binder: Binder, host: str) -> Non
     assert not can_connect((host, 8000))
 
 
-def test_release_of_what_is_not_there_exits_with_1_after_the_others_are_done(binder: Binder, host: str) -> None:
+def test_release_of_an_unknown_listener_exits_with_1_after_the_others_are_released(binder: Binder, host: str) -> None:
     hold(binder, host, "")
     done = multibinder("release", "--socket", binder.socket_path, f"{host}:1", f"{host}:8000")
     assert (done.returncode, done.stdout) == (1, f"{host}:1: absent\n{host}:8000: closed\n")
 
 
-def test_release_knows_an_ipv6_address_however_it_is_written(binder: Binder) -> None:
+def test_release_accepts_every_spelling_of_an_ipv6_address(binder: Binder) -> None:
     require_ipv6()
     with Client(binder.socket_path) as client, client.bind([("::1", 0)])[0] as listener:
         port = listener.getsockname()[1]
@@ -107,7 +107,7 @@ def test_release_knows_an_ipv6_address_however_it_is_written(binder: Binder) -> 
 @pytest.mark.parametrize(
     "address", ["localhost:80", "1.2.3.4", "1.2.3.4:70000", "udp@1.2.3.4:80", "1.2.3.4:" + "9" * 5000]
 )
-def test_an_address_that_is_none_is_wrong_usage(address: str) -> None:
+def test_an_invalid_address_is_a_usage_error(address: str) -> None:
     done = multibinder("release", "--socket", "/nowhere", address)
     assert done.returncode == 2
     assert "Invalid value for 'ADDRESS...': " in done.stderr
@@ -115,7 +115,7 @@ def test_an_address_that_is_none_is_wrong_usage(address: str) -> None:
 
 
 @pytest.mark.parametrize("command", [["list"], ["list", "--json"], ["release", "127.0.0.1:80"]])
-def test_without_a_socket_it_says_what_to_set(command: list[str]) -> None:
+def test_without_a_socket_path_the_message_says_what_to_set(command: list[str]) -> None:
     done = multibinder(*command)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
@@ -125,7 +125,7 @@ def test_without_a_socket_it_says_what_to_set(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize("command", [["list"], ["release", "127.0.0.1:80"]])
-def test_without_a_binder_it_is_one_sentence(run_dir: Path, command: list[str]) -> None:
+def test_a_missing_binder_is_reported_in_one_sentence(run_dir: Path, command: list[str]) -> None:
     path = run_dir / "mb.sock"
     done = multibinder(*command, "--socket", path)
     assert (done.returncode, done.stdout) == (1, "")
@@ -134,15 +134,15 @@ def test_without_a_binder_it_is_one_sentence(run_dir: Path, command: list[str]) 
     )
 
 
-def test_a_binder_that_is_gone_is_one_sentence(binder: Binder) -> None:
+def test_a_dead_binder_is_reported_in_one_sentence(binder: Binder) -> None:
     binder.process.kill()
     binder.wait()
     done = multibinder("list", "--socket", binder.socket_path)
     assert done.returncode == 1
-    assert "nobody listens there any more; is 'multibinder serve' running?" in done.stderr
+    assert "no process listens there any more; is 'multibinder serve' running?" in done.stderr
 
 
-def test_a_label_that_is_none_is_one_sentence(binder: Binder) -> None:
+def test_an_invalid_label_is_reported_in_one_sentence(binder: Binder) -> None:
     done = multibinder("release", "--owner", "a b", "--socket", binder.socket_path, "127.0.0.1:80")
     assert done.returncode == 1
     assert "owner 'a b' is not usable" in done.stderr
@@ -164,7 +164,7 @@ def test_the_list_of_commands_has_whole_sentences(group: tuple[str, ...]) -> Non
     assert [sentence for sentence in sentences if not sentence.endswith(".") or sentence.endswith("..")] == []
 
 
-def test_the_version_is_told() -> None:
+def test_the_version_is_printed() -> None:
     import multibinder as package
 
     assert multibinder("--version").stdout == f"multibinder, version {package.__version__}\n"

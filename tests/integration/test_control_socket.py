@@ -1,4 +1,4 @@
-"""The control socket's file: one binder for each path, and no file deleted that is not ours."""
+"""The control socket has one binder for each path, and the binder deletes no file that is not its own."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.support.installation import for_everybody, interpreter_for_everybody
 
 
 def refusal(path: Path | str, *options: str, prefix: Sequence[str] = (), program: Sequence[str] = PROGRAM) -> str:
-    """What a binder says that cannot start: one sentence, exit status 1."""
+    """Return the one sentence of a binder that cannot start. Its exit status must be 1."""
     done = multibinder("serve", "--socket", path, *options, prefix=prefix, program=program)
     assert done.returncode == 1, done.stderr
     assert done.stdout == ""
@@ -54,7 +54,7 @@ def test_a_second_binder_refuses_and_names_the_first(binder: Binder) -> None:
         assert client.hello().pid == binder.pid
 
 
-def test_of_binders_that_start_together_one_serves_and_the_others_name_it(run_dir: Path) -> None:
+def test_when_binders_start_together_one_serves_and_the_others_name_it(run_dir: Path) -> None:
     path = run_dir / "race.sock"
     with contextlib.ExitStack() as running:
         racers = [
@@ -63,7 +63,9 @@ def test_of_binders_that_start_together_one_serves_and_the_others_name_it(run_di
             )
             for number in range(4)
         ]
-        wait_until(lambda: sum(racer.process.poll() is not None for racer in racers) == 3, "three have given up")
+        wait_until(
+            lambda: sum(racer.process.poll() is not None for racer in racers) == 3, "three of the binders have given up"
+        )
         [winner] = [racer for racer in racers if racer.process.poll() is None]
         winner.wait_until_ready()
         with Client(path) as client:
@@ -71,7 +73,7 @@ def test_of_binders_that_start_together_one_serves_and_the_others_name_it(run_di
         for loser in racers:
             if loser is not winner:
                 assert loser.process.returncode == 1
-                # One that came before the winner had written its PID cannot name it.
+                # A binder that started before the winner had written its PID cannot name the winner.
                 assert (
                     f"is served by process {winner.pid} already" in loser.log()
                     or "is served by another process already" in loser.log()
@@ -135,7 +137,7 @@ def a_fifo(path: Path) -> None:
 @pytest.mark.parametrize(
     "make", [a_file, a_directory, a_link_to_nothing, a_link_to_a_file, a_link_to_a_stale_socket, a_fifo]
 )
-def test_what_is_not_a_socket_is_never_deleted(run_dir: Path, make: Callable[[Path], None]) -> None:
+def test_a_file_that_is_not_a_socket_is_never_deleted(run_dir: Path, make: Callable[[Path], None]) -> None:
     path = run_dir / "mb.sock"
     make(path)
     before = {entry.name: entry.lstat().st_ino for entry in run_dir.iterdir()}
@@ -143,7 +145,7 @@ def test_what_is_not_a_socket_is_never_deleted(run_dir: Path, make: Callable[[Pa
     assert {entry.name: entry.lstat().st_ino for entry in run_dir.iterdir()} == before
 
 
-def test_a_file_that_was_put_in_its_place_is_not_deleted_at_the_end(binder: Binder) -> None:
+def test_a_file_that_replaced_the_control_socket_is_not_deleted_at_the_stop(binder: Binder) -> None:
     binder.socket_path.unlink()
     binder.socket_path.write_text("precious")
     assert binder.stop() == 0
@@ -165,7 +167,7 @@ def test_a_path_that_is_too_long_is_refused_with_both_lengths(run_dir: Path) -> 
     assert list(run_dir.iterdir()) == []
 
 
-def test_the_length_counts_bytes_not_letters(run_dir: Path) -> None:
+def test_the_length_of_a_path_counts_bytes_not_characters(run_dir: Path) -> None:
     path = run_dir / ("ü" * 50)
     assert f"the path has {len(os.fsencode(path))} bytes" in refusal(path)
 
@@ -187,7 +189,7 @@ def test_a_directory_without_write_permission_is_named(run_dir: Path) -> None:
     )
 
 
-def test_a_file_where_the_directory_should_be_is_one_sentence(run_dir: Path) -> None:
+def test_a_file_in_place_of_the_directory_is_reported_in_one_sentence(run_dir: Path) -> None:
     a_file(run_dir / "file")
     assert "cannot create the control socket: Not a directory" in refusal(run_dir / "file" / "mb.sock")
 
@@ -199,7 +201,7 @@ def test_an_unknown_group_is_named(run_dir: Path) -> None:
     assert not path.exists()
 
 
-def test_a_group_that_the_binder_may_not_give_is_refused_and_leaves_no_file(run_dir: Path) -> None:
+def test_a_group_that_the_binder_may_not_assign_is_refused_and_leaves_no_file(run_dir: Path) -> None:
     mine = {os.getegid(), *os.getgroups()}
     if os.geteuid() == 0:
         mine.add(0)
@@ -217,17 +219,17 @@ def mode_and_group(path: Path) -> tuple[int, int]:
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
 @pytest.mark.parametrize(("options", "mode"), [([], 0o600), (["--mode", "0666"], 0o666), (["--mode", "640"], 0o640)])
-def test_the_mode_is_what_was_asked_for_whatever_the_umask(
+def test_the_mode_is_the_requested_one_under_any_umask(
     start_binder: StartBinder, umask: int, options: list[str], mode: int
 ) -> None:
     if umask == 0o777:
-        require("root", os.geteuid() == 0, "with umask 0777 only root can read the files that it makes")
+        require("root", os.geteuid() == 0, "with umask 0777 only root can read its own new files")
     binder = start_binder(*options, umask=umask)
     assert mode_and_group(binder.socket_path)[0] == mode
 
 
 @pytest.mark.parametrize(("options", "mode"), [([], 0o660), (["--mode", "0620"], 0o620)])
-def test_a_group_may_connect_that_was_named(start_binder: StartBinder, options: list[str], mode: int) -> None:
+def test_the_named_group_may_connect(start_binder: StartBinder, options: list[str], mode: int) -> None:
     if os.geteuid() == 0:
         group = next(group for group in grp.getgrall() if group.gr_gid != os.getegid())
     else:
@@ -236,7 +238,7 @@ def test_a_group_may_connect_that_was_named(start_binder: StartBinder, options: 
     assert mode_and_group(binder.socket_path) == (mode, group.gr_gid)
 
 
-def test_a_stranger_may_not_connect(run_dir: Path, start_binder: StartBinder) -> None:
+def test_another_user_may_not_connect(run_dir: Path, start_binder: StartBinder) -> None:
     run_dir.chmod(0o755)
     binder = start_binder()
     script = f"import socket; socket.socket(socket.AF_UNIX).connect({str(binder.socket_path)!r})"
@@ -245,8 +247,8 @@ def test_a_stranger_may_not_connect(run_dir: Path, start_binder: StartBinder) ->
     assert "PermissionError" in done.stderr
 
 
-def test_a_binder_that_does_not_listen_yet_is_not_overtaken(run_dir: Path) -> None:
-    leave_a_stale_socket(run_dir / "mb.sock")  # between its bind() and its listen() it looks like this
+def test_the_control_socket_of_a_binder_that_does_not_listen_yet_is_not_replaced(run_dir: Path) -> None:
+    leave_a_stale_socket(run_dir / "mb.sock")  # the state of a control socket between its bind() and its listen()
     with (run_dir / "mb.sock.lock").open("w") as lock:
         lock.write("4711\n")
         lock.flush()
@@ -274,7 +276,7 @@ def test_a_relative_path_is_served(run_dir: Path) -> None:
         stderr=subprocess.DEVNULL,
     )
     try:
-        wait_until((run_dir / "here.sock").is_socket, "it serves there")
+        wait_until((run_dir / "here.sock").is_socket, "the binder serves at the relative path")
     finally:
         process.terminate()
         process.wait(20)

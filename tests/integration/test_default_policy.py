@@ -1,4 +1,4 @@
-"""/etc/multibinder/policy.toml, in an /etc of the test's own."""
+"""The binder reads /etc/multibinder/policy.toml. The test has a private copy of /etc."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from multibinder import Client, RequestError
 from tests.support import Binder, require, serving_pid
 
-#: A copy-on-write view of /etc ($1 is an empty directory), and in it the policy that $2 is a file with.
+#: Mounts a copy-on-write view of /etc ($1 is an empty directory), with the file $2 as its policy.
 _OWN_ETC = """
 mount -t tmpfs tmpfs "$1" && mkdir "$1/upper" "$1/work"
 mount -t overlay overlay -o "lowerdir=/etc,upperdir=$1/upper,workdir=$1/work" /etc
@@ -26,7 +26,7 @@ _RULE = '[[rule]]\nuid = 65533\nallow = "*"\n'
 
 @pytest.fixture
 def governed(run_dir: Path) -> Iterator[Binder]:
-    require("root", os.geteuid() == 0 and shutil.which("unshare"), "an /etc of its own needs root and unshare")
+    require("root", os.geteuid() == 0 and shutil.which("unshare"), "a private /etc needs root and unshare")
     (run_dir / "etc").mkdir()
     (run_dir / "policy.toml").write_text(_RULE)
     (run_dir / "policy.toml").chmod(0o644)
@@ -40,7 +40,7 @@ def in_its_etc(binder: Binder, *command: str) -> None:
     subprocess.run(["nsenter", "-t", str(binder.pid), "--mount", *command], check=True, timeout=20)
 
 
-def test_it_is_read_and_a_binder_that_comes_back_without_it_allows_root_alone(governed: Binder, host: str) -> None:
+def test_the_default_policy_is_read_and_a_restart_without_it_allows_root_alone(governed: Binder, host: str) -> None:
     with Client(governed.socket_path) as client:
         client.bind([(host, 8000)])[0].close()
         assert client.status().policy == "/etc/multibinder/policy.toml"

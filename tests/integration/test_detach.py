@@ -1,4 +1,4 @@
-"""``serve --detach``: a classic daemon, whose start the calling shell can trust."""
+"""``serve --detach`` starts a classic daemon, and its exit status tells the calling shell whether it serves."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Serve = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def serve(run_dir: Path) -> Iterator[Serve]:
-    """Runs ``serve --detach`` with its usual files; whatever they name or serve is ended afterwards."""
+    """Return a function that runs ``serve --detach`` with its usual files. Its daemons are killed at the end."""
 
     def run(*options: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         files = ["--socket", f"{run_dir}/s", "--pidfile", f"{run_dir}/pid", "--log-file", f"{run_dir}/log"]
@@ -43,7 +43,7 @@ def serve(run_dir: Path) -> Iterator[Serve]:
 
 
 def daemons(directory: Path) -> list[int]:
-    """Whoever was told to serve in this directory: guards first, so that they do not start another binder."""
+    """Return the PIDs of guards and binders of this directory. Guards are first, so that they start no other binder."""
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
@@ -62,7 +62,7 @@ def in_pidfile(directory: Path) -> int:
     return int((directory / "pid").read_text())
 
 
-def test_it_exits_with_0_when_it_serves(serve: Serve, run_dir: Path) -> None:
+def test_the_command_exits_with_0_when_the_daemon_serves(serve: Serve, run_dir: Path) -> None:
     done = serve()
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     pid = in_pidfile(run_dir)
@@ -75,7 +75,9 @@ def test_it_exits_with_0_when_it_serves(serve: Serve, run_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("--guard",)])
-def test_relative_paths_are_those_of_the_caller(run_dir: Path, serve: Serve, options: tuple[str, ...]) -> None:
+def test_relative_paths_are_resolved_in_the_directory_of_the_caller(
+    run_dir: Path, serve: Serve, options: tuple[str, ...]
+) -> None:
     files = ["--socket", os.path.relpath(run_dir / "s"), "--pidfile", os.path.relpath(run_dir / "pid")]
     assert multibinder("serve", "--detach", *files, *options).returncode == 0
     end(in_pidfile(run_dir))
@@ -83,7 +85,7 @@ def test_relative_paths_are_those_of_the_caller(run_dir: Path, serve: Serve, opt
 
 
 @pytest.mark.parametrize("options", [(), ("--guard",)])
-def test_it_holds_nothing_of_its_caller(serve: Serve, run_dir: Path, options: tuple[str, ...]) -> None:
+def test_the_daemon_keeps_no_descriptor_of_its_caller(serve: Serve, run_dir: Path, options: tuple[str, ...]) -> None:
     pidfile = ["--pidfile", f"{run_dir}/pid"]
     reading, writing = os.pipe()
     done = subprocess.run(
@@ -98,7 +100,7 @@ def test_it_holds_nothing_of_its_caller(serve: Serve, run_dir: Path, options: tu
     os.close(writing)
     assert done.returncode == 0, done.stderr
     os.set_blocking(reading, False)
-    assert os.read(reading, 1) == b""  # its end: nobody has it open for writing
+    assert os.read(reading, 1) == b""  # the end of the stream: no process has the pipe open for writing
     os.close(reading)
     pid = in_pidfile(run_dir)
     standard = {number: what for number, what in descriptors(pid).items() if number < 3}
@@ -107,7 +109,7 @@ def test_it_holds_nothing_of_its_caller(serve: Serve, run_dir: Path, options: tu
 
 
 @pytest.mark.parametrize("options", [(), ("--guard",)])
-def test_a_socket_that_is_served_is_reported_and_the_running_one_is_untouched(
+def test_a_second_daemon_on_a_served_socket_is_refused_and_the_first_is_untouched(
     serve: Serve, run_dir: Path, options: tuple[str, ...]
 ) -> None:
     assert serve().returncode == 0
@@ -146,7 +148,7 @@ def test_a_failure_to_start_is_reported(
 
 
 @pytest.mark.parametrize("options", [(), ("--guard",)])
-def test_a_pidfile_that_names_a_living_stranger_is_replaced(
+def test_a_pidfile_that_names_an_unrelated_live_process_is_replaced(
     serve: Serve, run_dir: Path, options: tuple[str, ...]
 ) -> None:
     (run_dir / "pid").write_text(f"{os.getpid()}\n")
@@ -156,7 +158,7 @@ def test_a_pidfile_that_names_a_living_stranger_is_replaced(
     assert not (run_dir / "pid").exists()
 
 
-def test_a_pidfile_that_somebody_else_wrote_meanwhile_stays(serve: Serve, run_dir: Path) -> None:
+def test_a_pidfile_that_another_process_rewrote_is_not_removed(serve: Serve, run_dir: Path) -> None:
     assert serve().returncode == 0
     pid = in_pidfile(run_dir)
     (run_dir / "pid").write_text("1\n")
@@ -164,7 +166,7 @@ def test_a_pidfile_that_somebody_else_wrote_meanwhile_stays(serve: Serve, run_di
     assert (run_dir / "pid").read_text() == "1\n"
 
 
-def test_with_a_guard_the_pid_is_the_guards(serve: Serve, run_dir: Path, host: str) -> None:
+def test_with_a_guard_the_pidfile_names_the_guard(serve: Serve, run_dir: Path, host: str) -> None:
     done = serve("--guard")
     assert (done.returncode, done.stderr) == (0, "")
     guard, binder = in_pidfile(run_dir), serving_pid(run_dir / "s")
@@ -178,11 +180,11 @@ def test_with_a_guard_the_pid_is_the_guards(serve: Serve, run_dir: Path, host: s
         assert client.list()[0].cookie == before
     assert in_pidfile(run_dir) == guard
     end(guard)
-    wait_until(lambda: daemons(run_dir) == [], "all of it ends")
+    wait_until(lambda: daemons(run_dir) == [], "the guard and the binder end")
     assert not (run_dir / "pid").exists()
 
 
-def test_it_upgrades_and_keeps_its_pid(serve: Serve, run_dir: Path) -> None:
+def test_the_daemon_upgrades_and_keeps_its_pid(serve: Serve, run_dir: Path) -> None:
     assert serve().returncode == 0
     pid = in_pidfile(run_dir)
     with Client(run_dir / "s") as client:

@@ -1,4 +1,4 @@
-"""The exporter over a real binder, with real clients and a real HAProxy."""
+"""The exporter asks a real binder with real clients, and a real HAProxy."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ NOBODY = 65534
 
 
 class Exporter:
-    """``multibinder exporter`` in a process of its own."""
+    """``multibinder exporter`` as a subprocess."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Exporter:
             assert self._notifications.recv(100) == b"READY=1"
         except TimeoutError:
             self.end()
-            pytest.fail(f"it is not ready\n{self.log()}")
+            pytest.fail(f"the exporter is not ready\n{self.log()}")
         found = re.search(r"serving http://(\S+):(\d+)/metrics", self.log())
         assert found is not None, self.log()
         self.host, self.port = found[1].strip("[]"), int(found[2])
@@ -97,7 +97,7 @@ class Exporter:
         return samples_of(self.text())
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Tell it to, if it still runs. Its exit status."""
+        """End the exporter if it still runs, and return its exit status."""
         self._notifications.close()
         self.process.send_signal(number)
         try:
@@ -113,7 +113,7 @@ StartExporter = Callable[..., Exporter]
 
 @pytest.fixture
 def start_exporter(run_dir: Path) -> Iterator[StartExporter]:
-    """On a port that the kernel chooses; afterwards it must end with 0 and without a traceback."""
+    """Start exporters on ports that the kernel chooses. Each must end with 0 and without a traceback."""
     started: list[Exporter] = []
     numbers = itertools.count()
 
@@ -135,7 +135,7 @@ def of(address: tuple[str, int], **more: str) -> str:
     return "{" + ",".join(f'{key}="{labels[key]}"' for key in sorted(labels)) + "}"
 
 
-def test_an_overflow_is_counted_for_the_right_listener_by_the_kernel_and_for_no_other(
+def test_an_overflow_that_the_kernel_counts_is_exposed_for_its_listener_alone(
     binder: Binder, host: str, start_exporter: StartExporter
 ) -> None:
     full, quiet = (host, 8000), (host, 8001)
@@ -160,7 +160,7 @@ def test_an_overflow_is_counted_for_the_right_listener_by_the_kernel_and_for_no_
         assert samples[f"multibinder_listener_queue_length{of(full)}"] == 9
         assert samples[f"multibinder_listener_queue_limit{of(full)}"] == 8
         assert samples[f"multibinder_listener_backlog_requested{of(full)}"] == 8
-        # Clients try again, so it may grow in between.
+        # Clients retry, so that the count may grow between the two reads.
         assert before <= samples[f"multibinder_listener_drops_total{of(full)}"] <= after
         assert samples[f"multibinder_listener_queue_length{of(quiet)}"] == 0
         assert samples[f"multibinder_listener_drops_total{of(quiet)}"] == 0
@@ -168,7 +168,7 @@ def test_an_overflow_is_counted_for_the_right_listener_by_the_kernel_and_for_no_
         owner = of(full, owner="test", uid=str(os.geteuid()))
         assert samples[f"multibinder_listener_owner_info{owner}"] == 1
         stalled = f"multibinder_listener_state{of(full, state='stalled')}"
-        wait_until(lambda: exporter.samples()[stalled] == 1, "it is called stalled", log=exporter.text)
+        wait_until(lambda: exporter.samples()[stalled] == 1, "the listener is reported as stalled", log=exporter.text)
         assert exporter.samples()[f"multibinder_listener_state{of(quiet, state='stalled')}"] == 0
 
 
@@ -188,7 +188,7 @@ def test_the_binders_own_requests_refusals_and_limits_are_exposed(
     assert samples["multibinder_handoffs_total"] == 2
     assert samples["multibinder_clients"] == 2
     assert samples["multibinder_connections_total"] == 2
-    # A status that is answered later is observed when it was asked.
+    # The duration of a status that is answered later counts from its request.
     assert samples["multibinder_request_duration_seconds_count"] == 4
     assert samples["multibinder_listeners"] == 1
     assert samples["multibinder_listeners_limit"] == 16384
@@ -198,7 +198,7 @@ def test_the_binders_own_requests_refusals_and_limits_are_exposed(
     assert samples['multibinder_build_info{version="0.1.0"}'] == 1
 
 
-def test_both_formats_are_what_their_parsers_and_the_conventions_want(
+def test_both_formats_parse_and_follow_the_conventions(
     binder: Binder, host: str, start_exporter: StartExporter
 ) -> None:
     exporter = start_exporter(binder.socket_path)
@@ -219,7 +219,7 @@ def test_both_formats_are_what_their_parsers_and_the_conventions_want(
     assert "Content-Encoding" not in exporter.get(Accept_Encoding="gzip;q=0")[1]
 
 
-def test_promtool_has_nothing_to_say(binder: Binder, host: str, start_exporter: StartExporter) -> None:
+def test_promtool_reports_no_problem_with_the_metrics(binder: Binder, host: str, start_exporter: StartExporter) -> None:
     promtool = shutil.which("promtool")
     require("promtool", promtool, "there is no promtool (Debian package prometheus)")
     exporter = start_exporter(binder.socket_path)
@@ -230,7 +230,7 @@ def test_promtool_has_nothing_to_say(binder: Binder, host: str, start_exporter: 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_what_is_not_a_scrape_is_answered_too(binder: Binder, start_exporter: StartExporter) -> None:
+def test_a_request_that_is_not_a_scrape_is_answered(binder: Binder, start_exporter: StartExporter) -> None:
     exporter = start_exporter(binder.socket_path)
     status, headers, body = exporter.get("/")
     assert (status, b'href="/metrics"' in body) == (200, True)
@@ -242,7 +242,7 @@ def test_what_is_not_a_scrape_is_answered_too(binder: Binder, start_exporter: St
     assert exporter.get("/metrics?x=y")[0] == 200
 
 
-def test_a_binder_that_is_away_is_down_and_everything_else_goes_on(
+def test_a_missing_binder_is_shown_as_down_and_the_exporter_goes_on(
     start_binder: StartBinder, run_dir: Path, start_exporter: StartExporter
 ) -> None:
     exporter = start_exporter(run_dir / "mb.sock")
@@ -258,7 +258,7 @@ def test_a_binder_that_is_away_is_down_and_everything_else_goes_on(
     assert len(exporter.log().splitlines()) == 4, "once for each change, not for each scrape"
 
 
-def test_a_binder_that_does_not_answer_is_down_in_time(binder: Binder, start_exporter: StartExporter) -> None:
+def test_a_binder_that_hangs_is_shown_as_down_after_the_timeout(binder: Binder, start_exporter: StartExporter) -> None:
     exporter = start_exporter(binder.socket_path, "--timeout", "0.3")
     binder.suspend()
     assert exporter.samples()["multibinder_up"] == 0
@@ -267,7 +267,7 @@ def test_a_binder_that_does_not_answer_is_down_in_time(binder: Binder, start_exp
     wait_until(lambda: exporter.samples()["multibinder_up"] == 1, "it answers again", log=exporter.log)
 
 
-def test_reloads_failures_and_drift_of_an_instance_are_seen_also_without_the_binder(
+def test_reloads_failures_and_drift_of_an_instance_are_exposed_also_without_the_binder(
     binder: Binder, run_dir: Path, host: str, start_exporter: StartExporter
 ) -> None:
     exporter = start_exporter(binder.socket_path)
@@ -304,7 +304,7 @@ def test_reloads_failures_and_drift_of_an_instance_are_seen_also_without_the_bin
         assert (now("up"), now("workers"), now("old_workers")) == (0, 0, 0)
 
 
-def test_another_user_needs_no_more_than_the_right_to_ask_for_the_status(
+def test_an_exporter_of_another_user_needs_only_the_right_to_ask_for_the_status(
     run_dir: Path, host: str, start_binder: StartBinder, start_exporter: StartExporter
 ) -> None:
     run_dir.chmod(0o755)
@@ -332,7 +332,7 @@ def test_another_user_needs_no_more_than_the_right_to_ask_for_the_status(
     assert "in the control socket's group (multibinder)" in exporter.log()
 
 
-def test_ipv6(binder: Binder, start_exporter: StartExporter) -> None:
+def test_the_exporter_listens_on_an_ipv6_address(binder: Binder, start_exporter: StartExporter) -> None:
     require_ipv6()
     exporter = start_exporter(binder.socket_path, listen="[::1]:0")
     assert exporter.host == "::1"
@@ -340,14 +340,18 @@ def test_ipv6(binder: Binder, start_exporter: StartExporter) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_ends_in_peace(binder: Binder, start_exporter: StartExporter, number: signal.Signals) -> None:
+def test_a_signal_stops_the_exporter_cleanly(
+    binder: Binder, start_exporter: StartExporter, number: signal.Signals
+) -> None:
     exporter = start_exporter(binder.socket_path)
     exporter.samples()
     assert exporter.end(number) == 0
     assert len(exporter.log().splitlines()) == 1, exporter.log()
 
 
-def test_a_scrape_under_way_is_finished_before_it_ends(binder: Binder, start_exporter: StartExporter) -> None:
+def test_a_scrape_under_way_is_finished_before_the_exporter_stops(
+    binder: Binder, start_exporter: StartExporter
+) -> None:
     exporter = start_exporter(binder.socket_path)
     binder.suspend()
     with socket.create_connection((exporter.host, exporter.port), PATIENCE_S) as scraper:
@@ -361,7 +365,7 @@ def test_a_scrape_under_way_is_finished_before_it_ends(binder: Binder, start_exp
     assert exporter.process.wait(PATIENCE_S) == 0
 
 
-def test_clients_that_say_nothing_cannot_take_it_all(binder: Binder, start_exporter: StartExporter) -> None:
+def test_silent_clients_cannot_block_the_exporter_for_long(binder: Binder, start_exporter: StartExporter) -> None:
     exporter = start_exporter(binder.socket_path)
     with contextlib.ExitStack() as stack:
         silent = [stack.enter_context(socket.create_connection((exporter.host, exporter.port))) for _ in range(40)]
@@ -375,7 +379,7 @@ def test_clients_that_say_nothing_cannot_take_it_all(binder: Binder, start_expor
     assert "Traceback" not in exporter.log()
 
 
-def test_the_textfile_is_written_once_and_as_a_whole(binder: Binder, run_dir: Path, host: str) -> None:
+def test_the_textfile_is_replaced_atomically(binder: Binder, run_dir: Path, host: str) -> None:
     with Client(binder.socket_path) as client:
         client.bind([(host, 8000)])[0].close()
     path = run_dir / "multibinder.prom"

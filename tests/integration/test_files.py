@@ -1,4 +1,4 @@
-"""The files that the binder makes and reads: right from the first instant, and never somebody else's."""
+"""Files of the binder have the right mode and owner from the start, and it trusts no file of another user."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def stranger(meet: Meet) -> Stranger:
 
 @pytest.fixture
 def shared(stranger: Stranger, run_dir: Path) -> Path:
-    """A directory in which another user may make files, by a group, and nobody may replace another's."""
+    """A sticky directory. Another user in its group may make files in it, but not replace files of others."""
     directory = run_dir / "tmp"
     directory.mkdir()
     os.chown(directory, 0, NOBODY)
@@ -60,7 +60,7 @@ PLANTED = ["a link", "a dangling link", "a file", "a FIFO"]
 
 @pytest.fixture
 def precious(run_dir: Path) -> Path:
-    """A file of root's that must not be touched."""
+    """A file of root that must stay as it is."""
     path = run_dir / "precious"
     path.write_text("precious\n")
     path.chmod(0o600)
@@ -101,11 +101,11 @@ def test_the_control_socket_never_has_more_than_its_final_mode(
     if "--group" in options:
         assert first & 0o077 == 0
         owned, changed = text.index("chown", bound), text.index("chmod", bound)
-        assert bound < owned < changed, "its mode was opened before its group was right"
+        assert bound < owned < changed, "the mode was widened before the group was set"
     else:
         assert first == mode
     assert text.index("listen(", bound) > max(text.rfind("chmod"), text.rfind("chown"), bound)
-    # The binder is strace's child; strace ends with it, and passes our signal on to nobody.
+    # The binder is a child of strace. strace ends with it, and does not pass our signal on.
     end_traced(binder, path)
 
 
@@ -115,8 +115,8 @@ def end_traced(binder: Binder, path: Path) -> None:
     assert binder.wait() == 0
 
 
-def test_a_watcher_of_the_directory_never_sees_another_mode(run_dir: Path, start_binder: StartBinder) -> None:
-    """From another process, as fast as it can."""
+def test_the_control_socket_never_appears_with_another_mode(run_dir: Path, start_binder: StartBinder) -> None:
+    """Another process reads the mode in a busy loop."""
     path = run_dir / "c"
     watch = (
         "import os, sys\n"
@@ -190,7 +190,7 @@ def test_links_in_a_circle_are_one_sentence(run_dir: Path) -> None:
     assert "cannot create the control socket" in refusal(run_dir / "one" / "c")
 
 
-def test_a_directory_that_a_group_may_write_is_served_and_said(run_dir: Path, start_binder: StartBinder) -> None:
+def test_a_directory_that_a_group_may_write_is_used_with_a_warning(run_dir: Path, start_binder: StartBinder) -> None:
     require("root", os.geteuid() == 0, "only root can give a directory to any group")
     directory = run_dir / "group"
     directory.mkdir()
@@ -200,10 +200,10 @@ def test_a_directory_that_a_group_may_write_is_served_and_said(run_dir: Path, st
     assert f"group {NOBODY} may write in {directory}" in binder.wait_for_log("event=directory-doubtful")
 
 
-def test_a_sticky_directory_will_do_on_the_way_and_not_for_the_control_socket(
+def test_a_sticky_directory_is_trusted_on_the_way_but_not_for_the_control_socket(
     run_dir: Path, start_binder: StartBinder
 ) -> None:
-    """In the last one, another user could make the socket or the lock before the binder does."""
+    """In the last directory, another user could make the socket or the lock before the binder does."""
     sticky = run_dir / "tmp"
     (sticky / "own").mkdir(parents=True)
     sticky.chmod(0o1777)
@@ -215,7 +215,7 @@ def test_a_sticky_directory_will_do_on_the_way_and_not_for_the_control_socket(
 
 
 @pytest.mark.parametrize("kind", PLANTED)
-def test_a_lock_that_somebody_planted_is_refused_and_not_touched(
+def test_a_lock_that_another_user_planted_is_refused_and_not_touched(
     stranger: Stranger, shared: Path, precious: Path, kind: str
 ) -> None:
     lock = shared / "c.lock"
@@ -231,7 +231,7 @@ def test_a_lock_that_somebody_planted_is_refused_and_not_touched(
 
 
 @pytest.mark.parametrize("kind", PLANTED)
-def test_a_state_file_that_somebody_planted_is_neither_believed_nor_written_through(
+def test_a_state_file_that_another_user_planted_is_neither_believed_nor_written_through(
     stranger: Stranger, shared: Path, precious: Path, start_binder: StartBinder, host: str, kind: str
 ) -> None:
     plant(stranger, shared / "c.state", kind, precious)
@@ -251,7 +251,7 @@ def test_a_state_file_that_somebody_planted_is_neither_believed_nor_written_thro
 def test_a_state_file_of_another_user_is_not_believed(
     stranger: Stranger, shared: Path, start_binder: StartBinder, host: str, trusted: bool
 ) -> None:
-    """The same file is, where it is ours: else this test would prove nothing."""
+    """The case "ours" shows that the binder believes the same file when it owns the file."""
     with socket.create_server((host, 8000)) as held:
         cookie = int.from_bytes(held.getsockopt(socket.SOL_SOCKET, 57, 8), sys.byteorder)
         header = {"multibinder": 1, "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip()}
@@ -270,7 +270,7 @@ def test_a_state_file_of_another_user_is_not_believed(
 
 
 @pytest.mark.parametrize("kind", PLANTED)
-def test_a_pid_file_that_somebody_planted_is_replaced(
+def test_a_pid_file_that_another_user_planted_is_replaced(
     stranger: Stranger, shared: Path, precious: Path, start_binder: StartBinder, kind: str
 ) -> None:
     pidfile = shared / "pid"
@@ -285,7 +285,7 @@ def test_a_pid_file_that_somebody_planted_is_replaced(
 
 
 @pytest.mark.parametrize("kind", PLANTED)
-def test_the_draft_of_a_pid_file_that_somebody_planted_is_removed(
+def test_a_draft_of_a_pid_file_that_another_user_planted_is_removed(
     stranger: Stranger, shared: Path, precious: Path, run_dir: Path, kind: str
 ) -> None:
     pidfile = shared / "pid"
@@ -307,7 +307,7 @@ def test_the_draft_of_a_pid_file_that_somebody_planted_is_removed(
 
 
 @pytest.mark.parametrize("kind", ["a link", "a FIFO"])
-def test_a_pid_file_that_was_replaced_meanwhile_does_not_hold_up_the_end(
+def test_a_pid_file_that_another_user_replaced_does_not_delay_the_stop(
     run_dir: Path, precious: Path, start_binder: StartBinder, kind: str
 ) -> None:
     pidfile = run_dir / "pid"
@@ -319,7 +319,7 @@ def test_a_pid_file_that_was_replaced_meanwhile_does_not_hold_up_the_end(
 
 
 @pytest.mark.parametrize("kind", PLANTED)
-def test_a_log_file_that_somebody_planted_is_refused(
+def test_a_log_file_that_another_user_planted_is_refused(
     stranger: Stranger, shared: Path, precious: Path, run_dir: Path, kind: str
 ) -> None:
     log = shared / "log"
@@ -332,13 +332,13 @@ def test_a_log_file_that_somebody_planted_is_refused(
     assert_untouched(precious)
 
 
-def test_a_log_file_that_cannot_be_opened_again_costs_no_more_than_lines(
+def test_a_log_file_that_cannot_be_reopened_costs_only_log_lines(
     run_dir: Path, precious: Path, start_binder: StartBinder, host: str
 ) -> None:
     log = run_dir / "log"
     binder, path = start_in(start_binder, run_dir, "--log-file", str(log))
     log.unlink()
-    log.symlink_to(precious)  # as somebody may while a logrotate has moved it away
+    log.symlink_to(precious)  # as another user could while logrotate has moved the file
     with Client(path) as client:
         client.bind([(host, 8000)])[0].close()
         assert "log_file_lost=" in binder.wait_for_log("event=bound")  # on stderr
@@ -348,7 +348,7 @@ def test_a_log_file_that_cannot_be_opened_again_costs_no_more_than_lines(
     assert_untouched(precious)
 
 
-def test_a_name_that_a_client_chose_cannot_command_a_terminal(start_binder: StartBinder, run_dir: Path) -> None:
+def test_terminal_escapes_in_the_name_of_a_client_are_not_logged(start_binder: StartBinder, run_dir: Path) -> None:
     for number, form in enumerate(("text", "json")):
         binder = start_binder("--log-format", form, name=f"b{number}")
         rude = (
@@ -364,9 +364,7 @@ def test_a_name_that_a_client_chose_cannot_command_a_terminal(start_binder: Star
         assert line.isprintable()
 
 
-def test_no_file_can_be_written_by_others_whatever_the_umask(
-    run_dir: Path, start_binder: StartBinder, host: str
-) -> None:
+def test_no_file_can_be_written_by_others_under_any_umask(run_dir: Path, start_binder: StartBinder, host: str) -> None:
     directory = run_dir / "own"
     directory.mkdir(mode=0o755)
     log = directory / "log"
@@ -380,10 +378,10 @@ def test_no_file_can_be_written_by_others_whatever_the_umask(
     assert binder.stop() == 0
 
 
-def test_a_control_socket_that_was_replaced_before_it_got_its_group_is_not_followed(
+def test_a_link_that_replaced_the_control_socket_before_its_group_was_set_is_not_followed(
     run_dir: Path, precious: Path
 ) -> None:
-    """Where a group may write in the directory, one of it may try."""
+    """A member of a group that may write in the directory could try this."""
     code = (
         "import os, sys\n"
         "from multibinder import MultibinderError\n"
@@ -404,4 +402,4 @@ def test_a_control_socket_that_was_replaced_before_it_got_its_group_is_not_follo
     assert "another process has replaced the control socket" in said.stdout
     assert_untouched(precious)
     assert precious.stat().st_gid == 0
-    wait_until(lambda: not (run_dir / "c.lock").exists(), "the lock is given up")
+    wait_until(lambda: not (run_dir / "c.lock").exists(), "the lock is removed")

@@ -1,4 +1,4 @@
-"""``serve --guard``: the binder may die at any moment, and its sockets do not."""
+"""``serve --guard`` keeps the sockets when the binder dies at any moment."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,10 +31,10 @@ from tests.support.installation import interpreter_for_everybody
 
 
 class Guard(Binder):
-    """The process is the guard; the binder is its child."""
+    """A guard as a subprocess. Its child is the binder."""
 
     def kill_binder(self) -> int:
-        """SIGKILL. The PID of the next one, when it answers."""
+        """Send SIGKILL to the binder, wait until the next one answers, and return its PID."""
         pid = serving_pid(self.socket_path)
         os.kill(pid, signal.SIGKILL)
         return serving_pid(self.socket_path, not_=pid)
@@ -42,7 +43,7 @@ class Guard(Binder):
         return self
 
     def forget_tracebacks(self) -> None:
-        """Those of code that was broken on purpose."""
+        """Hide tracebacks of code that the test broke, so that they do not fail it at the end."""
         self.log_path.write_text(self.log_path.read_text().replace("Traceback", "traceback"))
 
 
@@ -57,7 +58,7 @@ def test_the_binder_is_the_guards_child(guard: Guard) -> None:
     assert children(guard.pid) == [serving_pid(guard.socket_path)]
 
 
-def test_a_killed_binders_sockets_are_its_successors(guard: Guard, host: str) -> None:
+def test_the_next_binder_has_the_sockets_of_a_killed_one(guard: Guard, host: str) -> None:
     wanted = [
         ListenerSpec(TcpAddress.parse(f"{host}:8000"), Options(backlog=50, name="web")),
         ListenerSpec(TcpAddress.parse(f"{host}:0")),
@@ -85,7 +86,7 @@ def test_a_client_in_the_accept_queue_waits_for_the_next_holder(guard: Guard, ho
             assert connection.recv(100) == b"still here"
 
 
-def test_new_clients_connect_while_there_is_no_binder(run_dir: Path, host: str) -> None:
+def test_new_clients_can_connect_while_no_binder_runs(run_dir: Path, host: str) -> None:
     code = BrokenCode(run_dir / "code")
     with Guard(run_dir, "--guard", environment=code.environment) as guard:
         guard.wait_until_ready()
@@ -104,15 +105,15 @@ def test_new_clients_connect_while_there_is_no_binder(run_dir: Path, host: str) 
 def test_a_client_of_the_control_socket_waits_for_the_next_binder(guard: Guard) -> None:
     pid = serving_pid(guard.socket_path)
     os.kill(pid, signal.SIGKILL)
-    with Client(guard.socket_path) as client:  # connects at once, or finds the next one
+    with Client(guard.socket_path) as client:  # connects at once, or to the next binder
         assert client.hello().pid != pid
 
 
-def test_a_binder_that_was_stopped_alone_is_reachable_again(guard: Guard, host: str) -> None:
+def test_a_binder_that_was_stopped_without_its_guard_is_started_again(guard: Guard, host: str) -> None:
     with Client(guard.socket_path) as client:
         client.bind([(host, 8000)])[0].close()
     pid = serving_pid(guard.socket_path)
-    os.kill(pid, signal.SIGTERM)  # in good order: it removes the control socket's file, which the guard has kept
+    os.kill(pid, signal.SIGTERM)  # a regular stop, which removes the file of the control socket that the guard keeps
     serving_pid(guard.socket_path, not_=pid)
     assert [address for address, *_ in identities(guard.socket_path)] == [f"{host}:8000"]
 
@@ -136,7 +137,7 @@ def test_no_acknowledged_bind_is_ever_missing(guard: Guard, host: str) -> None:
                 assert os.fstat(listener.fileno()).st_ino == inode
 
 
-def test_a_store_that_is_full_is_said_to_the_client_and_in_the_log(run_dir: Path, host: str) -> None:
+def test_a_full_store_is_reported_to_the_client_and_logged(run_dir: Path, host: str) -> None:
     # The control socket, its lock and the records take three places.
     with Guard(run_dir, "--guard", environment={"FDSTORE": "4"}) as guard:
         guard.wait_until_ready()
@@ -167,13 +168,13 @@ def test_sigkill_in_the_middle_of_an_upgrade_loses_nothing(guard: Guard, host: s
     for delay_ms in range(0, 200, 20):
         pid = serving_pid(guard.socket_path)
         os.kill(pid, signal.SIGUSR1)
-        time.sleep(delay_ms / 1000)  # before, during and after the exec: where it hits is the subject
+        time.sleep(delay_ms / 1000)  # the signal may arrive before, during or after the exec
         os.kill(pid, signal.SIGKILL)
         serving_pid(guard.socket_path, not_=pid)
         assert identities(guard.socket_path) == before
 
 
-def test_what_was_released_does_not_come_back(guard: Guard, host: str) -> None:
+def test_a_released_listener_does_not_come_back(guard: Guard, host: str) -> None:
     pid = serving_pid(guard.socket_path)
     for port in range(8000, 8010):
         with Client(guard.socket_path) as client:
@@ -188,7 +189,7 @@ def test_what_was_released_does_not_come_back(guard: Guard, host: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_stops_with_its_binder(guard: Guard, host: str, number: signal.Signals) -> None:
+def test_a_signal_stops_the_guard_and_its_binder(guard: Guard, host: str, number: signal.Signals) -> None:
     with Client(guard.socket_path) as client:
         client.bind([(host, 8000)])[0].close()
     guard.send_signal(number)
@@ -199,18 +200,18 @@ def test_it_stops_with_its_binder(guard: Guard, host: str, number: signal.Signal
     assert left - {"mb.sock.state"} == {"mb.log", "mb.notify"}
 
 
-def test_it_stops_also_while_there_is_no_binder(run_dir: Path) -> None:
+def test_the_guard_stops_also_while_no_binder_runs(run_dir: Path) -> None:
     code = BrokenCode(run_dir / "code")
     with Guard(run_dir, "--guard", environment=code.environment) as guard:
         guard.wait_until_ready()
         code.breaks("for good")
         os.kill(serving_pid(guard.socket_path), signal.SIGKILL)
-        wait_until(lambda: guard.log().count("event=binder-died") > 3, "others died too", log=guard.log)
+        wait_until(lambda: guard.log().count("event=binder-died") > 3, "the next binders died as well", log=guard.log)
         assert guard.stop() == 0
         guard.forget_tracebacks()
 
 
-def test_a_binder_that_cannot_start_is_tried_again_after_growing_pauses(run_dir: Path, host: str) -> None:
+def test_a_binder_that_cannot_start_is_retried_with_growing_pauses(run_dir: Path, host: str) -> None:
     code = BrokenCode(run_dir / "code")
     with Guard(run_dir, "--guard", environment=code.environment) as guard:
         guard.wait_until_ready()
@@ -230,18 +231,18 @@ def test_a_binder_that_cannot_start_is_tried_again_after_growing_pauses(run_dir:
         guard.forget_tracebacks()
 
 
-def test_sigusr1_upgrades_the_binder_below_it(guard: Guard, host: str) -> None:
+def test_sigusr1_to_the_guard_upgrades_its_binder(guard: Guard, host: str) -> None:
     with Client(guard.socket_path) as client:
         client.bind([(host, 8000)])[0].close()
         before, pid = client.list(), client.hello().pid
         guard.send_signal(signal.SIGUSR1)
-        wait_until(lambda: guard.log().count("event=serving") == 2, "it serves again", log=guard.log)
+        wait_until(lambda: guard.log().count("event=serving") == 2, "the binder serves again", log=guard.log)
         assert (client.list(), client.hello().pid) == (before, pid)
     guard.kill_binder()
     assert [status[:2] for status in identities(guard.socket_path)] == [(f"{host}:8000", before[0].cookie)]
 
 
-def test_sigusr2_upgrades_the_guard_and_its_child_stays(guard: Guard, host: str) -> None:
+def test_sigusr2_upgrades_the_guard_and_its_binder_stays(guard: Guard, host: str) -> None:
     with Client(guard.socket_path) as client:
         client.bind([(host, 8000)], owner="me")[0].close()
     before, pid = identities(guard.socket_path), serving_pid(guard.socket_path)
@@ -277,7 +278,7 @@ def test_a_stop_during_the_guards_upgrade_is_not_lost(run_dir: Path) -> None:
             guard.wait_until_ready()
             guard.send_signal(signal.SIGUSR2)
             if attempt:
-                wait_until(lambda: len(children(guard.pid)) > 1, "it tries the new code", log=guard.log)
+                wait_until(lambda: len(children(guard.pid)) > 1, "the guard tries the new code", log=guard.log)
             guard.send_signal(signal.SIGTERM)
             assert guard.wait() == 0
 
@@ -295,7 +296,7 @@ def test_a_broken_new_guard_is_refused(run_dir: Path, host: str) -> None:
         assert guard.kill_binder() != pid
 
 
-def test_its_descriptors_do_not_grow(guard: Guard, host: str) -> None:
+def test_the_guard_leaks_no_descriptors(guard: Guard, host: str) -> None:
     with Client(guard.socket_path) as client:
         for listener in client.bind([(host, port) for port in range(8000, 8005)]):
             listener.close()
@@ -316,17 +317,17 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, socket.create_ser
 """
 
 
-def test_messages_of_another_user_do_not_reach_it(guard: Guard, host: str) -> None:
+def test_the_guard_refuses_messages_of_another_user(guard: Guard, host: str) -> None:
     as_another = as_user(65534)
     with Client(guard.socket_path) as client:
         client.bind([(host, 8000)])[0].close()
     before = identities(guard.socket_path)
 
     def names_and_address() -> tuple[list[str], str]:
-        """What the guard kept until now, and where it hears: in the environment that it gave to this binder."""
+        """Return the names in the guard's store, and its address, from the environment of a new binder."""
         entries = Path(f"/proc/{guard.kill_binder()}/environ").read_text().split("\0")
         environment = dict(entry.partition("=")[::2] for entry in entries)
-        assert environment["NOTIFY_SOCKET"].startswith("@"), "an abstract name, which everybody can send to"
+        assert environment["NOTIFY_SOCKET"].startswith("@"), "every user can send to an abstract name"
         return environment["LISTEN_FDNAMES"].split(":"), environment["NOTIFY_SOCKET"]
 
     def send(message: str, prefix: Sequence[str]) -> None:
@@ -338,17 +339,17 @@ def test_messages_of_another_user_do_not_reach_it(guard: Guard, host: str) -> No
         send(f"FDSTOREREMOVE=1\nFDNAME={name}", as_another)
         send(f"FDSTORE=1\nFDNAME={name}", as_another)
     refused = "event=guard-refused uid=65534"
-    wait_until(lambda: guard.log().count(refused) == 2 * len(names), "it says so", log=guard.log)
+    wait_until(lambda: guard.log().count(refused) == 2 * len(names), "the guard logs each refusal", log=guard.log)
     names, _ = names_and_address()
     assert identities(guard.socket_path) == before
-    # The same messages of the guard's own user are obeyed: it was the user that they were refused for.
+    # The guard obeys the same messages from its own user. So the refusals were because of the other user.
     for name in names:
         send(f"FDSTOREREMOVE=1\nFDNAME={name}", [])
     guard.kill_binder()
     assert identities(guard.socket_path) == []
 
 
-def test_as_pid_1_it_reaps_and_starts_its_binder_again(run_dir: Path, host: str) -> None:
+def test_a_guard_that_is_pid_1_reaps_orphaned_processes_and_restarts_its_binder(run_dir: Path, host: str) -> None:
     require("root", os.geteuid() == 0, "a PID namespace needs root")
     unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
     probe = subprocess.run([*unshare, "true"], capture_output=True, check=False)
@@ -363,14 +364,29 @@ def test_as_pid_1_it_reaps_and_starts_its_binder_again(run_dir: Path, host: str)
             subprocess.run(
                 ["nsenter", "-t", str(guard), "-p", "-m", "sh", "-c", "sleep 0.3 & sleep 0.3 & exit 0"], check=True
             )
-            wait_until(lambda: len(children(guard)) == 3, "it has two orphans", log=outside.log)
-            wait_until(lambda: len(children(guard)) == 1, "it has reaped them", log=outside.log)
+            wait_until(
+                lambda: len(children(guard)) == 3, "the guard has two orphaned processes as children", log=outside.log
+            )
+            wait_until(lambda: len(children(guard)) == 1, "the guard has reaped them", log=outside.log)
             for _ in range(5):
                 [binder] = children(guard)
                 os.kill(binder, signal.SIGKILL)
-                wait_until(lambda: children(guard) not in ([], [binder]), "the next one is there", log=outside.log)  # noqa: B023
+                wait_until(lambda: children(guard) not in ([], [binder]), "the next one runs", log=outside.log)  # noqa: B023
                 assert identities(outside.socket_path) == before
         finally:
             os.kill(guard, signal.SIGTERM)
         assert outside.wait() == 0
     assert not outside.socket_path.exists()
+
+
+def test_a_descriptor_that_was_announced_and_is_not_open_is_in_its_log() -> None:
+    code = """
+import logging, os
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+from multibinder.binder.guard import Guard
+from multibinder.cli.logs import log_to
+log_to(None, "text", logging.INFO)
+Guard([], [], None)
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert 'event=inherited-unknown descriptor=3 what="Bad file descriptor"' in done.stderr

@@ -1,4 +1,4 @@
-"""Who holds a listener, and what they do with it: real processes, each with its own way of waiting for clients."""
+"""The holders of a listener are found with their roles. Real processes wait for clients in different ways."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ poll.register(int(sys.argv[1]), select.POLLIN)
 print("poll", flush=True)
 poll.poll()
 """
-#: An epoll that watches the socket, but not for clients: what a server does that has enough of them.
+#: An epoll that watches the socket but not for clients, as in a server at its limit of connections.
 BUSY = """
 import select, sys
 epoll = select.epoll()
@@ -53,14 +53,14 @@ epoll.poll()
 
 
 class Servers:
-    """Starts processes that hold sockets of the test's; ends them all."""
+    """Start processes that hold sockets of the test, and end them all."""
 
     def __init__(self) -> None:
         self._running: list[subprocess.Popen[bytes]] = []
         self._said: dict[int, IO[str]] = {}
 
     def start(self, program: str, *sockets: socket.socket, prefix: Sequence[str] = ()) -> int:
-        """The PID."""
+        """Start a process that holds these sockets, and return its PID."""
         numbers = [sock.fileno() for sock in sockets]
         command = [*prefix, sys.executable, "-c", program, *map(str, numbers)]
         output = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by end())
@@ -107,7 +107,7 @@ def inode(sock: socket.socket) -> int:
 
 
 def holders(sock: socket.socket) -> dict[int, str]:
-    """PID and role of everyone but ourselves."""
+    """Return the role of each holder by its PID, without this process."""
     return {holder.pid: holder.role for holder in holders_of([inode(sock)], {os.getpid()}).of(inode(sock))}
 
 
@@ -122,14 +122,14 @@ def test_a_process_that_is_not_seen_to_wait_for_clients_is_holding(
     listener: socket.socket, servers: Servers, program: str
 ) -> None:
     pid = servers.start(program, listener)
-    # Nothing else makes it sleep for good: it has come to where it waits.
+    # The program sleeps in no other place, so that it now waits where the test wants it.
     wait_until(lambda: "poll" in servers.said(pid) and stat_of(pid).state == "S", "it waits")
     assert holders(listener) == {pid: "holding"}
 
 
 def test_each_of_several_listeners_has_its_own_holders(host: str, servers: Servers) -> None:
     with listening(host) as first, listening(host) as second, listening(host) as third:
-        both = servers.start(ACCEPT, first, second)  # it accepts on the first
+        both = servers.start(ACCEPT, first, second)  # the process accepts on the first listener
         one = servers.start(ACCEPT, second)
         inodes = [inode(sock) for sock in (first, second, third)]
 
@@ -138,10 +138,10 @@ def test_each_of_several_listeners_has_its_own_holders(host: str, servers: Serve
             return [{holder.pid: holder.role for holder in found.of(each)} for each in inodes]
 
         expected = [{both: "accepting"}, {both: "holding", one: "accepting"}, {}]
-        wait_until(lambda: seen() == expected, "each listener's holders are its own", log=lambda: str(seen()))
+        wait_until(lambda: seen() == expected, "each listener has its own holders", log=lambda: str(seen()))
 
 
-def test_a_holder_is_named_and_those_excepted_are_not(listener: socket.socket) -> None:
+def test_a_holder_is_named_and_an_excluded_process_is_not(listener: socket.socket) -> None:
     [myself] = holders_of([inode(listener)]).of(inode(listener))
     with open("/proc/self/comm") as comm:
         assert myself == Holder(os.getpid(), comm.read().strip(), "holding")
@@ -153,20 +153,20 @@ def test_a_process_that_holds_two_descriptors_of_one_listener_is_one_holder(list
         assert [holder.pid for holder in holders_of([inode(listener)]).of(inode(listener))] == [os.getpid()]
 
 
-def test_nobody_holds_nothing() -> None:
+def test_without_listeners_there_are_no_holders() -> None:
     assert holders_of([]) == Holders({}, hidden=False)
 
 
-def test_who_may_not_look_says_so_and_whose_processes_it_missed(listener: socket.socket) -> None:
+def test_a_look_without_privileges_reports_the_users_whose_processes_it_missed(listener: socket.socket) -> None:
     program = """
 import json, sys
 from multibinder.observe.holders import holders_of
 found = holders_of([int(sys.argv[1])])
 print(json.dumps([len(found.of(int(sys.argv[1]))), found.hidden, found.hidden_users]))
 """
-    # Without capabilities, root may not look into a root process that has some: us.
+    # Root without capabilities may not look into a root process with capabilities, which this test is.
     if os.geteuid() != 0:
-        pytest.skip("as a user, which processes may be looked into depends on whatever else runs on this machine")
+        pytest.skip("for other users than root, the result depends on what else runs on this machine")
     done = subprocess.run(
         [*without_privileges(), str(for_everybody().python), "-P", "-c", program, str(inode(listener))],
         env=clean_environment(),
@@ -179,30 +179,33 @@ print(json.dumps([len(found.of(int(sys.argv[1]))), found.hidden, found.hidden_us
     assert 0 in users
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="who sees everything is root")
-def test_root_misses_nobody(listener: socket.socket) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root sees every process")
+def test_root_misses_no_process(listener: socket.socket) -> None:
     # In a container, PID 1 may have capabilities that root in it has not.
     assert not holders_of([inode(listener)], {1}).hidden
 
 
-def test_the_dead_and_threads_of_the_kernel_hide_nothing() -> None:
+def test_zombies_and_kernel_threads_are_not_programs_that_could_hold_a_listener() -> None:
     assert is_program(os.getpid())
     with subprocess.Popen(["true"]) as process:
-        wait_until(lambda: stat_of(process.pid).state == "Z", "it has ended, and nobody has waited for it")
+        wait_until(lambda: stat_of(process.pid).state == "Z", "the process is a zombie")
         assert not is_program(process.pid)
     assert not is_program(process.pid)
     with open("/proc/2/comm") if os.path.exists("/proc/2") else contextlib.nullcontext() as comm:
-        if comm is not None and comm.read() == "kthreadd\n":  # else this is a container
+        if comm is not None and comm.read() == "kthreadd\n":  # in a container, PID 2 is another process
             assert not is_program(2)
 
 
-def test_a_listener_counts_the_clients_that_it_dropped_and_no_other_ones(host: str) -> None:
+def test_a_listener_counts_only_the_clients_that_it_dropped(host: str) -> None:
     with listening(host, backlog=2) as full, listening(host, backlog=2) as other, contextlib.ExitStack() as clients:
         assert (drops_of(full), drops_of(other)) == (0, 0)
         for _ in range(6):
             client = clients.enter_context(socket.socket())
             client.setblocking(False)
             client.connect_ex(full.getsockname())
-        wait_until(lambda: drops_of(full) >= 3, "three of six find no place in a queue of two, and one more")
+        wait_until(
+            lambda: drops_of(full) >= 3,
+            "the queue drops three of six clients: it has room for one more than its backlog of 2",
+        )
         assert accept_queue(full).length == 3
         assert drops_of(other) == 0

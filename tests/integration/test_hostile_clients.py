@@ -1,4 +1,4 @@
-"""Clients that are slow, silent, rude or gone. Nobody else waits for them, and nothing of them stays."""
+"""Clients that are slow, silent, malicious or gone delay no other client, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from tests.support import (
 from tests.support.installation import for_everybody
 
 HELLO = request("hello")
-#: What a good client may have to wait: far more than it takes, far less than any timeout.
-AT_ONCE_S = 2.0
+#: The longest wait of a well-behaved client, on a machine that is busy with other tests: less than any timeout of ours.
+AT_ONCE_S = 5.0
 
 
 def assert_a_good_client_is_served(binder: Binder, host: str, port: int = 8999) -> None:
@@ -48,8 +48,8 @@ def assert_a_good_client_is_served(binder: Binder, host: str, port: int = 8999) 
         client.release([(host, port)])
 
 
-def stuff(client: RawClient, text: bytes) -> None:
-    """Send and never read, until the binder takes no more of it."""
+def send_until_blocked(client: RawClient, text: bytes) -> None:
+    """Send without reading until the binder stops reading."""
     client.socket.setblocking(False)
     quiet_since = time.monotonic()
 
@@ -102,11 +102,15 @@ def test_a_thousand_clients_that_are_gone_before_their_answers_leave_nothing(bin
             client.send(request("bind", {"address": host, "port": port}))
     binder.resume()
     with RawClient(binder.socket_path) as other:
-        wait_until(lambda: len(binder.descriptors()) == len(before) + 1, "they are gone", log=binder.log)
+        wait_until(
+            lambda: len(binder.descriptors()) == len(before) + 1,
+            "the binder has closed the connections",
+            log=binder.log,
+        )
         assert other.ask(request("list"))["result"] == []
 
 
-def test_half_a_request_and_then_the_end_is_nothing(binder: Binder, host: str) -> None:
+def test_a_client_that_ends_in_the_middle_of_a_request_gets_no_answer(binder: Binder, host: str) -> None:
     with RawClient(binder.socket_path) as client:
         client.send(b'{"jsonrpc":"2.0","method":"bind"')
         client.socket.shutdown(socket.SHUT_WR)
@@ -114,7 +118,7 @@ def test_half_a_request_and_then_the_end_is_nothing(binder: Binder, host: str) -
     assert_a_good_client_is_served(binder, host)
 
 
-def test_a_client_that_says_no_more_still_gets_its_answers(binder: Binder) -> None:
+def test_a_half_closed_client_still_gets_its_answers(binder: Binder) -> None:
     with RawClient(binder.socket_path) as client:
         client.send(HELLO * 100)
         client.socket.shutdown(socket.SHUT_WR)
@@ -123,11 +127,11 @@ def test_a_client_that_says_no_more_still_gets_its_answers(binder: Binder) -> No
         assert client.at_end()
 
 
-def test_a_client_that_never_reads_holds_up_nobody_and_is_dropped(start_binder: StartBinder, host: str) -> None:
+def test_a_client_that_never_reads_delays_no_other_and_is_dropped(start_binder: StartBinder, host: str) -> None:
     binder = start_binder("--request-timeout", "1")
     before = binder.descriptors()
     with RawClient(binder.socket_path) as deaf:
-        stuff(deaf, HELLO)
+        send_until_blocked(deaf, HELLO)
         assert_a_good_client_is_served(binder, host)
         line = binder.wait_for_log("event=timed-out")
         assert 'why="does not read its answer"' in line
@@ -139,11 +143,13 @@ def test_a_client_that_never_reads_holds_up_nobody_and_is_dropped(start_binder: 
             pass
 
 
-def test_what_a_client_that_never_reads_was_given_last_is_taken_back(start_binder: StartBinder, host: str) -> None:
+def test_an_undelivered_listener_of_a_client_that_never_reads_is_taken_back(
+    start_binder: StartBinder, host: str
+) -> None:
     binder = start_binder("--request-timeout", "1")
     with RawClient(binder.socket_path) as deaf:
-        stuff(deaf, HELLO)
-        # The binder has this in its buffer or in the client's; either way it is not answered.
+        send_until_blocked(deaf, HELLO)
+        # The request is in the buffer of the binder or of the kernel. In both cases it is not answered.
         with contextlib.suppress(BlockingIOError):
             deaf.socket.send(request("bind", {"address": host, "port": 8000}))
         binder.wait_for_log("event=timed-out")
@@ -161,7 +167,7 @@ def test_a_client_that_reads_slowly_but_in_time_loses_nothing(binder: Binder) ->
         writer.join()
 
 
-def test_a_client_that_asks_faster_than_it_is_answered_does_not_fill_the_memory(binder: Binder) -> None:
+def test_a_client_that_asks_faster_than_the_binder_answers_does_not_fill_its_memory(binder: Binder) -> None:
     # Each request is tiny and its answer short, so that 16 MiB of requests are far more than one turn can answer.
     flood = b'{"method":"x","id":1}\n' * (16 * 1024 * 1024 // 22)
     before = resident_kb(binder.pid)
@@ -186,7 +192,7 @@ def test_a_client_that_asks_faster_than_it_is_answered_does_not_fill_the_memory(
 
 
 @pytest.mark.usefixtures("many_descriptors")
-def test_a_thousand_clients_that_say_nothing_hold_up_nobody(start_binder: StartBinder, host: str) -> None:
+def test_a_thousand_silent_clients_delay_no_other(start_binder: StartBinder, host: str) -> None:
     binder = start_binder("--request-timeout", "3")
     before = binder.descriptors()
     with contextlib.ExitStack() as silent:
@@ -200,7 +206,7 @@ def test_a_thousand_clients_that_say_nothing_hold_up_nobody(start_binder: StartB
         assert len(binder.descriptors()) == len(before) + 1
 
 
-def test_a_client_too_many_is_turned_away_with_the_reason(start_binder: StartBinder) -> None:
+def test_a_client_above_the_limit_is_turned_away_with_the_reason(start_binder: StartBinder) -> None:
     binder = start_binder("--max-clients", "2")
     with RawClient(binder.socket_path) as one, RawClient(binder.socket_path) as two:
         one.send(b"{")
@@ -220,7 +226,7 @@ def test_our_client_reports_that_it_was_turned_away(start_binder: StartBinder) -
     binder = start_binder("--max-clients", "1")
     with RawClient(binder.socket_path) as one:
         one.send(b"{")
-        binder.suspend()  # so that our request is on its way before the binder closes
+        binder.suspend()  # so that our request is sent before the binder closes the connection
         with (
             Client(binder.socket_path) as client,
             later(0.2, binder.resume),
@@ -229,11 +235,11 @@ def test_our_client_reports_that_it_was_turned_away(start_binder: StartBinder) -
             client.hello()
 
 
-def test_of_quiet_clients_the_one_that_was_quiet_longest_makes_room(start_binder: StartBinder) -> None:
+def test_the_longest_idle_client_is_evicted_to_make_room(start_binder: StartBinder) -> None:
     binder = start_binder("--max-clients", "3")
     with contextlib.ExitStack() as connected:
         first, second, third = (connected.enter_context(RawClient(binder.socket_path)) for _ in range(3))
-        for client in (first, second, third, first):  # so that it is the second that was quiet longest
+        for client in (first, second, third, first):  # so that the second client is idle longest
             client.ask(HELLO)
         fourth = connected.enter_context(RawClient(binder.socket_path))
         assert fourth.ask(HELLO)["result"]["pid"] == binder.pid
@@ -243,7 +249,7 @@ def test_of_quiet_clients_the_one_that_was_quiet_longest_makes_room(start_binder
     binder.wait_for_log("event=evicted")
 
 
-def test_half_a_request_is_dropped_after_its_time_with_a_reason(start_binder: StartBinder) -> None:
+def test_an_unfinished_request_times_out_with_a_reason(start_binder: StartBinder) -> None:
     binder = start_binder("--request-timeout", "0.5")
     with RawClient(binder.socket_path) as client:
         started = time.monotonic()
@@ -254,7 +260,7 @@ def test_half_a_request_is_dropped_after_its_time_with_a_reason(start_binder: St
     assert 'why="sent half a request"' in binder.wait_for_log("event=timed-out")
 
 
-def test_a_request_that_trickles_in_is_dropped_after_the_same_time(start_binder: StartBinder) -> None:
+def test_a_request_that_trickles_in_times_out_as_well(start_binder: StartBinder) -> None:
     binder = start_binder("--request-timeout", "0.5")
     with RawClient(binder.socket_path) as client:
         started = time.monotonic()
@@ -267,21 +273,21 @@ def test_a_request_that_trickles_in_is_dropped_after_the_same_time(start_binder:
             return False
 
         client.send(b"{")
-        wait_until(trickle, "the binder has enough of it")
+        wait_until(trickle, "the binder drops the client")
         assert time.monotonic() - started < AT_ONCE_S
         assert "incomplete after 0.5 s" in client.reply()["error"]["message"]
 
 
-def test_a_client_between_two_requests_may_take_longer_than_that(start_binder: StartBinder) -> None:
+def test_a_client_may_be_idle_between_requests_for_longer_than_the_request_timeout(start_binder: StartBinder) -> None:
     binder = start_binder("--request-timeout", "0.2")
     with RawClient(binder.socket_path) as patient, RawClient(binder.socket_path) as silent:
         patient.ask(HELLO)
-        assert silent.at_end()  # its time is over, and so would be the patient one's
+        assert silent.at_end()  # the timeout has passed for both clients
         assert patient.ask(HELLO)["result"]["pid"] == binder.pid
 
 
 def send_with_descriptors(client: RawClient, message: bytes, rights: list[int]) -> bool:
-    """False where the kernel refuses to carry them to the binder (SO_PASSRIGHTS, since Linux 6.16)."""
+    """Send a message with descriptors. Return False if the kernel refuses to pass them (SO_PASSRIGHTS, Linux 6.16)."""
     try:
         client.send(message, rights)
     except PermissionError:
@@ -294,7 +300,7 @@ def send_with_descriptors(client: RawClient, message: bytes, rights: list[int]) 
 def test_descriptors_that_a_client_sends_are_closed_at_once(binder: Binder, credentials: bool) -> None:
     with RawClient(binder.socket_path) as client, open(os.devnull) as null:
         if credentials:
-            # Then each message has the sender's, both ways, in ancillary data of another kind (unix(7)).
+            # With SO_PASSCRED, messages in both directions also have SCM_CREDENTIALS as ancillary data (unix(7)).
             client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         client.ask(HELLO)
         before = binder.descriptors()
@@ -327,7 +333,7 @@ def test_credentials_that_a_client_sends_beside_descriptors_change_nothing(binde
         client.ask(HELLO)
 
 
-def test_our_client_gets_its_listener_also_where_credentials_come_with_it(binder: Binder, host: str) -> None:
+def test_our_client_gets_its_listener_when_credentials_come_with_it(binder: Binder, host: str) -> None:
     with Client(binder.socket_path) as client:
         client._connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         with client.bind([(host, 8000)])[0] as listener:
@@ -346,7 +352,7 @@ def test_descriptors_do_not_reach_the_binder_where_the_kernel_can_refuse_them(bi
         assert client.ask(HELLO)["result"]["pid"] == binder.pid
 
 
-def test_closing_a_strangers_socket_does_not_wait_for_who_it_is_connected_to(host: str) -> None:
+def test_closing_a_received_socket_does_not_wait_for_its_peer(host: str) -> None:
     near, far = socket.socketpair()
     with near, far, socket.create_server((host, 0)) as server:
         peer = Peer(near, Quotas(Limits()))
@@ -359,13 +365,13 @@ def test_closing_a_strangers_socket_does_not_wait_for_who_it_is_connected_to(hos
                         pass
                 lingering.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
                 socket.send_fds(far, [HELLO], [lingering.fileno()])
-                # The last copy is on its way; close(2) in this process would wait for an hour.
+                # The last copy is in flight. A blocking close(2) in this process would wait for an hour.
                 os.dup2(far.fileno(), lingering.fileno())
                 peer.receive()
                 assert peer.next_message() == HELLO.strip()
 
 
-def test_more_descriptors_than_the_binder_may_open_cost_nobody_else_anything(
+def test_more_descriptors_than_the_binder_may_open_do_not_affect_other_clients(
     start_binder: StartBinder, host: str
 ) -> None:
     binder = start_binder("--max-clients", "8", nofile=(100, 100))
@@ -376,8 +382,8 @@ def test_more_descriptors_than_the_binder_may_open_cost_nobody_else_anything(
     assert_a_good_client_is_served(binder, host)
 
 
-#: Each is a state to be left in: nothing said, half a request, a whole one, several, an answer that is not read,
-#: descriptors that are not read, a refusal, nonsense.
+#: What a client has sent when it disconnects: nothing, half a request, a whole one, several; requests whose answer or
+#: descriptors it does not read, a request that is refused, nonsense.
 STATES = {
     "silent": b"",
     "half a request": HELLO[:9],
@@ -393,7 +399,7 @@ STATES = {
 
 @pytest.mark.parametrize("half", [False, True], ids=["closed", "half-closed"])
 @pytest.mark.parametrize("state", STATES)
-def test_a_client_may_go_in_every_state(binder: Binder, state: str, half: bool) -> None:
+def test_a_client_that_disconnects_in_any_state_leaves_nothing(binder: Binder, state: str, half: bool) -> None:
     before = binder.descriptors()
     for _ in range(20):
         with RawClient(binder.socket_path) as client:
@@ -415,14 +421,14 @@ def test_a_request_may_come_a_byte_at_a_time(binder: Binder, host: str) -> None:
         slow.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)
         for byte in text:
             slow.send(bytes([byte]))
-            other.ask(HELLO)  # the binder has read it by the time it answers the second of these
+            other.ask(HELLO)  # the binder has read the byte when it answers the second of these
             other.ask(HELLO)
         assert slow.reply()["result"]["descriptors"] == 1
         assert len(slow.descriptors) == 1
 
 
 def connected(binder: Binder) -> RawClient:
-    """Also where so many wait for their accept() that the kernel says EAGAIN to one more (unix(7))."""
+    """Return a connection. Retries while the accept queue is full and the kernel returns EAGAIN (unix(7))."""
 
     def connect() -> RawClient | None:
         with contextlib.suppress(BlockingIOError):
@@ -453,12 +459,14 @@ def test_a_thousand_large_half_sent_requests_do_not_fill_the_memory(start_binder
         for _ in range(1000):
             client = many.enter_context(RawClient(binder.socket_path))
             client.socket.setblocking(False)
-            # What the binder does not read waits in the kernel, and is the client's.
+            # What the binder does not read stays in the kernel, and is charged to the client.
             with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
                 sent = client.socket.send(half)
                 while sent < len(half):
                     sent += client.socket.send(half[sent:])
-            assert resident_kb(binder.pid) - before < 128 * 1024  # a hundred of the largest are 50 MiB
+            assert (
+                resident_kb(binder.pid) - before < 128 * 1024
+            )  # the buffers may have the size of a hundred of the largest requests, 50 MiB
         assert_a_good_client_is_served(binder, host)
 
 
@@ -474,7 +482,7 @@ with Client(path) as client:
         except RequestError:
             refused += 1
         else:
-            # The other one may have released it since, but only if our claim is gone: it has another label.
+            # Our claim has a label that the other process does not use, so that it cannot close this listener.
             assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN), "a socket that does not listen"
             assert listener.getsockname() == (host, 8000)
             listener.close()
@@ -515,7 +523,7 @@ def test_release_and_bind_at_the_same_time_never_give_a_dead_socket(binder: Bind
     assert not can_connect((host, 8000))
 
 
-def test_what_a_client_can_cause_at_will_does_not_fill_the_log(binder: Binder) -> None:
+def test_log_lines_that_a_client_can_cause_at_will_are_throttled(binder: Binder) -> None:
     for _ in range(100):
         with RawClient(binder.socket_path) as client:
             client.send(b"nonsense")
@@ -526,7 +534,7 @@ def test_what_a_client_can_cause_at_will_does_not_fill_the_log(binder: Binder) -
     assert binder.log_path.read_text().count("event=protocol-error") == 20
 
 
-def test_a_line_says_how_many_were_left_out_before(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_throttled_log_line_says_how_many_were_left_out(caplog: pytest.LogCaptureFixture) -> None:
     complaints = events.Complaints(per_s=0.5)
     near, far = socket.socketpair()
     with near, far, caplog.at_level(logging.WARNING, logger="multibinder"):
@@ -539,12 +547,12 @@ def test_a_line_says_how_many_were_left_out_before(caplog: pytest.LogCaptureFixt
             complaints.log("rude", client)
             return len(caplog.records) > 20
 
-        wait_until(told, "the next line comes when the time is over")
+        wait_until(told, "the next line is logged when the interval is over")
     assert caplog.records[-1].fields["left_out"] >= 5  # type: ignore[attr-defined]
 
 
 def test_a_binder_without_a_free_descriptor_pauses_and_serves_on(start_binder: StartBinder) -> None:
-    # 1 client fits beside the listeners that fit; the limit that the binder works out for itself leaves slack.
+    # Descriptors run out before the limit of clients: the limit that the binder computes itself would prevent that.
     binder = start_binder("--max-clients", "500", nofile=(80, 80))
     with contextlib.ExitStack() as many:
         clients = [many.enter_context(RawClient(binder.socket_path)) for _ in range(100)]
@@ -554,7 +562,7 @@ def test_a_binder_without_a_free_descriptor_pauses_and_serves_on(start_binder: S
         assert clients[-1].ask(HELLO)["result"]["pid"] == binder.pid
 
 
-def test_a_client_is_told_when_others_hold_too_many_descriptors_unread(start_binder: StartBinder, host: str) -> None:
+def test_a_client_is_told_when_too_many_unread_descriptors_are_in_flight(start_binder: StartBinder, host: str) -> None:
     # The kernel counts descriptors that were sent and not yet received, for all of a user's processes, against
     # RLIMIT_NOFILE of the sender, and refuses with ETOOMANYREFS (unix(7)); root is exempt.
     binder = start_binder(
@@ -570,12 +578,16 @@ def test_a_client_is_told_when_others_hold_too_many_descriptors_unread(start_bin
         for _ in range(6):
             deaf.send(request("bind", *[{"address": host, "port": 8000}] * 60))
         with Client(binder.socket_path) as client:
-            wait_until(lambda: [one.handoffs for one in client.list()] == [360], "all are on their way", log=binder.log)
+            wait_until(
+                lambda: [one.handoffs for one in client.list()] == [360],
+                "all descriptors are in flight",
+                log=binder.log,
+            )
             with contextlib.suppress(RequestError):
                 client.bind([(host, 8001)])[0].close()
 
 
-def test_bytes_of_every_kind_end_nothing_but_their_own_connection(binder: Binder) -> None:
+def test_arbitrary_bytes_end_only_their_own_connection(binder: Binder) -> None:
     good = request("bind", {"address": "127.0.0.1", "port": 0, "name": "ü"})
     with RawClient(binder.socket_path) as witness:
         for at in range(len(good)):

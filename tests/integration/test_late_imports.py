@@ -1,4 +1,4 @@
-"""A running binder imports nothing: by then, the files on disk may be another version's, or gone."""
+"""A running binder imports nothing, because the files on disk may be of another version, or gone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from multibinder.cli.binder_main import Invocation
 from tests.conftest import StartBinder
 from tests.support import RawClient
 
-#: The binder, which appends the name of each module that it imports from its start on to a file.
+#: A binder that appends the name of each module that it imports after its start to a file.
 _PROGRAM = """
 import os, sys
 from multibinder.cli import binder_main
@@ -51,7 +51,7 @@ def test_a_binder_imports_nothing_after_its_start(
                 client.bind([wanted])[0].close()
         client.check([(host, 8002)])
         assert [status.address for status in client.list()] == [f"{host}:8000"]
-        # The process that looks has no such descriptor: it would fail if it imported anything.
+        # The child that looks for holders has closed the descriptor of that file, so that an import would fail.
         assert client.status().looked_at is not None
         client.release([(host, 8000)])
         binder.send_signal(signal.SIGHUP)

@@ -1,4 +1,4 @@
-"""``import multibinder``: what a program gets, and what it is told when it gets nothing."""
+"""``import multibinder`` gives a program its listeners, or an error that says why not."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def no_binder_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MULTIBINDER_SOCK", raising=False)
 
 
-# What a program gets
+# Listeners
 
 
 def test_bind_gives_a_listener_that_accepts(binder: Binder, host: str) -> None:
@@ -110,7 +110,7 @@ def test_bind_many_gives_them_in_the_order_asked_for(binder: Binder, host: str) 
         listener.close()
 
 
-def test_bind_many_of_nothing_is_nothing(binder: Binder) -> None:
+def test_bind_many_of_no_addresses_returns_no_listeners(binder: Binder) -> None:
     assert multibinder.bind_many([], socket_path=binder.socket_path) == []
 
 
@@ -123,7 +123,7 @@ def test_port_0_with_a_name_is_the_same_port_after_a_restart(binder: Binder) -> 
     assert port() == port() != 0
 
 
-def test_a_release_tells_what_became_of_each(binder: Binder, host: str) -> None:
+def test_a_release_returns_the_outcome_for_each_listener(binder: Binder, host: str) -> None:
     with Client(binder.socket_path) as client:
         for listener in client.bind([(host, 8000), (host, 8001)], owner="a") + client.bind([(host, 8001)], owner="b"):
             listener.close()
@@ -139,7 +139,7 @@ def test_a_release_with_a_name_never_closes_another_address(binder: Binder, host
         assert [status.address for status in client.list()] == [f"{host}:8000"]
 
 
-def test_what_is_no_address_is_refused_before_anything_is_sent(binder: Binder) -> None:
+def test_an_invalid_address_is_refused_before_a_request_is_sent(binder: Binder) -> None:
     with Client(binder.socket_path) as client, pytest.raises(LocalProtocolError, match="neither an address"):
         client.bind(["127.0.0.1:80"])  # type: ignore[list-item]
 
@@ -168,7 +168,7 @@ def test_more_listeners_than_we_may_open_is_an_error_that_says_so_and_leaks_noth
 # Without a binder
 
 
-def test_without_a_binder_in_sight_it_says_what_to_set() -> None:
+def test_without_a_configured_binder_the_error_says_what_to_set() -> None:
     for attempt in (
         lambda: multibinder.bind("127.0.0.1", 0),
         lambda: multibinder.bind_many([("127.0.0.1", 0)]),
@@ -184,7 +184,9 @@ def test_fallback_binds_here_and_warns() -> None:
     with listener:
         assert can_connect(listener.getsockname())
         assert not listener.get_inheritable()
-    assert [Path(warning.filename).name for warning in warned] == ["test_library.py"], "it points at the caller"
+    assert [Path(warning.filename).name for warning in warned] == ["test_library.py"], (
+        "the warning names the line of the caller"
+    )
 
 
 def test_fallback_of_several_points_at_the_caller_too() -> None:
@@ -214,7 +216,7 @@ def test_fallback_with_a_binder_in_the_environment_uses_the_binder(
     assert can_connect((host, 8000))
 
 
-def test_a_socket_that_is_not_there_is_an_unavailable_binder(run_dir: Path) -> None:
+def test_a_missing_socket_is_an_unavailable_binder(run_dir: Path) -> None:
     with descriptors_unchanged(), pytest.raises(BinderUnavailable, match="there is no such socket; is 'multibinder"):
         Client(run_dir / "mb.sock")
 
@@ -222,7 +224,7 @@ def test_a_socket_that_is_not_there_is_an_unavailable_binder(run_dir: Path) -> N
 def test_a_socket_that_we_may_not_use_is_an_unavailable_binder(run_dir: Path) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(run_dir / "mb.sock"))
-        with pytest.raises(BinderUnavailable, match="nobody listens there any more"):
+        with pytest.raises(BinderUnavailable, match="no process listens there any more"):
             Client(run_dir / "mb.sock")
 
 
@@ -233,7 +235,7 @@ def test_a_killed_binder_is_an_unavailable_one(binder: Binder) -> None:
         binder.wait()
         with pytest.raises(BinderUnavailable, match="closed the connection without an answer"):
             client.hello()
-    with pytest.raises(BinderUnavailable, match="nobody listens there any more"):
+    with pytest.raises(BinderUnavailable, match="no process listens there any more"):
         Client(binder.socket_path)
 
 
@@ -303,7 +305,7 @@ def test_a_binder_whose_queue_stays_full_is_a_timeout(run_dir: Path) -> None:
             Client(run_dir / "s", timeout=0.3)
 
 
-# A server that hands over what was not asked for
+# A server that sends something that was not asked for
 
 
 def reply_with(*rights: int, result: object = True) -> Callable[[socket.socket], None]:
@@ -335,11 +337,11 @@ def handoffs(descriptors: int, host: str, *ports: int) -> Json:
 def assert_refused(
     path: Path, serve: Callable[[socket.socket], None], complaint: str, *wanted: tuple[str, int]
 ) -> None:
-    """Binding from this server is a protocol error, and nothing that came with its answer stays open."""
+    """Assert that an answer of this server is a protocol error, and that no descriptor of it stays open."""
     with descriptors_unchanged(), served_by(path, serve):
         with Client(path, timeout=PATIENCE_S) as client, pytest.raises(RemoteProtocolError, match=complaint):
             client.bind(wanted)
-        gc.collect()  # a descriptor that only the garbage collector closes was leaked: that is a ResourceWarning
+        gc.collect()  # a descriptor that only the garbage collector closes is a leak, and gives a ResourceWarning
 
 
 def test_a_listener_on_another_port_is_refused(run_dir: Path, listener: socket.socket, host: str) -> None:
@@ -440,7 +442,7 @@ def test_a_result_that_makes_no_sense_is_refused(run_dir: Path, host: str, resul
         (b'{"jsonrpc":"2.0","id":"1","error":"no"}\n', "not a JSON-RPC reply"),
     ],
 )
-def test_a_reply_that_is_none_is_refused(run_dir: Path, host: str, reply: bytes, complaint: str) -> None:
+def test_an_invalid_reply_is_refused(run_dir: Path, host: str, reply: bytes, complaint: str) -> None:
     def serve(connection: socket.socket) -> None:
         connection.recv(65536)
         connection.sendall(reply)
@@ -465,7 +467,7 @@ def test_descriptors_that_came_with_a_refusal_are_closed(run_dir: Path, listener
         client.bind([(host, 8000)])
 
 
-def test_descriptors_of_an_answer_that_stops_are_closed(run_dir: Path, listener: socket.socket, host: str) -> None:
+def test_descriptors_of_an_answer_that_is_cut_off_are_closed(run_dir: Path, listener: socket.socket, host: str) -> None:
     def serve(connection: socket.socket) -> None:
         connection.recv(65536)
         socket.send_fds(connection, [b'{"jsonrpc":"2.0","id":"1",'], [listener.fileno()] * 3)
@@ -479,6 +481,6 @@ def test_descriptors_of_an_answer_that_stops_are_closed(run_dir: Path, listener:
         client.bind([(host, 8000)])
 
 
-def test_a_listener_is_one_of_ours_that_copes_with_its_other_holders(binder: Binder, host: str) -> None:
+def test_bind_returns_a_listener_that_copes_with_its_other_holders(binder: Binder, host: str) -> None:
     with multibinder.bind(host, 8000, socket_path=binder.socket_path) as listener:
         assert isinstance(listener, SharedListener)

@@ -1,4 +1,4 @@
-"""What one user may have of the binder, and all together: a clear refusal, and nobody else pays for it."""
+"""The quotas of one user and of all users: a refusal is clear, and does not affect other users."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HELLO = request("hello")
 HALF = HELLO[:20]
 REST = HELLO[20:]
 LIMIT_REACHED = 10001
-#: Two users that no system gives to anybody in particular.
+#: Two users that exist on no system.
 ONE, OTHER = 64001, 64002
 
 
@@ -51,7 +51,7 @@ def assert_served(client: RawClient, binder: Binder) -> None:
 
 
 def begin_a_request(client: RawClient, binder: Binder) -> None:
-    """So that the binder has read the half of it: it came with a whole one, which is answered."""
+    """Send half a request. The binder has read it when it answers the whole request in the same message."""
     assert client.ask(HELLO + HALF)["result"]["pid"] == binder.pid
 
 
@@ -72,10 +72,10 @@ def bound(binder: Binder) -> list[str]:
 
 @contextlib.contextmanager
 def nothing_stays_open(binder: Binder) -> Iterator[None]:
-    """When every client of the block is gone, the binder has open what it had before, but for listeners."""
+    """Assert that the binder has closed all descriptors of the block's clients, except listeners."""
 
     def others() -> int:
-        # Clients are accepted in the order in which they connect: when this one is answered, those before it are in.
+        # The binder accepts clients in order. When it answers this one, it has accepted all before it.
         with Client(binder.socket_path) as client:
             listeners = len(client.list())
             return len(descriptors(binder.pid)) - 1 - listeners
@@ -93,7 +93,7 @@ def test_a_user_at_its_limit_of_listeners_is_refused_and_others_bind(
     assert "result" in client.ask(bind(host, 8000, 8001))
     assert_refused(client.ask(bind(host, 8002)), "listeners_per_uid", "--max-listeners-per-uid")
     assert_refused(client.ask(bind(host, 8000, 8003)), "listeners_per_uid", "--max-listeners-per-uid")
-    assert "result" in client.ask(bind(host, 8000))  # it has a claim to this one already
+    assert "result" in client.ask(bind(host, 8000))  # the user has a claim to this one already
     assert "result" in good.connect(binder.socket_path).ask(bind(host, 8004, 8005))
     with RawClient(binder.socket_path) as root:
         assert "result" in root.ask(bind(host, 8006, 8007, 8008))
@@ -103,7 +103,7 @@ def test_a_user_at_its_limit_of_listeners_is_refused_and_others_bind(
     assert "result" in client.ask(bind(host, 8002))
 
 
-def test_listeners_of_others_count_for_who_binds_them_too(
+def test_a_shared_listener_counts_for_every_user_that_binds_it(
     start_binder: StartBinder, hostile: Stranger, good: Stranger, host: str
 ) -> None:
     binder = start(start_binder, "--max-listeners-per-uid", "1")
@@ -144,19 +144,19 @@ def test_a_user_at_its_limit_of_clients_is_turned_away_and_others_are_served(
         with good.connect(binder.socket_path) as client:
             assert_served(client, binder)
         assert refusals(binder) == {"clients_per_uid": 1}
-        for client in busy:  # they lost nothing
+        for client in busy:  # the clients of other users are unaffected
             assert client.ask(REST)["result"]["pid"] == binder.pid
             client.close()
     assert f"uid={ONE}" in binder.wait_for_log("event=turned-away")
 
 
-def test_a_user_at_its_limit_of_clients_costs_none_but_its_own_quiet_ones(
+def test_a_user_at_its_limit_of_clients_evicts_only_its_own_idle_ones(
     start_binder: StartBinder, hostile: Stranger, good: Stranger
 ) -> None:
     binder = start(start_binder, "--max-clients-per-uid", "2")
     quiet_good, quiet_root = good.connect(binder.socket_path), RawClient(binder.socket_path)
     with quiet_root:
-        assert_served(quiet_good, binder)  # quiet for longer than those of the other user
+        assert_served(quiet_good, binder)  # idle for longer than the clients of the other user
         assert_served(quiet_root, binder)
         quiet, busy = hostile.connect(binder.socket_path), hostile.connect(binder.socket_path)
         assert_served(quiet, binder)
@@ -172,7 +172,7 @@ def test_a_user_at_its_limit_of_clients_costs_none_but_its_own_quiet_ones(
         assert (counters.evictions, counters.refusals) == (1, {})
 
 
-def test_a_full_binder_turns_the_user_away_that_filled_it(start_binder: StartBinder, hostile: Stranger) -> None:
+def test_a_full_binder_turns_away_the_user_that_filled_it(start_binder: StartBinder, hostile: Stranger) -> None:
     binder = start(start_binder, "--max-clients", "3")
     busy = [hostile.connect(binder.socket_path) for _ in range(3)]
     for client in busy:
@@ -186,7 +186,7 @@ def test_a_full_binder_turns_the_user_away_that_filled_it(start_binder: StartBin
 
 
 @pytest.mark.parametrize("who", ["root", "another user"])
-def test_others_get_in_when_one_user_has_taken_all_places(
+def test_other_users_can_connect_when_one_user_has_filled_the_binder(
     start_binder: StartBinder, hostile: Stranger, good: Stranger, who: str
 ) -> None:
     binder = start(start_binder, "--max-clients", "4")
@@ -202,7 +202,7 @@ def test_others_get_in_when_one_user_has_taken_all_places(
             assert client.ask(REST)["result"]["pid"] == binder.pid
 
 
-def test_root_gets_in_when_all_places_are_taken_by_clients_that_do_not_read(
+def test_root_can_connect_when_clients_that_do_not_read_fill_the_binder(
     start_binder: StartBinder, hostile: Stranger, good: Stranger, host: str
 ) -> None:
     binder = start(start_binder, "--max-clients", "3")
@@ -215,7 +215,7 @@ def test_root_gets_in_when_all_places_are_taken_by_clients_that_do_not_read(
         assert_served(root, binder)
 
 
-def test_a_user_that_asks_too_fast_is_told_and_others_are_answered(
+def test_a_user_above_its_rate_is_refused_and_others_are_answered(
     start_binder: StartBinder, hostile: Stranger, good: Stranger
 ) -> None:
     binder = start(start_binder, "--max-rate-per-uid", "5")
@@ -253,7 +253,7 @@ def test_a_user_that_never_stops_asking_is_answered_at_its_rate(start_binder: St
         for client in clients:
             if "error" in client.reply():
                 refused += 1
-            elif refused > 200:  # far more than its rate gives in the time that these took
+            elif refused > 200:  # far more than its rate allows in this time
                 answered_since += 1
         return answered_since > 10
 
@@ -264,11 +264,11 @@ def test_a_large_request_counts_as_several(start_binder: StartBinder, hostile: S
     binder = start(start_binder, "--max-rate-per-uid", "50")
     client = hostile.connect(binder.socket_path)
     large = request("hello", {"x": "y" * 60_000})
-    assert "result" in client.ask(large)  # more than the whole burst of 100; one is always let through
+    assert "result" in client.ask(large)  # more than the whole burst of 100, but a single request is always allowed
     assert client.ask(HELLO)["error"]["data"] == {"limit": "rate_per_uid"}
 
 
-def test_a_binder_that_is_asked_too_fast_still_answers_root(
+def test_a_binder_above_its_total_rate_still_answers_root(
     start_binder: StartBinder, hostile: Stranger, good: Stranger
 ) -> None:
     binder = start(start_binder, "--max-rate", "5")
@@ -284,7 +284,7 @@ def test_a_binder_that_is_asked_too_fast_still_answers_root(
             assert_served(root, binder)
 
 
-def test_what_a_user_is_refused_does_not_use_up_the_rate_of_all(
+def test_refused_requests_of_a_user_do_not_use_up_the_total_rate(
     start_binder: StartBinder, hostile: Stranger, good: Stranger
 ) -> None:
     binder = start(start_binder, "--max-rate-per-uid", "5", "--max-rate", "30")
@@ -292,24 +292,24 @@ def test_what_a_user_is_refused_does_not_use_up_the_rate_of_all(
     for client in clients:
         client.send(HELLO * 3)
     counted = sum("error" in client.reply() for client in clients for _ in range(3))
-    assert counted > 70  # more than all may ask in the burst of the binder
+    assert counted > 70  # more requests than the burst of all users together
     other = good.connect(binder.socket_path)
     for _ in range(9):
         assert_served(other, binder)
 
 
-def test_descriptors_that_nobody_reads_are_limited_for_each_user(
+def test_unread_descriptors_are_limited_for_each_user(
     start_binder: StartBinder, hostile: Stranger, good: Stranger, host: str
 ) -> None:
     binder = start(start_binder, "--max-in-flight-per-uid", "4")
     with nothing_stays_open(binder):
         deaf, asking = hostile.connect(binder.socket_path), hostile.connect(binder.socket_path)
         deaf.send(bind(host, 8000, 8001, 8002))
-        wait_until(lambda: in_flight(binder) == 3, "they are on their way", log=binder.log)
+        wait_until(lambda: in_flight(binder) == 3, "the descriptors are in flight", log=binder.log)
         refused = asking.ask(bind(host, 8003, 8004))["error"]
         assert (refused["code"], refused["data"]) == (LIMIT_REACHED, {"limit": "in_flight_per_uid"})
         assert "(--max-in-flight-per-uid)" in refused["message"]
-        assert bound(binder) == [f"{host}:{port}" for port in (8000, 8001, 8002)]  # nothing of what was refused
+        assert bound(binder) == [f"{host}:{port}" for port in (8000, 8001, 8002)]  # no listener of the refused request
         with good.connect(binder.socket_path) as other:
             assert "result" in other.ask(bind(host, 8003, 8004))
         with RawClient(binder.socket_path) as root:
@@ -323,20 +323,20 @@ def test_descriptors_that_nobody_reads_are_limited_for_each_user(
 
 
 @pytest.mark.parametrize("end", ["half-closed", "reset by a protocol error"])
-def test_descriptors_of_a_client_that_we_are_done_with_count_until_it_reads_them(
+def test_descriptors_of_a_finished_client_count_until_it_reads_them(
     start_binder: StartBinder, hostile: Stranger, host: str, end: str
 ) -> None:
     binder = start(start_binder, "--max-in-flight-per-uid", "3")
     with nothing_stays_open(binder):
         deaf, asking = hostile.connect(binder.socket_path), hostile.connect(binder.socket_path)
         deaf.send(bind(host, 8000, 8001, 8002))
-        wait_until(lambda: in_flight(binder) == 3, "they are on their way", log=binder.log)
+        wait_until(lambda: in_flight(binder) == 3, "the descriptors are in flight", log=binder.log)
         if end == "half-closed":
             deaf.socket.shutdown(socket.SHUT_WR)
         else:
             deaf.send(b"nonsense")
             binder.wait_for_log("event=protocol-error")
-        # One more request of ours, so that the binder has seen the end before the next answer.
+        # After this answer, the binder has handled the end of the other client.
         assert_served(asking, binder)
         for _ in range(3):
             assert asking.ask(bind(host, 8003))["error"]["data"] == {"limit": "in_flight_per_uid"}
@@ -350,7 +350,7 @@ def test_descriptors_of_a_client_that_we_are_done_with_count_until_it_reads_them
         asking.close()
 
 
-def test_descriptors_of_a_client_that_closes_its_end_count_no_more(
+def test_descriptors_of_a_client_that_disconnects_no_longer_count(
     start_binder: StartBinder, hostile: Stranger, host: str
 ) -> None:
     binder = start(start_binder, "--max-in-flight-per-uid", "3")
@@ -359,7 +359,7 @@ def test_descriptors_of_a_client_that_closes_its_end_count_no_more(
         for _ in range(20):
             deaf = hostile.connect(binder.socket_path)
             deaf.send(bind(host, 8000, 8001, 8002))
-            wait_until(lambda: in_flight(binder) == 3, "they are on their way", log=binder.log)
+            wait_until(lambda: in_flight(binder) == 3, "the descriptors are in flight", log=binder.log)
             assert asking.ask(bind(host, 8003))["error"]["data"] == {"limit": "in_flight_per_uid"}
             deaf.close()
             assert "result" in asking.ask(bind(host, 8003))
@@ -369,14 +369,14 @@ def test_descriptors_of_a_client_that_closes_its_end_count_no_more(
     assert in_flight(binder) == 0
 
 
-def test_a_client_with_descriptors_on_their_way_is_not_dropped_to_make_room(
+def test_a_client_with_descriptors_in_flight_is_not_evicted(
     start_binder: StartBinder, hostile: Stranger, host: str
 ) -> None:
-    """Else whoever comes again and again could have any number of them."""
+    """Otherwise a user that reconnects could have any number of descriptors in flight."""
     binder = start(start_binder, "--max-clients-per-uid", "2", "--max-in-flight-per-uid", "3")
     deaf = hostile.connect(binder.socket_path)
     deaf.send(bind(host, 8000, 8001, 8002))
-    wait_until(lambda: in_flight(binder) == 3, "they are on their way", log=binder.log)
+    wait_until(lambda: in_flight(binder) == 3, "the descriptors are in flight", log=binder.log)
     second = hostile.connect(binder.socket_path)
     assert_served(second, binder)
     third = hostile.connect(binder.socket_path)
@@ -385,7 +385,7 @@ def test_a_client_with_descriptors_on_their_way_is_not_dropped_to_make_room(
     assert in_flight(binder) == 3
 
 
-def test_one_batch_may_be_larger_than_what_may_be_on_its_way(
+def test_a_single_batch_may_exceed_the_limit_of_descriptors_in_flight(
     start_binder: StartBinder, hostile: Stranger, host: str
 ) -> None:
     binder = start(start_binder, "--max-in-flight-per-uid", "3", "--max-in-flight", "3")
@@ -397,13 +397,13 @@ def test_one_batch_may_be_larger_than_what_may_be_on_its_way(
     assert len(client.descriptors) == 600
 
 
-def test_descriptors_that_nobody_reads_are_limited_in_total(
+def test_unread_descriptors_are_limited_in_total(
     start_binder: StartBinder, hostile: Stranger, good: Stranger, host: str
 ) -> None:
     binder = start(start_binder, "--max-in-flight", "3")
     deaf = hostile.connect(binder.socket_path)
     deaf.send(bind(host, 8000, 8001, 8002))
-    wait_until(lambda: in_flight(binder) == 3, "they are on their way", log=binder.log)
+    wait_until(lambda: in_flight(binder) == 3, "the descriptors are in flight", log=binder.log)
     other = good.connect(binder.socket_path)
     refused = other.ask(bind(host, 8003))["error"]
     assert (refused["code"], refused["data"]) == (LIMIT_REACHED, {"limit": "in_flight"})
@@ -416,7 +416,7 @@ def test_descriptors_that_nobody_reads_are_limited_in_total(
 def test_unfinished_requests_of_one_user_are_limited_and_others_finish_theirs(
     start_binder: StartBinder, hostile: Stranger, good: Stranger
 ) -> None:
-    binder = start(start_binder, "--max-request", "1024")  # sixteen such for each user
+    binder = start(start_binder, "--max-request", "1024")  # the limit is sixteen unfinished requests for each user
     other = good.connect(binder.socket_path)
     other.send(HALF)
     half = b'{"x":"' + b"y" * 994
@@ -441,7 +441,7 @@ def test_unfinished_requests_of_one_user_are_limited_and_others_finish_theirs(
 
 
 def wait_for_refusal(clients: list[RawClient]) -> Json:
-    """The error that one of them gets."""
+    """Wait until one of the clients is refused, and return the error."""
 
     def told() -> Json | None:
         for client in clients:
@@ -454,11 +454,13 @@ def wait_for_refusal(clients: list[RawClient]) -> Json:
                 return error
         return None
 
-    return wait_until(told, "one of them is refused")
+    return wait_until(told, "one of the clients is refused")
 
 
-def test_unfinished_requests_in_total_cost_who_has_most_of_them(start_binder: StartBinder, meet: Meet) -> None:
-    binder = start(start_binder, "--max-request", "1024")  # a hundred such in total
+def test_at_the_total_limit_of_unfinished_requests_the_user_with_most_is_refused(
+    start_binder: StartBinder, meet: Meet
+) -> None:
+    binder = start(start_binder, "--max-request", "1024")  # the limit is a hundred unfinished requests in total
     half = b'{"x":"' + b"y" * 994
     small = meet(OTHER).connect(binder.socket_path)
     small.send(HALF)

@@ -1,4 +1,4 @@
-"""The load generator against small real servers: every outcome told apart, every wait counted from the schedule."""
+"""The load generator, tested on small real servers, tells outcomes apart and counts waits from the schedule."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def listener(backlog: int = 1024) -> Iterator[socket.socket]:
 
 @contextmanager
 def server(answer: Answer = ok) -> Iterator[Name]:
-    """A server with one thread: what it does with a connection holds up the next one."""
+    """Run a server with one thread. While it serves a connection, the next one waits."""
 
     def serve() -> None:
         while True:
@@ -78,8 +78,8 @@ def closed_port() -> Name:
     return name
 
 
-def until(load: Load, condition: Callable[[Result], bool], deadline_s: float = 10.0) -> Result:
-    """The first snapshot that meets the condition."""
+def wait_for_snapshot(load: Load, condition: Callable[[Result], bool], deadline_s: float = 10.0) -> Result:
+    """Wait for a snapshot that meets the condition, and return it."""
     deadline = time.monotonic() + deadline_s
     while not condition(result := load.snapshot()):
         assert time.monotonic() < deadline, result.table()
@@ -88,9 +88,9 @@ def until(load: Load, condition: Callable[[Result], bool], deadline_s: float = 1
 
 
 def outcome_of(target: Name, *, timeout_s: float = 5.0, expect_status: int = 200) -> Result:
-    """What a load on one target comes to, once twenty connections were tried."""
+    """Return the result of a load on one target after at least twenty connections."""
     with Load([target], rate=200, timeout_s=timeout_s, expect_status=expect_status) as load:
-        until(load, lambda result: result.total.tried >= 20)
+        wait_for_snapshot(load, lambda result: result.total.tried >= 20)
         return load.stop()
 
 
@@ -129,7 +129,7 @@ def test_the_end_before_a_complete_reply_counts_as_reset(reply: bytes) -> None:
     assert total.causes == {"EOF": total.tried}
 
 
-def test_a_listener_that_nobody_accepts_on_counts_as_timed_out() -> None:
+def test_a_listener_without_an_accepting_process_counts_as_timed_out() -> None:
     with listener() as sock:
         total = outcome_of(sock.getsockname(), timeout_s=0.3).total
     assert total.timed_out == total.failed == total.tried
@@ -170,7 +170,7 @@ def test_a_stall_shows_in_the_wait_of_every_connection_scheduled_during_it() -> 
             load.mark("stall")
             time.sleep(0.5)
             load.mark("after")
-        until(load, lambda result: result.phase("after").ok >= 20)
+        wait_for_snapshot(load, lambda result: result.phase("after").ok >= 20)
         result = load.stop()
     stall = result.phase("stall")
     assert result.total.failed == 0
@@ -187,7 +187,7 @@ def test_the_generators_own_lateness_is_a_wait_and_is_reported_as_its_own() -> N
         result = load.stop()
     assert result.total.generator_lag_max_s >= 0.35
     assert result.total.longest_wait_s >= result.total.generator_lag_max_s
-    assert result.total.p50_s >= 0.15  # every connection due meanwhile, not just the one that was under way
+    assert result.total.p50_s >= 0.15  # every connection that was due meanwhile, not only the one in flight
     assert result.total.tried >= 79
     assert result.total.ok == result.total.tried
 
@@ -195,9 +195,9 @@ def test_the_generators_own_lateness_is_a_wait_and_is_reported_as_its_own() -> N
 def test_a_connection_counts_in_the_phase_in_which_it_was_scheduled() -> None:
     with listener() as sock, Load([sock.getsockname()], rate=200, timeout_s=0.5) as load:
         load.mark("before")
-        until(load, lambda result: result.phase("before").tried >= 20)
+        wait_for_snapshot(load, lambda result: result.phase("before").tried >= 20)
         load.mark("after")
-        early = until(load, lambda result: result.phase("before").in_flight == 0)
+        early = wait_for_snapshot(load, lambda result: result.phase("before").in_flight == 0)
         result = load.stop()
     assert early.phase("before").tried == result.phase("before").tried
     assert early.phase("before").timed_out == early.phase("before").tried
@@ -222,7 +222,7 @@ def test_a_name_marked_again_resumes_its_phase() -> None:
         load.mark("reload")
         load.mark("steady")
         load.mark("reload")
-        until(load, lambda result: result.phase("reload").ok >= 10)
+        wait_for_snapshot(load, lambda result: result.phase("reload").ok >= 10)
         result = load.stop()
     assert [phase.name for phase in result.phases] == ["start", "reload", "steady"]
 
@@ -241,10 +241,10 @@ def test_targets_come_and_go_while_it_runs() -> None:
     with server() as target, Load([target], rate=200) as load:
         load.mark("both")
         load.add_target(*gone)
-        until(load, lambda result: result.phase("both").refused >= 10)
+        wait_for_snapshot(load, lambda result: result.phase("both").refused >= 10)
         load.remove_target(*gone)
         load.mark("one")
-        until(load, lambda result: result.phase("one").ok >= 10)
+        wait_for_snapshot(load, lambda result: result.phase("one").ok >= 10)
         result = load.stop()
     both, one = result.phase("both"), result.phase("one")
     assert both.ok >= 9
@@ -255,22 +255,22 @@ def test_targets_come_and_go_while_it_runs() -> None:
 def test_removing_a_target_waits_for_its_connections() -> None:
     with server() as target, listener() as silent, Load([target], rate=200, timeout_s=0.4) as load:
         load.add_target(*silent.getsockname())
-        until(load, lambda result: result.total.in_flight >= 11)
+        wait_for_snapshot(load, lambda result: result.total.in_flight >= 11)
         load.remove_target(*silent.getsockname())
         load.mark("after")
-        assert load.snapshot().phase("start").in_flight <= 1  # of the answering server's
+        assert load.snapshot().phase("start").in_flight <= 1  # of the server that answers
         result = load.stop()
     assert result.phase("start").timed_out >= 10
     assert result.phase("after").timed_out == 0
 
 
-def test_what_cannot_be_done_is_an_error_and_the_load_goes_on() -> None:
+def test_an_impossible_command_is_an_error_and_the_load_goes_on() -> None:
     with server() as target, Load([target], rate=200) as load:
         with pytest.raises(LoadError, match="is the only target"):
             load.remove_target(*target)
         with pytest.raises(LoadError, match=r"127\.0\.0\.1:1 is not a target"):
             load.remove_target("127.0.0.1", 1)
-        until(load, lambda result: result.total.ok >= 10)
+        wait_for_snapshot(load, lambda result: result.total.ok >= 10)
         assert load.stop().total.failed == 0
 
 
@@ -288,7 +288,7 @@ def test_connections_to_loopback_come_from_many_addresses() -> None:
 
 def test_bodies_are_counted_by_their_first_line() -> None:
     with server() as target, Load([target], rate=200, bodies=True) as load:
-        until(load, lambda result: result.total.ok >= 10)
+        wait_for_snapshot(load, lambda result: result.total.ok >= 10)
         total = load.stop().total
     assert total.bodies == {"hello": total.ok}
 
@@ -319,7 +319,7 @@ def test_a_load_whose_process_died_says_so() -> None:
             load.stop()
 
 
-def test_the_process_goes_when_its_caller_is_gone() -> None:
+def test_the_process_of_the_load_ends_with_its_caller() -> None:
     with server() as (host, port):
         command = [sys.executable, str(LOAD), "--control", "--rate", "50", f"{host}:{port}"]
         ended = subprocess.run(command, stdout=subprocess.PIPE, input=b"", timeout=10, check=False)

@@ -1,4 +1,4 @@
-"""The log: one line for each event, in the form that its reader wants."""
+"""The log has one line for each event, in the format for its reader."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ def test_json_is_one_object_a_line(start_binder: StartBinder, host: str) -> None
     assert events[1]["pid"] == os.getpid()
 
 
-def test_verbose_tells_every_handoff(start_binder: StartBinder, host: str) -> None:
+def test_verbose_logs_every_handoff(start_binder: StartBinder, host: str) -> None:
     binder = start_binder("-v")
     bind_and_release(binder, host)
     line = binder.wait_for_log("event=handed-over")
     assert f"level=debug event=handed-over address={host}:8000 owner=haproxy@web" in line
 
 
-def test_quiet_tells_what_is_wrong_and_nothing_else(start_binder: StartBinder, host: str) -> None:
+def test_quiet_logs_only_warnings_and_errors(start_binder: StartBinder, host: str) -> None:
     binder = start_binder("-q")
     bind_and_release(binder, host)
     with socket.socket(socket.AF_UNIX) as rude:
@@ -115,10 +115,10 @@ def test_a_stderr_that_is_not_the_journal_gets_no_priorities(start_binder: Start
     assert binder.wait_for_log("event=serving").startswith("time=")
 
 
-def test_a_line_is_there_as_soon_as_its_event(binder: Binder, host: str) -> None:
+def test_a_line_is_written_as_soon_as_its_event_happens(binder: Binder, host: str) -> None:
     with Client(binder.socket_path) as client:
         client.bind([(host, 8000)])[0].close()
-    wait_until(lambda: f"event=bound address={host}:8000" in binder.log(), "the line is there", timeout_s=1)
+    wait_until(lambda: f"event=bound address={host}:8000" in binder.log(), "the line is in the log", timeout_s=1)
 
 
 def test_a_log_that_cannot_be_written_does_not_stop_the_binder(run_dir: Path) -> None:

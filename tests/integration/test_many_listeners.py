@@ -1,4 +1,4 @@
-"""A thousand listeners, five hundred cycles: everything that was asked for, and nothing left over."""
+"""Many listeners and many bind cycles: every listener arrives, and no descriptor is left over."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COUNT = 1000
 
 
 def cookie(sock: socket.socket) -> bytes:
-    """SO_COOKIE: the identity of a socket for life."""
+    """Return SO_COOKIE, which identifies a socket as long as it exists."""
     return sock.getsockopt(socket.SOL_SOCKET, 57, 8)
 
 
@@ -163,7 +163,7 @@ def test_a_backlog_above_somaxconn_is_a_warning_with_the_effective_value(binder:
 
 @pytest.fixture
 def elsewhere(start_binder: StartBinder) -> Binder:
-    """A binder in a network namespace of its own, whose somaxconn may be changed."""
+    """A binder in a new network namespace, where the test may change somaxconn."""
     namespace = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--net"]
     possible = shutil.which("unshare") and subprocess.run([*namespace, "true"], capture_output=True, check=False)
     require("namespaces", possible and possible.returncode == 0, "this user cannot make a network namespace")
@@ -178,7 +178,7 @@ def set_somaxconn(binder: Binder, limit: int) -> None:
 
 
 def test_a_backlog_is_granted_whole_once_the_kernel_allows_it(elsewhere: Binder) -> None:
-    # It is what the warning says: raise net.core.somaxconn and ask again.
+    # The warning tells the user to raise net.core.somaxconn and to bind again.
     wanted = ListenerSpec(TcpAddress.parse("0.0.0.0:10000"), Options(backlog=2000))
     set_somaxconn(elsewhere, 1000)
     with Client(elsewhere.socket_path) as client:

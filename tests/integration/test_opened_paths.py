@@ -1,4 +1,4 @@
-"""Every path that the binder opens is in docs/FILES.md, and opened in the way that it says there."""
+"""Every path that the binder opens is in docs/FILES.md, with the way in which it is opened."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tests.support import Binder, RawClient, require, serving_pid, wait_until
 
 PROJECT = Path(__file__).parents[2]
 TABLE = PROJECT / "docs" / "FILES.md"
-#: Looking at something, and where we are, is not opening; what the table says of a path is about everything else that
-#: strace counts as a call with a path, and Unix sockets.
+#: The table covers Unix sockets and all calls that strace counts as calls with a path, except those that only read
+#: metadata or the working directory.
 CALLS = "%file,bind,connect"
 _LOOKING = re.compile(r"\w*stat\w*|readlink(at)?|access|faccessat2?|getcwd")
 _STRING = r'"((?:[^"\\]|\\.)*)"'
@@ -52,8 +52,8 @@ uid = "root"
 allow = ["upgrade", "list"]
 """
 
-#: A server with two processes that wait for clients, each in its own way. By its name it is an HAProxy: a master, whose
-#: children are asked for. It says "ready" when both hold the listener.
+#: A server with two processes that wait for clients in different ways. It is named haproxy, so that the binder takes it
+#: for a master and reads its children. It says "ready" when both hold the listener.
 SERVER = """
 import os, select, sys, multibinder
 listener = multibinder.bind(sys.argv[2], 8000, owner="server", socket_path=sys.argv[1])
@@ -75,7 +75,7 @@ class Opened(NamedTuple):
 
 
 def rows() -> list[tuple[str, set[str]]]:
-    """(path, ways) of each row of the table."""
+    """Return the path and the ways of each row of the table."""
     found = []
     for line in TABLE.read_text().splitlines():
         if line.startswith("| `"):
@@ -98,7 +98,7 @@ def pattern(path: str, names: Mapping[str, str]) -> re.Pattern[str]:
 
 
 def opened(trace: Path) -> Iterator[Opened]:
-    """From strace's lines, with -f; a call that another thread interrupted has two."""
+    """Parse the lines of ``strace -f``. A call that another thread interrupted has two lines."""
     unfinished: dict[str, str] = {}
     for line in trace.read_text(errors="replace").splitlines():
         pid, _, call = line.partition(" ")
@@ -151,7 +151,7 @@ def _how(arguments: str) -> str:
 
 
 def of_python(one: Opened) -> bool:
-    """Modules, shared libraries, and what the C library reads for them."""
+    """Return whether the path is a module, a shared library, or a file that the C library reads for them."""
     path = one.path
     if "__pycache__" in path:
         return True
@@ -166,7 +166,7 @@ def of_python(one: Opened) -> bool:
 
 
 def assert_documented(trace: Path, names: Mapping[str, str]) -> set[tuple[str, str]]:
-    """Which (path, way) of the table were seen."""
+    """Assert that the table has every opened path; return the (path, way) pairs of the table that were seen."""
     table = [(path, pattern(path, names), ways) for path, ways in rows()]
     strange, seen = [], set()
     for one in opened(trace):
@@ -191,7 +191,7 @@ def traced(run_dir: Path) -> Sequence[str]:
 
 @contextlib.contextmanager
 def server(binder: Binder, host: str) -> Iterator[None]:
-    """Two holders of the listener on ``host``, one in epoll_wait(2) and one in accept(2)."""
+    """Run two holders of the listener on ``host``, one in epoll_wait(2) and one in accept(2)."""
     command = [sys.executable, "-c", SERVER, str(binder.socket_path), host]
     with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as running:
         try:
@@ -273,7 +273,7 @@ def test_a_whole_life_opens_what_is_documented_and_nothing_else(
         wait_until(lambda: log.exists() and "policy-reloaded" in log.read_text(), "the policy is read again")
         wait_until(lambda: "WATCHDOG=1" in (binder.notification() or ""), "the watchdog is fed", timeout_s=60)
         client.upgrade()
-    # READY=1 waits for room among the messages that we have not read.
+    # The binder can send READY=1 only when the test has read its earlier notifications.
     wait_until(lambda: "READY=1" in (binder.notification() or ""), "the new code is ready", timeout_s=60)
     assert serving_pid(binder.socket_path) == pid
     with Client(binder.socket_path, timeout=60) as client:
@@ -283,7 +283,7 @@ def test_a_whole_life_opens_what_is_documented_and_nothing_else(
     assert binder.wait() == 0
     seen = assert_documented(run_dir / "trace", names)
     ours = {path for path, _ in rows() if path.startswith(("SOCKET", "PIDFILE", "LOG", "POLICY", "$NOTIFY", "PYTHON"))}
-    assert ours - {path for path, _ in seen} == set(), "the table has what is never opened"
+    assert ours - {path for path, _ in seen} == set(), "the table has paths that are never opened"
     assert {
         ("/proc/net/tcp", "read"),
         ("/proc/PID/cgroup", "read"),

@@ -1,4 +1,4 @@
-"""A policy in force: a real binder, and real processes of other users that ask it."""
+"""A real binder with a policy decides about requests of real processes of other users."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POLICY_REFUSES = 10003
 
 
 class PolicyFile:
-    """A policy file of root's that a binder reads."""
+    """A policy file of root that a binder reads."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -32,7 +32,7 @@ class PolicyFile:
         return self
 
     def reload(self, binder: Binder, event: str = "policy-reloaded") -> str:
-        """SIGHUP to the one that serves; the line of its log that says what came of it."""
+        """Send SIGHUP to the binder, and return the line of its log with the outcome."""
         before = binder.log_path.read_text().count(f"event={event}")
         os.kill(serving_pid(binder.socket_path), signal.SIGHUP)
 
@@ -90,11 +90,11 @@ def test_denied_then_allowed_by_a_rule_then_denied_again(
     assert told.received == []
     assert f'denied by rule 1 ("not any more") of {policy.path}' in told.refusal
     assert told.reply["error"]["data"]["rule"] == 1
-    with Client(governed.socket_path) as root:  # nobody has to allow root anything
+    with Client(governed.socket_path) as root:  # root needs no rule
         root.bind([(host, 80)])[0].close()
 
 
-def test_a_refusal_is_logged_with_who_it_was_and_counted(governed: Binder, stranger: Stranger, host: str) -> None:
+def test_a_refusal_is_counted_and_logged_with_its_user(governed: Binder, stranger: Stranger, host: str) -> None:
     stranger.bind(host, 80)
     line = governed.wait_for_log("event=refused")
     comm = Path(f"/proc/{stranger.pid}/comm").read_text().strip()
@@ -122,7 +122,9 @@ def test_every_method_but_hello_asks_the_policy(governed: Binder, stranger: Stra
     assert "result" in stranger.ask("hello").reply
 
 
-def test_of_a_batch_all_or_nothing(policy: PolicyFile, governed: Binder, stranger: Stranger, host: str) -> None:
+def test_a_batch_is_allowed_as_a_whole_or_refused(
+    policy: PolicyFile, governed: Binder, stranger: Stranger, host: str
+) -> None:
     policy.write(f'uid = {UID}\nallow = "*"\naddress = "{host}:80"')
     policy.reload(governed)
     batch = [{"address": host, "port": port} for port in (80, 81)]
@@ -140,7 +142,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("text", "mode", "why"), BROKEN)
-def test_a_broken_file_keeps_the_policy_of_before_and_says_so(
+def test_a_broken_policy_file_keeps_the_previous_policy_and_is_logged(
     policy: PolicyFile, governed: Binder, stranger: Stranger, host: str, text: str, mode: int, why: str
 ) -> None:
     policy.write(f'uid = {UID}\nallow = "bind"\naddress = "{host}:80"')
@@ -149,13 +151,13 @@ def test_a_broken_file_keeps_the_policy_of_before_and_says_so(
     policy.path.chmod(mode)
     line = policy.reload(governed, "policy-broken")
     assert why in line
-    assert "the policy of before stays" in line
+    assert "the previous policy stays in force" in line
     assert stranger.bind(host, 80).addresses == [f"{host}:80"]
     assert stranger.bind(host, 81).received == []
 
 
 @pytest.mark.parametrize("instead", ["nothing", "fifo", "directory"])
-def test_a_missing_file_and_one_that_would_block_keep_it_too(
+def test_a_missing_or_blocking_policy_file_keeps_the_previous_policy(
     policy: PolicyFile, governed: Binder, stranger: Stranger, host: str, instead: str
 ) -> None:
     policy.path.unlink()
@@ -170,7 +172,7 @@ def test_a_missing_file_and_one_that_would_block_keep_it_too(
 
 
 @pytest.mark.parametrize("text", [None, "[[rule]\n"])
-def test_a_policy_that_cannot_be_used_is_no_start(run_dir: Path, policy: PolicyFile, text: str | None) -> None:
+def test_a_binder_does_not_start_with_an_unusable_policy(run_dir: Path, policy: PolicyFile, text: str | None) -> None:
     policy.path.unlink() if text is None else policy.path.write_text(text)
     done = multibinder("serve", "--socket", run_dir / "mb.sock", "--policy", policy.path)
     assert (done.returncode, done.stdout) == (1, "")
@@ -200,15 +202,17 @@ def test_a_binder_that_has_listeners_comes_up_with_a_broken_policy_for_root_alon
         assert stranger.bind(host, 80).addresses == [f"{host}:80"]
 
 
-def test_there_is_no_upgrade_to_a_binder_that_could_not_read_the_policy(
+def test_an_upgrade_to_a_binder_that_cannot_read_the_policy_is_refused(
     policy: PolicyFile, governed: Binder, stranger: Stranger, host: str
 ) -> None:
     policy.write(everything(UID))
     policy.reload(governed)
     for spoil, why in ((lambda: policy.path.write_text("[[rule]\n"), "not TOML"), (policy.path.unlink, "no such file")):
         spoil()
-        with Client(governed.socket_path) as root, pytest.raises(RequestError, match=why):
-            root.upgrade()
+        with Client(governed.socket_path) as root:
+            with pytest.raises(RequestError, match=why):
+                root.upgrade()
+            assert root.hello().pid == governed.pid
         assert stranger.bind(host, 80).addresses == [f"{host}:80"]
 
 
@@ -223,7 +227,7 @@ def test_the_policy_is_in_force_after_an_upgrade(
     assert stranger.bind(host, 81).received == []
 
 
-def test_a_control_socket_open_to_others_is_said_to_give_everything_away_unless_a_policy_says_what(
+def test_a_control_socket_open_to_others_without_a_policy_is_warned_of(
     run_dir: Path, policy: PolicyFile, start_binder: StartBinder
 ) -> None:
     require("default policy", not Path("/etc/multibinder/policy.toml").exists(), "this host has a policy")
@@ -251,7 +255,7 @@ def refused(told_error: dict[str, object], label: str) -> bool:
     )
 
 
-def test_a_label_is_one_users(
+def test_a_label_belongs_to_one_user(
     policy: PolicyFile, governed: Binder, stranger: Stranger, other: Stranger, host: str
 ) -> None:
     policy.write(everything(UID, OTHER_UID))
@@ -262,18 +266,18 @@ def test_a_label_is_one_users(
         told = other.ask(method, web(host, port, "app"))
         assert told.received == []
         assert refused(told.reply["error"], "app")
-    # The port is both's to have, by the policy; the claims are each one's own.
+    # The policy allows the port to both users. Each claim belongs to one of them.
     assert other.ask("bind", web(host, 80, "b")).addresses == [address]
     assert other.ask("release", web(host, 80, "b")).reply["result"][0]["outcome"] == "kept"
     assert owners(governed) == {address: ["app"]}
     with Client(governed.socket_path) as root:
         root.bind([(host, 81)], owner="app")[0].close()
         assert [each.outcome for each in root.release([(host, 80), (host, 81)], owner="app")] == ["closed", "closed"]
-    # Nobody has it any more, so it is free.
+    # No user has a claim with this label any more, so that any user may take it.
     assert other.ask("bind", web(host, 80, "app")).addresses == [address]
 
 
-def test_what_somebody_claims_without_a_label_is_theirs(
+def test_a_claim_without_a_label_belongs_to_its_user(
     policy: PolicyFile, governed: Binder, stranger: Stranger, other: Stranger, host: str
 ) -> None:
     policy.write(everything(UID, OTHER_UID))
@@ -290,7 +294,9 @@ def test_what_somebody_claims_without_a_label_is_theirs(
 
 
 @pytest.mark.parametrize("how", ["upgrade", "SIGKILL"])
-def test_a_label_stays_whose_it_is(policy: PolicyFile, start_binder: StartBinder, host: str, how: str) -> None:
+def test_a_label_keeps_its_user_after_a_crash_or_an_upgrade(
+    policy: PolicyFile, start_binder: StartBinder, host: str, how: str
+) -> None:
     policy.write(everything(UID, OTHER_UID))
     binder = start_binder("--guard", "--mode", "0666", "--policy", str(policy.path))
     with Stranger(UID, binder.socket_path) as stranger, Stranger(OTHER_UID, binder.socket_path) as other:
@@ -310,7 +316,9 @@ def test_a_label_stays_whose_it_is(policy: PolicyFile, start_binder: StartBinder
         assert [each["outcome"] for each in told.reply["result"]] == ["closed", "closed"]
 
 
-def test_list_shows_what_the_policy_shows(policy: PolicyFile, governed: Binder, stranger: Stranger, host: str) -> None:
+def test_list_shows_only_listeners_that_the_policy_allows(
+    policy: PolicyFile, governed: Binder, stranger: Stranger, host: str
+) -> None:
     policy.write(
         f'uid = {UID}\ndeny = "list"\naddress = "{host}:81"', f'uid = {UID}\nallow = "list"\naddress = "{host}:80-89"'
     )
@@ -342,14 +350,14 @@ def test_a_listener_that_is_found_by_its_name_is_judged_by_its_address(
         assert [status.owners for status in root.list()] == [[""]]
 
 
-def test_a_port_that_the_kernel_chose_is_for_whom_it_chose_it(
+def test_a_port_that_the_kernel_chose_belongs_to_the_user_who_bound_it(
     policy: PolicyFile, governed: Binder, stranger: Stranger, other: Stranger, host: str
 ) -> None:
     policy.write(f'uid = [{UID}, {OTHER_UID}]\nallow = ["bind", "release", "list"]\naddress = "{host}:0"')
     policy.reload(governed)
     mine = stranger.bind(host, 0, name="mine")
     [got] = mine.received
-    # It finds it again: by the name, and by the port.
+    # The same user gets the listener again by its name, and by its port.
     assert stranger.bind(host, 0, name="mine").received == [got]
     assert stranger.bind(host, got.port).received == [got]
     assert [each["name"] for each in stranger.ask("list").reply["result"]] == ["mine"]
@@ -388,7 +396,7 @@ def test_an_ipv6_listener_that_exists_is_handed_over_as_it_was_made(
             assert (told.received, told.reply["error"]["code"]) == ([], POLICY_REFUSES)
 
 
-def test_a_name_of_an_ipv4_listener_and_v6only_are_a_refusal_and_no_fault_of_ours(
+def test_v6only_with_the_name_of_an_ipv4_listener_is_a_refusal_and_not_an_internal_error(
     policy: PolicyFile, governed: Binder, stranger: Stranger, host: str
 ) -> None:
     policy.write(everything(UID))
@@ -399,7 +407,7 @@ def test_a_name_of_an_ipv4_listener_and_v6only_are_a_refusal_and_no_fault_of_our
     assert "internal-error" not in governed.log()
 
 
-def test_a_batch_of_releases_reaches_nothing_that_was_not_judged(
+def test_a_batch_of_releases_closes_only_listeners_that_the_policy_judged(
     policy: PolicyFile, governed: Binder, stranger: Stranger, host: str
 ) -> None:
     policy.write(everything(UID))
@@ -408,7 +416,7 @@ def test_a_batch_of_releases_reaches_nothing_that_was_not_judged(
     stranger.bind(host, 8000, name="a")
     policy.write(f'uid = {UID}\nallow = "*"\naddress = "{host}:8000"')
     policy.reload(governed)
-    # Once the first has closed the one called a, the second would be about port 443.
+    # After the first element has closed the listener named a, the second would mean port 443.
     named = [{"address": host, "port": port, "name": "a"} for port in (8000, 443)]
     assert stranger.ask("release", *named).reply["error"]["code"] == POLICY_REFUSES
     assert set(owners(governed)) == {f"{host}:443", f"{host}:8000"}
@@ -465,13 +473,15 @@ def test_policy_check_explains_and_its_exit_code_is_the_decision(policy: PolicyF
         (["--uid", "0", "--method", "bind", "--policy", "/does/not/exist"], 1, "cannot read the policy: no such file"),
     ],
 )  # fmt: skip
-def test_what_policy_check_cannot_do_is_said(policy: PolicyFile, arguments: list[str], status: int, says: str) -> None:
+def test_policy_check_explains_what_it_cannot_do(
+    policy: PolicyFile, arguments: list[str], status: int, says: str
+) -> None:
     done = multibinder("policy", "check", "--policy", policy.path, *arguments)
     assert (done.returncode, done.stdout) == (status, "")
     assert says in " ".join(done.stderr.split())
 
 
-def test_policy_lint_says_what_is_wrong_and_what_is_probably_not_meant(policy: PolicyFile) -> None:
+def test_policy_lint_reports_errors_and_probable_mistakes(policy: PolicyFile) -> None:
     def lint() -> tuple[int, str, str]:
         done = multibinder("policy", "lint", policy.path)
         return done.returncode, done.stdout, done.stderr

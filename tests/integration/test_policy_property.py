@@ -1,7 +1,7 @@
-"""Whatever an unprivileged process asks, in whatever order: no descriptor reaches it that the policy does not grant.
+"""No sequence of requests gives an unprivileged process a descriptor that the policy does not grant.
 
-The policies are written down twice, as a file for the binder and as a function that says of one socket whether it is
-granted. What counts is what the kernel says of the descriptors that arrive. MULTIBINDER_POLICY_SEQUENCES in the
+Each policy is written twice: as a file for the binder, and as a function that says whether the policy grants a socket.
+The test asks the kernel what the received descriptors are bound to. MULTIBINDER_POLICY_SEQUENCES in the
 environment makes a longer run of another seed each time, which Hypothesis prints when it fails.
 """
 
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
-# Hypothesis is a tool of development, and a test that needs it says so.
+# Hypothesis is a development tool: without it, these tests are skipped.
 hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
@@ -33,13 +33,13 @@ SEQUENCES = int(os.environ.get("MULTIBINDER_POLICY_SEQUENCES", "0"))
 
 GOOD, BAD = own_host(), own_host()
 HOSTS = [GOOD, GOOD, GOOD, BAD, "0.0.0.0", "::", "::1", "::1", f"::ffff:{GOOD}", f"::ffff:{BAD}", "::ffff:0.0.0.0"]
-#: Below the range that the kernel chooses from, and not used by anybody else on a machine that tests.
+#: Below the range from which the kernel chooses ports, and not used by other programs on a test machine.
 PORTS = [17301, 17302, 17303]
 NAMES = ["one", "two"]
 
 
 class Request(NamedTuple):
-    """Who asks (root or the stranger), for what; or a change of policy."""
+    """A request of root or of the stranger, or a change of the policy."""
 
     who: str
     method: str
@@ -47,7 +47,7 @@ class Request(NamedTuple):
 
 
 class Situation(NamedTuple):
-    """What a judgement needs beside the descriptor: what was asked for, and what was there before."""
+    """The facts beside the descriptor that decide whether it is granted: the request, and the listener before it."""
 
     asked: Json
     known: ListenerStatus | None
@@ -55,7 +55,7 @@ class Situation(NamedTuple):
 
 
 def _ip4(got: Received) -> str | None:
-    """The IPv4 host that it takes, if it takes one: 0.0.0.0 for all."""
+    """Return the IPv4 host that the socket occupies, 0.0.0.0 for all of them, or None."""
     if ":" not in got.host:
         return got.host
     if got.host.startswith("::ffff:"):
@@ -64,7 +64,7 @@ def _ip4(got: Received) -> str | None:
 
 
 def _one_host(got: Received, situation: Situation) -> bool:
-    """One host: two ports, or any that the kernel chose for us; no names but on those."""
+    """Grant two ports of one host, and ports that the kernel chose for the stranger. Only these may have names."""
     asked = {key for key, value in situation.asked.items() if value is not None}
     is_chosen = situation.chosen_for_us or (situation.known is None and situation.asked["port"] == 0)
     return _ip4(got) == GOOD and (
@@ -73,7 +73,7 @@ def _one_host(got: Received, situation: Situation) -> bool:
 
 
 def _all_but(got: Received, situation: Situation) -> bool:
-    """Anything but 17303, and BAD, and what takes BAD too; nothing with a backlog."""
+    """Grant all but port 17303, the host BAD, wildcards that include BAD, and requests with a backlog."""
     ip4 = _ip4(got)
     return got.port != 17303 and ip4 not in (BAD, "0.0.0.0") and situation.asked.get("backlog") is None
 
@@ -134,10 +134,10 @@ allow = ["list", "status", "release"]
 @st.composite
 def listeners(draw: st.DrawFn) -> Json:
     if draw(st.integers(0, 2)) == 2:
-        # What root makes under this name, and the stranger finds by it.
+        # The stranger may find by this name a listener that root made.
         return {"address": GOOD, "port": draw(st.sampled_from([0, 0, *PORTS])), "name": "one"}
     element: Json = {"address": draw(st.sampled_from(HOSTS)), "port": draw(st.sampled_from([0, *PORTS]))}
-    # Most requests are plain, else hardly any is granted.
+    # Most requests have no options; otherwise few would be granted.
     if draw(st.integers(0, 2)) == 2:
         element["name"] = draw(st.sampled_from(NAMES))
     if draw(st.integers(0, 3)) == 3:
@@ -167,7 +167,7 @@ sequences = st.tuples(st.integers(0, len(POLICIES) - 1), st.lists(requests(), mi
 
 
 class World:
-    """One binder for all sequences, which leaves nothing of one to the next."""
+    """One binder for all sequences. Each sequence starts without listeners."""
 
     def __init__(self, directory: Path) -> None:
         self._file = directory / "policy.toml"
@@ -228,12 +228,12 @@ class World:
         cookies = {status.cookie for status in before.values()}
         told = self.stranger.ask(request.method, *request.params)
         if request.method != "bind" or "error" in told.reply:
-            assert told.received == [], "descriptors came with what grants none"
+            assert told.received == [], "descriptors came with an answer that grants none"
             self.refused += "error" in told.reply
             return
         after = {status.address: status for status in self._root.list()}
         assert len(told.received) == len(request.params)
-        new: dict[str, Json] = {}  # what this request made, and the element that made it
+        new: dict[str, Json] = {}  # listeners that this request made, with the element that made each
         for asked, got in zip(request.params, told.received, strict=True):
             address = f"[{got.host}]:{got.port}" if ":" in got.host else f"{got.host}:{got.port}"
             status = after[address]
@@ -241,7 +241,7 @@ class World:
             if known is None and asked["port"] == 0 and address not in new:
                 self._chosen.add(status.cookie)
             maker = new.setdefault(address, asked)
-            # Elements about a listener of this very request are judged as asked, each by itself.
+            # Elements that name a listener of the same request are judged one by one, as they were asked.
             ours = status.cookie in self._chosen and (known is not None or maker["port"] == 0)
             assert self._grants(got, Situation(asked, known, ours)), f"{got} is not granted; asked for {asked}"
             self.granted += 1
@@ -287,9 +287,9 @@ def test_no_sequence_of_requests_ends_with_a_descriptor_that_the_policy_does_not
 
 
 def test_those_sequences_had_both_grants_and_refusals(world: World) -> None:
-    """Else the promise above would be an empty one. Runs after it, on the same binder."""
+    """Without both, the test above would prove nothing. Runs after it, on the same binder."""
     if not world.granted + world.refused:
-        pytest.skip("they have not run")
+        pytest.skip("the sequences have not run")
     print(f"{world.granted} descriptors granted, {world.refused} requests refused")  # noqa: T201
     assert world.granted > 100
     assert world.refused > 100

@@ -1,8 +1,9 @@
-"""Without a guard and without systemd: sockets come back from whoever holds them still."""
+"""Without a guard and without systemd, the next binder recovers the sockets from processes that still hold them."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -19,7 +20,7 @@ from tests.support.installation import for_everybody
 
 
 class Holder:
-    """A process that holds the sockets with these descriptors of ours, and nothing else."""
+    """A process that holds these sockets and does nothing with them."""
 
     def __init__(self, *numbers: int, prefix: Sequence[str] = ()) -> None:
         self._process = subprocess.Popen([*prefix, "sleep", "600"], pass_fds=numbers)
@@ -33,7 +34,7 @@ class Holder:
 
 @pytest.fixture
 def holding() -> Iterator[contextlib.ExitStack]:
-    """Ends holders."""
+    """End holders when the test ends."""
     with contextlib.ExitStack() as stack:
         yield stack
 
@@ -63,7 +64,7 @@ def kill(binder: Binder) -> None:
 def successor(
     dead: Binder, *options: str, prefix: Sequence[str] = (), program: Sequence[str] = PROGRAM
 ) -> Iterator[Binder]:
-    """Another binder at the same path, with a log of its own."""
+    """Start another binder at the same path, with a new log."""
     directory = dead.socket_path.parent
     command = [*program, "serve", "--socket", str(dead.socket_path)]
     name = f"next{len(list(directory.glob('next*.log')))}"
@@ -74,7 +75,7 @@ def successor(
 
 @pytest.fixture
 def first(run_dir: Path) -> Iterator[Binder]:
-    """A binder that is going to be killed."""
+    """A binder that the test may kill."""
     binder = Binder(run_dir)
     try:
         yield binder.wait_until_ready()
@@ -100,7 +101,9 @@ def test_a_killed_binders_sockets_come_back_from_their_holder(
         assert not can_connect((host, 8000))
 
 
-def test_it_goes_on_from_one_binder_to_the_next(first: Binder, holding: contextlib.ExitStack, host: str) -> None:
+def test_sockets_are_recovered_by_one_binder_after_the_other(
+    first: Binder, holding: contextlib.ExitStack, host: str
+) -> None:
     bind_and_hold(first, holding, spec(host, 8000))
     before = identities(first.socket_path)
     kill(first)
@@ -118,17 +121,17 @@ def test_a_stopped_binders_sockets_come_back_too(first: Binder, holding: context
         assert identities(binder.socket_path) == before
 
 
-def test_what_was_released_stays_away(first: Binder, holding: contextlib.ExitStack, host: str) -> None:
+def test_a_released_listener_is_not_recovered(first: Binder, holding: contextlib.ExitStack, host: str) -> None:
     bind_and_hold(first, holding, spec(host, 8000), spec(host, 8001))
     with Client(first.socket_path) as client:
         client.release([(host, 8000)], owner="me")
     kill(first)
     with successor(first) as binder, Client(binder.socket_path) as client:
         assert [status.address for status in client.list()] == [f"{host}:8001"]
-        client.bind([(host, 8000)])[0].close()  # fresh
+        client.bind([(host, 8000)])[0].close()  # a new socket
 
 
-def test_told_not_to_recover_it_names_the_holder(first: Binder, holding: contextlib.ExitStack, host: str) -> None:
+def test_a_binder_told_not_to_recover_names_the_holder(first: Binder, holding: contextlib.ExitStack, host: str) -> None:
     holder = bind_and_hold(first, holding, spec(host, 8000))
     kill(first)
     with successor(first, "--no-recover") as binder, Client(binder.socket_path) as client:
@@ -137,7 +140,7 @@ def test_told_not_to_recover_it_names_the_holder(first: Binder, holding: context
             client.bind([(host, 8000)])
 
 
-def test_when_the_holder_is_gone_a_bind_is_fresh(first: Binder, holding: contextlib.ExitStack, host: str) -> None:
+def test_without_a_holder_a_bind_makes_a_new_socket(first: Binder, holding: contextlib.ExitStack, host: str) -> None:
     holder = bind_and_hold(first, holding, spec(host, 8000))
     before = identities(first.socket_path)
     kill(first)
@@ -149,7 +152,7 @@ def test_when_the_holder_is_gone_a_bind_is_fresh(first: Binder, holding: context
         assert "event=recovered" not in binder.log()
 
 
-def test_a_strangers_socket_at_the_address_is_not_taken(
+def test_an_unrelated_socket_at_the_address_is_not_recovered(
     first: Binder, holding: contextlib.ExitStack, host: str
 ) -> None:
     holder = bind_and_hold(first, holding, spec(host, 8000))
@@ -164,6 +167,21 @@ def test_a_strangers_socket_at_the_address_is_not_taken(
                 client.bind([(host, 8000)])
 
 
+def test_a_socket_with_the_recorded_inode_and_another_cookie_is_not_recovered(
+    first: Binder, holding: contextlib.ExitStack, host: str
+) -> None:
+    bind_and_hold(first, holding, spec(host, 8000))
+    kill(first)
+    # The kernel reuses inode numbers but not cookies. A record of a closed socket can look like this one.
+    state = Path(f"{first.socket_path}.state")
+    header, *records = map(json.loads, state.read_text().splitlines())
+    changed = [header, *({**record, "cookie": record["cookie"] + 1} for record in records)]
+    state.write_text("".join(f"{json.dumps(line)}\n" for line in changed))
+    with successor(first) as binder, Client(binder.socket_path) as client:
+        assert client.list() == []
+        assert "event=recovered" not in binder.log()
+
+
 @pytest.mark.parametrize(
     ("damage", "event"),
     [
@@ -175,7 +193,7 @@ def test_a_strangers_socket_at_the_address_is_not_taken(
     ],
     ids=["cut", "cut short", "rubbish", "empty", "other boot"],
 )
-def test_a_damaged_state_file_is_said_and_does_no_harm(
+def test_a_damaged_state_file_is_logged_and_does_no_harm(
     first: Binder, holding: contextlib.ExitStack, host: str, damage: object, event: str
 ) -> None:
     bind_and_hold(first, holding, spec(host, 8000))
@@ -189,7 +207,7 @@ def test_a_damaged_state_file_is_said_and_does_no_harm(
     assert state.read_bytes().startswith(b'{"multibinder":')
 
 
-def test_a_full_disk_is_said_once_and_does_no_harm(run_dir: Path, host: str) -> None:
+def test_a_full_disk_is_logged_once_and_does_no_harm(run_dir: Path, host: str) -> None:
     require("root", os.geteuid() == 0, "mounting a small file system needs root")
     small = run_dir / "small"
     small.mkdir()
@@ -209,12 +227,12 @@ def test_a_full_disk_is_said_once_and_does_no_harm(run_dir: Path, host: str) -> 
                 before = client.list()
                 client.upgrade()
                 assert client.list() == before
-            assert binder.log_path.read_text().count("event=state-file-lost") <= 2  # one for each life
+            assert binder.log_path.read_text().count("event=state-file-lost") <= 2  # one for each start of a binder
     finally:
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_without_the_right_to_look_it_says_what_is_missing(
+def test_recovery_without_privileges_names_the_missing_capability(
     first: Binder, holding: contextlib.ExitStack, host: str
 ) -> None:
     bind_and_hold(first, holding, spec(host, 8000), prefix=as_user(65534))

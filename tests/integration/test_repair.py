@@ -1,4 +1,4 @@
-"""What a holder does to a shared socket is undone, also when nobody asks the binder for anything."""
+"""The binder undoes what a holder does to a shared socket, also without a request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from multibinder.kernel.accept_queue import accept_queue
 from tests.support import Binder, can_connect, wait_until
 from tests.support.stores import new_store
 
-#: A binder that looks after its listeners more often than every 15 s.
+#: A binder that checks its listeners more often than every 15 s.
 _HASTY = """
 from multibinder.binder.settings import Timings
 from multibinder.cli import binder_main
@@ -67,7 +67,7 @@ def test_a_backlog_that_was_changed_is_restored(
     assert said(caplog) == ["backlog-restored"]
 
 
-def test_what_is_as_it_should_be_is_left_alone(store: ListenerStore, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_intact_listener_is_left_alone(store: ListenerStore, caplog: pytest.LogCaptureFixture) -> None:
     store.bind([ListenerSpec(TcpAddress.parse("127.0.0.1:0"))] * 3, [NOBODY] * 3)
     with caplog.at_level(logging.DEBUG, "multibinder"):
         for _ in range(3):
@@ -75,7 +75,7 @@ def test_what_is_as_it_should_be_is_left_alone(store: ListenerStore, caplog: pyt
     assert said(caplog) == []
 
 
-def test_one_that_cannot_be_repaired_is_said_and_the_others_are_repaired(
+def test_a_listener_that_cannot_be_repaired_is_logged_and_the_others_are_repaired(
     store: ListenerStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     grants = store.bind([ListenerSpec(TcpAddress.parse("127.0.0.1:0"))] * 2, [NOBODY, NOBODY])
@@ -92,7 +92,7 @@ def test_one_that_cannot_be_repaired_is_said_and_the_others_are_repaired(
     assert can_connect(second.address.sockaddr)
 
 
-def test_it_happens_without_any_request(run_dir: Path, host: str) -> None:
+def test_a_binder_repairs_its_listeners_without_any_request(run_dir: Path, host: str) -> None:
     settings = msgspec.json.encode(Invocation(Settings(str(run_dir / "mb.sock")))).decode()
     with Binder(run_dir, command=[sys.executable, "-P", "-c", _HASTY, settings]) as binder:
         binder.wait_until_ready()
@@ -100,8 +100,8 @@ def test_it_happens_without_any_request(run_dir: Path, host: str) -> None:
             [listener] = client.bind([ListenerSpec(TcpAddress.parse(f"{host}:8000"), Options(backlog=30))])
         with listener:
             listener.shutdown(socket.SHUT_RDWR)
-            wait_until(lambda: accept_queue(listener).listening, "it listens again", log=binder.log)
+            wait_until(lambda: accept_queue(listener).listening, "the socket listens again", log=binder.log)
             assert f"{host}:8000" in binder.wait_for_log("event=repaired")
             socket.socket.listen(listener, 2)  # as a program in another language would
-            wait_until(lambda: accept_queue(listener).limit == 30, "it has its backlog again", log=binder.log)
+            wait_until(lambda: accept_queue(listener).limit == 30, "the socket has its backlog again", log=binder.log)
             assert f"{host}:8000" in binder.wait_for_log("event=backlog-restored")

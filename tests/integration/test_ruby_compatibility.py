@@ -1,4 +1,4 @@
-"""The wire of github/multibinder 0.0.5, in both directions, as DESIGN.md writes it down.
+"""The wire of github/multibinder 0.0.5, in both directions.
 
 Its client (lib/multibinder.rb): one object without a newline in one sendmsg(2), one recvmsg(2), JSON, the first
 descriptor. Its server (bin/multibinder): one connection at a time, one request for each recvmsg(2), answers without a
@@ -37,11 +37,11 @@ def ruby_request(host: str, port: int, options: str = ',"backlog":1000') -> byte
     ).encode()
 
 
-# Its client, our binder
+# The Ruby client, our binder
 
 
 @pytest.mark.parametrize("options", [',"backlog":1000', ""])
-def test_its_client_gets_a_listener_from_our_binder(binder: Binder, host: str, options: str) -> None:
+def test_the_ruby_client_gets_a_listener_from_our_binder(binder: Binder, host: str, options: str) -> None:
     with RawClient(binder.socket_path) as client:
         client.send(ruby_request(host, 8000, options))
         message, rights = client.receive()
@@ -58,7 +58,7 @@ def test_its_client_gets_a_listener_from_our_binder(binder: Binder, host: str, o
             assert peer == caller.getsockname()
 
 
-def test_its_client_gets_the_same_listener_again(binder: Binder, host: str) -> None:
+def test_the_ruby_client_gets_the_same_listener_again(binder: Binder, host: str) -> None:
     cookies = set()
     for _ in range(3):
         with RawClient(binder.socket_path) as client:
@@ -69,7 +69,7 @@ def test_its_client_gets_the_same_listener_again(binder: Binder, host: str) -> N
     assert len(cookies) == 1
 
 
-def test_its_client_gets_a_refusal_that_it_understands(binder: Binder) -> None:
+def test_the_ruby_client_gets_a_refusal_that_it_understands(binder: Binder) -> None:
     with socket.socket() as taken, RawClient(binder.socket_path) as client:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -82,7 +82,7 @@ def test_its_client_gets_a_refusal_that_it_understands(binder: Binder) -> None:
     assert "result" not in reply
 
 
-def test_its_client_may_take_all_the_time_between_two_requests(binder: Binder, host: str) -> None:
+def test_the_ruby_client_may_take_all_the_time_between_two_requests(binder: Binder, host: str) -> None:
     with RawClient(binder.socket_path) as client:
         for port in (8000, 8001):
             client.send(ruby_request(host, port))
@@ -91,7 +91,7 @@ def test_its_client_may_take_all_the_time_between_two_requests(binder: Binder, h
             assert len(rights) == 1
 
 
-def test_its_request_in_two_pieces_is_one_request(binder: Binder, host: str) -> None:
+def test_a_ruby_request_in_two_pieces_is_one_request(binder: Binder, host: str) -> None:
     with RawClient(binder.socket_path) as client:
         text = ruby_request(host, 8000)
         client.send(text[:60])
@@ -101,11 +101,11 @@ def test_its_request_in_two_pieces_is_one_request(binder: Binder, host: str) -> 
     assert len(rights) == 1
 
 
-# Our client, its server
+# Our client, the Ruby server
 
 
 class RubyServer:
-    """What bin/multibinder does with a connection. Keeps its sockets, as the original does."""
+    """Serve a connection as bin/multibinder does. The sockets stay open, as in the original."""
 
     def __init__(self) -> None:
         self.sockets: dict[tuple[str, int], socket.socket] = {}
@@ -155,7 +155,7 @@ def ruby(run_dir: Path) -> Iterator[tuple[Path, RubyServer]]:
     server.close()
 
 
-def test_our_client_gets_a_listener_from_its_server(ruby: tuple[Path, RubyServer], host: str) -> None:
+def test_our_client_gets_a_listener_from_the_ruby_server(ruby: tuple[Path, RubyServer], host: str) -> None:
     path, server = ruby
     with descriptors_unchanged(), multibinder.bind(host, 8000, socket_path=path) as listener:
         assert listener.getsockname() == (host, 8000)
@@ -169,7 +169,7 @@ def test_our_client_gets_a_listener_from_its_server(ruby: tuple[Path, RubyServer
     assert [list(request["params"][0]) for request in server.requests] == [["address", "port"]]
 
 
-def test_our_client_gets_several_listeners_from_its_server_one_after_the_other(
+def test_our_client_gets_several_listeners_from_the_ruby_server_one_after_the_other(
     ruby: tuple[Path, RubyServer],
 ) -> None:
     path, server = ruby
@@ -189,7 +189,7 @@ def test_our_client_gets_the_same_listener_twice_in_one_call(ruby: tuple[Path, R
         assert one.getsockopt(socket.SOL_SOCKET, 57, 8) == other.getsockopt(socket.SOL_SOCKET, 57, 8)
 
 
-def test_our_client_passes_on_the_refusal_of_its_server_and_keeps_nothing(
+def test_our_client_passes_on_the_refusal_of_the_ruby_server_and_keeps_nothing(
     ruby: tuple[Path, RubyServer], host: str
 ) -> None:
     path, _server = ruby
@@ -204,7 +204,7 @@ def test_our_client_passes_on_the_refusal_of_its_server_and_keeps_nothing(
                 assert listener.getsockname() == (host, 8000)
 
 
-def test_hello_to_its_server_is_protocol_0_and_the_connection_stays_good(
+def test_hello_to_the_ruby_server_is_protocol_0_and_the_connection_stays_good(
     ruby: tuple[Path, RubyServer], host: str
 ) -> None:
     path, _ = ruby
@@ -214,7 +214,7 @@ def test_hello_to_its_server_is_protocol_0_and_the_connection_stays_good(
         client.bind([(host, 8000)])[0].close()
 
 
-def test_a_method_that_its_server_does_not_know_is_an_error_that_says_so(ruby: tuple[Path, RubyServer]) -> None:
+def test_a_method_that_the_ruby_server_does_not_know_is_an_error_that_says_so(ruby: tuple[Path, RubyServer]) -> None:
     path, _ = ruby
     with Client(path) as client, pytest.raises(RequestError, match="Method not found") as refusal:
         client.list()

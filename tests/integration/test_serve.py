@@ -1,4 +1,4 @@
-"""The daemon's life: how it starts, says so, sleeps, and ends."""
+"""The daemon starts, notifies its supervisor, sleeps while idle, and stops."""
 
 from __future__ import annotations
 
@@ -16,16 +16,26 @@ import pytest
 
 from multibinder import Client
 from tests.conftest import StartBinder
-from tests.support import Binder, RawClient, can_connect, clean_environment, multibinder, request, wait_until
+from tests.support import (
+    PATIENCE_S,
+    Binder,
+    RawClient,
+    can_connect,
+    clean_environment,
+    multibinder,
+    request,
+    serving_pid,
+    wait_until,
+)
 
 
 def voluntary_switches(pid: int) -> int:
-    """How often the process has gone to sleep: proc_pid_status(5)."""
+    """Return how often the process has gone to sleep: proc_pid_status(5)."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("voluntary_ctxt_switches")).split()[1])
 
 
-def test_it_says_ready_when_clients_can_connect_and_stopping_when_it_stops(run_dir: Path) -> None:
+def test_the_binder_notifies_ready_when_clients_can_connect_and_stopping_when_it_stops(run_dir: Path) -> None:
     with Binder(run_dir) as binder:
         assert binder.wait_for_notification() == f"READY=1\nSTATUS=Serving {binder.socket_path}"
         with RawClient(binder.socket_path) as client:
@@ -35,7 +45,7 @@ def test_it_says_ready_when_clients_can_connect_and_stopping_when_it_stops(run_d
         assert binder.wait() == 0
 
 
-def test_hello_says_who_answers(binder: Binder) -> None:
+def test_hello_names_the_binder_that_answers(binder: Binder) -> None:
     with Client(binder.socket_path) as client:
         hello = client.hello()
     assert (hello.name, hello.pid, hello.protocol) == ("multibinder", binder.pid, 1)
@@ -43,7 +53,7 @@ def test_hello_says_who_answers(binder: Binder) -> None:
     assert hello.version == multibinder("--version").stdout.split()[-1]
 
 
-def test_the_old_form_with_a_path_alone_serves_there(run_dir: Path, start_binder: StartBinder) -> None:
+def test_the_old_form_with_only_a_path_serves_at_that_path(run_dir: Path, start_binder: StartBinder) -> None:
     path = run_dir / "old.sock"
     binder = start_binder(command=[sys.executable, "-m", "multibinder", str(path)])
     with Client(path) as client:
@@ -64,7 +74,7 @@ def test_the_environment_says_where_to_serve(run_dir: Path, start_binder: StartB
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_stop_ends_it_with_0_and_removes_its_files(binder: Binder, number: signal.Signals) -> None:
+def test_a_signal_to_stop_ends_the_binder_with_0_and_removes_its_files(binder: Binder, number: signal.Signals) -> None:
     binder.send_signal(number)
     assert binder.wait() == 0
     assert not binder.socket_path.exists()
@@ -73,14 +83,14 @@ def test_a_signal_to_stop_ends_it_with_0_and_removes_its_files(binder: Binder, n
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR2])
-def test_a_signal_that_it_has_no_use_for_does_not_end_it(binder: Binder, number: signal.Signals) -> None:
+def test_a_signal_without_a_use_does_not_end_the_binder(binder: Binder, number: signal.Signals) -> None:
     binder.send_signal(number)
     binder.wait_for_log(f"event=signal-ignored signal={number.name}")
     with Client(binder.socket_path) as client:
         assert client.hello().pid == binder.pid
 
 
-def test_it_stops_while_clients_are_connected_and_requests_half_sent(binder: Binder) -> None:
+def test_the_binder_stops_while_clients_are_connected_and_requests_half_sent(binder: Binder) -> None:
     with RawClient(binder.socket_path) as idle, RawClient(binder.socket_path) as half:
         idle.ask(request("hello"))
         half.send(b'{"jsonrpc":')
@@ -121,14 +131,14 @@ def test_a_client_that_comes_while_no_server_runs_is_served_by_the_next_one(bind
             assert connection.recv(100) == b"are you there?"
 
 
-def test_it_raises_its_limit_of_descriptors_to_the_hard_one(start_binder: StartBinder) -> None:
+def test_the_binder_raises_its_limit_of_descriptors_to_the_hard_limit(start_binder: StartBinder) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     binder = start_binder(nofile=(64, hard))
     soft_now, hard_now = resource.prlimit(binder.pid, resource.RLIMIT_NOFILE)
     assert soft_now == hard_now == hard
 
 
-def test_a_hard_limit_that_is_too_low_for_its_listeners_is_said_at_the_start(start_binder: StartBinder) -> None:
+def test_a_hard_limit_that_is_too_low_for_the_listeners_is_logged_at_the_start(start_binder: StartBinder) -> None:
     binder = start_binder("--max-clients", "100", nofile=(64, 300))
     line = binder.wait_for_log("event=limit-lowered")
     assert "max_listeners=136 wanted=16384" in line
@@ -140,7 +150,7 @@ def test_an_idle_binder_sleeps(binder: Binder) -> None:
         listeners = client.bind([("127.0.0.1", 0)] * 10)
         other.ask(request("hello"))
         before = voluntary_switches(binder.pid)
-        threading.Event().wait(3)  # this is a measurement over time, not a wait for something
+        threading.Event().wait(3)  # a measurement over time, not a wait for a condition
         assert voluntary_switches(binder.pid) - before <= 1, binder.log()
         for listener in listeners:
             listener.close()
@@ -157,7 +167,7 @@ def test_a_binder_that_dropped_its_slow_clients_sleeps(start_binder: StartBinder
         assert voluntary_switches(binder.pid) - before <= 1, binder.log()
 
 
-def test_the_daemon_imports_nothing_that_it_has_no_use_for() -> None:
+def test_the_daemon_imports_no_module_that_it_does_not_use() -> None:
     unwanted = ["click", "rich", "jinja2", "daemon", "multibinder_haproxy", "asyncio", "argparse", "subprocess"]
     script = (
         "import sys, json, multibinder.cli.binder_main; "
@@ -199,7 +209,7 @@ def test_a_binder_whose_directory_was_removed_still_stops_cleanly(run_dir: Path,
     assert binder.stop() == 0
 
 
-def test_it_ends_also_when_nobody_reads_its_log(run_dir: Path) -> None:
+def test_the_binder_stops_also_when_its_log_is_not_read(run_dir: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifications:
         notifications.bind(str(run_dir / "n"))
         notifications.settimeout(20)
@@ -226,7 +236,7 @@ def test_it_ends_also_when_nobody_reads_its_log(run_dir: Path) -> None:
             process.wait()
 
 
-def test_many_signals_at_once_are_not_too_many(binder: Binder) -> None:
+def test_the_binder_survives_many_signals_at_once(binder: Binder) -> None:
     for _ in range(500):
         binder.send_signal(signal.SIGHUP)
     with Client(binder.socket_path) as client:
@@ -234,8 +244,25 @@ def test_many_signals_at_once_are_not_too_many(binder: Binder) -> None:
     assert binder.stop() == 0
 
 
-def test_a_client_connected_before_the_stop_does_not_keep_it(binder: Binder) -> None:
+def test_a_client_connected_before_the_stop_does_not_delay_it(binder: Binder) -> None:
     with Client(binder.socket_path) as client:
         client.hello()
         binder.send_signal(signal.SIGTERM)
         wait_until(lambda: binder.process.poll() == 0, "it ended", log=binder.log)
+
+
+def test_a_supervisor_that_does_not_read_yet_delays_nothing_and_is_notified_later(run_dir: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
+        supervisor.bind(str(run_dir / "supervisor"))
+        supervisor.settimeout(PATIENCE_S)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+            other.setblocking(False)
+            other.connect(supervisor.getsockname())
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    other.send(b"WATCHDOG=1")
+        environment = {"NOTIFY_SOCKET": supervisor.getsockname(), "WATCHDOG_USEC": "200000"}
+        with Binder(run_dir, environment=environment) as binder:
+            assert serving_pid(binder.socket_path) == binder.pid
+            while not supervisor.recv(1024).startswith(b"READY=1"):
+                pass

@@ -1,4 +1,4 @@
-"""What the kernel lists of TCP sockets is what the sockets themselves tell."""
+"""The kernel's list of TCP sockets agrees with the sockets themselves."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_more_listeners_than_fit_in_one_message_are_all_listed(host: str) -> Non
         assert inodes <= {each.inode for each in listening_sockets()}
 
 
-def test_a_connections_path_is_the_one_that_its_socket_tells(host: str) -> None:
+def test_the_listed_path_of_a_connection_agrees_with_its_socket(host: str) -> None:
     with socket.create_server((host, 0)) as server, socket.create_connection(server.getsockname()):
         accepted, _ = server.accept()
         with accepted:

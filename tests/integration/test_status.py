@@ -1,4 +1,4 @@
-"""What the binder knows of its listeners: queues, losses, holders, orphans; and ``multibinder status``."""
+"""The binder reports queues, drops, holders and orphans of its listeners, and ``multibinder status`` shows them."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ from tests.support import (
     wait_until,
 )
 from tests.support.installation import for_everybody
-from tests.support.namespaces import alone
+from tests.support.namespaces import in_new_namespaces
 
-#: A binder that looks more often than every 15 s.
+#: A binder that looks for holders more often than every 15 s.
 _HASTY = """
 import time
 from multibinder.binder.settings import Timings
@@ -55,7 +55,7 @@ from multibinder.cli import binder_main
 timings = Timings(look_every_s={look_s}, look_timeout_s={timeout_s}, grace_s={grace_s}, repair_every_s=0.1)
 binder_main.main(timings{more})
 """
-#: Looks that take very long.
+#: Makes every look for holders take very long.
 _SLOW = ", find_holders=lambda *args: time.sleep(30)"
 _OWNER = "haproxy@web"
 
@@ -82,7 +82,7 @@ def hasty(run_dir: Path, start_binder: StartBinder) -> Callable[..., Binder]:
 
 
 class Server:
-    """A process that holds listeners, and never accepts. It got them from the binder."""
+    """A process that got listeners from the binder, and never accepts."""
 
     def __init__(self, binder: Binder, *specs: ListenerSpec, owner: str = _OWNER) -> None:
         with Client(binder.socket_path) as client, contextlib.ExitStack() as ours:
@@ -116,7 +116,7 @@ def spec(host: str, port: int = 8000, backlog: int = 8) -> ListenerSpec:
 
 
 def health(binder: Binder) -> dict[int, ListenerHealth]:
-    """By port."""
+    """Return the health of each listener by its port."""
     with Client(binder.socket_path) as client:
         return {int(each.address.rpartition(":")[2]): each for each in client.status().listeners}
 
@@ -129,20 +129,20 @@ def wait_for_state(binder: Binder, state: str, port: int = 8000) -> ListenerHeal
     return wait_until(found, f"port {port} is {state}", log=binder.log)
 
 
-def look_for(binder: Binder, seconds: float) -> None:
-    """Until the binder has looked for so long."""
+def wait_while_looking(binder: Binder, seconds: float) -> None:
+    """Wait until the binder has looked for holders for this many seconds."""
 
     def looked_at() -> float:
         with Client(binder.socket_path) as client:
             return client.status().looked_at or 0.0
 
     began = looked_at()
-    wait_until(lambda: looked_at() > began + seconds, "it goes on looking", log=binder.log)
+    wait_until(lambda: looked_at() > began + seconds, "the binder goes on looking for holders", log=binder.log)
 
 
 @contextlib.contextmanager
 def clients(host: str, port: int, count: int) -> Iterator[list[socket.socket]]:
-    """They try to connect, and go on trying."""
+    """Open connections that retry until the block ends."""
     with contextlib.ExitStack() as stack:
         found = []
         for _ in range(count):
@@ -154,13 +154,13 @@ def clients(host: str, port: int, count: int) -> Iterator[list[socket.socket]]:
 
 
 def netstat(name: str) -> int:
-    """A counter of this network namespace (proc_net_netstat in the kernel's documentation)."""
+    """Return a counter of this network namespace (proc_net_netstat in the kernel's documentation)."""
     lines = [line.split() for line in Path("/proc/net/netstat").read_text().splitlines()]
     names, values = [line for line in lines if line[0] == "TcpExt:"]
     return int(values[names.index(name)])
 
 
-@alone
+@in_new_namespaces
 def test_a_server_that_does_not_accept_is_named_with_the_kernels_own_number_of_drops(
     hasty: Callable[..., Binder], serve: Callable[..., Server]
 ) -> None:
@@ -169,11 +169,11 @@ def test_a_server_that_does_not_accept_is_named_with_the_kernels_own_number_of_d
     with Client(binder.socket_path) as client:
         [ours] = client.bind([spec("127.0.0.1")], owner=_OWNER)
     with ours, clients("127.0.0.1", 8000, 50) as trying:
-        wait_until(lambda: drops_of(ours) >= 41, "all but nine find no place")
+        wait_until(lambda: drops_of(ours) >= 41, "all but nine clients are dropped")
         connected = select.select([], trying, [], 0)[1]
         for each in trying:
             if each not in connected:
-                each.close()  # so that it does not try again, and nothing moves any more
+                each.close()  # so that it does not retry, and the counters stay as they are
         full = wait_for_state(binder, "stalled")
         assert (full.queue, full.limit, len(connected)) == (9, 8, 9)
         assert full.drops == drops_of(ours) == netstat("ListenDrops") == netstat("ListenOverflows") >= 41
@@ -196,14 +196,14 @@ def test_a_server_that_does_not_accept_is_named_with_the_kernels_own_number_of_d
         assert "8001" not in done.stdout
 
 
-@alone
+@in_new_namespaces
 def test_a_killed_server_leaves_an_orphan_which_is_logged_and_shown(
     hasty: Callable[..., Binder], serve: Callable[..., Server]
 ) -> None:
     binder = hasty()
     serve(binder, spec("127.0.0.1", 8001))
     server = serve(binder, spec("127.0.0.1", 8000))
-    look_for(binder, 1)
+    wait_while_looking(binder, 1)
     assert {port: each.state for port, each in health(binder).items()} == {8000: "serving", 8001: "serving"}
     server.kill()
     with clients("127.0.0.1", 8000, 3):
@@ -225,7 +225,7 @@ def test_a_killed_server_leaves_an_orphan_which_is_logged_and_shown(
 _SOON = 1.0
 
 
-@alone
+@in_new_namespaces
 @pytest.mark.parametrize(
     ("orphan_ttl", "closes"),
     [
@@ -238,7 +238,7 @@ _SOON = 1.0
     ],
     ids=["all", "owner", "address", "off", "another", "none"],
 )
-def test_an_orphans_clients_are_reset_if_it_has_a_time_to_live(
+def test_the_clients_of_an_orphan_with_a_time_to_live_are_reset(
     hasty: Callable[..., Binder], serve: Callable[..., Server], orphan_ttl: list[OrphanTtl], closes: bool
 ) -> None:
     binder = hasty(*orphan_ttl)
@@ -257,23 +257,23 @@ def test_an_orphans_clients_are_reset_if_it_has_a_time_to_live(
                     client.recv(1)
             assert [*health(binder)] == [8001]
         else:
-            look_for(binder, 2 * _SOON)
+            wait_while_looking(binder, 2 * _SOON)
             assert health(binder)[8000].queue == 3
         assert can_connect(("127.0.0.1", 8000)) is not closes
         assert can_connect(("127.0.0.1", 8001))
 
 
-@alone
+@in_new_namespaces
 def test_nothing_is_closed_while_holders_cannot_be_seen_and_root_sees_the_orphan_itself(
     run_dir: Path, hasty: Callable[..., Binder], serve: Callable[..., Server]
 ) -> None:
     prefix = [*as_user(65534), "--bounding-set=-all", "--inh-caps=-all"]
     everybody = for_everybody()
     os.chown(run_dir, 65534, 65534)
-    os.umask(0)  # the test has a process of its own, and the binder's user must reach its notification socket
+    os.umask(0)  # only the process of this test has it; the user of the binder must reach its notification socket
     binder = hasty(OrphanTtl("", 0.0), mode=0o666, prefix=prefix, python=everybody.python)
     server = serve(binder, spec("127.0.0.1"))
-    look_for(binder, 2)
+    wait_while_looking(binder, 2)
     assert (health(binder)[8000].holders, health(binder)[8000].state) == (None, "serving")
     [row] = json.loads(multibinder("status", "--json", "--socket", binder.socket_path).stdout)["listeners"]
     assert [each["pid"] for each in row["holders"]] == [server.pid]
@@ -291,27 +291,27 @@ def test_nothing_is_closed_while_holders_cannot_be_seen_and_root_sees_the_orphan
 
     server.kill()
     with clients("127.0.0.1", 8000, 2):
-        look_for(binder, 2)
+        wait_while_looking(binder, 2)
         assert health(binder)[8000].state != "orphan"
         done = multibinder("status", "--check", "--socket", binder.socket_path)
         assert (done.returncode, "1 orphan: 127.0.0.1:8000 (2 waiting)" in done.stdout) == (2, True)
     assert "orphan" not in binder.log()
 
 
-@alone
-def test_what_is_on_its_way_to_a_client_is_no_orphan(hasty: Callable[..., Binder]) -> None:
+@in_new_namespaces
+def test_a_listener_in_flight_to_a_client_is_no_orphan(hasty: Callable[..., Binder]) -> None:
     binder = hasty(OrphanTtl("", 0.0), grace_s=60)
     with RawClient(binder.socket_path) as client:
         client.send(request("bind", {"address": "127.0.0.1", "port": 8000}))
-        wait_until(lambda: health(binder), "it is bound")
-        look_for(binder, 1)
+        wait_until(lambda: health(binder), "the listener is bound")
+        wait_while_looking(binder, 1)
         assert health(binder)[8000].state == "serving"
         assert len(client.receive()[1]) == 1
     assert "orphan" not in binder.log()
 
 
-@alone
-def test_an_orphan_that_is_asked_for_is_not_closed_in_the_hands_of_who_asked(
+@in_new_namespaces
+def test_an_orphan_that_a_client_asks_for_is_not_closed(
     hasty: Callable[..., Binder], serve: Callable[..., Server]
 ) -> None:
     binder = hasty(OrphanTtl("", 4.0), grace_s=3)
@@ -320,7 +320,7 @@ def test_an_orphan_that_is_asked_for_is_not_closed_in_the_hands_of_who_asked(
     with RawClient(binder.socket_path) as client:
         client.send(request("bind", {"address": "127.0.0.1", "port": 8000}))
         assert "it was asked for" in binder.wait_for_log("event=orphan-no-more")
-        look_for(binder, 1.5)
+        wait_while_looking(binder, 1.5)
         assert can_connect(("127.0.0.1", 8000))
         [descriptor] = client.receive()[1]
         with socket.socket(fileno=os.dup(descriptor)) as sock:
@@ -329,23 +329,25 @@ def test_an_orphan_that_is_asked_for_is_not_closed_in_the_hands_of_who_asked(
     assert "event=orphan-closed" not in binder.log()
 
 
-@alone
+@in_new_namespaces
 def test_a_server_that_restarts_within_the_grace_leaves_no_orphan(
     hasty: Callable[..., Binder], serve: Callable[..., Server]
 ) -> None:
     binder = hasty(OrphanTtl("", 0.0), grace_s=3)
     server = serve(binder, spec("127.0.0.1"))
-    look_for(binder, 3.3)  # so that it is not the handoff that makes the difference
+    wait_while_looking(binder, 3.3)  # so that the grace after a handoff is over
     server.kill()
-    wait_until(lambda: health(binder)[8000].holders == [], "a look finds nobody", log=binder.log)
+    wait_until(lambda: health(binder)[8000].holders == [], "a look finds no holder", log=binder.log)
     serve(binder, spec("127.0.0.1"))
-    look_for(binder, 3.5)
+    wait_while_looking(binder, 3.5)
     assert health(binder)[8000].holders
     assert "orphan" not in binder.log()
 
 
-@alone
-def test_the_guards_copies_make_no_holder(start_binder: StartBinder, serve: Callable[..., Server]) -> None:
+@in_new_namespaces
+def test_the_copies_in_the_guard_do_not_count_as_a_holder(
+    start_binder: StartBinder, serve: Callable[..., Server]
+) -> None:
     guard = start_binder("--guard")
     server = serve(guard, spec("127.0.0.1"))
     [held] = health(guard).values()
@@ -359,7 +361,7 @@ def test_the_guards_copies_make_no_holder(start_binder: StartBinder, serve: Call
     assert report["listeners"][0]["holders"] == []
 
 
-def test_a_repaired_listener_says_so(hasty: Callable[..., Binder], host: str) -> None:
+def test_the_status_of_a_repaired_listener_says_so(hasty: Callable[..., Binder], host: str) -> None:
     binder = hasty()
     with Client(binder.socket_path) as client:
         [listener] = client.bind([spec(host)])
@@ -386,7 +388,7 @@ def test_a_queue_that_moves_is_not_stalled(hasty: Callable[..., Binder], host: s
     assert "event=stalled" not in binder.log()
 
 
-def test_drops_of_another_life_are_not_drops_per_second(hasty: Callable[..., Binder], host: str) -> None:
+def test_drops_before_an_upgrade_do_not_count_as_drops_per_second(hasty: Callable[..., Binder], host: str) -> None:
     binder = hasty(look_s=60)
     with Client(binder.socket_path) as client:
         [listener] = client.bind([spec(host, backlog=1)])
@@ -411,13 +413,15 @@ def test_many_looks_leave_no_child_and_no_descriptor(binder: Binder, host: str) 
         assert binder.descriptors() == before
 
 
-def test_a_look_ends_with_its_binder(run_dir: Path, hasty: Callable[..., Binder], host: str) -> None:
+def test_a_look_under_way_ends_with_the_upgrade_of_its_binder(
+    run_dir: Path, hasty: Callable[..., Binder], host: str
+) -> None:
     binder = hasty(look_s=0.1, more=_SLOW)
     with Client(binder.socket_path) as client:
         client.bind([spec(host)])[0].close()
         wait_until(lambda: children(binder.pid), "a look is under way", log=binder.log)
         [child] = children(binder.pid)
-        wait_until(lambda: len(descriptors(child)) <= 4, "it has closed what is not its own")
+        wait_until(lambda: len(descriptors(child)) <= 4, "the child has closed the descriptors that it does not need")
         client.upgrade()
         assert serving_pid(binder.socket_path) == binder.pid
         assert children(binder.pid) == []
@@ -437,7 +441,7 @@ def test_a_crash_in_the_middle_of_a_look_leaves_nothing_behind(
             client.bind([spec(host)])[0].close()
         wait_until(lambda: children(process.pid), "a look is under way")
         [child] = children(process.pid)
-        wait_until(lambda: len(descriptors(child)) <= 4, "it has closed what is not its own")
+        wait_until(lambda: len(descriptors(child)) <= 4, "the child has closed the descriptors that it does not need")
         process.kill()
         process.wait()
         assert not can_connect((host, 8000))
@@ -450,7 +454,7 @@ def test_a_crash_in_the_middle_of_a_look_leaves_nothing_behind(
                 os.kill(child, signal.SIGKILL)
 
 
-def test_who_asks_about_no_listeners_is_heard_again(binder: Binder) -> None:
+def test_a_status_without_listeners_is_answered_every_time(binder: Binder) -> None:
     with Client(binder.socket_path) as client:
         assert client.status().listeners == []
         assert client.status().looked_at is None
@@ -461,7 +465,7 @@ def test_who_asks_about_no_listeners_is_heard_again(binder: Binder) -> None:
     assert (done.returncode, done.stdout.startswith("MULTIBINDER OK - 0 listeners serving | listeners=0;")) == (0, True)
 
 
-def test_in_a_pipe_it_is_plain_and_80_columns_wide(binder: Binder, host: str) -> None:
+def test_status_in_a_pipe_is_plain_and_80_columns_wide(binder: Binder, host: str) -> None:
     require_ipv6()
     names = [None, "front", "a-rather-long-name-of-a-listener-that-somebody-had"]
     with Client(binder.socket_path) as client:
@@ -479,14 +483,14 @@ def test_in_a_pipe_it_is_plain_and_80_columns_wide(binder: Binder, host: str) ->
             assert word in text
 
 
-def test_colour_is_for_terminals_and_can_be_refused(binder: Binder, host: str) -> None:
+def test_colour_is_for_terminals_and_can_be_turned_off(binder: Binder, host: str) -> None:
     with Client(binder.socket_path) as client:
         client.bind([spec(host)])[0].close()
     for environment in ({"NO_COLOR": "1"}, {"TERM": "dumb"}, {}):
         with Terminal("status", "--socket", str(binder.socket_path), environment=environment) as terminal:
             terminal.wait_for("1 listener")
             assert terminal.process.wait(PATIENCE_S) == 0
-            assert "\x1b" not in terminal.text  # a listener that serves needs none
+            assert "\x1b" not in terminal.text  # a serving listener has no colour
 
 
 @pytest.mark.parametrize(
@@ -498,7 +502,7 @@ def test_colour_is_for_terminals_and_can_be_refused(binder: Binder, host: str) -
     ],
     ids=["older", "ruby"],
 )  # fmt: skip
-def test_a_binder_that_does_not_know_what_a_status_is(run_dir: Path, hello: bytes, sentence: str) -> None:
+def test_a_binder_without_the_status_method_is_explained(run_dir: Path, hello: bytes, sentence: str) -> None:
     def answer(connection: socket.socket) -> None:
         asked = connection.recv(4096)
         connection.sendall(hello if b"hello" in asked else b'{"error":{"code":-32601,"message":"Method not found"}}')
@@ -512,7 +516,7 @@ def test_a_binder_that_does_not_know_what_a_status_is(run_dir: Path, hello: byte
         assert (done.returncode, sentence in done.stdout) == (3, True)
 
 
-def test_check_is_unknown_where_nobody_answers(run_dir: Path) -> None:
+def test_check_is_unknown_when_no_binder_answers(run_dir: Path) -> None:
     done = multibinder("status", "--check", "--socket", run_dir / "none.sock")
     assert (done.returncode, done.stderr) == (3, "")
     assert done.stdout.startswith("MULTIBINDER UNKNOWN - cannot reach the binder at ")
@@ -539,7 +543,7 @@ class Terminal:
             while select.select([self._ours], [], [], 0)[0]:
                 try:
                     self.text += os.read(self._ours, 65536).decode(errors="replace")
-                except OSError:  # EIO: nobody has the other end any more
+                except OSError:  # EIO: no process has the other end open
                     break
             return text in self.text[after:]
 
@@ -568,7 +572,7 @@ def test_watch_shows_the_worst_goes_on_after_a_restart_and_restores_the_terminal
         with clients(host, 8039, 3):
             terminal.wait_for("stalled")
             after = len(terminal.text)
-            terminal.wait_for(f"{host}:8039", after=after)  # it is the last, and the worst
+            terminal.wait_for(f"{host}:8039", after=after)  # the last listener has the worst state
             terminal.wait_for("3/8", after=after)
             terminal.wait_for("▄", after=after)
         binder.process.kill()

@@ -1,4 +1,4 @@
-"""The binder becomes its new version in place, and nobody who uses it can tell."""
+"""The binder upgrades in place without an effect on its clients."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support import (
 
 
 def served(binder: Binder) -> int:
-    """How often it has begun to serve."""
+    """Return how often the binder has begun to serve."""
     return binder.log_path.read_text().count("event=serving ")
 
 
@@ -47,7 +47,7 @@ def by_command(binder: Binder) -> None:
 def by_signal(binder: Binder) -> None:
     before = served(binder)
     binder.send_signal(signal.SIGUSR1)
-    wait_until(lambda: served(binder) > before, "it serves again", log=binder.log)
+    wait_until(lambda: served(binder) > before, "the binder serves again", log=binder.log)
 
 
 @pytest.mark.parametrize("upgrade_it", [by_command, by_signal])
@@ -76,7 +76,7 @@ def test_an_upgrade_keeps_everything(binder: Binder, host: str, upgrade_it: Call
     assert not Path(f"{binder.socket_path}.lock").exists()
 
 
-def test_listeners_go_on_living_as_before(binder: Binder, host: str) -> None:
+def test_listeners_can_be_bound_and_released_after_an_upgrade(binder: Binder, host: str) -> None:
     with Client(binder.socket_path) as client:
         [first] = client.bind([(host, 8000)], owner="a")
         upgrade(binder)
@@ -91,7 +91,7 @@ def test_listeners_go_on_living_as_before(binder: Binder, host: str) -> None:
     assert not can_connect((host, 8000))
 
 
-def test_a_client_in_the_accept_queue_waits_through_it(binder: Binder, host: str) -> None:
+def test_a_client_in_the_accept_queue_waits_through_an_upgrade(binder: Binder, host: str) -> None:
     with Client(binder.socket_path) as client:
         client.bind([(host, 8000)])[0].close()
         with socket.create_connection((host, 8000)) as waiting:
@@ -102,7 +102,7 @@ def test_a_client_in_the_accept_queue_waits_through_it(binder: Binder, host: str
                 assert connection.recv(100) == b"still here"
 
 
-def test_an_idle_connection_is_answered_afterwards(binder: Binder) -> None:
+def test_an_idle_connection_is_answered_after_an_upgrade(binder: Binder) -> None:
     with RawClient(binder.socket_path) as fresh, RawClient(binder.socket_path) as used:
         used.ask(request("hello"))
         upgrade(binder)
@@ -110,14 +110,14 @@ def test_an_idle_connection_is_answered_afterwards(binder: Binder) -> None:
             assert client.ask(request("hello"))["result"]["pid"] == binder.pid
 
 
-def test_a_half_sent_request_is_answered_first(binder: Binder, host: str) -> None:
+def test_a_half_sent_request_is_answered_before_the_upgrade(binder: Binder, host: str) -> None:
     message = request("bind", {"address": host, "port": 8000})
     with RawClient(binder.socket_path) as half, Client(binder.socket_path) as other:
         half.send(message[:20])
         other.upgrade()
         binder.wait_for_log("event=upgrading")
         with RawClient(binder.socket_path) as newcomer:
-            newcomer.send(request("list"))  # waits for the new one
+            newcomer.send(request("list"))  # waits for the new version
             assert served(binder) == 1
             half.send(message[20:])
             assert half.reply()["result"]["listeners"][0]["created"] is True
@@ -127,7 +127,7 @@ def test_a_half_sent_request_is_answered_first(binder: Binder, host: str) -> Non
         assert other.hello().pid == binder.pid
 
 
-def test_a_client_that_never_finishes_its_request_does_not_hold_it_up(start_binder: StartBinder) -> None:
+def test_a_client_that_never_finishes_its_request_does_not_block_an_upgrade(start_binder: StartBinder) -> None:
     binder = start_binder("--request-timeout", "0.5")
     with RawClient(binder.socket_path) as half:
         half.send(b'{"jsonrpc"')
@@ -136,7 +136,7 @@ def test_a_client_that_never_finishes_its_request_does_not_hold_it_up(start_bind
         assert half.at_end()
 
 
-def test_several_who_ask_at_once_are_all_told(binder: Binder) -> None:
+def test_several_clients_that_ask_for_an_upgrade_at_once_are_all_answered(binder: Binder) -> None:
     with RawClient(binder.socket_path) as one, RawClient(binder.socket_path) as two:
         one.send(request("upgrade"))
         two.send(request("upgrade"))
@@ -165,12 +165,12 @@ def test_no_client_notices_ten_upgrades(binder: Binder, host: str) -> None:
     for thread in threads:
         thread.start()
     try:
-        wait_until(lambda: all(counts), "all of them bind")
+        wait_until(lambda: all(counts), "all clients bind")
         known = identities(binder.socket_path)
         for _ in range(10):
             upgrade(binder)
             before = list(counts)
-            wait_until(lambda before=before: all(map(int.__gt__, counts, before)), "all of them bind again")  # type: ignore[misc]
+            wait_until(lambda before=before: all(map(int.__gt__, counts, before)), "all clients bind again")  # type: ignore[misc]
     finally:
         done.set()
         for thread in threads:
@@ -203,7 +203,21 @@ def test_new_code_that_cannot_start_is_refused_with_its_reason(
     assert served(binder) == 2
 
 
-def test_a_refused_signal_is_in_the_log(start_binder: StartBinder, run_dir: Path) -> None:
+def test_a_client_whose_upgrade_a_broken_policy_refuses_is_served_further(
+    start_binder: StartBinder, run_dir: Path
+) -> None:
+    policy = run_dir / "policy.toml"
+    policy.write_text("")
+    policy.chmod(0o600)
+    binder = start_binder("--policy", str(policy))
+    policy.write_text("broken")
+    with Client(binder.socket_path, timeout=5) as client:
+        with pytest.raises(RequestError, match="not TOML"):
+            client.upgrade()
+        assert client.hello().pid == binder.pid
+
+
+def test_a_refused_upgrade_by_signal_is_logged(start_binder: StartBinder, run_dir: Path) -> None:
     code = BrokenCode(run_dir / "code")
     binder = start_binder(environment=code.environment)
     code.breaks("no such thing")
@@ -235,7 +249,7 @@ def test_sigterm_while_a_request_is_awaited_before_an_upgrade_is_not_lost(binder
     assert served(binder) == 1
 
 
-def test_descriptors_do_not_grow(binder: Binder, host: str) -> None:
+def test_upgrades_leak_no_descriptors(binder: Binder, host: str) -> None:
     with Client(binder.socket_path) as client:
         for listener in client.bind([(host, port) for port in range(8000, 8010)]):
             listener.close()
@@ -248,7 +262,7 @@ def test_descriptors_do_not_grow(binder: Binder, host: str) -> None:
         wait_until(lambda: len(binder.descriptors()) <= before, "no descriptor is left over", log=binder.log)
 
 
-def test_two_thousand_listeners_are_all_there(binder: Binder) -> None:
+def test_two_thousand_listeners_survive_an_upgrade(binder: Binder) -> None:
     with Client(binder.socket_path) as client:
         for _ in range(8):
             for listener in client.bind([("127.0.0.1", 0)] * 250, owner="many"):
@@ -259,7 +273,7 @@ def test_two_thousand_listeners_are_all_there(binder: Binder) -> None:
         assert client.list() == before
 
 
-def test_the_options_are_those_of_the_start(start_binder: StartBinder) -> None:
+def test_an_upgrade_keeps_the_options_of_the_start(start_binder: StartBinder) -> None:
     binder = start_binder("--max-listeners", "2")
     with Client(binder.socket_path) as client:
         client.bind([("127.0.0.1", 0)])[0].close()

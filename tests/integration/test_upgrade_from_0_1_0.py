@@ -1,6 +1,6 @@
-"""What a running binder, or guard, of version 0.1.0 executes to upgrade itself finds this version, and all that it had.
+"""A binder or guard of version 0.1.0 upgrades in place to this version, and keeps all that it has.
 
-The command lines, settings, names and records are literally those of version 0.1.0, as it left them.
+The command lines, settings, names and records are literal copies of those of version 0.1.0.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def rehearse(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_the_rehearsal_of_0_1_0_hears_this_version(run_dir: Path) -> None:
+def test_the_rehearsal_of_0_1_0_runs_this_version(run_dir: Path) -> None:
     done = rehearse("multibinder.cli.binder", settings(run_dir / "mb.sock"))
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{__version__}\n", "")
 
 
 def test_a_running_0_1_0_can_import_the_rehearsal_that_this_version_has_installed() -> None:
-    """It does so when it is asked to upgrade, with the modules of its own version loaded, whose names differ."""
+    """0.1.0 imports the rehearsal with modules of its own version loaded, which have other names than ours."""
     code = """
 import sys
 import multibinder, multibinder.binder.loop
@@ -67,7 +67,7 @@ def test_the_rehearsal_of_the_guard_of_0_1_0_succeeds(run_dir: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-#: What the last lines of 0.1.0 do before they execute the new code: a guard is the parent of a binder.
+#: Does what 0.1.0 does last before it executes the new code. A guard has a binder as its child.
 _LEAVE = """
 import os, sys, time
 from multibinder.kernel.listen_fds import pass_listen_fds
@@ -85,8 +85,8 @@ os.execv(command[0], command)
 """
 
 
-class Left:
-    """What a binder of 0.1.0 leaves: two listeners, one with a port that the kernel chose, and their records."""
+class PassedOn:
+    """The state that a binder of 0.1.0 passes on: two listeners, one with a port that the kernel chose, and records."""
 
     def __init__(self, directory: Path, host: str) -> None:
         self.path = directory / "mb.sock"
@@ -120,7 +120,7 @@ class Left:
         ]  # fmt: skip
 
     def descriptors(self, *, guard: bool) -> list[tuple[str, int]]:
-        """Their names and numbers. The guard has its notification socket beside what it keeps, and no client."""
+        """Return names and numbers of the descriptors. A guard has a notification socket and a store, but no client."""
         own = [("notify", self.notify.fileno())] if guard else [("peer", self.peer.fileno())]
         names = ["1C_", "1D0"] if guard else ["unkept", "unkept"]
         return [
@@ -133,7 +133,7 @@ class Left:
 
     @contextlib.contextmanager
     def passed_on(self, log: Path, command: list[str], *, guard: bool = False) -> Iterator[subprocess.Popen[bytes]]:
-        """Run ``command`` with everything where version 0.1.0 leaves it. Nothing of it is open here afterwards."""
+        """Run ``command`` with all that 0.1.0 passes on to its next version. This process closes its own copies."""
         descriptors = self.descriptors(guard=guard)
         pairs = [f"{name}={number}" for name, number in descriptors]
         with log.open("wb") as stderr:
@@ -162,15 +162,15 @@ class Left:
 
 
 @pytest.fixture
-def left(run_dir: Path) -> Left:
-    return Left(run_dir, own_host())
+def state(run_dir: Path) -> PassedOn:
+    return PassedOn(run_dir, own_host())
 
 
-def test_listeners_owners_names_and_clients_survive_the_upgrade(run_dir: Path, left: Left) -> None:
-    _, named, shared = left.records()
-    command = [*PYTHON, "-m", "multibinder.cli.binder", settings(left.path)]
-    with left.client, left.passed_on(run_dir / "log", command):
-        with Client(left.path) as client:
+def test_listeners_owners_names_and_clients_survive_the_upgrade(run_dir: Path, state: PassedOn) -> None:
+    _, named, shared = state.records()
+    command = [*PYTHON, "-m", "multibinder.cli.binder", settings(state.path)]
+    with state.client, state.passed_on(run_dir / "log", command):
+        with Client(state.path) as client:
             assert client.hello().version == __version__
             first, second = client.list()
             status = client.status()
@@ -181,29 +181,29 @@ def test_listeners_owners_names_and_clients_survive_the_upgrade(run_dir: Path, l
         assert (status.starts, status.upgrades) == (3, 3)
         assert [owner.uid for owner in status.listeners[0].owners] == [107]
         assert [each.orphan_ttl_s for each in status.listeners] == [None, None]
-        left.client.sendall(b'{"jsonrpc":"2.0","method":"hello","id":"1","params":[]}\n')
-        left.client.settimeout(20)
-        assert json.loads(left.client.recv(65536))["result"]["version"] == __version__
-        # Only the records tell that the kernel chose a port, and that another PID namespace has a listener.
-        written = [json.loads(line) for line in Path(f"{left.path}.state").read_text().splitlines()[1:]]
+        state.client.sendall(b'{"jsonrpc":"2.0","method":"hello","id":"1","params":[]}\n')
+        state.client.settimeout(20)
+        assert json.loads(state.client.recv(65536))["result"]["version"] == __version__
+        # Only the records say that the kernel chose a port, and that another PID namespace has a listener.
+        written = [json.loads(line) for line in Path(f"{state.path}.state").read_text().splitlines()[1:]]
         assert [line.get("chosen", False) for line in written[:2]] == [True, False]
         assert [line.get("foreign", False) for line in written[:2]] == [False, True]
 
 
-def test_a_guard_of_0_1_0_becomes_this_one_with_all_that_it_kept(run_dir: Path, left: Left) -> None:
-    cookies = [cookie_of(each) for each in left.listeners]
+def test_a_guard_of_0_1_0_becomes_this_one_with_all_that_it_kept(run_dir: Path, state: PassedOn) -> None:
+    cookies = [cookie_of(each) for each in state.listeners]
     with (
-        left.client,
-        left.passed_on(
-            run_dir / "log", [*PYTHON, "-m", "multibinder.cli.guard", settings(left.path)], guard=True
+        state.client,
+        state.passed_on(
+            run_dir / "log", [*PYTHON, "-m", "multibinder.cli.guard", settings(state.path)], guard=True
         ) as guard,
     ):
-        [child] = wait_until(lambda: children(guard.pid), "it has its child")
-        wait_until(lambda: b"cli.guard" in command_line_of(guard.pid), "it is the guard")
-        # The child that it took over was no real binder; when it dies, the guard starts one with all that it has.
+        [child] = wait_until(lambda: children(guard.pid), "the guard has its child")
+        wait_until(lambda: b"cli.guard" in command_line_of(guard.pid), "this version's guard runs")
+        # The child that the guard took over was no real binder. When it dies, the guard starts a binder with its store.
         os.kill(child, signal.SIGKILL)
-        assert serving_pid(left.path) not in (child, guard.pid)
-        with Client(left.path) as client:
+        assert serving_pid(state.path) not in (child, guard.pid)
+        with Client(state.path) as client:
             assert [each.cookie for each in client.list()] == cookies
             assert [each.owners for each in client.list()] == [["haproxy@web"], ["haproxy@web", ""]]
             assert (client.status().keeper, client.status().starts) == ("guard", 4)

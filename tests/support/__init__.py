@@ -1,4 +1,4 @@
-"""What the tests share, one noun a module. Tests import the names from here.
+"""Support that the tests share, one module for each noun. Tests import the names from here.
 
 ``load`` (the load generator, which benchmarks use too), ``namespaces``, ``metrics`` and ``installation`` are imported
 as modules of their own.

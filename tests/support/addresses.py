@@ -11,7 +11,7 @@ from tests.support.waiting import PATIENCE_S
 
 
 def is_nonblocking(sock: socket.socket) -> bool:
-    """O_NONBLOCK as the kernel has it, which is what every holder of the socket sees."""
+    """Return whether O_NONBLOCK is set on the socket in the kernel. All holders of the socket share this flag."""
     return not os.get_blocking(sock.fileno())
 
 
@@ -29,8 +29,8 @@ _hosts = itertools.count(1)
 def own_host() -> str:
     """Return a loopback address that no other test of this run uses, so that the test can choose any port on it.
 
-    The second number is the run's, because several runs may share a machine; the third begins with the worker's
-    (pytest-xdist), which has 16 times 250 addresses.
+    The second number stands for the run, because several runs may share a machine. The third starts at 16 times the
+    number of the worker (pytest-xdist), so that each worker has 16 times 250 addresses.
     """
     number = next(_hosts)
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID")

@@ -1,4 +1,4 @@
-"""A real binder in a process of its own, and questions to a running binder."""
+"""Run a real binder as a subprocess, and ask a running binder questions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.waiting import PATIENCE_S, wait_until
 
 
 class Binder:
-    """A real ``multibinder serve`` in a process of its own. A context manager; the process never outlives it.
+    """A real ``multibinder serve`` as a subprocess. A context manager: the process never outlives it.
 
     On leaving, a binder that still runs is stopped, and must exit with 0 and without a traceback in its log.
     """
@@ -68,7 +68,7 @@ class Binder:
         return f"--- log of binder {self.pid}:\n{self.log_path.read_text(errors='replace')[-8000:]}"
 
     def notification(self) -> str | None:
-        """The next sd_notify(3) message, if there is one."""
+        """Return the next sd_notify(3) message, or None if there is none."""
         try:
             return self._notifications.recv(4096).decode()
         except BlockingIOError:
@@ -89,7 +89,7 @@ class Binder:
         return self
 
     def wait_for_log(self, text: str) -> str:
-        """The first line of the log that contains ``text``."""
+        """Wait until a line of the log contains ``text``, and return the first one that does."""
 
         def line() -> str | None:
             return next((line for line in self.log_path.read_text().splitlines() if text in line), None)
@@ -103,7 +103,7 @@ class Binder:
         self.process.send_signal(number)
 
     def wait(self) -> int:
-        """The exit status."""
+        """Wait until the process ends, and return its exit status."""
         try:
             return self.process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
@@ -114,9 +114,11 @@ class Binder:
         return self.wait()
 
     def suspend(self) -> None:
-        """Stop it in the middle of whatever it does (SIGSTOP), until ``resume``."""
+        """Stop the process at once (SIGSTOP), until ``resume`` continues it."""
         self.process.send_signal(signal.SIGSTOP)
-        wait_until(lambda: " (stopped)" in Path(f"/proc/{self.pid}/status").read_text(), "it is stopped", log=self.log)
+        wait_until(
+            lambda: " (stopped)" in Path(f"/proc/{self.pid}/status").read_text(), "the binder is stopped", log=self.log
+        )
 
     def resume(self) -> None:
         self.process.send_signal(signal.SIGCONT)
@@ -148,7 +150,7 @@ class Binder:
 
 
 def identities(path: str | os.PathLike[str]) -> list[tuple[object, ...]]:
-    """What must be the same of each listener whatever happens to its binder; asks until a binder answers."""
+    """Wait until a binder answers; return what no crash or upgrade of the binder may change about each listener."""
 
     def asked() -> list[list[ListenerStatus]] | None:
         with contextlib.suppress(BinderUnavailable, RemoteProtocolError), Client(path) as client:
@@ -160,7 +162,7 @@ def identities(path: str | os.PathLike[str]) -> list[tuple[object, ...]]:
 
 
 def serving_pid(path: str | os.PathLike[str], *, not_: int = 0) -> int:
-    """The PID of the binder that answers there, other than ``not_``."""
+    """Wait until a binder other than ``not_`` answers at ``path``, and return its PID."""
 
     def answered() -> int | None:
         with contextlib.suppress(BinderUnavailable, RemoteProtocolError), Client(path) as client:

@@ -1,4 +1,4 @@
-"""The command line, and the environment and the privileges with which tests run it."""
+"""Run the command line with the environment and the privileges that a test needs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def without_privileges() -> list[str]:
-    """What to put before a command so that it has no capability, even as root. Our own user, or skip."""
+    """Return the words before a command that take all capabilities from it, also as root. Skips without setpriv."""
     if os.geteuid() != 0:
         return []
     setpriv = shutil.which("setpriv")
@@ -42,7 +42,7 @@ def multibinder(
     prefix: Sequence[str] = (),
     umask: int = -1,
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command line to its end."""
+    """Run ``multibinder`` with these arguments to its end."""
     return subprocess.run(
         [*prefix, *program, *(os.fspath(argument) for argument in arguments)],
         env=clean_environment(environment),
@@ -56,7 +56,7 @@ def multibinder(
 
 
 class BrokenCode:
-    """A directory for the front of PYTHONPATH, where a module that everything imports can be broken, and mended."""
+    """A directory for the front of PYTHONPATH that can break a module that all code imports, and mend it again."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir()

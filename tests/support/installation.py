@@ -1,8 +1,8 @@
-"""An installation of this checkout that every user of the machine may execute, made once for a test run.
+"""Make an installation of this checkout that every user of the machine may execute, once for a test run.
 
 The checkout, its virtual environment and even the interpreter may lie below a home directory that is closed to other
-users (mode 0700). Tests that run the project as another user use this installation. It lies in the directory of the
-run, which the processes of pytest-xdist share.
+users (mode 0700). Tests that run the project as another user use this installation. It is in the directory of the run,
+which the processes of pytest-xdist share.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 #: The environment variable that tells the processes of a run where the directory of the run is.
 _RUN_DIRECTORY = "MULTIBINDER_TEST_RUN"
-#: Parts of the standard library that nothing here imports, and that make up half of it.
+#: Parts of the standard library that none of this code imports. They are half of its size.
 _NOT_NEEDED = (
     "test",
     "idlelib",
@@ -44,7 +44,7 @@ _NOT_NEEDED = (
 
 
 class Installation(msgspec.Struct, frozen=True):
-    """A virtual environment with a wheel of this checkout and what it depends on."""
+    """A virtual environment with a wheel of this checkout and its dependencies."""
 
     directory: Path
 
@@ -54,7 +54,7 @@ class Installation(msgspec.Struct, frozen=True):
 
     @property
     def program(self) -> tuple[str, ...]:
-        """The command line of ``multibinder`` without its arguments. Nothing of it comes from the working directory."""
+        """Return the command line of ``multibinder`` without arguments. It imports none of the working directory."""
         return (str(self.python), "-P", "-m", "multibinder")
 
     @property
@@ -81,7 +81,7 @@ def directory_of_the_run() -> Iterator[None]:
 
 @functools.cache
 def interpreter_for_everybody() -> Path:
-    """Return a Python that every user may execute: the one that runs the tests, or a copy of it."""
+    """Return a Python that every user may execute: the one that runs the tests, or else a copy of it."""
     python = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
     if python.exists() and _is_open(python.resolve()) and _is_open(Path(os.__file__).resolve()):
         return python
@@ -93,7 +93,7 @@ def interpreter_for_everybody() -> Path:
 
 @functools.cache
 def wheel() -> Path:
-    """Return a wheel of this checkout. What builds it must be installed."""
+    """Return a wheel of this checkout. The tools that build it must be installed."""
     with _made_once("wheel") as (directory, made):
         if not made:
             build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
@@ -141,7 +141,7 @@ def copy_dependencies(roots: set[str], target: Path) -> None:
             for requirement in distribution.requires or ()
             if "extra ==" not in requirement
             and (match := re.match(r"[\w.-]+", requirement))
-            # Markers for other systems and Pythons: what is not installed here is not needed here.
+            # Environment markers may exclude a dependency here. What is not installed here is not needed here.
             and _is_installed(match[0])
         ]
         if name == "multibinder":
@@ -149,7 +149,7 @@ def copy_dependencies(roots: set[str], target: Path) -> None:
         for file in distribution.files or ():
             if ".." not in file.parts and os.path.exists(file.locate()):
                 (target / file).parent.mkdir(parents=True, exist_ok=True)
-                # With its time, so that the compiled code, which is copied too, is that of this file.
+                # Keep the modification time, so that the copied bytecode stays valid for this file.
                 shutil.copy2(str(file.locate()), target / file)
 
 
@@ -174,7 +174,7 @@ def _copy_interpreter(python: Path, directory: Path) -> None:
     for shared in ours.glob("libpython*.so*"):
         shutil.copy(shared, directory / "lib", follow_symlinks=True)
     copy = directory / "bin" / python.name
-    # An interpreter that is linked with libpython has the directory of that in itself (DT_RUNPATH, ld.so(8)).
+    # An interpreter that is linked with libpython names the directory of libpython in DT_RUNPATH (ld.so(8)).
     was, relative = os.fsencode(ours) + b"\0", b"$ORIGIN/../lib"
     copy.write_bytes(python.resolve().read_bytes().replace(was, relative.ljust(len(was), b"\0")))
     copy.chmod(0o755)
@@ -183,13 +183,13 @@ def _copy_interpreter(python: Path, directory: Path) -> None:
 
 @contextlib.contextmanager
 def _made_once(name: str) -> Iterator[tuple[Path, bool]]:
-    """Give a directory of the run, and whether another process or an earlier call has filled it already."""
+    """Yield a directory of the run, and whether another process or an earlier call has filled it."""
     run = Path(os.environ[_RUN_DIRECTORY])
     directory, complete = run / name, run / f"{name}.complete"
     with (run / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not complete.exists():
-            shutil.rmtree(directory, ignore_errors=True)  # of an attempt that failed
+            shutil.rmtree(directory, ignore_errors=True)  # remove what a failed attempt left
         yield directory, complete.exists()
         complete.touch()
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""An open-loop load of new TCP connections: a fixed rate, and every connection's outcome told apart.
+"""Make an open-loop load of new TCP connections at a fixed rate, and record the outcome of every connection.
 
-Connection k is scheduled at start + k/rate whatever happens, and its wait counts from that moment, also when the
-server, or this generator, was late. Each one sends an HTTP/1.0 request, so that the server closes first, and reads to
-EOF. As a library it runs in a process of its own, out of reach of the caller's GIL::
+Connection k is scheduled at start + k/rate, and its wait counts from that moment, also when the server or this
+generator is late. Each one sends an HTTP/1.0 request, so that the server closes first, and reads to
+EOF. As a library it runs in a separate process, so that the GIL of the caller does not delay it::
 
     with Load([("127.0.0.1", 8000)], rate=2000) as load:
         load.mark("reload 1")
@@ -42,7 +42,7 @@ OUTCOMES = ("ok", "refused", "reset", "timed_out", "bad_status", "other")
 CLASS_OF_ERRNO = {"ECONNREFUSED": "refused", "ECONNRESET": "reset", "EPIPE": "reset", "ETIMEDOUT": "timed_out"}
 
 # One source address has 28,000 ports by default, and each may rest a minute in TIME_WAIT: 470 connections a second.
-# Eight do for 3,700. With IP_BIND_ADDRESS_NO_PORT (linux/in.h) the port is chosen at connect(), per destination.
+# Eight allow 3,700. With IP_BIND_ADDRESS_NO_PORT (linux/in.h) the port is chosen at connect(), per destination.
 LOOPBACK_SOURCES = tuple(f"127.0.0.{last}" for last in range(2, 10))
 IP_BIND_ADDRESS_NO_PORT = 24
 
@@ -54,11 +54,11 @@ BUCKETS_PER_E = 100
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What became of the connections *scheduled* in one phase. Waits, in seconds, count from the scheduled time.
+    """The outcomes of the connections *scheduled* in one phase. Waits, in seconds, count from the scheduled time.
 
     ``longest_wait_s`` is over every outcome; ``p50_s`` and ``p99_s`` (to 1 %, rounded up) are over those answered or
-    timed out, since quick refusals would flatter them. ``in_flight`` have no outcome yet. ``causes`` counts what was
-    seen for each failure (errno names, ``EOF``, ``status 503``), ``bodies`` the first line of each body if asked for.
+    timed out, since quick refusals would lower them. ``in_flight`` have no outcome yet. ``causes`` counts the causes of
+    failures (errno names, ``EOF``, ``status 503``). ``bodies`` counts the first line of each body, if asked for.
     """
 
     name: str
@@ -79,18 +79,18 @@ class Phase:
 
     @property
     def failed(self) -> int:
-        """Connections that ended in anything but ok."""
+        """Return the number of connections with an outcome other than ok."""
         return self.tried - self.ok - self.in_flight
 
     @property
     def longest_stall_s(self) -> float:
-        """The longest wait, less what this generator was late itself: on a busy machine it may be by seconds."""
+        """Return the longest wait without the generator's own lateness, which may be seconds on a busy machine."""
         return max(0.0, self.longest_wait_s - self.generator_lag_max_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A load so far, or, from ``stop()``, as a whole. ``duration_s`` is the length of the schedule."""
+    """The result of a load so far, or, from ``stop()``, of all of it. ``duration_s`` is the length of the schedule."""
 
     total: Phase
     phases: tuple[Phase, ...]
@@ -98,11 +98,11 @@ class Result:
     generator_cpu_s: float
 
     def phase(self, name: str) -> Phase:
-        """The phase of that name; KeyError if it was never marked."""
+        """Return the phase of that name. Raises KeyError if it was never marked."""
         return {phase.name: phase for phase in self.phases}[name]
 
     def table(self) -> str:
-        """One line for each phase and one for the total, waits in milliseconds."""
+        """Return a table with one line for each phase and one for the total, waits in milliseconds."""
         counts = ("tried", *OUTCOMES)
         times = {"longest": "longest_wait_s", "p50": "p50_s", "p99": "p99_s", "lag": "generator_lag_max_s"}
         rows = [["phase", *counts, *(f"{title} ms" for title in times)]]
@@ -115,14 +115,14 @@ class Result:
 
     @classmethod
     def from_json(cls, reply: dict[str, Any]) -> Result:
-        """The inverse of ``dataclasses.asdict``."""
+        """Build a result from the output of ``dataclasses.asdict``."""
         phases = tuple(Phase(**phase) for phase in reply["phases"])
         return cls(Phase(**reply["total"]), phases, reply["duration_s"], reply["generator_cpu_s"])
 
 
 @dataclass(slots=True)
 class Tally:
-    """A phase while it is being counted."""
+    """The counters of a phase that has not ended."""
 
     tried: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -171,7 +171,7 @@ class Tally:
 
 
 class Target:
-    """Where connections go, the source addresses they come from, and how many are under way."""
+    """A target of connections, with its source addresses and the number of connections in flight."""
 
     def __init__(self, host: str, port: int) -> None:
         self.name = (host, port)
@@ -182,7 +182,7 @@ class Target:
         self.in_flight = 0
 
     def connect(self) -> socket.socket:
-        """A socket on its way to the target. The caller owns it. Raises OSError, and leaves none open then."""
+        """Return a socket that connects to the target. The caller owns it. On OSError no socket stays open."""
         sock = socket.socket(self.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             if (source := next(self.sources)) is not None:
@@ -198,7 +198,7 @@ class Target:
 
 @dataclass(slots=True, eq=False)
 class Connection:
-    """One connection under way. It owns its socket, which is closed once, with the outcome."""
+    """A connection in flight. It owns its socket, which is closed once, with the outcome."""
 
     sock: socket.socket
     target: Target
@@ -210,7 +210,7 @@ class Connection:
 
 
 class Generator:
-    """The load itself: one thread, one epoll, non-blocking sockets. ``run`` is to be called once."""
+    """The generator of a load: one thread, one epoll, non-blocking sockets. ``run`` may be called once."""
 
     def __init__(
         self, targets: Iterable[tuple[str, int]], *, rate: float, timeout_s: float, expect_status: int, bodies: bool
@@ -231,7 +231,7 @@ class Generator:
         self._slot = 0
 
     def run(self, duration_s: float = math.inf, control_fd: int | None = None) -> Result:
-        """Schedule for ``duration_s`` or until told to stop, wait for what is in flight, and return what happened."""
+        """Schedule for ``duration_s`` or until told to stop, wait for what is in flight, and return the result."""
         self._start = time.monotonic()
         self._end = self._start + duration_s
         if control_fd is not None:
@@ -245,7 +245,7 @@ class Generator:
             if due >= self._end and not self._open and not self._commands:
                 return self.result()
             wake = now if self._commands else min(due if due < self._end else math.inf, self._next_deadline())
-            # epoll's own timeout counts in milliseconds, two connections long at 2,000 a second; select's does not.
+            # The timeout of epoll has steps of 1 ms, which is two connections at 2,000 a second; select's is finer.
             select.select([self._epoll], [], [], None if wake == math.inf else max(0.0, wake - now))
             for fd, _ in self._epoll.poll(0):
                 if fd == control_fd:
@@ -254,7 +254,7 @@ class Generator:
                     self._progress(self._open[fd])
 
     def result(self) -> Result:
-        """What happened so far."""
+        """Return the result so far."""
         total = Tally()
         for tally in self._tallies.values():
             total.add(tally)
@@ -314,7 +314,7 @@ class Generator:
         self._finish(connection, outcome, cause)
 
     def _judge(self, connection: Connection) -> tuple[str, str]:
-        """The outcome of a reply that ended with EOF, and its cause."""
+        """Return the outcome of a reply that ended with EOF, and its cause."""
         head, end_of_head, body = connection.reply.partition(b"\r\n\r\n")
         if connection.reply and not connection.reply.startswith(b"HTTP/1."[: len(connection.reply)]):
             return "bad_status", "not HTTP/1"
@@ -374,7 +374,7 @@ class Generator:
                 answer = asdict(self.result())
             case {"do": "stop"}:
                 self._end = min(self._end, at)
-                return  # the answer is the result, when nothing is in flight any more
+                return  # the answer is the result, as soon as no connection is in flight
             case _:
                 answer = {"error": f"unknown command: {command}"}
         self._say(answer)
@@ -394,11 +394,11 @@ def _class_of(error: OSError) -> tuple[str, str]:
 
 
 class LoadError(Exception):
-    """The load could not do what was asked, or its process is gone."""
+    """The load refused a command, or its process has ended."""
 
 
 class Load:
-    """A load in a process of its own, from entering the context to ``stop()`` or leaving it.
+    """A load in a separate process, from the start of the context to ``stop()`` or the end of the context.
 
     ``rate`` is in connections a second, over all targets in turn. A connection without a complete reply ``timeout_s``
     after its scheduled time is timed out. A status other than ``expect_status`` is an outcome of its own. With
@@ -441,27 +441,27 @@ class Load:
 
     @property
     def pid(self) -> int:
-        """The process that makes the load."""
+        """Return the PID of the process that makes the load."""
         return self._running().pid
 
     def mark(self, name: str) -> None:
-        """Start a phase: what is scheduled once this returns is counted there. A name used before resumes its phase."""
+        """Start a phase. Connections scheduled after this returns count in it. A known name resumes its phase."""
         self._ask(do="mark", name=name)
 
     def add_target(self, host: str, port: int) -> None:
-        """Take one more target into the turn."""
+        """Add a target to those that connections go to in turn."""
         self._ask(do="add_target", host=host, port=port)
 
     def remove_target(self, host: str, port: int) -> None:
-        """Schedule nothing more to a target, and return when every connection to it has its outcome."""
+        """Stop scheduling to a target, and return when every connection to it has an outcome."""
         self._ask(do="remove_target", host=host, port=port)
 
     def snapshot(self) -> Result:
-        """What happened so far, with the connections in flight counted as such."""
+        """Return the result so far. Connections in flight are counted as ``in_flight``."""
         return Result.from_json(self._ask(do="snapshot"))
 
     def stop(self) -> Result:
-        """Schedule nothing more, wait until every connection has its outcome, and return it all."""
+        """Stop scheduling, wait until every connection has an outcome, and return the result."""
         return Result.from_json(self._ask(do="stop"))
 
     def _running(self) -> subprocess.Popen[bytes]:
@@ -494,13 +494,13 @@ class Load:
 
 
 def target_of(text: str) -> tuple[str, int]:
-    """``127.0.0.1:8000`` or ``[::1]:8000``. ValueError if it is neither."""
+    """Parse ``127.0.0.1:8000`` or ``[::1]:8000``. Raises ValueError for any other text."""
     host, _, port = text.rpartition(":")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; with ``--control``, JSON commands on stdin and an answer to each on stdout."""
+    """Run the command. With ``--control``, read JSON commands from stdin and answer each on stdout."""
     parser = argparse.ArgumentParser(description="An open-loop load of new TCP connections.")
     parser.add_argument("targets", nargs="+", type=target_of, metavar="HOST:PORT")
     parser.add_argument("--rate", type=float, default=1000.0, help="new connections a second (%(default)s)")

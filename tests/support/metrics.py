@@ -28,13 +28,13 @@ def families_of(text: str) -> list[Metric]:
 
 
 def samples_of(text: str) -> Samples:
-    """Every sample; labels in alphabetical order."""
+    """Return every sample by its name and labels. Labels are in alphabetical order."""
     samples: Samples = {}
     for family in families_of(text):
         for sample in family.samples:
             labels = ",".join(f'{key}="{value}"' for key, value in sorted(sample.labels.items()))
             key = f"{sample.name}{{{labels}}}" if labels else sample.name
-            assert key not in samples, f"{key} is there twice"
+            assert key not in samples, f"{key} appears twice"
             samples[key] = sample.value
     return samples
 
@@ -51,7 +51,7 @@ def _rows() -> Iterator[Documented]:
 
 
 def series_names() -> set[str]:
-    """What a query may name: of a histogram, its series."""
+    """Return the names that a query may use. A histogram has one for each of its series."""
     names = set()
     for each in documented().values():
         names |= (
@@ -61,7 +61,7 @@ def series_names() -> set[str]:
 
 
 def lint(text: str) -> Iterator[str]:
-    """What breaks the conventions (prometheus.io/docs/practices/naming) or what a scraper would refuse."""
+    """Yield what breaks the conventions (prometheus.io/docs/practices/naming), and what a scraper would refuse."""
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
     helps = dict(re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE))
     for name, kind in kinds.items():

@@ -1,4 +1,4 @@
-"""Tests that need a machine of their own: nobody else's processes, and network counters that only they move."""
+"""Run tests in new namespaces: without other processes, and with network counters that only the test moves."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ from tests.support.waiting import PATIENCE_S
 _INSIDE = "MULTIBINDER_TEST_INSIDE"
 
 
-def alone(test: Callable[..., None]) -> Callable[..., None]:
-    """Run this one test by a pytest of its own, in new PID, network and mount namespaces. It can look into every
-    process there is, where a container's root may not look into PID 1; it is PID 1, and nothing of it is left."""
+def in_new_namespaces(test: Callable[..., None]) -> Callable[..., None]:
+    """Run this test in a separate pytest, in new PID, network and mount namespaces.
+
+    That pytest is PID 1. It may look into every process of its namespace; in a container, root may not look into PID 1.
+    When it ends, the kernel ends all that it started.
+    """
 
     @functools.wraps(test)
     def run(**fixtures: object) -> None:

@@ -1,4 +1,4 @@
-"""Facts about processes from /proc: proc(5)."""
+"""Read facts about processes from /proc: proc(5)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def descriptors(pid: int | str = "self") -> dict[int, str]:
-    """What a process has open: descriptor and what it is, without the one that this function needs itself."""
+    """Return the open descriptors of a process with their targets, without the one that this function opens."""
     found = {}
     directory = Path(f"/proc/{pid}/fd")
     for name in os.listdir(directory):
@@ -21,10 +21,10 @@ def descriptors(pid: int | str = "self") -> dict[int, str]:
 
 @contextlib.contextmanager
 def descriptors_unchanged() -> Iterator[None]:
-    """Fails when the block leaves a descriptor open in this process, or closes one that it does not own."""
+    """Fail if the block leaves a descriptor open in this process, or closes one that it does not own."""
     before = descriptors()
     yield
-    # A thread of the test, such as a server of it, may still be closing its own.
+    # A thread of the test, such as a server, may not have closed its descriptors yet.
     deadline = time.monotonic() + 2
     while descriptors() != before and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -32,7 +32,7 @@ def descriptors_unchanged() -> Iterator[None]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether it runs; a zombie does not."""
+    """Return whether the process runs. A zombie does not run."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -40,5 +40,5 @@ def is_alive(pid: int) -> bool:
 
 
 def children(pid: int) -> list[int]:
-    """Of its main thread: proc_pid_task_children(5); zombies too."""
+    """Return the children of the main thread of the process, also zombies: proc_pid_task_children(5)."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -1,4 +1,4 @@
-"""The control socket without our client library: connections byte by byte, and a server for a client under test."""
+"""Use the control socket without our client library: send bytes to a binder, and serve a client under test."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Json = dict[str, Any]
 
 
 class RawClient:
-    """A connection to a control socket, byte by byte and message by message. Owns the descriptors that it receives.
+    """A connection to a control socket that sends and receives bytes. Owns the descriptors that it receives.
 
-    ``connected`` is one that somebody else made, and is this object's from now on.
+    ``connected`` is a connection that exists already. This object owns it from then on.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class RawClient:
             raise
 
     def send(self, message: bytes, rights: Sequence[int] = ()) -> None:
-        """In one sendmsg(2)."""
+        """Send a message, and descriptors with it, in one sendmsg(2)."""
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", rights))] if rights else []
         sent = self.socket.sendmsg([message], ancillary)
         if sent < len(message):
             self.socket.sendall(message[sent:])
 
     def receive(self) -> tuple[bytes, list[int]]:
-        """What one recvmsg(2) gives; empty bytes at the end of the stream."""
+        """Return the bytes and the descriptors of one recvmsg(2). The bytes are empty at the end of the stream."""
         try:
             message, rights, _, _ = socket.recv_fds(self.socket, 1 << 20, 253)
         except ConnectionResetError:
@@ -59,10 +59,10 @@ class RawClient:
         return message, rights
 
     def reply(self) -> Json:
-        """The next message, which a newline must end."""
+        """Return the next message. It must end with a newline."""
         while b"\n" not in self._arrived:
             message, _ = self.receive()
-            assert message, f"the connection ended; half a message is here: {self._arrived!r}"
+            assert message, f"the connection ended in the middle of a message: {self._arrived!r}"
             self._arrived += message
         line, _, self._arrived = self._arrived.partition(b"\n")
         reply: Json = json.loads(line)
@@ -70,11 +70,11 @@ class RawClient:
 
     def ask(self, message: bytes) -> Json:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self.send(message)  # it may have heard enough before the end, and says so
+            self.send(message)  # the binder may refuse the message before it has read all of it
         return self.reply()
 
     def at_end(self) -> bool:
-        """Whether the other end has closed, after all that it sent."""
+        """Return whether the peer has closed the connection and everything that it sent has been read."""
         assert not self._arrived, self._arrived
         return self.receive() == (b"", [])
 
@@ -93,7 +93,7 @@ class RawClient:
 
 
 def ask(path: str | os.PathLike[str], message: bytes) -> Json:
-    """One request on a connection of its own."""
+    """Send one request on a new connection, and return the reply."""
     with RawClient(path) as client:
         return client.ask(message)
 
@@ -104,9 +104,9 @@ def request(method: str, *params: Json, request_id: object = 1) -> bytes:
 
 @contextlib.contextmanager
 def served_by(path: Path, serve: Callable[[socket.socket], None], *, backlog: int = 16) -> Iterator[None]:
-    """A control socket in a thread: ``serve`` gets one connection after the other, as the Ruby program's server does.
+    """Serve a control socket in a thread. ``serve`` gets one connection at a time, as in the Ruby program's server.
 
-    What ``serve`` raises fails the test at the end of the block.
+    An exception in ``serve`` fails the test at the end of the block.
     """
     failures: list[BaseException] = []
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
@@ -135,6 +135,6 @@ def served_by(path: Path, serve: Callable[[socket.socket], None], *, backlog: in
         finally:
             listening.shutdown(socket.SHUT_RDWR)
             thread.join(PATIENCE_S)
-    assert not thread.is_alive(), "the server's thread does not end"
+    assert not thread.is_alive(), "the thread of the server does not end"
     if failures:
         raise failures[0]

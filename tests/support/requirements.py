@@ -1,4 +1,4 @@
-"""What a test needs of the machine. A missing requirement skips the test, or fails it under MULTIBINDER_REQUIRE."""
+"""Check what a test needs. A missing requirement skips the test, or fails it if MULTIBINDER_REQUIRE names it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 
 def require(name: str, condition: object, reason: str) -> None:
-    """Skip a test that cannot run here; where MULTIBINDER_REQUIRE names what is missing, that is an error."""
+    """Skip a test that cannot run here. If MULTIBINDER_REQUIRE names what is missing, fail instead."""
     if condition:
         return
     if name in os.environ.get("MULTIBINDER_REQUIRE", "").replace(" ", "").split(","):
@@ -29,10 +29,10 @@ def require_ipv6() -> None:
 
 @functools.cache
 def unprivileged_port() -> int:
-    """The first port that anybody may bind."""
+    """Return the lowest port that every user may bind."""
     return int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
 
 
 def somaxconn() -> int:
-    """The kernel's limit on accept queues in this network namespace."""
+    """Return the kernel's limit on accept queues in this network namespace."""
     return int(Path("/proc/sys/net/core/somaxconn").read_text())

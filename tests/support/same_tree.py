@@ -1,4 +1,4 @@
-"""The code that the tests import must be the code that the installed commands run."""
+"""Check that the tests import the same code that the installed commands run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PRINT = "import multibinder, multibinder_haproxy; print(multibinder.__file__, m
 
 
 def difference(binaries: Path = Path(sys.executable).parent) -> str | None:
-    """Return which command in ``binaries`` runs other code than this process has imported; None if there is none.
+    """Return a sentence about the command in ``binaries`` that runs other code than this process; None if all agree.
 
     ``multibinder serve`` becomes ``python -P -m multibinder.cli.binder_main``, which finds the installed package and
     never the one in the working directory. With an environment of another checkout the tests would test half of each.

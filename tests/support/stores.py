@@ -13,7 +13,7 @@ from multibinder.wire.addresses import Address
 
 
 class NothingDurable:
-    """Records that survive nothing."""
+    """Records that are kept nowhere: nothing is written, and nothing is recovered."""
 
     def write(self, changed: Sequence[Record]) -> None:
         pass

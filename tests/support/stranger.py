@@ -1,4 +1,4 @@
-"""Another user: a process with a uid, gid and groups that are not the test's, which connects to control sockets."""
+"""Connect to control sockets as another user, from a process with a uid, gid and groups of that user."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.raw_client import Json, RawClient, request
 from tests.support.requirements import require
 from tests.support.waiting import PATIENCE_S
 
-# Standard input is a socket. It brings paths, and takes connections to them.
+# Standard input is a socket: the program receives paths from it, and sends back connections to them.
 _PROGRAM = """
 import array, os, socket
 parent = socket.socket(fileno=0)
@@ -34,7 +34,7 @@ while path := parent.recv(4096):
 
 
 class Received(msgspec.Struct, frozen=True, order=True):
-    """A descriptor that arrived, as the kernel says that it is bound."""
+    """The address that a received descriptor is bound to, as the kernel reports it."""
 
     host: str
     port: int
@@ -58,7 +58,7 @@ class Told(msgspec.Struct, frozen=True):
 
 
 def as_user(uid: int, gid: int | None = None, groups: Sequence[int] = ()) -> list[str]:
-    """Return what to put before a command so that it runs as this user, without capabilities. Skips without root.
+    """Return the words before a command that run it as this user, without capabilities. Skips without root.
 
     The command must be one that every user may execute: ``installation.for_everybody()`` has our own.
     """
@@ -70,11 +70,12 @@ def as_user(uid: int, gid: int | None = None, groups: Sequence[int] = ()) -> lis
 
 
 class Stranger:
-    """A process of another user that connects for the test. A context manager; only root can have one.
+    """A process of another user that connects to the binder for the test. A context manager; needs root.
 
-    The kernel notes who called connect(2) (SO_PEERCRED, SO_PEERGROUPS, SO_PEERPIDFD), and that is this process, whoever
-    uses the connection afterwards. All its connections are closed at the end. ``path`` is the control socket that
-    ``ask`` and ``bind`` connect to.
+    The kernel records the process that called connect(2) (SO_PEERCRED, SO_PEERGROUPS, SO_PEERPIDFD). That is this
+    process, also when the test uses the connection afterwards.
+
+    All its connections are closed at the end. ``path`` is the control socket that ``ask`` and ``bind`` connect to.
     """
 
     def __init__(
@@ -101,11 +102,11 @@ class Stranger:
         return self._process.pid
 
     def connect(self, path: str | os.PathLike[str] | None = None) -> RawClient:
-        """Return a connection that this process made. It is closed when this object's context is left."""
+        """Return a connection that this process made. It is closed when the context of this object ends."""
         return self._clients.enter_context(self._connection(path))
 
     def ask(self, method: str, *params: Json) -> Told:
-        """Send one request on a connection of its own. The descriptors of the answer are looked at and closed."""
+        """Send one request on a new connection. The descriptors of the answer are examined and closed."""
         with self._connection(None) as client:
             reply = client.ask(request(method, *params))
             return Told(reply, [_received(number) for number in client.descriptors])
@@ -121,7 +122,7 @@ class Stranger:
 
     def _connection(self, path: str | os.PathLike[str] | None) -> RawClient:
         path = path or self._path
-        assert path is not None, "this stranger was not told where to connect"
+        assert path is not None, "give the path of a control socket"
         self._ours.send(os.fsencode(path))
         said, rights, _, _ = socket.recv_fds(self._ours, 4096, 1)
         assert rights, f"uid {self.uid} cannot connect: {said.decode()}"
@@ -132,7 +133,7 @@ class Stranger:
 
     def __exit__(self, *_: object) -> None:
         self._clients.close()
-        self._ours.close()  # it reads the end, and ends
+        self._ours.close()  # the process reads the end of the stream, and ends
         try:
             self._process.wait(PATIENCE_S)
         finally:

@@ -1,4 +1,4 @@
-"""Waiting for a condition with a deadline, and doing something later."""
+"""Wait for a condition with a deadline, and run an action after a delay."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pytest
 T = TypeVar("T")
 
 
-#: The deadline of every wait in seconds. It is ample also on a machine that is busy with something else.
+#: The deadline of every wait, in seconds. It is long enough for a busy machine.
 PATIENCE_S = 20.0
 
 
 def wait_until(
     condition: Callable[[], T | None], promise: str, *, log: Callable[[], str] = str, timeout_s: float = PATIENCE_S
 ) -> T:
-    """Poll until ``condition`` gives something true, and return that; past the deadline fail, and show ``log()``."""
+    """Poll ``condition`` until its result is true, and return the result. At the deadline, fail and show ``log()``."""
     deadline = time.monotonic() + timeout_s
     while not (result := condition()):
         if time.monotonic() > deadline:
@@ -30,7 +30,7 @@ def wait_until(
 
 
 def later(delay_s: float, action: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
-    """Do something from another thread while the block waits for it to happen."""
+    """Run ``action`` in another thread after a delay, while the block runs."""
     return _later(threading.Timer(delay_s, action))
 
 

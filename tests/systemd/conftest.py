@@ -12,7 +12,7 @@ from tests.systemd.support import BINDER, CONTROL, Instance
 
 @pytest.fixture(scope="session")
 def machine() -> Iterator[Machine]:
-    """A booted systemd with this checkout installed, and its units; one for all tests: it takes seconds to boot."""
+    """A booted systemd with this checkout and its units installed. All tests share it, because it boots for seconds."""
     with tempfile.TemporaryDirectory(prefix="mb-systemd-") as directory, Machine(Path(directory)) as booted:
         booted.must("multibinder", "systemd", "install")
         booted.must("systemd-sysusers", "multibinder.conf")
@@ -29,7 +29,7 @@ def _journal_of_a_failure(machine: Machine, request: pytest.FixtureRequest) -> I
 
 @pytest.fixture
 def binder(machine: Machine) -> Iterator[Machine]:
-    """Socket and service started; afterwards nothing runs, and nothing is stored."""
+    """The machine with the binder's socket and service started. After the test, both are stopped."""
     machine.must("systemctl", "start", CONTROL, BINDER)
     yield machine
     machine.run("systemctl", "stop", "multibinder-haproxy@*.service", BINDER, CONTROL)

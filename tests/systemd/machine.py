@@ -1,7 +1,7 @@
-"""A booted systemd in a container, over a copy-on-write view of this machine.
+"""Boot a systemd in a container, over a copy-on-write view of this machine.
 
-Everything lives in a PID and a mount namespace of its own whose first process dies with ours, so that no process and no
-mount is left, however a test run ends. The network is the machine's: tests use loopback addresses of their own.
+The container is in a new PID and a new mount namespace whose first process dies with ours, so that no process and no
+mount is left, however a test run ends. It has the network of this machine: tests use loopback addresses of their own.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from tests.support.installation import copy_dependencies, site_packages, wheel
 HOME = "/opt/multibinder"
 COMMANDS = f"{HOME}/bin"
 
-# Merged view, in a mount namespace; units that are enabled on this machine are none of ours. $1 is an empty directory.
-# A container may not call pidfd_getfd(2) by default, a machine's services may.
+# Mount a merged view in a mount namespace, without the units enabled on this machine. $1 is an empty directory.
+# systemd-nspawn forbids pidfd_getfd(2) by default, but services of a real machine may call it.
 _BOOT = r"""
 set -eu
 root=$1/merged
@@ -44,7 +44,7 @@ exec systemd-nspawn --quiet --directory="$root" --machine=multibinder-test --reg
 
 
 class Machine:
-    """A context manager. Raises nothing: where it cannot run, the test is skipped."""
+    """A booted container. A context manager; it skips the test where it cannot boot."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory / "machine"
@@ -72,7 +72,7 @@ class Machine:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-            # The namespace's other processes die after its first; until then the control groups are in use.
+            # Other processes of the namespace die after its first. Until then the control groups are in use.
             with contextlib.suppress(FileNotFoundError):
                 wait_until(lambda: not Path(f"/proc/{self._leader}").exists(), "the container is gone")
         for group in self._groups:
@@ -109,17 +109,17 @@ class Machine:
         return self._log_path.read_text(errors="replace")[-4000:]
 
     def _install(self) -> None:
-        """As a user does: a wheel of this checkout, with pip, in a virtual environment of its own."""
+        """Install as a user does: a wheel of this checkout, with pip, in a new virtual environment."""
         try:
             built = wheel()
         except pytest.fail.Exception as error:
             require("systemd", False, f"cannot build a wheel (pip and hatchling?):\n{error}")
         shutil.copy(built, self.path("/opt"))
         python = Path(os.path.realpath(sys.executable))
-        # A service that is not root must reach it, also if it is in somebody's home directory.
+        # A service that is not root must be able to execute it, also if the interpreter is in a home directory.
         self.must("chmod", "a+rx", *map(str, python.parents))
         self.must(str(python), "-m", "venv", "--without-pip", HOME)
-        # What it needs comes from the tests' own environment, not from the network.
+        # The dependencies come from the environment of the tests, not from the network.
         copy_dependencies({"multibinder", "pip"}, self.path(self.site_packages()))
         self.must(f"{COMMANDS}/python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index",
                   "--root-user-action=ignore", f"/opt/{built.name}")  # fmt: skip
@@ -128,7 +128,7 @@ class Machine:
         return site_packages(HOME)
 
     def path(self, inside: str) -> Path:
-        """A path in the container, seen from here."""
+        """Return the path outside of the container for a path in it."""
         return Path(f"/proc/{self._leader}/root{inside}")
 
     def run(self, *command: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
@@ -158,18 +158,18 @@ class Machine:
         return self.must("systemctl", "show", "--property", property_, "--value", unit).strip()
 
     def main_pid(self, unit: str) -> int:
-        """As the container numbers it; 0 if there is none."""
+        """Return the main PID of a unit in the container's PID namespace; 0 if the unit has none."""
         return int(self.show(unit, "MainPID"))
 
     def kill(self, unit: str) -> int:
-        """SIGKILL to the unit's main process. Its PID."""
+        """Send SIGKILL to the main process of a unit, and return its PID."""
         pid = self.main_pid(unit)
         self.must("kill", "-KILL", str(pid))
         return pid
 
     def journal(self, *arguments: str, lines: int = 60) -> str:
         """Return the last lines of the journal, or of the part of it that journalctl's arguments choose."""
-        # journalctl's own -n gives the first lines where there is an --after-cursor.
+        # With --after-cursor, -n of journalctl gives the first lines and not the last.
         done = self.run("journalctl", "--no-pager", "--output=short-monotonic", *arguments)
         return "\n".join(["--- journal:", *done.stdout.splitlines()[-lines:], ""])
 
@@ -179,7 +179,7 @@ class Machine:
 
 
 def _own_control_groups() -> list[Path]:
-    """New groups for the container in the hierarchies where systemd makes its own: else they would stay behind."""
+    """Make groups for the container where systemd would make groups of its own, which would stay behind."""
     groups = []
     places = {}
     for line in Path("/proc/self/cgroup").read_text().splitlines():
@@ -212,7 +212,7 @@ def _name(pid: int) -> str:
 
 
 def listening(machine: Machine, hosts: Sequence[str]) -> set[tuple[str, int]]:
-    """The kernel's own table of TCP sockets that listen on these IPv4 hosts (proc(5), /proc/net/tcp)."""
+    """Return the TCP sockets that listen on these IPv4 hosts, from the kernel's table (proc(5), /proc/net/tcp)."""
     wanted = {b"".join(bytes([int(part)]) for part in reversed(host.split("."))).hex().upper(): host for host in hosts}
     found = set()
     for line in machine.must("cat", "/proc/net/tcp").splitlines()[1:]:

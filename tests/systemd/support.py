@@ -1,4 +1,4 @@
-"""What the tests of the services share."""
+"""Instances, units and assertions that the tests of the services share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PORT, EXTRA_PORT = 80, 8080
 
 
 class Instance:
-    """One multibinder-haproxy@NAME, with a host of its own."""
+    """An instance multibinder-haproxy@NAME on a loopback host that no other test uses."""
 
     def __init__(self, machine: Machine, name: str) -> None:
         self.machine = machine
@@ -44,7 +44,7 @@ class Instance:
         return self
 
     def life(self) -> tuple[int, str]:
-        """The same as long as systemd has not started it again."""
+        """Return a value that changes when systemd starts the instance again."""
         return self.machine.main_pid(self.unit), self.machine.show(self.unit, "NRestarts")
 
     def workers(self) -> list[int]:
@@ -54,7 +54,7 @@ class Instance:
 
 
 def listed(machine: Machine) -> set[tuple[str, int]]:
-    """What the binder holds, as it says itself."""
+    """Return the addresses that ``multibinder list`` reports."""
     listeners = json.loads(machine.must("multibinder", "list", "--json", "--socket", SOCKET_PATH))
     pairs = [listener["address"].rsplit(":", 1) for listener in listeners]
     return {(host, int(port)) for host, port in pairs}
@@ -64,14 +64,14 @@ def restarted(machine: Machine, dead: int) -> bool:
     return machine.main_pid(BINDER) not in (0, dead) and machine.show(BINDER, "ActiveState") == "active"
 
 
-def assert_nobody_noticed(result: Result) -> None:
+def assert_no_client_noticed(result: Result) -> None:
     assert result.total.tried > 100
     assert_none_lost(result)
 
 
 @contextlib.contextmanager
 def drop_in(machine: Machine, unit: str, text: str) -> Iterator[None]:
-    """For later starts; afterwards the unit is as before, and what runs goes on running."""
+    """Install a drop-in for later starts of the unit, and remove it after the block. Running services go on."""
     path = f"/run/systemd/system/{unit}.d/test.conf"
     machine.write(path, text)
     machine.must("systemctl", "daemon-reload")
@@ -83,5 +83,5 @@ def drop_in(machine: Machine, unit: str, text: str) -> Iterator[None]:
 
 
 def example(machine: Machine, unit: str, name: str) -> str:
-    """The text of a drop-in that we ship."""
+    """Return the text of a drop-in that we ship."""
     return machine.path(f"{machine.site_packages()}/multibinder/systemd_units/examples/{unit}.d/{name}").read_text()

@@ -1,4 +1,4 @@
-"""``multibinder doctor`` where systemd keeps the sockets."""
+"""``multibinder doctor`` examines a binder whose sockets systemd keeps."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ def findings(machine: Machine, check: str) -> list[Json]:
     return [finding for finding in report["findings"] if finding["check"] == check]
 
 
-def test_the_descriptor_store_is_looked_at_and_a_unit_that_is_not_loaded_is_told(machine: Machine) -> None:
+def test_a_full_descriptor_store_and_a_unit_that_is_not_reloaded_are_found(machine: Machine) -> None:
     machine.must("systemctl", "start", "multibinder.service")
     host = own_host()
     bind = "import multibinder, sys; multibinder.bind(sys.argv[1], 8000, owner='doctor')"
     machine.must("env", "MULTIBINDER_SOCK=/run/multibinder/control.sock", "python3", "-c", bind, host)
     drop_in = "/etc/systemd/system/multibinder.service.d/doctor.conf"
     try:
-        wait_until(lambda: int(machine.show("multibinder.service", "NFileDescriptorStore")) > 0, "it is in the store")
+        wait_until(
+            lambda: int(machine.show("multibinder.service", "NFileDescriptorStore")) > 0,
+            "the listener is in the descriptor store",
+        )
         assert findings(machine, "store") == []
         assert findings(machine, "unit") == []
 

@@ -1,4 +1,4 @@
-"""The exporter as a service: a user who may do nothing but ask."""
+"""The exporter as a service runs as a user who may only ask the binder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POLICY = "/etc/multibinder/policy.toml"
 
 @pytest.fixture
 def exporter(machine: Machine) -> Iterator[Callable[[], Samples]]:
-    """The service, on a port of the test's own (the container's network is the machine's). What it tells."""
+    """Run the service on a free port of the network that the container shares; yield a function that scrapes it."""
     with drop_in(machine, EXPORTER, "[Service]\nEnvironment=LISTEN_ADDRESS=127.0.0.1:0\n"):
         machine.must("systemctl", "start", EXPORTER)
         machine.must("journalctl", "--sync")
@@ -35,7 +35,7 @@ def exporter(machine: Machine) -> Iterator[Callable[[], Samples]]:
         machine.run("systemctl", "reset-failed")
 
 
-def test_it_serves_the_metrics_of_the_binder_and_of_an_instance(
+def test_the_service_exposes_the_metrics_of_the_binder_and_of_an_instance(
     make_instance: Callable[[str], Instance], exporter: Callable[[], Samples]
 ) -> None:
     web = make_instance("web")
@@ -46,7 +46,7 @@ def test_it_serves_the_metrics_of_the_binder_and_of_an_instance(
     assert metrics[f'multibinder_listener_kept{{address="{address}",name=""}}'] == 1
     assert metrics['multibinder_keeper_info{keeper="systemd"}'] == 1
     assert metrics['multibinder_instance_up{name="web"}'] == 1
-    assert 'multibinder_instance_workers{name="web"}' not in metrics, "nobody has seen them yet"
+    assert 'multibinder_instance_workers{name="web"}' not in metrics, "the workers have not been seen yet"
     assert metrics['multibinder_instance_config_changed{name="web"}'] == 0
     assert metrics["multibinder_exporter_processes_hidden"] == 0
     web.configure(80, 8080)
@@ -59,7 +59,9 @@ def test_it_serves_the_metrics_of_the_binder_and_of_an_instance(
     assert [metrics[f'multibinder_exporter_scrape_errors_total{{source="{each}"}}'] for each in SOURCES] == [0, 0]
 
 
-def test_it_is_a_user_of_its_own_without_any_capability(machine: Machine, exporter: Callable[[], Samples]) -> None:
+def test_the_service_runs_as_its_own_user_without_any_capability(
+    machine: Machine, exporter: Callable[[], Samples]
+) -> None:
     lines = machine.must("cat", f"/proc/{machine.main_pid(EXPORTER)}/status").splitlines()
     status = {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}
     assert status["Uid"] == [machine.must("id", "-u", "multibinder-exporter").strip()] * 4
@@ -69,18 +71,20 @@ def test_it_is_a_user_of_its_own_without_any_capability(machine: Machine, export
     assert (status["NoNewPrivs"], status["Seccomp"]) == (["1"], ["2"])
 
 
-def test_it_runs_without_the_binder_and_says_so(machine: Machine, exporter: Callable[[], Samples]) -> None:
+def test_the_service_runs_without_the_binder_and_shows_it_as_down(
+    machine: Machine, exporter: Callable[[], Samples]
+) -> None:
     machine.must("systemctl", "stop", BINDER, CONTROL)
     assert exporter()["multibinder_up"] == 0
     machine.must("systemctl", "start", CONTROL, BINDER)
     try:
-        wait_until(lambda: exporter()["multibinder_up"] == 1, "the binder answers it", log=machine.journal)
+        wait_until(lambda: exporter()["multibinder_up"] == 1, "the binder answers the exporter", log=machine.journal)
     finally:
         machine.run("systemctl", "stop", BINDER, CONTROL)
         machine.run("systemctl", "reset-failed")
 
 
-def test_the_rule_that_its_unit_names_narrows_it_to_asking(
+def test_the_rule_in_its_unit_file_allows_the_exporter_only_to_ask(
     make_instance: Callable[[str], Instance], exporter: Callable[[], Samples]
 ) -> None:
     web = make_instance("web")
@@ -95,12 +99,12 @@ def test_the_rule_that_its_unit_names_narrows_it_to_asking(
         metrics = exporter()
         assert (metrics["multibinder_up"], metrics["multibinder_policy_active"]) == (1, 1)
         assert metrics["multibinder_listeners"] == 1
-        # The same user elsewhere, and the same user for anything else, may nothing.
+        # The rule gives the same user no other right.
         bind = f"import multibinder; multibinder.bind('127.0.0.1', 0, socket_path={SOCKET_PATH!r})"
         who = ["setpriv", "--reuid=multibinder-exporter", "--regid=multibinder", "--clear-groups"]
         refused = machine.run(*who, f"{COMMANDS}/python", "-c", bind)
         assert "NotAllowed" in refused.stderr
-        # Without the rule it says what to do.
+        # Without the rule, the log says what to do.
         machine.write(POLICY, '[[rule]]\nuid = 0\nallow = "*"\n')
         machine.must("systemctl", "restart", BINDER)
         assert exporter()["multibinder_up"] == 0

@@ -1,4 +1,4 @@
-"""What the services may do: the binder one thing, HAProxy all that a configuration can ask of it."""
+"""The binder's service has one capability, and HAProxy's service may do all that a configuration can ask of it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SystemCallFilter=@system-service pidfd_getfd
 
 
 def status(machine: Machine, pid: int) -> dict[str, list[str]]:
-    """proc_pid_status(5)."""
+    """Return the fields of proc_pid_status(5)."""
     lines = machine.must("cat", f"/proc/{pid}/status").splitlines()
     return {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}
 
@@ -52,7 +52,7 @@ def owner(machine: Machine, path: str) -> str:
 
 
 def bind(machine: Machine, host: str, port: int) -> str:
-    """Ask the binder for a listener; what it says if it refuses."""
+    """Ask the binder for a listener, and return the message if it refuses."""
     code = f"import multibinder; multibinder.bind({host!r}, {port}, owner='test', socket_path={SOCKET_PATH!r})"
     done = machine.run(f"{COMMANDS}/python", "-c", code)
     assert (done.returncode == 0) == (not done.stderr)
@@ -61,7 +61,7 @@ def bind(machine: Machine, host: str, port: int) -> str:
 
 @contextlib.contextmanager
 def nothing_runs(machine: Machine) -> Iterator[None]:
-    """Nothing of the binder is there, as before its first start; nor afterwards."""
+    """Remove everything of the binder before the block, as before its first start, and after it."""
 
     def clear() -> None:
         machine.run("systemctl", "stop", BINDER, CONTROL)
@@ -76,7 +76,7 @@ def nothing_runs(machine: Machine) -> Iterator[None]:
         clear()
 
 
-def test_the_binder_is_a_user_of_its_own_with_one_capability_also_after_an_upgrade(binder: Machine) -> None:
+def test_the_binder_runs_as_its_own_user_with_one_capability_also_after_an_upgrade(binder: Machine) -> None:
     require_ipv6()
     user, group = (binder.must("id", flag, "multibinder").strip() for flag in ("-u", "-g"))
     for how in ("start", "reload", "restart"):
@@ -111,14 +111,14 @@ def test_the_directory_belongs_to_the_binder_whichever_unit_made_it(machine: Mac
         machine.must("systemctl", "stop", BINDER, CONTROL)
         machine.must("systemctl", "start", CONTROL, BINDER)
         assert_it_serves()
-    # Without its socket unit the binder makes both.
+    # Without its socket unit the binder makes the directory and the socket.
     with nothing_runs(machine), drop_in(machine, CONTROL, "[Unit]\nConditionPathExists=/nowhere\n"):
         machine.must("systemctl", "start", BINDER)
         assert machine.show(CONTROL, "ActiveState") == "inactive"
         assert_it_serves()
 
 
-def test_without_the_drop_in_what_only_haproxy_has_is_named_and_with_it_recovered(
+def test_sockets_that_only_haproxy_has_are_named_without_the_drop_in_and_recovered_with_it(
     make_instance: Callable[[str], Instance],
 ) -> None:
     web = make_instance("web")
@@ -138,7 +138,7 @@ def test_without_the_drop_in_what_only_haproxy_has_is_named_and_with_it_recovere
         assert missing in line
     assert listed(machine) == set()
     assert get(web.address).startswith("ok")
-    # What it has is as safe as before, and what it misses is not forgotten.
+    # The listeners that it has stay kept, and the record of the missing one stays too.
     other = own_host()
     assert bind(machine, other, PORT) == ""
     machine.must("systemctl", "restart", BINDER)
@@ -151,9 +151,9 @@ def test_without_the_drop_in_what_only_haproxy_has_is_named_and_with_it_recovere
     assert web.life() == life
 
 
-def test_who_occupies_a_port_is_named_with_the_drop_in_only(binder: Machine) -> None:
+def test_the_holder_of_a_port_is_named_only_with_the_drop_in(binder: Machine) -> None:
     host = own_host()
-    # PID 1 listens there.
+    # PID 1 listens on this port.
     binder.must("systemd-run", "--unit=occupant", f"--socket-property=ListenStream={host}:{PORT}", "/bin/true")
     try:
         assert "address already in use, by a process that this user may not see" in bind(binder, host, PORT)
@@ -165,7 +165,9 @@ def test_who_occupies_a_port_is_named_with_the_drop_in_only(binder: Machine) -> 
 
 
 @pytest.mark.parametrize("steps", [("restart",), ("reload", "restart"), ("stop", "start")], ids="-".join)
-def test_a_binder_that_ran_as_root_becomes_one_that_does_not(machine: Machine, steps: tuple[str, ...]) -> None:
+def test_a_binder_that_ran_as_root_keeps_its_listeners_when_it_changes_to_its_own_user(
+    machine: Machine, steps: tuple[str, ...]
+) -> None:
     with nothing_runs(machine):
         with (
             drop_in(machine, CONTROL, "[Socket]\nSocketUser=root\n"),
@@ -177,7 +179,7 @@ def test_a_binder_that_ran_as_root_becomes_one_that_does_not(machine: Machine, s
             assert owner(machine, STATE_FILE) == "root:root 600"
         before, held = web.life(), web.configured
         for step in steps:
-            # After a stop HAProxy alone has the socket: the state file that root wrote is needed.
+            # After a stop only HAProxy has the socket, so that the binder needs the state file that root wrote.
             ptrace = example(machine, BINDER, "ptrace.conf") if step == "start" else ""
             with drop_in(machine, BINDER, ptrace):
                 machine.must("systemctl", step, BINDER)
@@ -223,7 +225,7 @@ frontend tls
 
 @contextlib.contextmanager
 def log_in_chroot(machine: Machine) -> Iterator[Callable[[], object]]:
-    """What is yielded makes the journal's socket /dev/log of HAProxy's chroot, as is usual."""
+    """Yield a function that mounts the journal's socket as /dev/log in HAProxy's chroot, as is usual."""
     path = "/var/lib/haproxy/dev/log"
     machine.must("install", "-D", "/dev/null", path)
     try:
@@ -234,7 +236,7 @@ def log_in_chroot(machine: Machine) -> Iterator[Callable[[], object]]:
 
 @pytest.mark.parametrize("hardened", [False, True], ids=["unit", "hardening.conf"])
 def test_an_instance_may_do_what_real_configurations_do(binder: Machine, hardened: bool) -> None:
-    """chroot, another user, a certificate of somebody else's, stats sockets, the log: from its start to its stop."""
+    """The configuration has a chroot, another user, another user's certificate, stats sockets and a log."""
     web = Instance(binder, "hardened" if hardened else "real")
     sockets, certificate = ("/run", "/etc/certs/web.pem") if hardened else ("/tmp", "/var/lib/certs/web.pem")
     key_and_certificate = (
@@ -243,7 +245,7 @@ def test_an_instance_may_do_what_real_configurations_do(binder: Machine, hardene
     binder.must(
         "sh", "-c", f"mkdir -p {Path(certificate).parent}; cd $(mktemp -d); {key_and_certificate} > {certificate}"
     )
-    # Nobody else's: root reads it by CAP_DAC_OVERRIDE.
+    # Only its owner may read the file: root reads it with CAP_DAC_OVERRIDE.
     binder.must("chmod", "600", certificate)
     binder.must("chown", "nobody", certificate)
     web.configured = {web.address, (web.host, EXTRA_PORT)}
@@ -252,7 +254,7 @@ def test_an_instance_may_do_what_real_configurations_do(binder: Machine, hardene
     text = example(binder, "multibinder-haproxy@.service", "hardening.conf") if hardened else ""
     with drop_in(binder, "multibinder-haproxy@.service", text), log_in_chroot(binder) as mount_it:
         web.start()
-        # HAProxy must see what is mounted while it runs.
+        # HAProxy must see a mount that is made while it runs.
         mount_it()
         for how in ("reload", "restart", "reload"):
             binder.must("systemctl", how, web.unit)
@@ -292,5 +294,5 @@ backend servers
         )
     )
     web.start()
-    said = wait_until(lambda: binder.run("cat", result).stdout, "it was checked", log=binder.journal)
+    said = wait_until(lambda: binder.run("cat", result).stdout, "the external check has run", log=binder.journal)
     assert said.split() == ["NoNewPrivs:", "0"]

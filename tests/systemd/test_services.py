@@ -1,4 +1,4 @@
-"""The binder and HAProxy as services: what systemctl does to one must not be noticed by the clients of the other."""
+"""The binder and HAProxy are services: what systemctl does to one must not affect the clients of the other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.systemd.support import (
     PORT,
     SOCKET_PATH,
     Instance,
-    assert_nobody_noticed,
+    assert_no_client_noticed,
     drop_in,
     example,
     listed,
@@ -87,24 +87,24 @@ def test_reload_with_a_broken_template_fails_and_the_old_worker_serves(
     assert web.workers() != workers
 
 
-def test_restart_of_an_instance_refuses_nobody(make_instance: Callable[[str], Instance]) -> None:
+def test_restart_of_an_instance_refuses_no_client(make_instance: Callable[[str], Instance]) -> None:
     web = make_instance("web")
     with Load([web.address], rate=300, timeout_s=PATIENCE_S) as load:
         for _ in range(3):
             web.machine.must("systemctl", "restart", web.unit)
         total = load.stop().total
     assert total.tried > 100
-    # What an ended process had accepted is gone with it; nobody else is.
+    # Only connections that the ended process had accepted may be lost.
     assert total.failed == total.reset, total
 
 
-def test_an_instance_that_is_killed_comes_back_and_refuses_nobody(make_instance: Callable[[str], Instance]) -> None:
+def test_an_instance_that_is_killed_restarts_and_refuses_no_client(make_instance: Callable[[str], Instance]) -> None:
     web = make_instance("web")
     with Load([web.address], rate=300, timeout_s=PATIENCE_S) as load:
         for _ in range(3):
             before = web.life()
             web.machine.must("systemctl", "kill", "--signal=KILL", web.unit)
-            wait_until(lambda before=before: web.life()[1] != before[1] and web.workers(), "it is started again")  # type: ignore[misc]
+            wait_until(lambda before=before: web.life()[1] != before[1] and web.workers(), "it restarted")  # type: ignore[misc]
         total = load.stop().total
     assert total.failed == total.reset, total
 
@@ -114,7 +114,7 @@ def test_stop_of_an_instance_closes_its_ports(make_instance: Callable[[str], Ins
     web.machine.must("systemctl", "stop", web.unit)
     assert not can_connect(web.address)
     assert listed(web.machine) == {other.address}
-    # The unit's name has the word in it by which its ExecStop= tells a stop.
+    # The name of the unit contains the word by which its ExecStop= recognises a stop.
     with Load([other.address], rate=300, timeout_s=PATIENCE_S) as load:
         other.machine.must("systemctl", "restart", other.unit)
         total = load.stop().total
@@ -152,7 +152,7 @@ def test_every_listener_is_there_after_a(how: str, make_instance: Callable[[str]
             machine.must("systemctl", "restart" if how == "restart" else "reload", BINDER)
         assert (machine.main_pid(BINDER) == before) == (how == "upgrade")
         assert listed(machine) == listening(machine, [web.host]) == web.configured
-        # With HAProxy away, only the binder's own descriptors keep the ports open.
+        # Without HAProxy, only the binder's own descriptors keep the ports open.
         machine.must("systemctl", "kill", "--signal=KILL", web.unit)
         wait_until(lambda: web.life()[1] == "1" and web.workers(), "HAProxy is started again", log=machine.journal)
         total = load.stop().total
@@ -183,13 +183,13 @@ def test_a_binder_that_was_stopped_gets_the_sockets_back_from_haproxy(make_insta
         drop_in(machine, BINDER, example(machine, BINDER, "ptrace.conf")),
         Load([web.address], rate=300, timeout_s=PATIENCE_S) as load,
     ):
-        # Before systemd 254 a stop empties the descriptor store: HAProxy is the only one who has them.
+        # Before systemd 254 a stop empties the descriptor store: only HAProxy has them.
         machine.must("systemctl", "stop", BINDER)
         machine.must("systemctl", "start", BINDER)
         assert listed(machine) == web.configured
         machine.must("systemctl", "restart", BINDER)
         assert listed(machine) == web.configured
-        assert_nobody_noticed(load.stop())
+        assert_no_client_noticed(load.stop())
 
 
 def test_a_binder_that_hangs_is_killed_by_the_watchdog_and_nothing_is_lost(
@@ -203,14 +203,16 @@ def test_a_binder_that_hangs_is_killed_by_the_watchdog_and_nothing_is_lost(
         machine.must("kill", "-STOP", str(hung))
         with Load([web.address], rate=500, timeout_s=PATIENCE_S) as load:
             wait_until(lambda: restarted(machine, hung), "the binder is back", log=machine.journal)
-            assert_nobody_noticed(load.stop())
+            assert_no_client_noticed(load.stop())
         assert listed(machine) == web.configured
         alive = machine.main_pid(BINDER)
         wait_until(lambda: watched_for_s(machine) > 3, "an idle binder says that it is alive", log=machine.journal)
         assert machine.main_pid(BINDER) == alive
 
 
-def test_killed_restarted_and_upgraded_while_the_instances_reload(make_instance: Callable[[str], Instance]) -> None:
+def test_kills_restarts_and_upgrades_of_the_binder_while_instances_reload_lose_none(
+    make_instance: Callable[[str], Instance],
+) -> None:
     instances = [make_instance("one"), make_instance("two")]
     machine = instances[0].machine
     lives = [instance.life() for instance in instances]
@@ -225,7 +227,7 @@ def test_killed_restarted_and_upgraded_while_the_instances_reload(make_instance:
             done = machine.run("systemctl", "reload", instance.unit)
             reloads.append(done.returncode)
             if done.returncode:
-                # systemctl only refers to the journal, which has what the reload, HAProxy and the binder said.
+                # systemctl only refers to the journal, which has the messages of the reload, HAProxy and the binder.
                 said = machine.journal("-u", instance.unit, "-u", BINDER, f"--after-cursor={cursor}", lines=40)
                 failures.append(f"reload {len(reloads)}, of {instance.name}: {done.stderr}{said}")
             if over.is_set() and done.returncode == 0:
@@ -251,19 +253,19 @@ def test_killed_restarted_and_upgraded_while_the_instances_reload(make_instance:
                 thread.join(60)
         result = load.stop()
     print(f"{len(reloads)} reloads, {len(failures)} failed\n{result.table()}")  # noqa: T201
-    assert_nobody_noticed(result)
+    assert_no_client_noticed(result)
     assert [instance.life() for instance in instances] == lives
     configured = instances[0].configured | instances[1].configured
     assert listed(machine) == configured
     assert listening(machine, [instance.host for instance in instances]) == configured
-    # The listeners, and the binder's record of them: nothing piles up.
+    # The binder has the listeners and its records of them, and leaks nothing.
     assert int(machine.show(BINDER, "NFileDescriptorStore")) == len(configured) + 1
     assert len(reloads) >= 20
     assert not failures, "\n".join(failures)
 
 
 def watched_for_s(machine: Machine) -> float:
-    """From the binder's start to the last time that it told the watchdog."""
+    """Return the seconds from the binder's start to its last notification of the watchdog."""
     last, start = (int(machine.show(BINDER, f"{name}TimestampMonotonic")) for name in ("Watchdog", "ExecMainStart"))
     return (last - start) / 1e6
 

@@ -1,4 +1,4 @@
-"""The units as systemd sees them, before anything is started."""
+"""systemd accepts and rates the units, before any of them is started."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.systemd.support import BINDER, EXPORTER, example
 UNITS = ("multibinder.service", "multibinder.socket", "multibinder-exporter.service", "multibinder-haproxy@web.service")
 
 
-def test_systemd_finds_nothing_to_say_about_the_units(machine: Machine) -> None:
+def test_systemd_reports_no_problem_in_the_units(machine: Machine) -> None:
     done = machine.run("systemd-analyze", "verify", *UNITS)
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
 
@@ -26,7 +26,7 @@ def test_systemd_finds_nothing_to_say_about_the_units(machine: Machine) -> None:
         ("multibinder-haproxy@.service", "hardening.conf"),
     ],
 )
-def test_systemd_finds_nothing_to_say_about_the_example_drop_ins(machine: Machine, unit: str, drop_in: str) -> None:
+def test_systemd_reports_no_problem_in_the_example_drop_ins(machine: Machine, unit: str, drop_in: str) -> None:
     directory = f"/etc/systemd/system/{unit}.d"
     machine.write(f"{directory}/{drop_in}", example(machine, unit, drop_in))
     try:
@@ -46,7 +46,7 @@ def test_a_unit_of_ours_is_exposed_no_more_than_2_0(machine: Machine, unit: str)
 
 
 @pytest.mark.parametrize("setting", ["IPAddressDeny", "IPAddressAllow", "RestrictNetworkInterfaces", "PrivateNetwork"])
-def test_no_unit_filters_what_arrives_on_the_sockets(machine: Machine, setting: str) -> None:
+def test_no_unit_filters_traffic_on_its_sockets(machine: Machine, setting: str) -> None:
     for unit in (BINDER, "multibinder-haproxy@web.service"):
         assert machine.show(unit, setting) in ("", "no", "~")
 
@@ -66,14 +66,14 @@ def test_install_names_the_commands_of_this_installation_and_a_second_time_chang
     assert machine.must("sh", "-c", "ls -li /etc/systemd/system/multibinder*") == before
 
 
-def test_install_replaces_what_an_older_version_wrote_but_nothing_that_was_changed_by_hand(machine: Machine) -> None:
+def test_install_replaces_units_of_an_older_version_but_none_that_was_changed_by_hand(machine: Machine) -> None:
     directory = machine.must("mktemp", "-d").strip()
     install = ("multibinder", "systemd", "install", "--prefix", directory)
     machine.must(*install)
     service = f"{directory}/etc/systemd/system/multibinder.service"
     ours = machine.path(service).read_text()
 
-    # Another version's template, written by the same command from another installation.
+    # A template of another version, written by the same command from another installation.
     templates = f"{machine.site_packages()}/multibinder/systemd_units/multibinder.service"
     template = machine.path(templates).read_text()
     machine.path(templates).write_text(template + "# older\n")

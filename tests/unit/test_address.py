@@ -13,14 +13,14 @@ from tests.support import require_ipv6
     "text",
     ["192.0.2.1:80", "0.0.0.0:0", "127.0.0.1:65535", "[::]:443", "[2001:db8::1]:8080", "[::1]:1", "[fe80::1]:22"],
 )
-def test_parsing_what_was_printed_gives_the_same_address(text: str) -> None:
+def test_parsing_a_printed_address_gives_the_same_address(text: str) -> None:
     address = TcpAddress.parse(text)
     assert str(address) == text
     assert TcpAddress.parse(str(address)) == address
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "::ffff:192.0.2.1", "2001:DB8:0::1", "0:0:0:0:0:0:0:0"])
-def test_printing_what_was_built_gives_text_that_parses_to_it(host: str) -> None:
+def test_a_built_address_prints_as_text_that_parses_to_it(host: str) -> None:
     address = TcpAddress.of(host, 80)
     assert TcpAddress.parse(str(address)) == address
 
@@ -73,7 +73,7 @@ def test_haproxys_ways_to_write_an_address_are_read(text: str, same: str) -> Non
         ("ipv6@192.0.2.1:80", "192.0.2.1 is not an IPv6 address"),
     ],
 )
-def test_what_names_no_address_is_refused_with_its_reason(text: str, complaint: str) -> None:
+def test_text_that_is_no_address_is_refused_with_a_reason(text: str, complaint: str) -> None:
     with pytest.raises(AddressError) as refusal:
         TcpAddress.parse(text)
     assert complaint in str(refusal.value)
@@ -87,7 +87,7 @@ def test_an_address_of_any_family_is_read_by_its_prefix(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["unix@/run/web.sock", "udp@192.0.2.1:80"])
-def test_an_address_of_no_family_is_refused_the_same_way_by_all(text: str) -> None:
+def test_an_address_of_an_unknown_family_is_refused_the_same_way_by_every_parser(text: str) -> None:
     for parse in (Address.parse, TcpAddress.parse):
         with pytest.raises(AddressError, match="addresses are not supported yet, only TCP"):
             parse(text)
@@ -137,13 +137,13 @@ def test_port_0_stands_for_any_port_of_the_same_host() -> None:
     assert not wanted.with_port(80).matches(TcpAddress.parse("127.0.0.1:4711"))
 
 
-def test_the_kernel_is_asked_what_a_socket_is_bound_to() -> None:
+def test_the_address_of_a_socket_is_read_from_the_kernel() -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         assert address_of(sock) == TcpAddress.of("127.0.0.1", sock.getsockname()[1])
 
 
-def test_the_kernel_is_asked_what_an_ipv6_socket_is_bound_to() -> None:
+def test_the_address_of_an_ipv6_socket_is_read_from_the_kernel() -> None:
     require_ipv6()
     with socket.socket(socket.AF_INET6) as sock:
         sock.bind(("::1", 0))
@@ -156,3 +156,9 @@ def test_the_kernel_is_asked_what_an_ipv6_socket_is_bound_to() -> None:
 def test_a_socket_of_another_kind_has_no_tcp_address(family: socket.AddressFamily, kind: socket.SocketKind) -> None:
     with socket.socket(family, kind) as sock:
         assert address_of(sock) is None
+
+
+def test_the_endpoint_of_an_address_is_calculated_once_for_all_patterns_of_a_policy() -> None:
+    endpoint = TcpAddress.parse("[2001:db8::1]:443").ip_endpoint
+    assert (endpoint.version, endpoint.number, endpoint.port) == (6, 0x20010DB8_00000000_00000000_00000001, 443)
+    assert TcpAddress.parse("[2001:db8::1]:443").ip_endpoint is endpoint

@@ -1,4 +1,4 @@
-"""The audit of what the project is built from: each way in which a lock file can be wrong is found."""
+"""The audit of the project's dependencies finds each way in which a lock file can be wrong."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def test_the_lock_files_of_this_project_are_as_they_must_be() -> None:
     assert [*check_lock(lock, Project(ROOT / "pyproject.toml"))] == []
     text = "".join(path.read_text() for path in ROOT.glob("requirements-*.lock"))
     assert "://" not in text
-    assert " /" not in text, "a path of the machine where it was made"
+    assert " /" not in text, "a lock file must not contain a path of the machine that made it"
 
 
-def test_what_is_pinned_with_hashes_is_fine(tmp_path: Path, project: Project) -> None:
+def test_a_lock_file_with_pins_and_hashes_is_accepted(tmp_path: Path, project: Project) -> None:
     assert problems(tmp_path, project, f"# made\nclick==8.1.0 \\\n    {HASH} \\\n    {HASH}\n    # via it\n") == ""
 
 
@@ -76,13 +76,11 @@ def test_what_is_pinned_with_hashes_is_fine(tmp_path: Path, project: Project) ->
         (f"click==8.1.0 {HASH}\nleft-pad==1.0 {HASH}\n", "a.lock:2: nothing needs left-pad any more"),
     ],
 )
-def test_a_lock_file_that_is_wrong_is_refused_with_what_is_wrong(
-    tmp_path: Path, project: Project, text: str, problem: str
-) -> None:
+def test_a_wrong_lock_file_is_refused_with_its_error(tmp_path: Path, project: Project, text: str, problem: str) -> None:
     assert problem in problems(tmp_path, project, text)
 
 
-def test_what_a_dependency_needs_must_be_locked_as_well(tmp_path: Path) -> None:
+def test_the_dependencies_of_a_dependency_must_be_locked_as_well(tmp_path: Path) -> None:
     project = make_project(tmp_path, "jinja2>=3")
     found = problems(tmp_path, project, f"jinja2=={importlib.metadata.version('jinja2')} {HASH}\n")
     assert "MarkupSafe is in no lock file, but jinja2 needs it" in found
@@ -96,7 +94,7 @@ def test_an_environment_that_has_another_version_or_more_is_noticed(tmp_path: Pa
 
 
 class Advisories(http.server.ThreadingHTTPServer):
-    """Answers as osv.dev does: for each question its advisories, none by default; or with ``body`` as it is."""
+    """Answer as osv.dev does: each question with its advisories, none by default, or all with ``body``."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Answer)
@@ -122,7 +120,7 @@ class _Answer(http.server.BaseHTTPRequestHandler):
             if (ecosystem, version) == ("PyPI", "8.1.0")
         ]
         if self.server.hangs:
-            self.rfile.read(1)  # until the client goes
+            self.rfile.read(1)  # until the client closes the connection
             return
         self.send_response(self.server.status)
         self.end_headers()
@@ -147,7 +145,7 @@ def lock(tmp_path: Path) -> Lock:
     return make_lock(tmp_path, f"click==8.1.0 {HASH}\n")
 
 
-def test_nothing_known_is_no_problem(lock: Lock, project: Project, advisories: Advisories) -> None:
+def test_a_package_without_advisories_is_no_problem(lock: Lock, project: Project, advisories: Advisories) -> None:
     assert check_advisories(lock, project, advisories.url, required=True) == ([], None)
 
 
@@ -167,7 +165,7 @@ def test_a_known_vulnerability_is_a_problem_unless_it_is_accepted_with_a_reason(
     ("status", "body"),
     [(404, None), (503, None), (200, b"<html>"), (200, b"{}"), (200, b'{"results": []}'), (200, b"")],
 )
-def test_a_service_that_gives_no_proper_answer_is_never_taken_for_one_that_knows_of_nothing(
+def test_an_invalid_answer_of_the_service_does_not_count_as_no_advisories(
     lock: Lock, project: Project, advisories: Advisories, status: int, body: bytes | None
 ) -> None:
     advisories.status, advisories.body = status, body
@@ -178,7 +176,7 @@ def test_a_service_that_gives_no_proper_answer_is_never_taken_for_one_that_knows
     assert found == ["MULTIBINDER_REQUIRE names advisories, and they were not checked"]
 
 
-def test_a_service_that_never_answers_costs_a_few_seconds_and_no_more(
+def test_a_service_that_never_answers_costs_only_a_few_seconds(
     lock: Lock, project: Project, advisories: Advisories, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tools.audit.ADVISORIES_TIMEOUT_S", 0.2)

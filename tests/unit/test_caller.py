@@ -1,4 +1,4 @@
-"""Who is at the other end: what the kernel says of a real process, and which unit its cgroups mean."""
+"""The peer of a connection is identified by the kernel, and its systemd unit by its cgroups."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support import PATIENCE_S, descriptors_unchanged, require, wait_until
          "multibinder-haproxy@web.service"),
         ("0::/init.scope\n", "init.scope"),
         ("0::/user.slice/user-1000.slice/session-3.scope\n", "session-3.scope"),
-        # A user's own manager names what is below it, and may choose any name.
+        # The service manager of a user names the cgroups below it, and may choose any name.
         ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/web.service\n", "user@1000.service"),
         ("0::/user.slice/user-1000.slice/user@1000.service/system.slice/web.service\n", "user@1000.service"),
         # So may a service with Delegate=.
@@ -35,7 +35,7 @@ from tests.support import PATIENCE_S, descriptors_unchanged, require, wait_until
         ("0::/system.slice/docker-0123abcd.scope\n", "docker-0123abcd.scope"),
         ("0::/kubepods.slice/kubepods-besteffort.slice/cri-containerd-01.scope\n", "cri-containerd-01.scope"),
         ("0::/machine.slice/systemd-nspawn@a.service/payload/system.slice/web.service\n", "systemd-nspawn@a.service"),
-        # Container managers that name cgroups as they like: what is inside is the container's own affair.
+        # Container managers choose the names of cgroups. The names inside a container do not count.
         ("0::/docker/0123abcd\n", ""),
         ("0::/docker/0123abcd/system.slice/web.service\n", ""),
         ("0::/lxc.payload.box/system.slice/web.service\n", ""),
@@ -51,7 +51,7 @@ from tests.support import PATIENCE_S, descriptors_unchanged, require, wait_until
         ("0::/system.slice/_cgroup.service\n", "cgroup.service"),
         ("0::/system.slice/__web.service\n", "_web.service"),
         ("0::/system.slice/with:colon.service\n", "with:colon.service"),
-        # Version 1, and both (hybrid): the hierarchy of systemd counts, whatever the controllers say.
+        # Version 1, and both (hybrid): the hierarchy of systemd counts, not those of the controllers.
         ("12:cpu,cpuacct:/other.service\n1:name=systemd:/system.slice/web.service\n", "web.service"),
         ("9:memory:/a\n1:name=systemd:/system.slice/web.service\n0::/system.slice/web.service\n", "web.service"),
         ("9:memory:/a.service\n", ""),
@@ -65,7 +65,7 @@ def test_the_unit_is_the_first_part_of_the_path_that_is_no_slice(cgroups: str, u
 
 @contextlib.contextmanager
 def connected(code: str, *, wait: str = "sys.stdin.read()") -> Iterator[tuple[subprocess.Popen[str], socket.socket]]:
-    """A child that runs ``code``, connects to us, and waits for the end of its stdin; our end of the connection."""
+    """Start a child that runs ``code``, connects to us, and waits for the end of its stdin; yield it and our socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
         listening.bind(f"\0multibinder-test-{os.getpid()}-{threading.get_ident()}")
         listening.listen(1)
@@ -83,7 +83,7 @@ def connected(code: str, *, wait: str = "sys.stdin.read()") -> Iterator[tuple[su
             child.wait(PATIENCE_S)
 
 
-def test_uid_gid_and_pid_are_the_kernels() -> None:
+def test_uid_gid_and_pid_come_from_the_kernel() -> None:
     with connected("") as (child, sock):
         caller = Caller(sock)
         assert (caller.pid, caller.uid, caller.gid) == (child.pid, os.geteuid(), os.getegid())
@@ -100,7 +100,7 @@ def test_uid_and_groups_are_those_of_the_moment_of_connecting() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 1000, 65536])
-def test_all_supplementary_groups_count_however_many_there_are(count: int) -> None:
+def test_any_number_of_supplementary_groups_counts(count: int) -> None:
     require("root", os.geteuid() == 0, "os.setgroups() needs root")
     groups = range(100000, 100000 + count)
     with connected(f"os.setgroups(range(100000, 100000 + {count}))\nos.setgid(7)\nos.setuid(4242)") as (_, sock):
@@ -108,7 +108,7 @@ def test_all_supplementary_groups_count_however_many_there_are(count: int) -> No
 
 
 def _without_peerpidfd(monkeypatch: pytest.MonkeyPatch) -> None:
-    # As on a kernel before Linux 6.5: no option of this number is known (ENOPROTOOPT).
+    # As on a kernel before Linux 6.5, which does not know the option (ENOPROTOOPT).
     monkeypatch.setattr(socket_options, "SO_PEERPIDFD", 9999)
 
 
@@ -141,7 +141,7 @@ def test_a_caller_that_has_ended_has_no_unit(
 ) -> None:
     kernel(monkeypatch)
     monkeypatch.setattr(process, "unit_in", lambda text: "found.service")
-    # Its child has the connection still. First a zombie, then nothing at all.
+    # Its child still has the connection. The caller is first a zombie, and then gone.
     with connected("", wait="os.fork() and os._exit(0)\nsys.stdin.read()") as (child, sock):
         wait_until(lambda: Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z", "it ended")
         with descriptors_unchanged():
@@ -153,14 +153,14 @@ def test_a_caller_that_has_ended_has_no_unit(
         assert Caller(sock).command == "?"
 
 
-def test_without_the_kernels_help_a_process_that_began_after_the_connection_is_not_believed(
+def test_without_peerpidfd_a_process_that_began_after_the_connection_is_not_believed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _without_peerpidfd(monkeypatch)
     monkeypatch.setattr(process, "unit_in", lambda text: "found.service")
     with connected("") as (_, sock):
         caller = Caller(sock)
-        caller._came -= 3600
+        caller._accepted_at -= 3600
         assert caller.unit == ""
         other = Caller(sock)
         other.uid = 4242
@@ -199,6 +199,6 @@ def test_a_cgroup_whose_name_is_not_utf_8_is_no_error(monkeypatch: pytest.Monkey
         (b"\n", "?"),
     ],
 )
-def test_what_a_process_calls_itself_is_fit_for_a_terminal(name: bytes, shown: str) -> None:
+def test_the_name_of_a_process_is_safe_for_a_terminal(name: bytes, shown: str) -> None:
     with connected(f"open('/proc/self/comm', 'wb').write({name!r})") as (_, sock):
         assert Caller(sock).command == shown

@@ -1,4 +1,4 @@
-"""The examples of CONTRIBUTING.md, applied to a copy of the tree, work."""
+"""The examples of CONTRIBUTING.md work when they are applied to a copy of the tree."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Example(NamedTuple):
 
 
 def examples(section: str) -> Iterator[Example]:
-    """The blocks of a section, each with the file that is named before it."""
+    """Return the blocks of a section, each with the file that is named before it."""
     page = (ROOT / "CONTRIBUTING.md").read_text()
     [text] = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
     path = ""
@@ -36,7 +36,7 @@ def examples(section: str) -> Iterator[Example]:
 
 
 def apply(tree: Path, example: Example) -> None:
-    """Write the new file, or change the lines of a diff; what it quotes must be there, once."""
+    """Write the new file, or apply the diff. The lines that a diff quotes must occur exactly once."""
     file = tree / example.path
     if example.kind == "python":
         assert not file.exists(), example.path
@@ -51,7 +51,7 @@ def apply(tree: Path, example: Example) -> None:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A copy of all that the examples change, and of what tests them."""
+    """A copy of the files that the examples change, and of those that test them."""
     for name in ("multibinder", "wrappers", "tests", "docs", "examples", "systemd", "tools"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
@@ -59,7 +59,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def run(tree: Path, *arguments: str) -> str:
-    """Run Python there, with the copy instead of this tree; what it printed."""
+    """Run Python with the copy instead of this tree, and return what it printed."""
     path = os.pathsep.join([str(tree), str(tree / "wrappers" / "haproxy")])
     done = subprocess.run(
         [sys.executable, *arguments],

@@ -1,4 +1,4 @@
-"""The pages: their links, what is made from the code, and how long the README is."""
+"""The pages have working links, generated pages agree with the code, and the README is short."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAGES = sorted(
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
-def test_the_reference_of_commands_is_what_the_commands_say() -> None:
+def test_the_reference_of_commands_agrees_with_the_commands() -> None:
     assert (ROOT / "docs" / "reference" / "commands.md").read_text() == commands_page(), "run 'make docs'"
 
 

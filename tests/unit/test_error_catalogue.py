@@ -14,9 +14,9 @@ from tools.reference import error_modules, errors_page
 
 ROOT = Path(__file__).parents[2]
 CATALOGUE = ROOT / "multibinder" / "cli" / "error_catalogue"
-#: Exceptions of ours that stand in no errors.py and derive from none that does.
+#: Exceptions of ours that are not in an errors.py and are no subclass of one that is.
 OTHERS = {"UnsafePathError", "InvalidParamsError"}
-#: What else carries a sentence for a user: (the name, which argument has it).
+#: Other calls with a sentence for a user: the name, and the position of the argument with the sentence.
 SENTENCES = {"Refusal": 1}
 LEVELS = {"warning", "error", "complaint"}
 
@@ -52,7 +52,7 @@ Variables = dict[str, list[ast.expr]]
 
 
 def texts(node: ast.expr, variables: Variables) -> list[str]:
-    """Each text that an expression may be, with ``…`` for what varies."""
+    """Return each text that an expression may have, with ``…`` for the parts that vary."""
     match node:
         case ast.Constant(value=str() as text):
             return [text]
@@ -75,7 +75,7 @@ def texts(node: ast.expr, variables: Variables) -> list[str]:
 
 
 def error_classes() -> set[str]:
-    """Every class of ours that is an exception."""
+    """Return every exception class of the project."""
     bases = {
         node.name: {ast.unparse(base).rpartition(".")[2] for base in node.bases}
         for module in MODULES
@@ -94,7 +94,7 @@ def error_classes() -> set[str]:
 
 
 def calls(module: Module) -> Iterator[tuple[ast.Call, str, Variables]]:
-    """Each call in a function, the name of what is called, and the function's variables; no call of click's."""
+    """Yield each call in a function with its name and the variables of the function. Calls of click are left out."""
     for scope in ast.walk(module.tree):
         if not isinstance(scope, ast.FunctionDef):
             continue
@@ -110,7 +110,7 @@ def calls(module: Module) -> Iterator[tuple[ast.Call, str, Variables]]:
 
 
 def raised() -> Iterator[Said]:
-    """What our exceptions, the wrapper's log and sys.exit() say; not what only passes another message on."""
+    """Yield the messages of exceptions, of the wrapper's log and of sys.exit(), except those that only pass one on."""
     classes = error_classes()
     for module in MODULES:
         for call, name, variables in calls(module):
@@ -139,7 +139,7 @@ def events() -> Iterator[Said]:
 
 
 def every_text() -> str:
-    """All texts of the code, one a line."""
+    """Return all texts of the code, one on each line."""
     nodes = (node for module in MODULES for node in ast.walk(module.tree))
     return "\n".join(
         text for node in nodes if isinstance(node, ast.Constant | ast.JoinedStr | ast.BinOp) for text in texts(node, {})
@@ -181,14 +181,14 @@ def test_entries_are_complete_sentences_for_a_table() -> None:
             assert entry.messages
             for message in entry.messages:
                 constant = sum(map(len, message.split(ANYTHING)))
-                assert section in (EVENTS, OTHERS_MESSAGES) or constant >= 8, f"{message} matches too much"
+                assert section in (EVENTS, OTHERS_MESSAGES) or constant >= 8, f"{message} matches too many messages"
             for text in (*entry.messages, entry.cause, entry.remedy):
                 assert text == text.strip()
                 assert text
                 assert not {"|", "\n"} & {*text}, text
 
 
-def test_the_page_is_what_the_catalogue_says() -> None:
+def test_the_page_of_errors_agrees_with_the_catalogue() -> None:
     page = ROOT / "docs" / "errors.md"
     assert page.read_text() == errors_page(), "run 'make docs'"
 

@@ -1,4 +1,4 @@
-"""Whose a directory is, and files that are replaced as a whole."""
+"""Directories are trusted by their owner and mode, and files are replaced atomically."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STRANGER = 4242
 
 
 def reasons(directory: Path) -> list[tuple[str, str]]:
-    return [(distrust.path, distrust.reason) for distrust in files.distrusts(str(directory))]
+    return [(distrust.path, distrust.reason) for distrust in files.reasons_for_distrust(str(directory))]
 
 
 def test_a_directory_of_our_own_is_trusted(run_dir: Path) -> None:
@@ -35,13 +35,13 @@ def test_the_sticky_bit_excuses_a_directory_on_the_way(run_dir: Path, mode: int,
     assert reasons(run_dir / "own") == ([(str(run_dir), reason)] if reason else [])
 
 
-def test_the_last_directory_is_where_the_path_ends_and_not_where_it_went(run_dir: Path) -> None:
+def test_the_last_directory_of_a_path_with_dots_is_the_one_that_it_resolves_to(run_dir: Path) -> None:
     (run_dir / "own").mkdir()
     run_dir.chmod(0o1777)
     assert reasons(run_dir / "own" / "..") == [(str(run_dir), "others")]
 
 
-def test_strangers_directories_and_links_are_not_trusted(run_dir: Path) -> None:
+def test_directories_and_links_of_other_users_are_not_trusted(run_dir: Path) -> None:
     require("root", os.geteuid() == 0, "only root can give a file away")
     (run_dir / "theirs").mkdir()
     (run_dir / "link").symlink_to("own")
@@ -52,14 +52,14 @@ def test_strangers_directories_and_links_are_not_trusted(run_dir: Path) -> None:
     assert reasons(run_dir / "link") == [(str(run_dir / "link"), "link")]
 
 
-def test_a_user_that_the_user_namespace_does_not_map_could_be_anybody(run_dir: Path) -> None:
+def test_a_directory_of_an_unmapped_user_is_not_trusted(run_dir: Path) -> None:
     require("root", os.geteuid() == 0, "only root can give a file away")
     overflow = int(Path("/proc/sys/kernel/overflowuid").read_text())
     os.chown(run_dir, overflow, 0)
     assert reasons(run_dir) == [(str(run_dir), "owner")]
 
 
-def test_a_replaced_file_has_its_mode_whatever_the_umask_and_no_draft_is_left(run_dir: Path) -> None:
+def test_a_replaced_file_has_its_mode_under_any_umask_and_no_draft_is_left(run_dir: Path) -> None:
     path = run_dir / "file"
     path.write_text("old")
     before = os.umask(0o077)
@@ -73,14 +73,14 @@ def test_a_replaced_file_has_its_mode_whatever_the_umask_and_no_draft_is_left(ru
     assert os.listdir(run_dir) == ["file"]
 
 
-def test_a_file_that_cannot_be_replaced_is_as_it_was_and_no_draft_is_left(run_dir: Path) -> None:
+def test_a_file_that_cannot_be_replaced_is_unchanged_and_no_draft_is_left(run_dir: Path) -> None:
     (run_dir / "file").mkdir()
     with descriptors_unchanged(), pytest.raises(IsADirectoryError):
         files.replace(str(run_dir / "file"), b"new")
     assert os.listdir(run_dir) == ["file"]
 
 
-def test_a_descriptor_that_is_kept_open_writes_to_the_file_that_has_the_name(run_dir: Path) -> None:
+def test_a_descriptor_that_is_kept_open_writes_to_the_replaced_file(run_dir: Path) -> None:
     path = run_dir / "file"
     descriptor = files.replace_and_keep_open(str(path), b"first\n")
     try:

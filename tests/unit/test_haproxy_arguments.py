@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from multibinder_haproxy import arguments
 from multibinder_haproxy.arguments import Argument
-from multibinder_haproxy.invocation import without_haproxys_own
+from multibinder_haproxy.invocation import without_haproxys_variables
 
 from multibinder.launch.errors import UsageError
 from multibinder.launch.instance_files import check_name
@@ -54,7 +54,7 @@ def test_an_option_without_its_value_is_named(flag: str) -> None:
         arguments.parse(["-W", flag])
 
 
-def test_a_master_cli_that_is_no_unix_socket_is_refused() -> None:
+def test_a_master_cli_that_is_not_a_unix_socket_is_refused() -> None:
     with pytest.raises(UsageError, match="Unix socket"):
         arguments.master_socket([Argument("-S", ("127.0.0.1:999",))])
 
@@ -65,7 +65,7 @@ def test_a_name_that_could_not_be_a_file_or_a_label_is_refused(name: str) -> Non
         check_name(name)
 
 
-def test_the_environment_is_the_operators_again() -> None:
+def test_the_environment_is_that_of_the_operator_again() -> None:
     haproxys = {
         "HAPROXY_MWORKER_REEXEC": "1",
         "HAPROXY_MWORKER_WAIT_ONLY": "1",
@@ -74,4 +74,4 @@ def test_the_environment_is_the_operators_again() -> None:
     }
     ours = {"MULTIBINDER_HAPROXY": "{}"}
     operators = {"PATH": "/bin", "HAPROXY_PORT": "80", "MULTIBINDER_SOCK": "/x"}
-    assert without_haproxys_own({**haproxys, **ours, **operators}) == operators
+    assert without_haproxys_variables({**haproxys, **ours, **operators}) == operators

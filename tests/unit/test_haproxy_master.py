@@ -39,6 +39,6 @@ def test_the_list_of_haproxy_3_2_after_a_failed_reload_is_understood() -> None:
     )
 
 
-def test_anything_else_is_no_list() -> None:
+def test_other_output_is_not_a_list_of_processes() -> None:
     assert parse_processes("") is None
     assert parse_processes("Unknown command\n") is None

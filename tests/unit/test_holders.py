@@ -60,16 +60,16 @@ def test_a_socket_that_does_not_listen_is_not_named() -> None:
 
 
 def bytes_read() -> int:
-    """By this process so far, from anywhere: proc_pid_io(5)."""
+    """Return the number of bytes that this process has read so far: proc_pid_io(5)."""
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
-def test_asking_costs_no_more_because_many_clients_are_connected(host: str) -> None:
-    # The kernel lists the listeners first, and then every connection of the host: seconds of work on a busy proxy.
+def test_the_cost_of_asking_does_not_grow_with_connected_clients(host: str) -> None:
+    # The kernel lists all listeners, and then all connections of the host. On a busy proxy this takes seconds.
     with socket.socket() as sock:
         sock.bind((host, 0))
         sock.listen()
-        for _ in range(1000):  # each leaves an entry in TIME_WAIT
+        for _ in range(1000):  # each client leaves an entry in TIME_WAIT
             with socket.create_connection(sock.getsockname()):
                 sock.accept()[0].close()
         before = bytes_read()
@@ -90,11 +90,11 @@ def test_asking_costs_no_more_because_many_clients_are_connected(host: str) -> N
         (Listening((), hidden=False), ""),
     ],
 )
-def test_what_is_known_is_said_in_words(listening: Listening, words: str) -> None:
+def test_holders_are_described_in_words(listening: Listening, words: str) -> None:
     assert str(listening) == words
 
 
-def test_the_accept_queue_is_told_by_the_socket_itself() -> None:
+def test_the_accept_queue_is_read_from_the_socket_itself() -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         assert not accept_queue(sock).listening

@@ -1,6 +1,6 @@
-"""Each kind of hostile input, and the answer that it gets: exactly, because clients and their authors read it.
+"""Each kind of hostile input gets exactly the expected answer, because clients and their authors read it.
 
-``answer`` does with a message what the binder does, without sockets; ``tests/fuzz`` tries what nobody thought of.
+``answer`` handles a message as the binder does, without sockets. ``tests/fuzz`` tries inputs that are not listed here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ A_NAME = (
 
 
 def hello(**fields: bytes) -> bytes:
-    """A good request, with these fields as they are given."""
+    """Return a valid request with these raw fields."""
     all_fields = {
         "jsonrpc": b'"2.0"',
         "method": b'"hello"',
@@ -68,7 +68,7 @@ def bind(**fields: bytes) -> bytes:
         pytest.param(b'{},"id":2', None, id="twice: each must be one"),
     ],
 )
-def test_an_id_that_can_be_told_comes_back(request_id: bytes, echoed: bytes | None) -> None:
+def test_a_valid_id_comes_back(request_id: bytes, echoed: bytes | None) -> None:
     line = answer(hello(id=request_id))
     if echoed is None:
         assert read_answer(line)["id"] is None
@@ -126,7 +126,7 @@ def test_an_id_that_can_be_told_comes_back(request_id: bytes, echoed: bytes | No
         pytest.param(b'{"method":"hello","id":1', PARSE_ERROR, "Input data was truncated", id="no end"),
     ],
 )
-def test_what_is_no_request_is_refused_without_an_id(message: bytes, code: int, complaint: str) -> None:
+def test_an_invalid_request_is_refused_without_an_id(message: bytes, code: int, complaint: str) -> None:
     reply = read_answer(answer(message))
     assert (reply["id"], reply["error"]["code"]) == (None, code)
     assert complaint in reply["error"]["message"]
@@ -190,9 +190,7 @@ def test_what_is_no_request_is_refused_without_an_id(message: bytes, code: int, 
         ),
     ],
 )
-def test_params_that_are_no_listener_are_refused_in_a_sentence_of_bounded_length(
-    message: bytes, complaint: str
-) -> None:
+def test_invalid_params_are_refused_in_a_sentence_of_bounded_length(message: bytes, complaint: str) -> None:
     reply = read_answer(answer(message))
     assert (reply["id"], reply["error"]["code"]) == (1, INVALID_PARAMS)
     assert reply["error"]["message"] == f"Invalid params: {complaint}"
@@ -208,9 +206,9 @@ def test_params_that_are_no_listener_are_refused_in_a_sentence_of_bounded_length
         (b'"\xed\xa0\x80"', "'utf-8' codec can't decode byte 0xed in position 0: invalid continuation byte"),
     ],
 )
-def test_a_string_that_is_no_text_is_refused_in_every_field(field: str, text: bytes, complaint: str) -> None:
+def test_a_string_that_is_not_text_is_refused_in_every_field(field: str, text: bytes, complaint: str) -> None:
     reply = read_answer(answer(bind(**{field: text})))
-    # Half a surrogate makes all of the message something else than JSON; bytes that are not UTF-8 only what is read.
+    # Half a surrogate makes the message invalid JSON. Bytes that are not UTF-8 matter only in fields that are read.
     assert complaint in reply["error"]["message"]
     assert (reply["id"], reply["error"]["code"]) in ((1, INVALID_PARAMS), (None, PARSE_ERROR))
 
@@ -229,7 +227,7 @@ def test_a_string_that_is_no_text_is_refused_in_every_field(field: str, text: by
         pytest.param(b"{" * (1 << 20), "a message has more than 1000 bytes", id="braces that never close"),
     ],
 )
-def test_what_is_no_message_at_all_ends_the_connection_with_the_reason(stream: bytes, complaint: str) -> None:
+def test_bytes_that_are_not_a_message_end_the_connection_with_the_reason(stream: bytes, complaint: str) -> None:
     decoder = Decoder(1000)
     decoder.feed(stream)
     with pytest.raises(RemoteProtocolError) as refusal:
@@ -237,11 +235,11 @@ def test_what_is_no_message_at_all_ends_the_connection_with_the_reason(stream: b
     assert complaint in str(refusal.value)
 
 
-def test_a_brace_too_many_costs_the_connection_and_not_the_request_before_it() -> None:
+def test_an_extra_brace_ends_the_connection_but_not_the_request_before_it() -> None:
     assert read([hello() + b"}\n"]) == ([hello()], "refused")
 
 
-def test_an_answer_is_one_line_of_strict_json_whatever_the_id_is() -> None:
+def test_an_answer_is_one_line_of_strict_json_for_every_id() -> None:
     for code_point in [*range(0x20), 0x7F, 0x85, 0x2028, 0x2029, 0xFEFF, 0x10FFFF]:
         text = json.dumps(chr(code_point)).encode()
         assert read_answer(answer(hello(id=text)))["id"] == chr(code_point)

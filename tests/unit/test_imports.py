@@ -1,4 +1,4 @@
-"""The house: who may import whom, and who may print."""
+"""The rooms of the house import only the rooms that they may import, and only the command line prints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import multibinder
 
 ROOT = Path(__file__).parents[2]
 
-#: A room of the house, and the rooms it may look into (DESIGN.md, "The house"). Everything may look into itself.
+#: Each room of the house, and the rooms from which it may import (ARCHITECTURE.md). A room may import from itself.
 ARROWS = {
     "multibinder": ["multibinder.wire"],
     "multibinder.kernel": [],
@@ -26,7 +26,7 @@ ARROWS = {
     "multibinder_haproxy": ["multibinder.launch", "multibinder.wire", "multibinder.kernel"],
 }
 
-#: The rooms whose modules are small.
+#: The rooms whose modules have at most 300 lines.
 SMALL = ("multibinder", "multibinder.kernel", "multibinder.wire", "multibinder.observe", "multibinder.binder",
          "multibinder.launch")  # fmt: skip
 
@@ -53,7 +53,7 @@ def room_of(module: str) -> str:
 
 
 def imports(name: str, path: Path) -> Iterator[tuple[int, str]]:
-    """Line and full name of everything of ours that a module imports, wherever in it the statement stands."""
+    """Yield line and full name of each import of the project's own code, anywhere in a module."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -79,12 +79,12 @@ def is_allowed(name: str, target: str) -> bool:
     return is_in(target, room) or any(is_in(target, allowed) for allowed in ARROWS[room])
 
 
-def test_the_house_is_where_we_look() -> None:
+def test_the_checks_find_the_modules_of_the_house() -> None:
     assert {"multibinder", "multibinder.wire.client", "multibinder.binder.store", "multibinder_haproxy"} <= {*MODULES}
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_imports_point_the_right_way(name: str) -> None:
+def test_each_room_imports_only_from_allowed_rooms(name: str) -> None:
     wrong = [f"{MODULES[name]}:{line}: {target}" for line, target in imports(name, MODULES[name])]
     assert [where for where in wrong if not is_allowed(name, where.rpartition(" ")[2])] == []
 
@@ -106,19 +106,19 @@ def test_imports_point_the_right_way(name: str) -> None:
         ("multibinder.cli.main", "multibinder_haproxy"),
     ],
 )
-def test_an_arrow_that_points_the_wrong_way_would_be_noticed(name: str, target: str) -> None:
+def test_a_forbidden_import_would_be_noticed(name: str, target: str) -> None:
     assert not is_allowed(name, target)
 
 
 def module_of(target: str) -> str:
-    """The module that an imported name is, or is in."""
+    """Return the module that an imported name is, or is in."""
     while target not in MODULES:
         target = target.rpartition(".")[0]
     return target
 
 
-#: Each module, and those of ours that it imports, also inside a function. A package's ``__init__`` is one of them, but
-#: for the packages that a module is in itself: Python imports those first in any case.
+#: Each module with the modules of the project that it imports, also inside a function. The ``__init__`` of a package
+#: counts as a module, except for the packages that contain the importing module: Python imports those first anyway.
 IMPORTS = {
     name: {
         found for _, target in imports(name, path) if (found := module_of(target)) != name and not is_in(name, found)
@@ -128,7 +128,7 @@ IMPORTS = {
 
 
 def circles(graph: Mapping[str, Collection[str]]) -> list[list[str]]:
-    """The groups of modules that reach each other: strongly connected components of more than one (Tarjan, 1972)."""
+    """Return the groups of modules that import each other: strongly connected components (Tarjan, 1972)."""
     index: dict[str, int] = {}
     lowest: dict[str, int] = {}
     stack: list[str] = []
@@ -164,7 +164,7 @@ def test_a_circle_would_be_noticed() -> None:
 
 @pytest.mark.parametrize("name", [name for name in MODULES if room_of(name) in SMALL])
 def test_a_module_fits_on_a_few_screens(name: str) -> None:
-    """Past 300 lines it hides a second noun, or says in its first comment why it does not."""
+    """A module above 300 lines has a second noun, or says in its first comment why not."""
     text = MODULES[name].read_text()
     reason = re.search(r"^# Longer than 300 lines: .", text, re.MULTILINE)
     assert len(text.splitlines()) <= 300 or reason
@@ -183,9 +183,11 @@ def speaks_or_exits(path: Path) -> Iterator[str]:
 @pytest.mark.parametrize("name", [name for name in MODULES if is_in(name, "multibinder")])
 def test_nothing_but_the_command_line_prints_or_exits(name: str) -> None:
     if room_of(name) == "multibinder.cli":
-        assert name != "multibinder.cli.main" or list(speaks_or_exits(MODULES[name])), "the check sees nothing at all"
+        assert name != "multibinder.cli.main" or list(speaks_or_exits(MODULES[name])), (
+            "the check finds no print or exit in the command line"
+        )
     else:
-        # Both end the child that they forked: when it cannot become the binder, and when it has looked.
+        # Both end their forked child: the guard if it cannot become the binder, the scan when it is done.
         forks = ("multibinder.binder.guard", "multibinder.binder.holder_scan")
         allowed = "os._exit" if name in forks else "nothing"
         assert [found for found in speaks_or_exits(MODULES[name]) if allowed not in found] == []

@@ -1,4 +1,4 @@
-"""LISTEN_FDS and its relatives, each time in a process of its own: descriptors from 3 on are moved and taken."""
+"""LISTEN_FDS and related variables are read in a new process for each test, because descriptors from 3 on are moved."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _PREPARED = """
 
 
 def in_a_process(script: str) -> Json:
-    """What the script makes ``result``, and what it ``logged``."""
+    """Run the script in a new process, and return its ``result`` and what it ``logged``."""
     code = textwrap.dedent(_PREPARED) + textwrap.dedent(script) + "\nprint(json.dumps([result, logged]))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=clean_environment(), timeout=60
@@ -57,7 +57,7 @@ def in_a_process(script: str) -> Json:
     return {"result": result, "logged": logged}
 
 
-def test_what_was_passed_on_is_received_whatever_the_numbers_were() -> None:
+def test_passed_descriptors_are_received_with_any_numbers() -> None:
     said = in_a_process("""
         import itertools
         tried = 0
@@ -91,7 +91,7 @@ def test_what_was_passed_on_is_received_whatever_the_numbers_were() -> None:
     assert said == {"result": [], "logged": []}
 
 
-def test_each_kind_is_told_by_what_it_is() -> None:
+def test_each_descriptor_is_recognised_by_its_type() -> None:
     said = in_a_process("""
         control = socket.socket(socket.AF_UNIX)
         control.bind(f"\\0multibinder-test-{os.getpid()}")
@@ -114,7 +114,7 @@ def test_each_kind_is_told_by_what_it_is() -> None:
     assert said == {"result": [[["wrong name", True]], [True], True, True], "logged": []}
 
 
-def test_what_is_unknown_is_closed_and_said() -> None:
+def test_an_unknown_descriptor_is_closed_and_logged() -> None:
     said = in_a_process("""
         reading, writing = os.pipe()
         pipe = identity(reading)
@@ -137,7 +137,7 @@ def test_what_is_unknown_is_closed_and_said() -> None:
     ]
 
 
-def test_a_number_that_is_not_open_is_said_and_the_rest_is_taken() -> None:
+def test_a_number_that_is_not_open_is_logged_and_the_rest_is_taken() -> None:
     said = in_a_process("""
         listener(3)
         listener(5)
@@ -158,7 +158,7 @@ def test_a_number_that_is_not_open_is_said_and_the_rest_is_taken() -> None:
         '{"LISTEN_PID": str(os.getpid())}',
     ],
 )
-def test_what_is_for_another_process_or_rubbish_is_left_alone(variables: str) -> None:
+def test_variables_for_another_process_and_invalid_ones_are_ignored(variables: str) -> None:
     said = in_a_process(f"""
         number = listener(3)
         environment = {variables}

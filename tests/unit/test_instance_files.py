@@ -1,4 +1,4 @@
-"""An instance's files: private, written whole or not at all, and believed only where no stranger had a hand in."""
+"""The files of an instance are private, replaced atomically, and trusted only if no other user could change them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.lstat().st_mode)
 
 
-def test_files_and_directories_are_private_whatever_the_umask(run_dir: Path, no_umask: None) -> None:
+def test_files_and_directories_are_private_under_any_umask(run_dir: Path, no_umask: None) -> None:
     instance = Instance(str(run_dir / "a" / "b"), "web")
     fill(instance)
     directory = Path(instance.directory)
@@ -74,7 +74,7 @@ def test_files_and_directories_are_private_whatever_the_umask(run_dir: Path, no_
     )
 
 
-def test_a_reader_sees_a_whole_file_the_old_one_or_the_new(instance: Instance) -> None:
+def test_a_reader_sees_either_the_whole_old_file_or_the_whole_new_one(instance: Instance) -> None:
     instance.create()
     texts = {letter * 1_000_000 for letter in "ab"}
     instance.write_config({"web.cfg": "a" * 1_000_000}, [])
@@ -99,7 +99,7 @@ def test_a_reader_sees_a_whole_file_the_old_one_or_the_new(instance: Instance) -
 
 
 @pytest.mark.parametrize("readable", [True, False])
-def test_what_lies_where_a_draft_is_written_is_neither_followed_nor_written_to(
+def test_a_planted_file_at_the_path_of_a_draft_is_neither_followed_nor_written_to(
     instance: Instance, run_dir: Path, readable: bool
 ) -> None:
     instance.create()
@@ -125,7 +125,7 @@ def refused(act: Callable[[], object]) -> str:
 
 
 def assert_refused(instance: Instance, *said: str) -> None:
-    """Neither written to nor believed, in the same words; and nothing was written."""
+    """Assert that the instance is neither written nor read, with the same message, and that nothing was written."""
     before = sorted(Path(instance.directory).parent.rglob("*"))
     for act in (instance.create, instance.read_invocation):
         text = refused(act)
@@ -134,7 +134,7 @@ def assert_refused(instance: Instance, *said: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["grandparent", "parent", "directory"])
-def test_a_directory_that_a_stranger_made_first_is_refused_with_the_owner(run_dir: Path, where: str) -> None:
+def test_a_directory_that_another_user_made_first_is_refused_with_its_owner(run_dir: Path, where: str) -> None:
     instance = Instance(str(run_dir / "1000" / "multibinder-haproxy"), "web")
     fill(instance)
     directory = Path(instance.directory)
@@ -143,7 +143,7 @@ def test_a_directory_that_a_stranger_made_first_is_refused_with_the_owner(run_di
     assert_refused(instance, f"{path} belongs to ", f"(uid {STRANGER}), who could replace", "--runtime-dir")
 
 
-def test_in_a_strangers_directory_nothing_is_made(run_dir: Path) -> None:
+def test_no_file_is_made_in_a_directory_of_another_user(run_dir: Path) -> None:
     (run_dir / "1000").mkdir()
     give_away(run_dir / "1000")
     instance = Instance(str(run_dir / "1000" / "multibinder-haproxy"), "web")
@@ -162,7 +162,7 @@ def test_a_directory_that_others_may_write_to_is_refused(instance: Instance, run
     instance.create()
 
 
-def test_the_sticky_bit_will_do_for_the_parent_and_not_for_the_directory(instance: Instance, runtime: Path) -> None:
+def test_the_sticky_bit_excuses_the_parent_but_not_the_directory(instance: Instance, runtime: Path) -> None:
     fill(instance)
     runtime.chmod(0o1777)
     instance.create()
@@ -184,7 +184,7 @@ def test_a_link_or_a_file_in_place_of_a_directory_is_refused(instance: Instance,
         instance.create()
 
 
-def test_further_up_our_own_links_are_followed_and_a_strangers_are_not(run_dir: Path) -> None:
+def test_further_up_our_own_links_are_followed_and_those_of_other_users_are_not(run_dir: Path) -> None:
     real = run_dir / "real"
     fill(Instance(str(real / "run"), "web"))
     link = run_dir / "link"
@@ -211,7 +211,7 @@ def test_a_strangers_link_that_leads_nowhere_is_refused_by_its_owner(run_dir: Pa
     assert f"{link} is a symbolic link that " in refused(Instance(str(link / "run"), "web").create)
 
 
-def test_where_a_link_leads_is_looked_at_as_well(run_dir: Path) -> None:
+def test_the_target_of_a_link_is_checked_as_well(run_dir: Path) -> None:
     (run_dir / "open" / "in").mkdir(parents=True)
     (run_dir / "open").chmod(0o777)
     (run_dir / "link").symlink_to(run_dir / "open" / "in")
@@ -226,7 +226,7 @@ READERS: dict[str, Callable[[Instance], object]] = {
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_record_that_is_a_strangers_or_a_link_or_no_file_is_not_believed(instance: Instance, name: str) -> None:
+def test_a_record_of_another_user_or_a_link_or_no_regular_file_is_not_believed(instance: Instance, name: str) -> None:
     fill(instance)
     path = Path(instance.directory, name)
     real = path.rename(path.with_suffix(".real"))
@@ -244,7 +244,7 @@ def test_a_record_that_is_a_strangers_or_a_link_or_no_file_is_not_believed(insta
     assert f"(uid {STRANGER}), and not to us: it is not believed" in said
 
 
-def test_the_copy_that_serves_a_re_exec_without_its_environment_is_believed_on_the_same_terms(
+def test_the_record_that_replaces_a_lost_environment_is_trusted_by_the_same_rules(
     instance: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MULTIBINDER_HAPROXY", raising=False)
@@ -287,7 +287,7 @@ OF_VERSION_0_1_0 = {
 
 
 def test_the_records_of_version_0_1_0_are_read_and_written_as_it_did(instance: Instance) -> None:
-    """It may be what started the HAProxy that we reload, and what reloads it after a downgrade."""
+    """Version 0.1.0 may have started the HAProxy that we reload, or may reload it after a downgrade."""
     instance.create()
     for name, content in OF_VERSION_0_1_0.items():
         Path(instance.directory, name).write_bytes(content)
@@ -305,12 +305,12 @@ def test_the_records_of_version_0_1_0_are_read_and_written_as_it_did(instance: I
         assert Path(instance.directory, name).read_bytes() == OF_VERSION_0_1_0[name]
 
 
-def test_an_instance_that_never_was_is_still_told_from_one_that_is_not_trusted(instance: Instance) -> None:
+def test_an_unknown_instance_is_distinguished_from_one_that_is_not_trusted(instance: Instance) -> None:
     with pytest.raises(NoSuchInstance):
         instance.read_invocation()
 
 
-def test_for_root_the_owner_of_an_instance_is_who_its_directory_belongs_to(instance: Instance, run_dir: Path) -> None:
+def test_for_root_the_owner_of_an_instance_is_the_owner_of_its_directory(instance: Instance, run_dir: Path) -> None:
     fill(instance)
     assert other_owner(instance.directory) is None
     assert other_owner(str(run_dir / "nothing")) is None

@@ -1,4 +1,4 @@
-"""A kind answers what differs between kinds of sockets; nobody else asks what a socket is."""
+"""A kind answers what differs between kinds of sockets. No other module asks what kind a socket is."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOCAL = TcpAddress.of("127.0.0.1", 0)
 
 @pytest.fixture
 def sock() -> Iterator[socket.socket]:
-    """Bound, and not ready."""
+    """A bound socket that does not listen yet."""
     with TCP.open(LOCAL, Options()) as sock:
         yield sock
 
@@ -38,7 +38,9 @@ def test_every_kind_is_found_by_its_addresses_and_its_sockets(sock: socket.socke
 @pytest.mark.parametrize(
     ("family", "sort"), [(socket.AF_UNIX, socket.SOCK_STREAM), (socket.AF_INET, socket.SOCK_DGRAM)]
 )
-def test_a_socket_that_no_kind_knows_is_told_as_that(family: socket.AddressFamily, sort: socket.SocketKind) -> None:
+def test_a_socket_of_an_unknown_kind_has_no_kind_and_no_address(
+    family: socket.AddressFamily, sort: socket.SocketKind
+) -> None:
     with socket.socket(family, sort) as other:
         assert kinds.of_socket(other) is None
         assert kinds.address_of(other) is None
@@ -55,20 +57,20 @@ def test_a_socket_becomes_ready_with_the_queue_that_was_asked_for(sock: socket.s
     assert TCP.drops(sock) == 0
 
 
-def test_no_backlog_is_all_that_the_kernel_allows(sock: socket.socket) -> None:
+def test_without_a_backlog_the_queue_is_all_that_the_kernel_allows(sock: socket.socket) -> None:
     assert TCP.make_ready(sock, None) == TCP.largest_queue() == somaxconn()
 
 
-def test_what_was_retired_refuses_its_clients_also_through_another_copy(sock: socket.socket) -> None:
+def test_a_retired_socket_refuses_clients_also_through_another_copy(sock: socket.socket) -> None:
     TCP.make_ready(sock, 5)
     with sock.dup() as copy:
         TCP.retire(copy)
         assert not TCP.is_ready(sock)
         assert not can_connect(sock.getsockname())
-        TCP.retire(sock)  # once more is no error
+        TCP.retire(sock)  # a second time is no error
 
 
-def test_what_was_retired_is_repaired_with_the_port_that_the_kernel_chose_once(sock: socket.socket) -> None:
+def test_a_retired_socket_is_repaired_with_the_port_that_the_kernel_chose(sock: socket.socket) -> None:
     TCP.make_ready(sock, 5)
     address = TCP.address_of(sock)
     TCP.retire(sock)
@@ -77,7 +79,7 @@ def test_what_was_retired_is_repaired_with_the_port_that_the_kernel_chose_once(s
     assert can_connect(address.sockaddr)
 
 
-def test_a_repair_says_so_when_the_port_is_another_sockets_now() -> None:
+def test_a_repair_fails_when_another_socket_has_the_port() -> None:
     with TCP.open(LOCAL, Options()) as sock:
         TCP.make_ready(sock, 5)
         address = TCP.address_of(sock)
@@ -89,7 +91,7 @@ def test_a_repair_says_so_when_the_port_is_another_sockets_now() -> None:
                 TCP.repair(sock, address, 5)
 
 
-def test_an_address_in_use_leaves_no_descriptor_and_names_who_has_it(sock: socket.socket) -> None:
+def test_an_address_in_use_leaves_no_descriptor_and_names_its_holder(sock: socket.socket) -> None:
     TCP.make_ready(sock, 5)
     address = TCP.address_of(sock)
     with descriptors_unchanged(), pytest.raises(OSError, match="in use") as refusal:
@@ -115,7 +117,7 @@ def test_a_refusal_comes_with_its_remedy(number: int, holders: str, remedy: str)
     assert remedy in (TCP.explain_refusal(LOCAL, number, holders) or "")
 
 
-def test_a_refusal_that_has_nothing_to_do_with_the_kind_is_not_explained_by_it() -> None:
+def test_a_kind_does_not_explain_a_refusal_with_another_cause() -> None:
     assert TCP.explain_refusal(LOCAL, errno.EMFILE, "") is None
 
 
@@ -131,7 +133,9 @@ def test_a_refusal_that_has_nothing_to_do_with_the_kind_is_not_explained_by_it()
         ("[::ffff:192.0.2.1]:80", None, ["192.0.2.1:80"]),
     ],
 )
-def test_which_addresses_a_listener_takes(address: str, v6only: bool | None, takes: list[str]) -> None:
+def test_the_effective_addresses_of_a_listener_are_all_that_it_takes(
+    address: str, v6only: bool | None, takes: list[str]
+) -> None:
     assert [str(each) for each in TCP.effective_addresses(Address.parse(address), v6only)] == takes
 
 
@@ -143,7 +147,7 @@ def test_v6only_is_for_ipv6_alone() -> None:
 
 
 @pytest.mark.parametrize("v6only", [True, False])
-def test_the_socket_itself_says_what_is_fixed_at_bind(v6only: bool) -> None:
+def test_options_that_are_fixed_at_bind_are_read_from_the_socket(v6only: bool) -> None:
     require_ipv6()
     with TCP.open(TcpAddress.of("::", 0), Options(v6only=v6only)) as sock:
         assert TCP.actual_options(sock, Options(9, None, "web")) == Options(9, v6only, "web")
@@ -153,11 +157,11 @@ def test_ipv4_has_no_v6only(sock: socket.socket) -> None:
     assert TCP.actual_options(sock, Options(9, None, "web")) == Options(9, None, "web")
 
 
-def test_ss_is_asked_for_the_port() -> None:
+def test_the_ss_command_filters_by_port() -> None:
     assert TCP.ss_command(LOCAL.with_port(80), "p") == "ss -ltnp 'sport = :80'"
 
 
-def test_a_client_that_nobody_accepts_waits_while_the_socket_is_made_ready_again(sock: socket.socket) -> None:
+def test_a_client_in_the_accept_queue_waits_while_the_socket_is_made_ready_again(sock: socket.socket) -> None:
     TCP.make_ready(sock, 5)
     with socket.create_connection(sock.getsockname(), PATIENCE_S) as client:
         TCP.make_ready(sock, 9)
@@ -166,7 +170,7 @@ def test_a_client_that_nobody_accepts_waits_while_the_socket_is_made_ready_again
         assert client.recv(4) == b"here"
 
 
-def asks_what_it_is(path: Path) -> Iterator[str]:
+def asks_for_the_kind(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute) and node.attr in ("TCP_INFO", "IPV6_V6ONLY"):
             yield f"{path.name}:{node.lineno}: {node.attr}"
@@ -176,8 +180,8 @@ def asks_what_it_is(path: Path) -> Iterator[str]:
                 yield f"{path.name}:{node.lineno}: isinstance(…, {of})"
 
 
-def test_nobody_else_asks_what_kind_a_socket_is() -> None:
+def test_no_other_module_asks_what_kind_a_socket_is() -> None:
     package = Path(multibinder.__file__).parent
     own = (package / "wire" / "kinds", package / "wire" / "addresses", package / "kernel")
     others = [path for path in package.rglob("*.py") if not any(path.is_relative_to(each) for each in own)]
-    assert [found for path in others for found in asks_what_it_is(path)] == []
+    assert [found for path in others for found in asks_for_the_kind(path)] == []

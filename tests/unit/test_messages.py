@@ -78,7 +78,7 @@ def test_a_reply_has_the_id_of_its_request(request_id: messages.Id) -> None:
         b'{"method":"bind","id":1,"jsonrpc":2}',
     ],
 )
-def test_json_that_is_no_request_is_a_validation_error(text: bytes) -> None:
+def test_json_that_is_not_a_request_is_a_validation_error(text: bytes) -> None:
     with pytest.raises(msgspec.ValidationError):
         messages.decode_request(text)
 
@@ -96,8 +96,8 @@ def test_json_that_is_no_request_is_a_validation_error(text: bytes) -> None:
         b'{"method":"bind","id":1,"params":' + b"[" * 20000 + b"]" * 20000 + b"}",
     ],
 )
-def test_what_is_not_json_is_a_decode_error(text: bytes) -> None:
-    # Anything else would end the binder, which catches this and its subclass only.
+def test_bytes_that_are_not_json_are_a_decode_error(text: bytes) -> None:
+    # The binder catches only this exception and its subclass. Any other would end it.
     with pytest.raises(msgspec.DecodeError):
         messages.decode_request(text)
 
@@ -152,5 +152,5 @@ def test_params_of_the_right_type_and_a_wrong_value_are_refused_with_their_place
     assert str(refusal.value).startswith(complaint)
 
 
-def test_a_continuation_is_a_notification_that_says_where_it_goes_on() -> None:
+def test_a_continuation_is_a_notification_with_the_position_where_it_continues() -> None:
     assert messages.encode_continuation(252) == b'{"jsonrpc":"2.0","method":"descriptors","params":{"from":252}}\n'

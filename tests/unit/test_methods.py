@@ -1,4 +1,4 @@
-"""From a request to its answer, without a daemon: real sockets, and collaborators that answer when the test says so."""
+"""Methods answer requests without a daemon, on real sockets. Collaborators answer when the test tells them to."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import pytest
 from multibinder.binder.answer import Answer, turn_down
 from multibinder.binder.caller import Caller
 from multibinder.binder.counters import RequestCounters
+from multibinder.binder.keeper import OnConfirmed
 from multibinder.binder.listener import Listener
-from multibinder.binder.methods import Methods, OnRehearsed, OnStored
+from multibinder.binder.methods import Methods, OnRehearsed
 from multibinder.binder.policy import Policy
 from multibinder.binder.policy_in_force import PolicyInForce
 from multibinder.wire.messages import INTERNAL_ERROR, LIMIT_REACHED, METHOD_NOT_FOUND, NOT_ALLOWED
@@ -23,14 +24,14 @@ from tests.support.stores import new_store
 
 
 class Surroundings:
-    """What Methods needs beside the store. Each notes what it is asked, and answers when the test says so."""
+    """The collaborators of Methods beside the store. They record requests, and answer when the test tells them to."""
 
     def __init__(self) -> None:
-        self.stored: list[tuple[Sequence[tuple[str, int]], OnStored]] = []
+        self.stored: list[tuple[Sequence[tuple[str, int]], OnConfirmed]] = []
         self.looks: list[Callable[[], Sequence[Listener]]] = []
         self.upgrades: list[OnRehearsed] = []
 
-    def keep(self, descriptors: Sequence[tuple[str, int]], confirmed: OnStored, /) -> None:
+    def keep(self, descriptors: Sequence[tuple[str, int]], confirmed: OnConfirmed, /) -> None:
         self.stored.append((descriptors, confirmed))
 
     def status(self, visible: Callable[[], Sequence[Listener]], tell: Callable[[BinderStatus], None], /) -> None:
@@ -41,7 +42,7 @@ class Surroundings:
 
 
 class Bench:
-    """Methods on a store of its own, and the answers that came later than their requests."""
+    """Methods on a new store, with the answers that came later than their requests."""
 
     def __init__(self, caller: Caller) -> None:
         self.store = new_store()
@@ -95,7 +96,7 @@ def test_a_bind_is_answered_after_the_keeper_has_the_listener(bench: Bench) -> N
     assert "warning" not in said(answer)["result"]["listeners"][0]
     assert answer.parts[0][1] == [listener.socket.fileno()]
     assert listener.kept
-    assert bench.ask("bind", local(listener.address.sockaddr[1])) is not None, "it is kept already"
+    assert bench.ask("bind", local(listener.address.sockaddr[1])) is not None, "the listener is kept already"
 
 
 def test_a_bind_that_the_keeper_could_not_store_is_answered_with_a_warning(bench: Bench) -> None:
@@ -113,7 +114,7 @@ def test_a_listener_that_was_released_before_it_was_kept_is_not_handed_over(benc
     assert bench.later[0].parts[0][1] == ()
 
 
-def test_a_status_shows_the_listeners_that_are_there_after_the_look(bench: Bench) -> None:
+def test_a_status_shows_the_listeners_that_exist_after_the_look(bench: Bench) -> None:
     assert bench.ask("status") is None
     bench.ask("bind", local())
     assert bench.surroundings.looks[0]() == bench.store.listeners()
@@ -130,9 +131,9 @@ def test_an_upgrade_is_answered_when_the_rehearsal_has_ended(bench: Bench) -> No
     )
 
 
-def test_a_policy_that_is_replaced_decides_from_the_next_request_on(bench: Bench) -> None:
+def test_a_new_policy_decides_from_the_next_request_on(bench: Bench) -> None:
     assert "result" in said(bench.ask("list"))
-    # Of another user's binder: nothing is allowed to us by being its own user.
+    # The binder has another user than the caller, so that the caller has no right as the binder's own user.
     bench.caller.uid = os.geteuid() + 4242
     assert "result" in said(bench.ask("list"))
     bench.policy.replace(Policy("/etc/policy.toml", (), os.geteuid()))
@@ -142,7 +143,7 @@ def test_a_policy_that_is_replaced_decides_from_the_next_request_on(bench: Bench
     assert bench.counters.totals.refusals == {"policy": 1}
 
 
-def test_a_bug_costs_one_request(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_fails_only_one_request(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> list[Listener]:
         raise ZeroDivisionError("of no use")
 
@@ -153,7 +154,7 @@ def test_a_bug_costs_one_request(bench: Bench, monkeypatch: pytest.MonkeyPatch) 
     assert bench.counters.totals.refusals == {"internal": 1}
 
 
-def test_what_is_asked_and_refused_is_counted(bench: Bench) -> None:
+def test_requests_and_refusals_are_counted(bench: Bench) -> None:
     bench.ask("hello")
     bench.ask("check", local(), local())
     assert said(bench.ask("check", {"address": "nowhere", "port": 1}))["error"]["message"].startswith("Invalid params:")
@@ -164,10 +165,10 @@ def test_what_is_asked_and_refused_is_counted(bench: Bench) -> None:
     assert totals.requests == {"hello": 1, "check": 2, "other": 1, "bind": 1}
     assert totals.refusals == {"invalid": 2, "bind": 1}
     assert totals.handoffs == 0
-    assert sum(totals.request_buckets) == 4, "a request for no known method takes no time"
+    assert sum(totals.request_buckets) == 4, "an unknown method has no duration"
 
 
-def test_a_request_that_is_turned_down_is_answered_by_its_id() -> None:
+def test_a_throttled_request_is_answered_with_its_id() -> None:
     answer = turn_down(b'{"jsonrpc":"2.0","method":"bind","id":"7","params":[]}', "rate", "too many")
     assert said(answer) == {
         "jsonrpc": "2.0",

@@ -1,4 +1,4 @@
-"""The metrics: their names, their values, and their description."""
+"""The metrics have the documented names, values and descriptions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from multibinder.wire.status import REQUEST_BOUNDS_S
 from tests.support import Json
 from tests.support.metrics import documented, families_of, lint, samples_of
 
-#: What a listener's name or an owner's label must not be able to break.
+#: A name or a label that could break an exposition without escapes.
 NASTY = 'a"b\\c\nd} 1 ÄÖ\u2028'
 NOW = 1_800_000_000.0
 
@@ -74,7 +74,7 @@ def of(*listeners: ListenerHealth, **changes: Any) -> dict[str, float]:
 
 
 def everything() -> list[Metric]:
-    """Every family with a sample, but the exporter's own."""
+    """Return every metric family with a sample, except those of the exporter itself."""
     full = listener(
         backlog_requested=9, orphan_ttl_s=600.0, orphan_since=NOW - 1, owners=[OwnerStatus(NASTY, 0)], name=NASTY,
         holders=[HolderStatus(1, "x", "accepting")],
@@ -87,7 +87,7 @@ def everything() -> list[Metric]:
     ]
 
 
-def test_each_metric_is_documented_with_its_type_and_its_labels_and_none_else_is() -> None:
+def test_exactly_the_existing_metrics_are_documented_with_their_types_and_labels() -> None:
     kinds = {Gauge: "gauge", Counter: "counter", Info: "gauge", Histogram: "histogram"}
     in_code = {family.name: (kinds[type(family)], frozenset(family.labels)) for family in FAMILIES}
     assert len(in_code) == len(FAMILIES)
@@ -98,7 +98,7 @@ def test_each_metric_is_documented_with_its_type_and_its_labels_and_none_else_is
         assert ("seconds" in each.unit) == ("_seconds" in each.name), each.name
 
 
-def test_what_is_exposed_is_what_the_code_describes(tmp_path: Path) -> None:
+def test_the_exposed_metrics_agree_with_their_descriptions(tmp_path: Path) -> None:
     write_summary(tmp_path, "web", plain_summary())
     scrape = Scrape(str(tmp_path / "none"), str(tmp_path), "1.2", 1, lambda source, sentence: None)
     metrics = [*everything(), *scrape.collect()]
@@ -149,18 +149,18 @@ def openmetrics_of(registry: CollectorRegistry) -> list[Metric]:
     return list(parse_openmetrics(text))  # type: ignore[no-untyped-call, unused-ignore]
 
 
-def test_both_formats_carry_any_text_in_a_label() -> None:
+def test_both_formats_can_have_any_text_in_a_label() -> None:
     registry = registry_of(*everything())
     for families in (families_of(generate_latest(registry).decode()), openmetrics_of(registry)):
         labels = {value for family in families for sample in family.samples for value in sample.labels.values()}
         assert NASTY in labels
 
 
-def test_a_binder_that_did_not_answer_is_down_and_nothing_else_is_said_of_it() -> None:
+def test_a_binder_that_did_not_answer_is_down_and_has_no_other_metrics() -> None:
     assert samples_of(text_of(*of_the_binder(None, NOW))) == {"multibinder_up": 0}
 
 
-def test_what_is_not_known_is_absent_and_never_zero() -> None:
+def test_an_unknown_value_is_absent_and_never_zero() -> None:
     samples = of(listener(holders=None, backlog_requested=None))
     of_it = '{address="127.0.0.1:80",name=""}'
     assert samples[f"multibinder_listener_holders_hidden{of_it}"] == 1
@@ -181,7 +181,7 @@ def test_holders_are_counted_by_role_and_states_are_one_of_four() -> None:
     assert samples['multibinder_listener_orphan_seconds{address="127.0.0.1:80",name=""}'] == 0
 
 
-def test_the_binders_buckets_become_cumulative() -> None:
+def test_the_buckets_of_the_binder_become_cumulative() -> None:
     buckets = [5, 0, 1, 0, 0, 0, 0, 0, 0, 2]
     samples = of(counters=Counters(request_buckets=buckets, request_seconds=0.25))
     name = "multibinder_request_duration_seconds"
@@ -191,7 +191,7 @@ def test_the_binders_buckets_become_cumulative() -> None:
     ]  # fmt: skip
 
 
-def test_methods_and_reasons_are_there_before_they_are_first_counted() -> None:
+def test_methods_and_reasons_are_exposed_before_they_are_first_counted() -> None:
     samples = of(counters=Counters(requests={"bind": 3}, refusals={"rate": 1}))
     assert samples['multibinder_requests_total{method="bind"}'] == 3
     assert samples['multibinder_requests_total{method="release"}'] == 0
@@ -237,13 +237,13 @@ def test_workers_count_while_they_are_children_of_the_master(tmp_path: Path) -> 
     assert (instance.workers, instance.old_workers) == (1, 0)
 
 
-def test_after_a_start_nobody_has_seen_the_workers_yet(tmp_path: Path) -> None:
+def test_after_a_start_the_number_of_workers_is_not_known_yet(tmp_path: Path) -> None:
     write_summary(tmp_path, "down", plain_summary(master=None))
     write_summary(tmp_path, "up", plain_summary())
     assert [instance.workers for instance in instances(str(tmp_path))] == [0, None]
 
 
-def test_where_no_runtime_directory_is_there_are_no_instances(tmp_path: Path) -> None:
+def test_without_a_runtime_directory_there_are_no_instances(tmp_path: Path) -> None:
     assert instances(str(tmp_path / "none")) == []
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
@@ -262,9 +262,7 @@ def test_where_no_runtime_directory_is_there_are_no_instances(tmp_path: Path) ->
         (msgspec.json.encode(plain_summary(generation="x")), "generation"),
     ],
 )
-def test_a_summary_that_makes_no_sense_is_an_instance_that_cannot_be_read(
-    tmp_path: Path, content: bytes, why: str
-) -> None:
+def test_an_instance_with_an_invalid_summary_counts_as_unreadable(tmp_path: Path, content: bytes, why: str) -> None:
     write_summary(tmp_path, "web", content)
     write_summary(tmp_path, "other", plain_summary())
     other, web = instances(str(tmp_path))
@@ -277,14 +275,14 @@ def test_a_summary_that_makes_no_sense_is_an_instance_that_cannot_be_read(
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/etc/passwd", path)])
-def test_a_summary_that_is_no_file_holds_nobody_up(tmp_path: Path, make: Callable[[Path], None]) -> None:
+def test_a_summary_that_is_not_a_file_does_not_block_the_exporter(tmp_path: Path, make: Callable[[Path], None]) -> None:
     (tmp_path / "web").mkdir()
     make(tmp_path / "web" / "summary.json")
     [web] = instances(str(tmp_path))
     assert web.summary is None
 
 
-def test_a_name_that_is_no_text_is_shown_all_the_same(tmp_path: Path) -> None:
+def test_an_instance_name_that_is_not_utf_8_is_shown(tmp_path: Path) -> None:
     path = os.path.join(os.fsencode(tmp_path), b"w\xffb")
     os.mkdir(path)
     with open(os.path.join(path, b"summary.json"), "wb") as file:
@@ -305,7 +303,7 @@ def drift(runtime: Path) -> tuple[bool | None, float]:
     return found[0].changed, samples['multibinder_instance_config_unknown{name="web"}']
 
 
-def test_a_change_on_disk_shows_and_what_cannot_be_told_is_said(tmp_path: Path) -> None:
+def test_a_change_on_disk_is_shown_and_an_unknown_one_is_marked(tmp_path: Path) -> None:
     runtime, template, parts = tmp_path / "run", tmp_path / "web.cfg.j2", tmp_path / "conf.d"
     runtime.mkdir()
     parts.mkdir()
@@ -332,12 +330,12 @@ def test_a_change_on_disk_shows_and_what_cannot_be_told_is_said(tmp_path: Path) 
         strange = {"path": untold, "mtime_ns": 1, "size": 1, "inode": 1}
         path.write_bytes(msgspec.json.encode(plain_summary(sources=[strange])))
         assert drift(runtime) == (None, 1)
-    # One change that is seen is enough.
+    # One visible change is enough.
     path.write_bytes(msgspec.json.encode(plain_summary(sources=[strange], directories=[{**directory, "files": []}])))
     assert drift(runtime) == (True, 0)
 
 
-def test_a_complaint_is_made_once_and_taken_back_once(tmp_path: Path) -> None:
+def test_a_scrape_error_is_logged_once_and_its_end_is_logged_once(tmp_path: Path) -> None:
     said: list[tuple[str, str]] = []
     scrape = Scrape(str(tmp_path / "none"), str(tmp_path), "1.2", 1, lambda *what: said.append(what))
     errors = []
@@ -353,7 +351,7 @@ def test_a_complaint_is_made_once_and_taken_back_once(tmp_path: Path) -> None:
     assert said[2][1] == ""
 
 
-def test_a_binder_that_hangs_is_given_up_in_time(tmp_path: Path) -> None:
+def test_a_scrape_of_a_binder_that_hangs_times_out(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
         listening.bind(str(tmp_path / "s"))
         listening.listen()

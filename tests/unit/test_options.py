@@ -7,7 +7,7 @@ from multibinder.wire.options import check_label
 
 
 @pytest.mark.parametrize("backlog", [1, 128, 2**31 - 1])
-def test_a_backlog_that_listen_takes_is_taken(backlog: int) -> None:
+def test_a_backlog_that_listen_accepts_is_accepted(backlog: int) -> None:
     assert Options(backlog=backlog).backlog == backlog
 
 
@@ -18,7 +18,7 @@ def test_a_backlog_that_listen_would_misread_is_refused(backlog: int) -> None:
 
 
 @pytest.mark.parametrize("label", ["a", "haproxy@web", "a/b.c-d_e+f@G9", "x" * 128])
-def test_labels_that_are_safe_everywhere_are_taken(label: str) -> None:
+def test_labels_that_are_safe_everywhere_are_accepted(label: str) -> None:
     assert check_label("owner", label) == label
 
 
@@ -35,5 +35,5 @@ def test_v6only_on_an_ipv4_address_is_refused() -> None:
         ListenerSpec(TcpAddress.parse("127.0.0.1:80"), Options(v6only=True))
 
 
-def test_the_public_list_of_option_names_is_what_options_take() -> None:
+def test_the_public_list_of_option_names_agrees_with_options() -> None:
     assert OPTION_NAMES == ("backlog", "v6only", "name")

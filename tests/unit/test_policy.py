@@ -1,4 +1,4 @@
-"""Decisions: who, by which rule, about what."""
+"""The policy decides who may do what, and says by which rule."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ ALLOW_80 = 'uid = 1000\nallow = ["bind"]\naddress = ["*:80"]'
         (OWN, "status", None, (True, DEFAULT)),
     ],
 )
-def test_the_first_rule_that_matches_decides_and_else_only_root_and_the_binders_user_are_allowed(
+def test_the_first_matching_rule_decides_and_without_one_only_root_and_the_binders_user_are_allowed(
     asker: Asker, method: str, address: str | None, expected: tuple[bool, int | None]
 ) -> None:
     rules = policy('deny = "bind"\naddress = "192.0.2.0/24:*"', ALLOW_80)
@@ -87,14 +87,14 @@ def test_a_policy_without_rules_is_for_root_and_the_binders_user_alone() -> None
         assert [decided(rules, asker, method)[0] for asker in (ROOT, OWN, SOMEBODY)] == [True, True, False]
 
 
-def test_root_and_the_binders_user_are_denied_what_the_file_denies_them() -> None:
+def test_root_and_the_binders_user_can_be_denied_by_the_file() -> None:
     rules = policy('uid = 0\ndeny = "upgrade"', f'uid = {OWN_UID}\ndeny = "*"')
     assert decided(rules, ROOT, "upgrade") == (False, 1)
     assert decided(rules, ROOT, "bind", "0.0.0.0:1") == (True, DEFAULT)
     assert decided(rules, OWN, "status") == (False, 2)
 
 
-def test_the_order_of_rules_counts_not_how_much_they_say() -> None:
+def test_the_order_of_rules_decides_and_not_how_specific_they_are() -> None:
     allow, deny = 'uid = 1000\nallow = "bind"', 'uid = 1000\ndeny = "bind"\naddress = "127.0.0.1:80"'
     assert decided(policy(allow, deny), SOMEBODY, "bind", "127.0.0.1:80") == (True, 1)
     assert decided(policy(deny, allow), SOMEBODY, "bind", "127.0.0.1:80") == (False, 1)
@@ -125,12 +125,12 @@ def test_the_order_of_rules_counts_not_how_much_they_say() -> None:
         ("uid = 1000\ngid = 44", Asker(gids=frozenset([44])), True),
     ],
 )
-def test_who_a_rule_is_about(who: str, asker: Asker, matches: bool) -> None:
+def test_a_rule_matches_the_callers_that_it_names(who: str, asker: Asker, matches: bool) -> None:
     rules = policy(f'{who}\nallow = "status"', 'deny = "*"')
     assert decided(rules, asker, "status") == ((True, 1) if matches else (False, 2))
 
 
-def test_a_denial_by_unit_is_not_escaped_by_a_caller_whose_unit_cannot_be_told() -> None:
+def test_a_caller_of_an_unknown_unit_does_not_escape_a_denial_by_unit() -> None:
     rules = policy('unit = "batch.service"\ndeny = "bind"', 'uid = 1000\nallow = "bind"')
     assert decided(rules, Asker(unit="batch.service"), "bind", "127.0.0.1:80") == (False, 1)
     assert decided(rules, Asker(unit=""), "bind", "127.0.0.1:80") == (False, 1)
@@ -161,12 +161,14 @@ def test_a_denial_by_unit_is_not_escaped_by_a_caller_whose_unit_cannot_be_told()
         ("unix@/run/", [], ["127.0.0.1:80"]),
     ],
 )
-def test_which_addresses_a_pattern_has(pattern: str, granted: list[str], refused: list[str]) -> None:
+def test_a_pattern_matches_the_addresses_that_it_describes(
+    pattern: str, granted: list[str], refused: list[str]
+) -> None:
     rules = policy(f'uid = 1000\nallow = "bind"\naddress = "{pattern}"')
     assert [address for address in (*granted, *refused) if allows(rules, address)] == granted
 
 
-def test_every_address_of_some_networks_is_in_it_and_no_other() -> None:
+def test_a_pattern_of_a_network_matches_exactly_its_addresses() -> None:
     for prefix in (24, 25, 30, 31, 32):
         rules = policy(f'uid = 1000\nallow = "bind"\naddress = "192.0.2.64/{prefix if prefix > 25 else 26}:5"')
         size = 2 ** (32 - (prefix if prefix > 25 else 26))
@@ -188,7 +190,9 @@ def test_every_address_of_some_networks_is_in_it_and_no_other() -> None:
         ("[::192.0.2.1]:80", {}, ["[::192.0.2.1]:80"]),
     ],
 )
-def test_what_a_listener_takes(address: str, options: dict[str, object], takes: list[str]) -> None:
+def test_a_listener_needs_access_to_every_address_that_it_takes(
+    address: str, options: dict[str, object], takes: list[str]
+) -> None:
     assert [str(wanted.address) for wanted in access_requests(spec(address, **options))] == takes
 
 
@@ -202,17 +206,17 @@ def test_ipv6_for_all_addresses_needs_ipv4_as_well_unless_it_says_v6only() -> No
     assert decided(denied, SOMEBODY, "bind", "[::]:443", v6only=True) == (True, 2)
 
 
-def test_what_exists_is_judged_by_the_v6only_that_it_has() -> None:
+def test_an_existing_listener_is_judged_by_its_own_v6only() -> None:
     rules = policy('uid = 1000\nallow = "bind"\naddress = "ipv6@*:443"\noptions = ["backlog"]')
     assert rules.decide_listener(SOMEBODY, "bind", spec("[::]:443"), v6only=True).allowed
     assert not rules.decide_listener(SOMEBODY, "bind", spec("[::]:443"), v6only=False).allowed
     assert not rules.decide_listener(SOMEBODY, "bind", spec("[::]:443", v6only=True), v6only=False).allowed
-    # It has the option; the request does not give it.
+    # The listener has the option, but the request does not give it.
     assert rules.decide_listener(SOMEBODY, "bind", spec("[::1]:443"), v6only=True).allowed
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:443", "[::]:443", "[::ffff:0.0.0.0]:443"])
-def test_a_denial_of_one_address_reaches_what_takes_all_of_them(address: str) -> None:
+def test_a_denial_of_one_address_also_denies_its_wildcards(address: str) -> None:
     rules = policy('deny = "bind"\naddress = "192.0.2.1:443"', 'uid = 1000\nallow = "bind"')
     assert decided(rules, SOMEBODY, "bind", address) == (False, 1)
     assert decided(rules, SOMEBODY, "bind", address.replace("443", "444")) == (True, 2)
@@ -220,7 +224,7 @@ def test_a_denial_of_one_address_reaches_what_takes_all_of_them(address: str) ->
     assert decided(rules, SOMEBODY, "bind", "[::]:443", v6only=True) == (True, 2)
 
 
-def test_a_permission_for_one_address_is_none_for_all_of_them() -> None:
+def test_a_permission_for_one_address_does_not_allow_its_wildcards() -> None:
     rules = policy('uid = 1000\nallow = "bind"\naddress = ["192.0.2.1:443", "[2001:db8::1]:443", "127.0.0.0/8:443"]')
     assert not allows(rules, "0.0.0.0:443")
     assert not allows(rules, "[::]:443", v6only=True)
@@ -249,18 +253,18 @@ def test_all_options_that_are_given_must_be_allowed(options: str, given: dict[st
     ("given", "granted"),
     [({}, True), ({"backlog": 5}, True), ({"name": "a"}, False), ({"name": "a", "backlog": 5}, False)],
 )
-def test_one_option_that_is_denied_suffices(given: dict[str, object], granted: bool) -> None:
+def test_one_denied_option_suffices_for_a_denial(given: dict[str, object], granted: bool) -> None:
     rules = policy('deny = "bind"\noptions = ["name", "v6only"]', 'uid = 1000\nallow = "bind"')
     assert allows(rules, "[::1]:80", **given) is granted
 
 
-def test_a_denial_of_an_option_denies_nothing_that_has_no_options() -> None:
+def test_a_denial_of_an_option_does_not_deny_methods_without_options() -> None:
     rules = policy('deny = "*"\noptions = "name"', 'uid = 1000\nallow = "*"')
     for method in ("list", "status", "upgrade"):
         assert decided(rules, SOMEBODY, method) == (True, 2)
 
 
-def test_about_listeners_in_general_a_rule_for_some_addresses_allows_to_ask_and_denies_nothing() -> None:
+def test_for_methods_without_an_address_a_rule_for_some_addresses_can_allow_list_and_status_but_not_deny() -> None:
     allow = policy('uid = 1000\nallow = "*"\naddress = "*:80"')
     assert decided(allow, SOMEBODY, "list") == (True, 1)
     assert decided(allow, SOMEBODY, "status") == (True, 1)
@@ -279,7 +283,7 @@ def test_a_decision_says_which_rule_of_which_file_or_that_none_matched() -> None
     assert rules.decide(OWN, "upgrade").why == "allowed to the binder's own user: no rule of p.toml says otherwise"
 
 
-def test_an_explanation_says_of_each_rule_before_the_one_that_decides_why_it_does_not() -> None:
+def test_an_explanation_gives_the_reason_for_each_rule_that_does_not_decide() -> None:
     rules = policy(
         'uid = 1\nallow = "bind"',
         'gid = 1\nallow = "bind"',
@@ -312,8 +316,8 @@ _RULES = [
 ]
 
 
-def test_a_rule_that_is_said_never_to_decide_never_does() -> None:
-    """Over all pairs of some rules, and all that somebody could ask of them."""
+def test_a_rule_that_lint_reports_as_never_deciding_never_decides() -> None:
+    """Check all pairs of some rules against all requests that they can distinguish."""
     asked = [
         AccessRequest(TcpAddress.parse(address), frozenset(options))
         for address in ("10.1.0.0:80", "10.2.0.0:80", "10.1.0.0:9", "0.0.0.0:80", "[::]:80", "[::1]:80", "1.0.0.1:80")
@@ -336,5 +340,5 @@ def test_a_rule_that_is_said_never_to_decide_never_does() -> None:
     assert covered > len(rules)
 
 
-def test_the_own_user_is_the_one_that_reads_the_file() -> None:
+def test_the_policys_own_user_is_the_one_that_reads_the_file() -> None:
     assert parse(b"", "p").own_uid == os.geteuid()

@@ -1,4 +1,4 @@
-"""The policy file: what is wrong with one is said so that it can be mended, and nothing in it stops the binder."""
+"""Errors of the policy file are explained so that a user can correct them, and no content stops the binder."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def of_rule(text: str) -> str:
         (f'{GOOD}[[rule]]\nname = "two"', f'rule 2 ("two"): give either allow or deny, a list of {", ".join(METHODS)}'),
     ],
 )
-def test_what_is_wrong_is_located(text: str, says: str) -> None:
+def test_an_error_in_the_file_is_reported_with_its_place(text: str, says: str) -> None:
     assert complaint(text).startswith(says)
 
 
@@ -69,7 +69,7 @@ def test_what_is_wrong_is_located(text: str, says: str) -> None:
         ("allow = []", f'no method; name some of {", ".join(METHODS)}, or "*"'),
         ('allow = "check"', "there is no method 'check'; there are bind, release, list, status, upgrade, and \"*\""),
         ('deny = ["bind", "Bind"]', "there is no method 'Bind'"),
-        ('allow = "bind"\nuid = []', "uid is an empty list, which nobody can match; leave it out for any"),
+        ('allow = "bind"\nuid = []', "uid is an empty list, which no client can match; leave it out for any"),
         ('allow = "bind"\ngid = []', "gid is an empty list"),
         ('allow = "bind"\nunit = []', "unit is an empty list"),
         ('allow = "bind"\naddress = []', "address is an empty list"),
@@ -85,7 +85,7 @@ def test_what_is_wrong_is_located(text: str, says: str) -> None:
         ('allow = "bind"\naddress = "80"', "'80' is no address pattern: write 192.0.2.0/24:80"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_a_rule_is_said(text: str, says: str) -> None:
+def test_an_error_in_a_rule_is_reported_with_its_reason(text: str, says: str) -> None:
     assert of_rule(text).startswith(says)
 
 
@@ -96,7 +96,7 @@ def test_what_is_wrong_with_a_rule_is_said(text: str, says: str) -> None:
         b"x = " + b"[" * 20000, b"[[rule]]\nuid = " + b"9" * 5000, b"\0", b'name = "\x01"',
     ],
 )  # fmt: skip
-def test_what_is_not_toml_is_refused(text: bytes) -> None:
+def test_a_file_that_is_not_toml_is_refused(text: bytes) -> None:
     assert complaint(text).startswith("not TOML: ")
 
 
@@ -133,13 +133,13 @@ def test_what_is_not_toml_is_refused(text: bytes) -> None:
         ("[]:80", "host '' is ambiguous"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_an_address_is_said(text: str, says: str) -> None:
+def test_an_error_in_an_address_is_reported_with_its_reason(text: str, says: str) -> None:
     with pytest.raises(AddressError) as caught:
         parse_pattern(text)
     assert says in str(caught.value)
 
 
-def test_patterns_are_what_they_say() -> None:
+def test_an_address_pattern_means_what_it_says() -> None:
     assert parse_pattern("*:*") == Network(0, 0, 0, 0, 65535)
     assert parse_pattern("ipv4@*:80") == Network(4, 0, 0, 80, 80)
     assert parse_pattern("192.0.2.0/24:80-90") == Network(4, 0xC0000200, 24, 80, 90)
@@ -149,7 +149,7 @@ def test_patterns_are_what_they_say() -> None:
     assert parse_pattern("unix@/run/web/") == PathPrefix("/run/web/")
 
 
-def test_a_file_of_ours_is_read(file: Path) -> None:
+def test_a_file_of_the_own_user_is_read(file: Path) -> None:
     for mode in (0o644, 0o600, 0o444, 0o755):
         file.chmod(mode)
         with descriptors_unchanged():
@@ -163,13 +163,13 @@ def test_an_empty_file_is_a_policy_without_rules(file: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o666, 0o664, 0o646, 0o620, 0o602])
-def test_a_file_that_others_may_write_is_refused(file: Path, mode: int) -> None:
+def test_a_file_that_other_users_may_write_is_refused(file: Path, mode: int) -> None:
     file.chmod(mode)
     with pytest.raises(PolicyError, match=rf"others may write it \(mode {mode:04o}\), so anything may .* 'chmod go-w'"):
         load(str(file))
 
 
-def test_a_file_of_somebody_else_is_refused(file: Path) -> None:
+def test_a_file_of_another_user_is_refused(file: Path) -> None:
     require("root", os.geteuid() == 0, "giving a file away needs root")
     os.chown(file, 4242, 0)
     with pytest.raises(PolicyError, match="belongs to uid 4242, who could allow themselves anything; 'chown root'"):
@@ -193,7 +193,7 @@ def _make(kind: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["directory", "fifo", "device", "large"])
-def test_what_is_no_file_of_a_sensible_size_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+def test_a_path_that_is_not_a_file_or_is_too_large_is_refused_at_once(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "policy.toml"
     _make(kind, path)
     with descriptors_unchanged(), pytest.raises(PolicyError) as caught:
@@ -209,7 +209,7 @@ def test_a_file_of_just_one_mebibyte_is_read(file: Path) -> None:
     assert len(load(str(file)).rules) == 1
 
 
-def test_what_cannot_be_opened_is_a_sentence(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_opened_is_explained_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "socket").touch()
     for name, reason in (
@@ -228,7 +228,7 @@ def linted(*rules: str) -> list[str]:
 
 
 class PathAddress(Address, frozen=True):
-    """An address of a kind that has paths."""
+    """An address of a kind with paths."""
 
     kind: ClassVar[str] = "path"
     prefixes: ClassVar[frozenset[str]] = frozenset()
@@ -252,7 +252,7 @@ class PathAddress(Address, frozen=True):
         ("*:*", "/run/web", False),
     ],
 )
-def test_a_pattern_of_paths_asks_an_address_for_its_path(pattern: str, path: str, has: bool) -> None:
+def test_a_pattern_of_paths_matches_the_path_of_an_address(pattern: str, path: str, has: bool) -> None:
     assert parse_pattern(pattern).has(PathAddress(path)) is has
     assert parse_pattern(pattern).touches(PathAddress(path)) is has
 
@@ -297,7 +297,7 @@ DENIES_ROOT = "denies root too; put a rule that allows uid 0 before it if that i
          ["rule 1: unix@/run/web/ matches nothing: this version binds TCP addresses only"]),
     ],
 )  # fmt: skip
-def test_what_is_probably_not_meant_is_said(rules: list[str], says: list[str]) -> None:
+def test_a_probable_mistake_is_reported(rules: list[str], says: list[str]) -> None:
     assert linted(*rules) == says
 
 
@@ -321,7 +321,7 @@ def test_the_example_in_the_documentation_means_what_its_comments_say() -> None:
     assert not policy.decide(web, "status").allowed
 
 
-def test_the_example_file_has_nothing_that_lint_would_mention_and_does_what_it_says(tmp_path: Path) -> None:
+def test_the_example_file_passes_lint_and_does_what_its_comments_say(tmp_path: Path) -> None:
     try:
         www_data, adm = pwd.getpwnam("www-data").pw_uid, grp.getgrnam("adm").gr_gid
     except KeyError as error:

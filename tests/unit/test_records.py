@@ -1,4 +1,4 @@
-"""What the sockets do not know, written down: whatever becomes of the file, reading it gives what is whole."""
+"""The records keep what the sockets do not know. From a damaged file, all intact records are read."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records]
 
 
-def test_what_is_written_and_appended_is_read_from_both(path: str) -> None:
+def test_written_and_appended_records_are_read_from_the_memfd_and_the_file(path: str) -> None:
     with descriptors_unchanged():
         journal = Journal([FIRST], path)
         journal.append([SECOND])
@@ -47,12 +47,12 @@ def test_what_is_written_and_appended_is_read_from_both(path: str) -> None:
         journal.close()
 
 
-def test_it_is_nobody_elses_to_read(path: str) -> None:
+def test_no_other_user_can_read_the_records(path: str) -> None:
     written(path, FIRST)
     assert os.stat(path).st_mode & 0o777 == 0o600
 
 
-def test_a_link_in_the_way_of_the_draft_is_not_followed(path: str, tmp_path: Path) -> None:
+def test_a_link_at_the_path_of_the_draft_is_not_followed(path: str, tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_text("precious")
     os.symlink(precious, f"{path}.{os.getpid()}.new")
@@ -66,14 +66,14 @@ def test_the_later_record_of_a_socket_wins(path: str) -> None:
     assert records.read_file(path).records == {FIRST.cookie: later, SECOND.cookie: SECOND}
 
 
-def test_a_released_one_is_known_to_be_released(path: str) -> None:
+def test_a_released_socket_is_recorded_as_released(path: str) -> None:
     journal = Journal([FIRST, SECOND], path)
     journal.append([Record(FIRST.address, FIRST.cookie, released=True)])
     journal.close()
     assert {cookie for cookie, record in records.read_file(path).records.items() if record.released} == {FIRST.cookie}
 
 
-def test_cut_short_anywhere_it_gives_what_is_whole(path: str) -> None:
+def test_a_file_that_is_cut_anywhere_gives_its_whole_records(path: str) -> None:
     text = written(path, FIRST, SECOND)
     whole = {FIRST.cookie: FIRST, SECOND.cookie: SECOND}
     for length in range(len(text)):
@@ -88,7 +88,7 @@ def test_cut_short_anywhere_it_gives_what_is_whole(path: str) -> None:
     [b"", b"\n", b"\0" * 4096, bytes(range(256)) * 40, b"[" * 100_000, b"[]\n{}\n", b'{"multibinder": 1}', b"null\n"],
     ids=lambda rubbish: repr(rubbish[:20]),
 )
-def test_rubbish_is_said_to_be_rubbish(path: str, rubbish: bytes, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_of_rubbish_is_reported(path: str, rubbish: bytes, caplog: pytest.LogCaptureFixture) -> None:
     Path(path).write_bytes(rubbish)
     assert records.read_file(path).records == {}
     assert said(caplog) == ["records-unreadable"]
@@ -106,7 +106,7 @@ def test_rubbish_is_said_to_be_rubbish(path: str, rubbish: bytes, caplog: pytest
     ],
     ids=lambda rubbish: repr(rubbish[:20]),
 )
-def test_rubbish_among_records_costs_no_other_record(
+def test_rubbish_between_records_loses_no_other_record(
     path: str, rubbish: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     header, first, second = written(path, FIRST, SECOND).splitlines()
@@ -115,7 +115,7 @@ def test_rubbish_among_records_costs_no_other_record(
     assert said(caplog) == ["records-damaged"]
 
 
-def test_what_a_newer_version_adds_is_skipped(path: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_fields_that_a_newer_version_adds_are_skipped(path: str, caplog: pytest.LogCaptureFixture) -> None:
     text = written(path, FIRST).replace(b'"multibinder":1', b'"multibinder":9,"more":[]')
     Path(path).write_bytes(text.replace(b'"address":', b'"tomorrow":{"a":1},"address":'))
     assert records.read_file(path).records == {FIRST.cookie: FIRST}
@@ -155,7 +155,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(directory)], check=True)
 
 
-def test_a_full_disk_costs_the_file_and_not_the_journal(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_on_a_full_disk_the_file_is_lost_and_the_journal_stays(
+    small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     many = [Record(f"127.0.0.1:{port}", port, inode=port) for port in range(1, 201)]
     with descriptors_unchanged():
         journal = Journal(many[:1], str(small_disk / "state"))
@@ -168,7 +170,7 @@ def test_a_full_disk_costs_the_file_and_not_the_journal(small_disk: Path, caplog
         journal.close()
 
 
-def test_a_disk_full_from_the_start_costs_the_file_and_leaves_no_draft(
+def test_on_a_disk_that_is_full_from_the_start_the_file_is_missing_and_no_draft_is_left(
     small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (small_disk / "ballast").write_bytes(bytes(4096))
@@ -181,7 +183,9 @@ def test_a_disk_full_from_the_start_costs_the_file_and_leaves_no_draft(
     assert [entry.name for entry in small_disk.iterdir()] == ["ballast"]
 
 
-def test_a_directory_that_is_gone_costs_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_in_a_removed_directory_the_file_is_lost_and_the_journal_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     journal = Journal([FIRST], str(tmp_path / "gone" / "state"))
     assert len(records.read(journal.memfd).records) == 1
     assert said(caplog) == ["state-file-lost"]

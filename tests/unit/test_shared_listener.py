@@ -1,4 +1,4 @@
-"""Sockets that several processes hold: received, verified, and accepted on whatever the others do to them."""
+"""Sockets that several processes hold are received and verified, and accept despite what other holders do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support import PATIENCE_S, can_connect, descriptors_unchanged, is_non
 
 @pytest.fixture
 def others() -> Iterator[socket.socket]:
-    """The copy that another holder has: a listener on a free port."""
+    """A listener on a free port, as the copy of another holder."""
     with TCP.open(TcpAddress.of("127.0.0.1", 0), Options()) as sock:
         TCP.make_ready(sock, None)
         yield sock
@@ -47,7 +47,7 @@ def test_a_blocking_accept_waits_although_another_holder_set_o_nonblock(
         assert not is_nonblocking(connection)
 
 
-def test_o_nonblock_that_comes_while_accept_waits_does_not_break_the_next_one(
+def test_o_nonblock_that_is_set_while_accept_waits_does_not_break_the_next_accept(
     others: socket.socket, ours: SharedListener
 ) -> None:
     def set_the_flag_and_connect() -> None:
@@ -115,7 +115,7 @@ def test_accept_with_a_timeout_gives_up(ours: SharedListener) -> None:
         ours.accept()
 
 
-def test_a_nonblocking_accept_with_nobody_there_says_so(ours: SharedListener) -> None:
+def test_a_nonblocking_accept_without_a_client_raises(ours: SharedListener) -> None:
     ours.setblocking(False)
     with pytest.raises(BlockingIOError):
         ours.accept()
@@ -129,7 +129,7 @@ def test_back_in_blocking_mode_accept_waits_again(ours: SharedListener, earlier:
         ours.accept()[0].close()
 
 
-def test_a_copy_of_a_copy_is_as_safe(others: socket.socket, ours: SharedListener) -> None:
+def test_a_copy_of_a_copy_behaves_the_same(others: socket.socket, ours: SharedListener) -> None:
     others.setblocking(False)
     with ours.dup() as copy:
         assert isinstance(copy, SharedListener)
@@ -227,7 +227,7 @@ def test_a_descriptor_that_is_no_socket_is_refused_and_closed() -> None:
         verify_received(os.open("/dev/null", os.O_RDONLY), TcpAddress.of("127.0.0.1", 80))
 
 
-def test_an_opened_listener_is_close_on_exec_and_shares_its_port_with_nobody() -> None:
+def test_an_opened_listener_is_close_on_exec_and_does_not_share_its_port() -> None:
     with TCP.open(TcpAddress.of("127.0.0.1", 0), Options()) as sock:
         assert not sock.get_inheritable()
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR) == 1

@@ -58,7 +58,9 @@ def test_a_touched_file_has_not_changed(file: Path) -> None:
     assert sources.changed(before) == []
 
 
-def test_what_came_into_a_directory_or_went_has_changed_and_what_haproxy_does_not_read_has_not(tmp_path: Path) -> None:
+def test_a_file_added_to_or_removed_from_a_directory_has_changed_unless_haproxy_does_not_read_it(
+    tmp_path: Path,
+) -> None:
     for name in ("a.cfg", "b.cfg.j2"):
         (tmp_path / name).write_text(name)
     before = recorded(directory=tmp_path)
@@ -80,7 +82,7 @@ def test_a_directory_that_is_gone_has_changed_with_all_its_files(tmp_path: Path)
     assert sources.changed(before) == [str(directory / "a.cfg")]
 
 
-def test_a_file_that_a_template_could_do_without_has_changed_when_it_appears(tmp_path: Path) -> None:
+def test_an_optional_file_of_a_template_has_changed_when_it_appears(tmp_path: Path) -> None:
     template = tmp_path / "web.cfg.j2"
     template.write_text("{% include 'local.inc' ignore missing %}{% import 'macros.j2' as m %}{{ m.greeting() }}")
     (tmp_path / "macros.j2").write_text("{% macro greeting() %}hello{% endmacro %}")
@@ -92,7 +94,7 @@ def test_a_file_that_a_template_could_do_without_has_changed_when_it_appears(tmp
 
 
 def test_a_change_while_a_file_is_read_is_never_missed(file: Path) -> None:
-    """It is recorded before it is read, and the first record counts, so the content is as old as that or newer."""
+    """A file is recorded before it is read, and the first record counts. The content is never older than that."""
     recorder = SourceRecorder()
     recorder.record_file(str(file))
     file.write_text("in between\n")
@@ -101,17 +103,17 @@ def test_a_change_while_a_file_is_read_is_never_missed(file: Path) -> None:
 
 
 def test_a_pipe_is_not_read_and_not_recorded(tmp_path: Path) -> None:
-    """-f /dev/fd/63 of a shell: whoever reads it first is the only one."""
+    """A shell can give ``-f /dev/fd/63``, a pipe that can be read only once."""
     pipe = tmp_path / "pipe.cfg"
     os.mkfifo(pipe)
     assert recorded(pipe) == Sources()
 
 
-def test_without_a_record_it_cannot_be_told() -> None:
+def test_without_a_record_a_change_is_unknown() -> None:
     assert sources.changed(Sources()) is None
 
 
-def test_a_name_that_is_no_utf_8_is_left_out_and_harms_nobody(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf_8_is_left_out(tmp_path: Path) -> None:
     with open(os.fsencode(tmp_path) + b"/\xff.cfg", "wb"):
         pass
     found = recorded(tmp_path / os.fsdecode(b"\xff.cfg"), directory=tmp_path)

@@ -1,4 +1,4 @@
-"""What ``multibinder status`` makes of a report: its document, its table, its judgement."""
+"""``multibinder status`` turns a report into a document, a table and a judgement."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def row(**changes: object) -> Row:
 
 
 def documented(heading: str) -> set[str]:
-    """The names in the first column of the table below a heading."""
+    """Return the names in the first column of the table below a heading."""
     section = DOCUMENT.read_text().partition(f"\n### {heading}\n")[2].partition("\n### ")[0]
     rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
     return {name for cell in rows for name in re.findall(r"`(\w+)`", cell)}
@@ -92,14 +92,14 @@ def test_the_judgement_follows_the_document(changes: dict[str, object], code: in
     assert "\n" not in line
 
 
-def test_of_many_complaints_a_few_are_named_and_the_others_counted() -> None:
+def test_of_many_problems_a_few_are_named_and_the_others_are_counted() -> None:
     rows = [row(address=f"192.0.2.{number}:80", state="orphan") for number in range(9)]
     assert judge(report(*rows))[1].startswith(
         "9 orphans: 192.0.2.0:80 (0 waiting), 192.0.2.1:80 (0 waiting), 192.0.2.2:80 (0 waiting) and 6 more |"
     )
 
 
-def test_what_does_not_fit_beside_the_rest_is_below_it() -> None:
+def test_columns_that_do_not_fit_are_shown_below_the_row() -> None:
     narrow = lines_of(report(ROW), 80, colour=False)
     assert narrow[:3] == [
         "STATE    ADDRESS         QUEUE  DROPS  DROPS/S  HANDOFFS  AGE",
@@ -111,13 +111,13 @@ def test_what_does_not_fit_beside_the_rest_is_below_it() -> None:
     assert wide[1].endswith("2h  haproxy@web  haproxy 812 holding, haproxy 815 accepting")
 
 
-def test_colour_is_on_the_word_alone() -> None:
+def test_only_the_word_of_the_state_is_coloured() -> None:
     plain, coloured = (lines_of(report(row(state="orphan", holders=[])), 80, colour=colour) for colour in (False, True))
     assert coloured[1] == plain[1].replace("orphan", "\x1b[31m\x1b[1morphan\x1b[0m", 1)
     assert "no holder" in plain[2]
 
 
-def test_a_history_shows_what_is_more_than_nothing_and_what_is_full() -> None:
+def test_a_history_distinguishes_an_empty_queue_a_used_one_and_a_full_one() -> None:
     [_, [_, below]] = [None, table(report(ROW), 80, {}, {1: [0, 1, 500, 1000, 1001]})[1][0]]
     assert below.text.split()[0] == "▁▂▅██"
     below = table(report(ROW), 80, {}, {1: [0, 1, 500, 1000, 1001]}, ascii_only=True)[1][0][1]

@@ -1,4 +1,4 @@
-"""The listener store on real sockets, asked directly."""
+"""The listener store is called directly, on real sockets."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def bind_one(store: ListenerStore, wanted: ListenerSpec | None = None, *, owner:
 
 
 def same(grant: Grant) -> ListenerSpec:
-    """Asks for the listener of ``grant`` by its address."""
+    """Return a spec that asks for the listener of ``grant`` by its address."""
     return ListenerSpec(grant.listener.address)
 
 
@@ -68,7 +68,7 @@ def free_address() -> str:
 
 @pytest.fixture
 def taken() -> Iterator[str]:
-    """The address of a listener that is not the store's."""
+    """The address of a listener that the store does not have."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         sock.listen()
@@ -114,7 +114,7 @@ def test_a_name_is_found_again_in_the_same_request(store: ListenerStore) -> None
     assert first.listener is second.listener
 
 
-def test_a_listener_can_get_its_name_later(store: ListenerStore) -> None:
+def test_a_listener_can_get_a_name_later(store: ListenerStore) -> None:
     first = bind_one(store)
     bind_one(store, ListenerSpec(first.listener.address, Options(name="web")))
     assert bind_one(store, spec(name="web")).listener is first.listener
@@ -165,13 +165,15 @@ def test_v6only_that_differs_is_refused_with_both_values(store: ListenerStore) -
     require_ipv6()
     grant = bind_one(store, spec("[::1]:0", v6only=True))
     address = str(grant.listener.address)
-    assert bind_one(store, spec(address)).listener is grant.listener, "who does not care gets it as it is"
+    assert bind_one(store, spec(address)).listener is grant.listener, (
+        "a request without the option gets the listener as it is"
+    )
     assert bind_one(store, spec(address, v6only=True)).listener is grant.listener
     with pytest.raises(BindError, match="exists with v6only True, and False was asked for"):
         bind_one(store, spec(address, v6only=False))
 
 
-def test_v6only_is_known_also_where_nobody_asked_for_it(store: ListenerStore) -> None:
+def test_v6only_is_known_also_when_it_was_not_asked_for(store: ListenerStore) -> None:
     require_ipv6()
     grant = bind_one(store, spec("[::1]:0"))
     default = bool(grant.listener.socket.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
@@ -207,7 +209,7 @@ def test_a_refused_request_leaves_existing_listeners_as_they_were(store: Listene
     assert store.statuses() == before
 
 
-def test_an_address_that_collides_only_when_it_listens_binds_nothing_and_leaks_nothing(store: ListenerStore) -> None:
+def test_a_collision_at_listen_binds_nothing_and_leaks_nothing(store: ListenerStore) -> None:
     # With SO_REUSEADDR both can be bound while neither listens; the second listen() is refused.
     one = spec(free_address())
     every = spec(f"0.0.0.0:{one.address.sockaddr[1]}")
@@ -222,7 +224,7 @@ def test_an_address_that_collides_only_when_it_listens_binds_nothing_and_leaks_n
 # Refusals say why
 
 
-def test_an_address_in_use_is_refused_with_the_name_of_who_has_it(taken: str) -> None:
+def test_an_address_in_use_is_refused_with_the_name_of_its_holder(taken: str) -> None:
     store = new_store(who_listens=lambda address: f"nginx (pid 812) at {address}")
     with pytest.raises(BindError) as refusal:
         bind_one(store, spec(taken))
@@ -253,7 +255,7 @@ def test_a_backlog_is_applied_to_the_live_socket(store: ListenerStore) -> None:
     again = bind_one(store, spec(str(grant.listener.address), backlog=20))
     assert (again.backlog, accept_queue(grant.listener.socket).limit) == (20, 20)
     third = bind_one(store, same(grant))
-    assert third.backlog == 20, "who does not care leaves it as it is"
+    assert third.backlog == 20, "a request without a backlog does not change it"
 
 
 def test_changing_the_backlog_loses_no_client_that_waits(store: ListenerStore) -> None:
@@ -277,10 +279,19 @@ def test_a_backlog_above_somaxconn_is_granted_with_a_warning_that_has_the_effect
     )
 
 
+def test_a_warning_is_about_its_own_request_whatever_another_one_asks_before_the_answer(store: ListenerStore) -> None:
+    too_much = somaxconn() + 1
+    grant = bind_one(store, spec(backlog=too_much))
+    modest = bind_one(store, spec(str(grant.listener.address), backlog=7))
+    assert str(too_much) in str(grant.warning)
+    bind_one(store, spec(str(grant.listener.address), backlog=too_much))
+    assert modest.warning is None
+
+
 def test_a_backlog_that_a_holder_changed_is_restored_at_the_next_handoff(store: ListenerStore) -> None:
     grant = bind_one(store, spec(backlog=10))
     with grant.listener.socket.dup() as holder:
-        holder.listen(3)  # as asyncio does when it starts to serve
+        holder.listen(3)  # asyncio does this when it starts to serve
     again = bind_one(store, same(grant))
     assert accept_queue(grant.listener.socket).limit == 10
     assert (again.backlog, again.warning) == (10, None)
@@ -359,7 +370,7 @@ def test_a_listener_that_another_owner_claims_is_kept(store: ListenerStore) -> N
     assert store.release(same(grant), mine("b")).outcome == "closed"
 
 
-def test_a_release_by_a_stranger_changes_nothing(store: ListenerStore) -> None:
+def test_a_release_by_an_owner_without_a_claim_changes_nothing(store: ListenerStore) -> None:
     grant = bind_one(store, owner="a")
     assert store.release(same(grant), mine("b")).outcome == "kept"
     assert store.release(same(grant), mine("")).owners == ["a"]
@@ -371,12 +382,12 @@ def test_a_claim_counts_once_however_often_it_was_made(store: ListenerStore) -> 
     assert store.release(same(grant), mine("a")).outcome == "closed"
 
 
-def test_a_release_of_what_is_not_there_says_so(store: ListenerStore) -> None:
+def test_a_release_of_an_unknown_listener_reports_that(store: ListenerStore) -> None:
     released = store.release(spec("127.0.0.1:1"), mine("a"))
     assert (released.address, released.outcome) == ("127.0.0.1:1", "absent")
 
 
-def test_a_release_of_what_a_holder_shut_down_is_a_release_like_any_other(store: ListenerStore) -> None:
+def test_a_listener_that_a_holder_shut_down_can_be_released(store: ListenerStore) -> None:
     grant = bind_one(store)
     grant.listener.socket.shutdown(socket.SHUT_RDWR)
     assert store.release(same(grant), mine("")).outcome == "closed"
@@ -423,13 +434,13 @@ def test_a_claim_made_for_an_answer_that_never_arrived_is_dropped(store: Listene
     assert store.release(same(grant), mine("a")).outcome == "closed"
 
 
-def test_a_claim_that_was_there_before_stays(store: ListenerStore) -> None:
+def test_an_earlier_claim_stays(store: ListenerStore) -> None:
     grant = bind_one(store, owner="a")
     store.take_back([bind_one(store, same(grant), owner="a")])
     assert store.statuses()[0].owners == ["a"]
 
 
-def test_a_listener_that_somebody_else_got_meanwhile_stays(store: ListenerStore) -> None:
+def test_a_listener_that_another_owner_got_meanwhile_stays(store: ListenerStore) -> None:
     lost = bind_one(store, owner="a")
     bind_one(store, same(lost), owner="b")
     store.take_back([lost])
@@ -445,7 +456,7 @@ def test_a_claim_that_the_same_owner_repeated_meanwhile_stays(store: ListenerSto
     assert can_connect(sockaddr(lost))
 
 
-def test_taking_back_what_was_released_meanwhile_changes_nothing(store: ListenerStore) -> None:
+def test_taking_back_a_listener_that_was_released_meanwhile_changes_nothing(store: ListenerStore) -> None:
     lost = bind_one(store, owner="a")
     store.release(same(lost), mine("a"))
     again = bind_one(store, same(lost), owner="b")
@@ -478,14 +489,14 @@ def test_a_check_creates_nothing(store: ListenerStore) -> None:
             other.bind(wanted.address.sockaddr)
 
 
-def test_a_check_changes_nothing_of_what_is_there(store: ListenerStore) -> None:
+def test_a_check_changes_no_existing_listener(store: ListenerStore) -> None:
     grant = bind_one(store, spec(backlog=10), owner="a")
     before = store.statuses()
     store.check([spec(str(grant.listener.address), backlog=20, name="web")], [mine()])
     assert store.statuses() == before
 
 
-def test_a_check_refuses_what_bind_would_refuse(store: ListenerStore, taken: str) -> None:
+def test_a_check_refuses_requests_that_bind_would_refuse(store: ListenerStore, taken: str) -> None:
     grant = bind_one(store, spec(name="web"))
     with descriptors_unchanged():
         with pytest.raises(BindError, match="address already in use"):
@@ -517,7 +528,7 @@ def test_more_listeners_than_the_limit_can_be_restored_and_leave_no_room_for_ano
     store.close()
 
 
-def test_who_has_an_address_is_searched_for_once_in_a_while_for_users_without_privileges(taken: str) -> None:
+def test_searches_for_the_holder_of_an_address_are_throttled_for_users_without_privileges(taken: str) -> None:
     searched: list[str] = []
 
     def who_listens(address: Address) -> str:

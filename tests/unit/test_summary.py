@@ -1,4 +1,4 @@
-"""The documents that others read: what is written down about them, and what is in them."""
+"""The summary and the status document have the documented fields, and the summary counts every reload."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "instance-summary.md"
 
 
 def documented(heading: str) -> set[str]:
-    """The names in the first column of the table below a heading."""
+    """Return the names in the first column of the table below a heading."""
     section = DOCUMENT.read_text().partition(f"\n## {heading}")[2].partition("\n## ")[0]
     rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
     return {name for row in rows for name in re.findall(r"`(\w+)`", row)}
@@ -60,7 +60,7 @@ def instance(tmp_path: Path) -> Instance:
         (OSError(), "load"),
     ],
 )
-def test_a_failure_has_the_phase_in_which_it_came(instance: Instance, failure: Exception, phase: str) -> None:
+def test_a_failure_has_the_phase_in_which_it_happened(instance: Instance, failure: Exception, phase: str) -> None:
     instance.summary.reload_refused(failure)
     found = instance.summary.read()
     assert found is not None
@@ -83,7 +83,7 @@ def test_no_count_is_lost_when_several_write_at_once(instance: Instance) -> None
 
 
 @pytest.mark.parametrize("content", [b"", b'{"version":1,"na', b'{"version":2,"name":"web","reloads_total":7}', b"[]"])
-def test_what_is_no_summary_of_this_version_is_replaced_by_one(instance: Instance, content: bytes) -> None:
+def test_an_invalid_summary_is_replaced_by_a_valid_one(instance: Instance, content: bytes) -> None:
     Path(instance.directory, "summary.json").write_bytes(content)
     assert instance.summary.read() is None
     instance.summary.stopping()
@@ -92,7 +92,7 @@ def test_what_is_no_summary_of_this_version_is_replaced_by_one(instance: Instanc
     assert (found.state, found.reloads_total) == ("stopping", 0)
 
 
-def test_an_instance_that_cannot_be_written_is_one_warning_and_no_exception(
+def test_an_instance_that_cannot_be_written_gives_one_warning_and_no_exception(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     missing = Instance(str(tmp_path), "nowhere")
@@ -103,7 +103,7 @@ def test_an_instance_that_cannot_be_written_is_one_warning_and_no_exception(
     assert "nowhere/summary.json: cannot write: no such file or directory" in said
 
 
-def test_pid_1_has_a_start_and_is_no_child_of_ours() -> None:
+def test_only_an_existing_child_of_the_master_is_a_child() -> None:
     assert start_ticks_of(2**31 - 1) == 0
     assert not is_child(1, 2**31 - 1)
     assert is_child(1, 0)

@@ -1,4 +1,4 @@
-"""The tests' own tools keep their promises too."""
+"""The support of the tests keeps its promises too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.support import descriptors, descriptors_unchanged, require, wait_until
 
 
-def test_what_is_there_is_not_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_requirement_that_is_met_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MULTIBINDER_REQUIRE", "haproxy")
     require("haproxy", True, "not reached")
 
@@ -30,12 +30,12 @@ def test_a_missing_tool_is_an_error_where_it_is_required(monkeypatch: pytest.Mon
         require("haproxy", None, "there is no haproxy here")
 
 
-def test_waiting_returns_what_came() -> None:
+def test_waiting_returns_the_result_of_the_condition() -> None:
     answers = iter(["", "", "here"])
     assert wait_until(lambda: next(answers), "it came") == "here"
 
 
-def test_waiting_in_vain_fails_with_the_promise_and_the_log() -> None:
+def test_waiting_past_the_deadline_fails_with_the_promise_and_the_log() -> None:
     with pytest.raises(pytest.fail.Exception, match=r"not within 0\.05 s: it came\nthe log"):
         wait_until(lambda: None, "it came", log=lambda: "the log", timeout_s=0.05)
 

@@ -91,7 +91,7 @@ def test_an_error_in_an_included_file_names_that_file(template: Path) -> None:
     assert failure(template, "{% include 'part.cfg' %}") == f"{included}:2: 'missing' is undefined"
 
 
-def test_what_is_not_utf8_or_not_there_is_named(template: Path) -> None:
+def test_a_template_that_is_missing_or_not_utf8_is_named(template: Path) -> None:
     template.write_bytes(b"# caf\xe9\n")
     with pytest.raises(TemplateFailure, match=r"web\.cfg\.j2: not UTF-8: .* at byte 5"):
         Renderer("web", {}, {}).render([(str(template), "web.cfg")])
@@ -100,7 +100,7 @@ def test_what_is_not_utf8_or_not_there_is_named(template: Path) -> None:
         Renderer("web", {}, {}).render([(str(template), "web.cfg")])
 
 
-def test_an_erb_file_with_nothing_but_binds_works_as_it_is(erb: Path) -> None:
+def test_an_erb_file_with_only_binds_works_unchanged(erb: Path) -> None:
     text = (
         "# {{ not ours }} {% either %}\nbind <%= bind_tcp('0.0.0.0', 80) %>,<%=bind_tcp(\"::\",443)%>\n"
         "<%# a comment %>x\n"
@@ -162,7 +162,7 @@ def test_variables_come_from_toml_and_json_and_the_later_file_wins(tmp_path: Pat
         ("v.json", '{"env": 1}', "env is the wrapper's own; rename it"),
     ],
 )
-def test_variables_that_make_no_sense_are_refused(tmp_path: Path, name: str, content: str, message: str) -> None:
+def test_invalid_files_of_variables_are_refused(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(TemplateFailure, match=message):
         read_variables([str(tmp_path / name)])
@@ -199,7 +199,7 @@ def test_a_template_runs_any_python_and_in_the_sandbox_none(template: Path, tmp_
         "{{ range(1000000) | list }}",
     ],
 )
-def test_the_sandbox_refuses_what_leads_to_python_or_changes_what_is_given(template: Path, text: str) -> None:
+def test_the_sandbox_refuses_access_to_python_and_changes_of_its_arguments(template: Path, text: str) -> None:
     hosts = ["a"]
     said = failure(template, f"\n{text}\n", sandbox=True, hosts=hosts)
     assert said.startswith(f"{template}:2: ")
@@ -229,7 +229,7 @@ def test_the_sandbox_changes_nothing_for_a_template_that_only_writes_a_configura
     assert (boxed.files, boxed.slots, boxed.warnings) == (plain.files, plain.slots, plain.warnings)
 
 
-def test_the_sandbox_is_for_erb_files_too(erb: Path) -> None:
+def test_the_sandbox_applies_to_erb_files_too(erb: Path) -> None:
     text = "bind <%= bind_tcp('0.0.0.0', 80) %>"
     boxed, plain = render(erb, text, sandbox=True), render(erb, text)
     assert (boxed.files, boxed.slots) == (plain.files, plain.slots)

@@ -22,7 +22,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 @pytest.fixture
 def pipe() -> Iterator[int]:
-    """A descriptor to send."""
+    """Return a descriptor to send."""
     reading, writing = os.pipe()
     yield reading
     os.close(reading)
@@ -115,7 +115,7 @@ def test_more_descriptors_than_the_kernel_takes_are_refused_and_nothing_is_sent(
         transport.receive(pair[1])
 
 
-def test_253_descriptors_of_a_foreign_sender_are_received_whole(
+def test_253_descriptors_of_another_sender_are_all_received(
     pair: tuple[socket.socket, socket.socket], pipe: int
 ) -> None:
     rights = array.array("i", [pipe] * 253)

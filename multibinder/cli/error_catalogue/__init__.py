@@ -1,4 +1,4 @@
-"""Every error that an operator can meet, with its cause and its remedy: the source of docs/errors.md.
+"""The catalogue of all errors that an operator can meet, each with its cause and remedy: the source of docs/errors.md.
 
 A test compares the entries with the code in both directions: each error that is raised or logged has an entry, and each
 entry is about an error that exists. 'make docs' writes the page.

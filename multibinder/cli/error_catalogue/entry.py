@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import msgspec
 
-#: What stands in a message for a part that varies.
+#: The mark in a message for a part that varies.
 ANYTHING = "…"
 
 
 class ErrorEntry(msgspec.Struct, frozen=True):
     """One error: its message, or several that have the same cause, and the remedy.
 
-    ``messages`` have ``…`` for what varies, and may be shorter than the real ones. For an event, a message is its name.
-    ``fragment`` is a part of the message as the code has it, where the rest is the kernel's or comes from elsewhere.
+    ``messages`` have ``…`` for parts that vary, and may be shorter than the real ones. For an event, the message is its
+    name. ``fragment`` is a part of the message as the code has it, if the rest comes from the kernel or elsewhere.
     """
 
     messages: tuple[str, ...]

@@ -7,9 +7,8 @@ from multibinder.cli.error_catalogue.entry import Section, entry
 EVENTS = Section(
     "In the log",
     "The binder and the guard log one line for each event, `event=NAME` with fields; `why=` has the reason. These "
-    "are the warnings "
-    "and errors. At most 20 lines of one kind about one uid are written in 10 seconds; `left_out=` says how many "
-    "were not.",
+    "are the warnings and errors. At most 20 lines of one kind about one uid are written in 10 seconds; `left_out=` "
+    "says how many were not.",
     (
         entry(
             "orphan",
@@ -29,7 +28,7 @@ EVENTS = Section(
         entry(
             "repaired",
             "backlog-restored",
-            cause="a holder called shutdown(2), or listen(2) with a backlog of its own; the binder undid it",
+            cause="a holder called shutdown(2), or listen(2) with another backlog; the binder undid it",
             remedy="nothing; the holder will do it again at its next start",
         ),
         entry(
@@ -50,7 +49,7 @@ EVENTS = Section(
         entry(
             "cannot-look",
             cause="the binder could not look for holders: a fork was refused, or the scan of /proc took too long",
-            remedy="memory, TasksMax= of the unit; orphans are not found meanwhile",
+            remedy="free memory, or raise TasksMax= of the unit; orphans are not found meanwhile",
         ),
         entry(
             "refused",
@@ -60,21 +59,21 @@ EVENTS = Section(
         entry(
             "turned-away",
             cause="a client, or its request, was above a limit",
-            remedy="the flag that `why=` names; a client that takes so much has a bug, or is hostile",
+            remedy="repair the client, which has a bug or is hostile; or raise the flag that `why=` names",
         ),
         entry(
             "evicted",
             cause="an idle connection was closed to make room for a new one",
-            remedy="close connections after use; `--max-clients`",
+            remedy="close connections after use, or raise `--max-clients`",
         ),
         entry(
             "timed-out",
             cause="a client sent half of a request, or did not read its answer, for `--request-timeout`",
-            remedy="repair the client, or a longer timeout for a slow host",
+            remedy="repair the client, or give a slow host a longer timeout",
         ),
         entry(
             "protocol-error",
-            cause="a client sent what is no request",
+            cause="a client sent bytes that are no request",
             remedy="`command=` names the program: does it really want this socket?",
         ),
         entry(
@@ -86,7 +85,7 @@ EVENTS = Section(
         entry(
             "cannot-accept",
             cause="the binder has no descriptor or memory left for a new connection; it tries again",
-            remedy="`LimitNOFILE=`, `--max-clients`",
+            remedy="raise `LimitNOFILE=`, or lower `--max-clients`",
         ),
         entry(
             "internal-error",
@@ -101,20 +100,19 @@ EVENTS = Section(
         entry(
             "policy-broken",
             cause="the policy file was changed and cannot be used. At SIGHUP the previous policy holds; at a start "
-            "only root "
-            "and the binder's user may ask for anything",
+            "only root and the binder's user may ask for anything",
             remedy="`multibinder policy lint FILE`, correct it, SIGHUP",
         ),
         entry(
             "directory-unsafe",
             "directory-doubtful",
             cause="another user, or a group, could replace the files in the control socket's directory",
-            remedy="`/run/multibinder`; `chown`, `chmod go-w`",
+            remedy="use `/run/multibinder`, or `chown`, `chmod go-w`",
         ),
         entry(
             "limit-lowered",
             cause="RLIMIT_NOFILE is too low for `--max-listeners`",
-            remedy="`LimitNOFILE=`, or `ulimit -Hn`",
+            remedy="raise `LimitNOFILE=`, or `ulimit -Hn`",
         ),
         entry(
             "store-full",
@@ -180,7 +178,7 @@ EVENTS = Section(
         entry(
             "guard-upgrade-refused",
             "guard-upgrade-failed",
-            cause="the same, of the guard",
+            cause="the newly installed guard cannot start, or could not be executed; the running guard goes on",
             remedy="repair the installation, SIGUSR2",
         ),
         entry(
@@ -192,12 +190,12 @@ EVENTS = Section(
             "guard-cannot-receive",
             "guard-refused",
             cause="a message to the guard was damaged, or came from another user",
-            remedy="nothing, once; else look who has the notification socket",
+            remedy="nothing, if it happens once; else find the process that sends to the notification socket",
         ),
         entry(
             "no-pidfile",
-            cause="the PID file cannot be written; the guard goes on without",
-            remedy="its directory must be writable",
+            cause="the PID file cannot be written; the guard goes on without it",
+            remedy="make its directory writable",
         ),
     ),
 )

@@ -7,12 +7,11 @@ from multibinder.cli.error_catalogue.entry import Section, entry
 HAPROXY = Section(
     "multibinder-haproxy",
     "Exit codes: 1 failed, 2 wrong usage, 3 HAProxy is not running, 4 no such instance. After a failed reload the "
-    "old worker "
-    "serves as before.",
+    "old worker serves as before.",
     (
         entry(
             "…:…: Ruby is not run here",
-            cause="an ERB template with more than binds",
+            cause="an ERB template with Ruby code other than `bind_tcp`",
             remedy="convert the line as the message says, and rename the file to `.j2`",
         ),
         entry(
@@ -26,7 +25,7 @@ HAPROXY = Section(
         entry(
             "the sandbox refuses this",
             cause="a template under `--sandbox` reaches into Python",
-            remedy="compute it in a `--vars` file, or drop `--sandbox` if you trust who writes the template",
+            remedy="compute it in a `--vars` file, or drop `--sandbox` if you trust every author of the template",
         ),
         entry(
             "cannot read the variables",
@@ -77,7 +76,7 @@ HAPROXY = Section(
             "HAProxy's arguments name no configuration",
             "HAProxy's option … needs a value",
             "-S …: the wrapper talks to HAProxy's master over a Unix socket",
-            cause="HAProxy's arguments do not fit to a supervised HAProxy that can reload",
+            cause="HAProxy's arguments do not fit a supervised HAProxy that can reload",
             remedy="`-Ws -f FILE.j2`, without -c and -D",
         ),
         entry(
@@ -86,7 +85,7 @@ HAPROXY = Section(
             "no such program; install HAProxy",
             "--sandbox goes with '-- HAPROXY ARGS...'",
             "cannot find the installed '…' command",
-            cause="the command line of `run` or `check`",
+            cause="the command line of `run` or `check` names something that cannot be used",
             remedy="as the message says",
         ),
         entry(
@@ -132,7 +131,7 @@ HAPROXY = Section(
         ),
         entry(
             "…: cannot write: …",
-            "…: cannot write: …; monitoring sees what was there before",
+            "…: cannot write: …; monitoring sees the previous summary",
             cause="the runtime directory is full or not writable; the running HAProxy is not touched",
             remedy="free some space, or choose another `--runtime-dir`",
         ),
@@ -150,7 +149,7 @@ HAPROXY = Section(
             "… belongs to …, and not to us",
             "… … (of …); remove it, or choose another --runtime-dir",
             cause="another user made the runtime directory or a file in it, or may write there",
-            remedy="remove it after a look at who made it, or choose another `--runtime-dir`",
+            remedy="find out who made it, then remove it; or choose another `--runtime-dir`",
         ),
         entry(
             "… cannot be run as that user",
@@ -159,7 +158,7 @@ HAPROXY = Section(
         ),
         entry(
             "NOT the current configuration: HAProxy runs with the last good one",
-            cause="the templates are broken, or HAProxy refuses what they say; the reason stands before it",
+            cause="the templates are broken, or HAProxy refuses the configuration; the reason is in the line before",
             remedy="correct them, then `multibinder-haproxy reload NAME`",
         ),
         entry(
@@ -176,13 +175,13 @@ HAPROXY = Section(
         ),
         entry(
             "cannot ask the binder what else we own",
-            cause="a warning at a start: the binder did not answer, and ports that are bound no more may stay open",
-            remedy="the next reload makes it up; `multibinder list`",
+            cause="a warning at a start: the binder did not answer; ports that are no longer bound may stay open",
+            remedy="nothing: the next reload closes them; `multibinder list` shows them",
         ),
         entry(
             "cannot watch this reload",
-            cause="after a reload by signal no process could be started that watches it",
-            remedy="`multibinder-haproxy reload NAME` makes it up",
+            cause="after a reload by signal, the process that waits for its end could not be started",
+            remedy="`multibinder-haproxy reload NAME`",
         ),
         entry(
             "cannot execute …: …; is the haproxy package installed?",
@@ -198,7 +197,7 @@ OTHERS_MESSAGES = Section(
     (
         entry(
             "Failed to get the sockets from the old process!",
-            cause="HAProxy asks its old worker for sockets (`-x`), which has none to give: they come from the binder",
+            cause="HAProxy asks its old worker for sockets (`-x`). That has none, because they come from the binder",
             remedy="nothing: it is harmless",
         ),
         entry(

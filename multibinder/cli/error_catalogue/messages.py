@@ -21,10 +21,10 @@ CLIENT = Section(
             fragment="there is no such socket",
         ),
         entry(
-            "cannot reach the binder at …: nobody listens there any more",
+            "cannot reach the binder at …: no process listens there any more",
             cause="the binder ended without removing its socket: it was killed",
             remedy="start it again; it removes the file itself",
-            fragment="nobody listens there any more",
+            fragment="no process listens there any more",
         ),
         entry(
             "cannot reach the binder at …: permission denied",
@@ -76,8 +76,7 @@ CLIENT = Section(
 BIND = Section(
     "Binding an address",
     "The binder's refusals (`BindError`, `NotAllowed`, `LimitReached`) and addresses that make no sense "
-    "(`AddressError`). "
-    "After a refusal nothing of the request was bound.",
+    "(`AddressError`). After a refusal nothing of the request was bound.",
     (
         entry(
             "Could not bind: …: address already in use, by …",
@@ -213,7 +212,7 @@ START = Section(
         entry(
             "… belongs to uid …, who could replace the files",
             "everybody may write in …",
-            cause="another user could put a control socket of its own in the place of this one",
+            cause="another user could replace this control socket by another",
             remedy="`/run/multibinder`, or `chown`, `chmod o-w`",
         ),
         entry(
@@ -251,8 +250,7 @@ START = Section(
 POLICY = Section(
     "The policy file",
     "From `multibinder serve`, `multibinder policy check` and `multibinder policy lint`. Each begins with the file, "
-    "and the "
-    "rule. [The policy file](reference/policy.md) has all keys.",
+    "and the rule. [The policy file](reference/policy.md) has all keys.",
     (
         entry(
             "cannot read the policy: …",
@@ -276,7 +274,7 @@ POLICY = Section(
             "no method; name some of …",
             "there is no method …",
             "there is no option …",
-            "… is an empty list, which nobody can match",
+            "… is an empty list, which no client can match",
             "unit is an empty string",
             cause="a rule that is incomplete, or has a word that does not exist",
             remedy="as the message says",
@@ -351,9 +349,8 @@ COMMANDS = Section(
 
 PROTOCOL = Section(
     "The protocol",
-    "For who writes a client, or a binder (`RemoteProtocolError`; JSON-RPC codes -32700 to -32600). A user sees "
-    "them only where "
-    "the program at the other end is no multibinder, or has a bug.",
+    "For authors of a client or a binder (`RemoteProtocolError`; JSON-RPC codes -32700 to -32600). A user sees "
+    "them only if the program at the other end is no multibinder, or has a bug.",
     (
         entry(
             "a message has more than … bytes",

@@ -1,1 +1,1 @@
-"""What is wrong on this host for listeners that must not lose a client: facts are read, and checked without I/O."""
+"""Find the causes of lost clients on this host: read facts first, then check them without I/O."""

@@ -1,4 +1,4 @@
-"""Report accept queues that are shorter than was asked for."""
+"""Report accept queues that are shorter than requested."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ _DEFAULT = 4096
 
 
 def somaxconn(facts: Facts) -> Iterator[Finding]:
-    """Report each network namespace whose net.core.somaxconn is less than its listeners ask for, or than the kernel's
-    default."""
+    """Report each net.core.somaxconn that is less than the listeners of its namespace request, or than the default."""
     for namespace in facts.namespaces:
         limit = namespace.sysctls.get("net.core.somaxconn")
         if limit is None:
@@ -39,8 +38,8 @@ def somaxconn(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def effective(facts: Facts) -> Iterator[Finding]:
-    """Report each queue that is shorter than was asked for, unless net.core.somaxconn is the reason."""
+def shorter_than_requested(facts: Facts) -> Iterator[Finding]:
+    """Report each queue that is shorter than requested, unless net.core.somaxconn is the reason."""
     for namespace in facts.namespaces:
         most = namespace.sysctls.get("net.core.somaxconn")
         short: dict[tuple[int, int], list[BinderListener]] = defaultdict(list)
@@ -68,11 +67,11 @@ def effective(facts: Facts) -> Iterator[Finding]:
                 f"{listed([held.address for held in listeners])} ({namespace.name})",
                 "net.core.somaxconn was lower when it was last bound. It takes the present one at its next bind, when "
                 "its server is restarted; clients wait meanwhile, and none is refused",
-                restart(sorted({owner for held in listeners for owner in held.owners})),
+                restart_command(sorted({owner for held in listeners for owner in held.owners})),
             )
 
 
-def restart(owners: Sequence[str]) -> str:
+def restart_command(owners: Sequence[str]) -> str:
     """Return the command that makes the servers with these labels bind again."""
     names = [owner.partition("@")[2] for owner in owners if owner.startswith("haproxy@")]
     if names:
@@ -81,6 +80,6 @@ def restart(owners: Sequence[str]) -> str:
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
-    """Return the names as a text, no more than ``most`` of them."""
+    """Return the first ``most`` names as a text, and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

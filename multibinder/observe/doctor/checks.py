@@ -13,7 +13,7 @@ CHECKS: tuple[Callable[[Facts], Iterable[Finding]], ...] = (
     losses.overflow,
     reuseport.reuseport,
     backlog.somaxconn,
-    backlog.effective,
+    backlog.shorter_than_requested,
     losses.syn,
     limits.descriptors,
     control.control_socket,

@@ -1,4 +1,4 @@
-"""Report who can connect to the control socket or replace it."""
+"""Report permissions that let other users connect to the control socket or replace it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ _OTHERS_WRITE = stat.S_IWOTH
 
 
 def control_socket(facts: Facts) -> Iterator[Finding]:
-    """Report loose permissions. connect(2) on a Unix socket needs write permission on its file, and search permission
-    on every directory above."""
+    """Report loose permissions of the control socket and of the directories above it.
+
+    connect(2) needs write permission on the file of a Unix socket, and search permission on every directory above.
+    """
     if not facts.control:
         return
     sock, *directories = facts.control
@@ -30,8 +32,8 @@ def control_socket(facts: Facts) -> Iterator[Finding]:
         )
     for directory in directories:
         sticky = bool(directory.mode & stat.S_ISVTX)
-        # In a sticky directory only the owner of a file replaces it, but every user can create one that is missing:
-        # that matters for the socket itself.
+        # In a sticky directory only the owner of a file can replace it, but every user can create a missing file. That
+        # matters only in the directory of the socket itself.
         if not directory.mode & _OTHERS_WRITE or (sticky and directory is not directories[0]):
             continue
         yield Finding(

@@ -1,4 +1,4 @@
-"""The facts that the checks judge. All of them are read before the first check runs; None always means: not known."""
+"""The facts for the checks. All of them are read before the first check runs. None always means unknown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from multibinder.observe.sock_diag import ListeningSocket, Path
 class Namespace(msgspec.Struct, frozen=True):
     """One network namespace.
 
-    ``pid`` is a process in it, None for the one that we are in. ``counters`` are TcpExt of /proc/net/netstat, ``paths``
+    ``pid`` is a process in it, or None for our own namespace. ``counters`` are TcpExt of /proc/net/netstat, ``paths``
     some of the established connections.
     """
 
@@ -30,12 +30,12 @@ class Namespace(msgspec.Struct, frozen=True):
         return "this network namespace" if self.pid is None else f"the network namespace of pid {self.pid}"
 
     def command(self, line: str) -> str:
-        """Return the command ``line`` as it has to be typed in our own network namespace."""
+        """Return the command that runs ``line`` in this namespace, to be typed in our own one."""
         return line if self.pid is None else f"nsenter -t {self.pid} -n {line}"
 
 
 class BinderListener(msgspec.Struct, frozen=True):
-    """A listener as its binder reports it. ``requested`` is the backlog that was asked for; None: any."""
+    """A listener as its binder reports it. ``requested`` is the requested backlog; None means any."""
 
     address: str
     cookie: int
@@ -53,7 +53,7 @@ class Binder(msgspec.Struct, frozen=True):
 
 
 class Descriptors(msgspec.Struct, frozen=True):
-    """The number of open descriptors of a process, and its RLIMIT_NOFILE. ``what`` is its part in words."""
+    """The number of open descriptors of a process, and its RLIMIT_NOFILE. ``what`` describes the process."""
 
     process: Process
     what: str
@@ -62,12 +62,11 @@ class Descriptors(msgspec.Struct, frozen=True):
 
 
 class FileMode(msgspec.Struct, frozen=True):
-    """Permission bits and owner of a file or directory; ``group`` is a name."""
+    """Permission bits and owner of a file or directory."""
 
     path: str
     mode: int
     user: int
-    group: str = ""
 
 
 class Keeper(msgspec.Struct, frozen=True):
@@ -81,7 +80,7 @@ class Keeper(msgspec.Struct, frozen=True):
 
 
 class Instance(msgspec.Struct, frozen=True):
-    """A running HAProxy. ``changed`` has the files on disk that differ from what was loaded."""
+    """A running HAProxy. ``changed`` has the files on disk that differ from the loaded ones."""
 
     name: str
     changed: tuple[str, ...] | None

@@ -1,4 +1,4 @@
-"""What the checks report."""
+"""The results of checks: findings, and subjects that could not be checked."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Literal
 
 import msgspec
 
-#: ``problem``: clients are lost or hang now, or any user can do harm. ``warning``: they will, when something else
-#: happens as well. ``note``: useful while looking for a reason; nothing has to be done.
+#: ``problem``: clients are lost or hang now, or any user can do harm. ``warning``: that happens if another fault is
+#: added. ``note``: a fact that helps to find a reason; no action is needed.
 Level = Literal["problem", "warning", "note"]
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """A result. ``check`` is the name of the check, ``where`` says what it is about, ``remedy`` is one line to type."""
+    """A result of the check named ``check``. ``where`` is its subject, ``remedy`` is one line to type."""
 
     check: str
     level: Level
@@ -23,7 +23,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Unchecked(msgspec.Struct, frozen=True):
-    """Something that could not be checked: ``why``, and one line to type that would allow it (or empty)."""
+    """A subject that could not be checked. ``remedy`` is one line to type that would allow the check, or empty."""
 
     what: str
     why: str

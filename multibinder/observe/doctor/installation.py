@@ -1,4 +1,4 @@
-"""Compare what runs with what is installed and what is on disk."""
+"""Compare running programs with the installed version and the files on disk."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from multibinder.observe.doctor.finding import Finding
 
 
 def version(facts: Facts) -> Iterator[Finding]:
-    """Report a binder of another version than the installed one."""
+    """Report a binder whose version is not the installed one."""
     if facts.binder is not None and facts.binder.version not in (facts.version, "unknown"):
         yield Finding(
             "version",
@@ -39,7 +39,7 @@ def units(facts: Facts) -> Iterator[Finding]:
 
 
 def instances(facts: Facts) -> Iterator[Finding]:
-    """Report each HAProxy that runs with an older configuration than the one on disk."""
+    """Report each HAProxy whose loaded configuration differs from the files on disk."""
     for instance in facts.instances:
         if instance.changed:
             yield Finding(

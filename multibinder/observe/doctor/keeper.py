@@ -1,4 +1,4 @@
-"""Report whether the sockets survive a crash of the binder: a keeper, and room for all of them."""
+"""Report sockets that would not survive a crash of the binder: without a keeper, or without room in its store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NEARLY_FULL = 0.9
 
 
 def keeper(facts: Facts) -> Iterator[Finding]:
-    """Report a binder without a keeper: if it crashes, the listeners that no other process holds are closed."""
+    """Report a binder without a keeper, a store that is nearly full, and a unit that systemd has not loaded again."""
     if facts.keeper is None:
         return
     found = facts.keeper
@@ -23,7 +23,7 @@ def keeper(facts: Facts) -> Iterator[Finding]:
             "warning",
             f"{found.unit} has no descriptor store"
             if by_systemd
-            else "nobody keeps the sockets while the binder is dead",
+            else "no process keeps the sockets while the binder is dead",
             f"the binder{f' (pid {pid})' if pid else ''}",
             "If it crashes, every listener that no other process holds is closed, and its clients are reset",
             "multibinder systemd install && systemctl daemon-reload && systemctl restart multibinder"

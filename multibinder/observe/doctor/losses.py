@@ -1,4 +1,4 @@
-"""Report clients that the kernel dropped, and the listeners that they wanted."""
+"""Report packets of clients that the kernel dropped, and the listeners that dropped them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from multibinder.observe.doctor.path_index import PathIndex
 from multibinder.observe.sock_diag import ListeningSocket, Path
 from multibinder.wire import kinds
 
-#: A smaller backlog is worth a note.
-_SMALL = 1024
+#: A smaller backlog gets a note.
+_SMALL_BACKLOG = 1024
 
 
 def overflow(facts: Facts) -> Iterator[Finding]:
@@ -33,15 +33,17 @@ def overflow(facts: Facts) -> Iterator[Finding]:
                 f"{others} more were dropped by sockets that are closed now",
                 namespace.name,
                 f"TcpExt counts {namespace.counters['ListenDrops']} ListenDrops there since its start, of which "
-                f"{namespace.counters.get('ListenOverflows', 0)} ListenOverflows; the sockets that are there "
-                "now have the rest",
+                f"{namespace.counters.get('ListenOverflows', 0)} ListenOverflows; the sockets that exist now "
+                "have the rest",
                 namespace.command("nstat -az TcpExtListenDrops TcpExtListenOverflows"),
             )
 
 
 def is_full(sock: ListeningSocket) -> bool:
-    """Return whether the accept queue is full: it has room for one more than the limit (sk_acceptq_is_full() in
-    include/net/sock.h)."""
+    """Return whether the accept queue is full.
+
+    It has room for one more than the limit (sk_acceptq_is_full() in include/net/sock.h).
+    """
     return sock.queue > sock.limit
 
 
@@ -52,7 +54,7 @@ def _overflow(
     accepting = any(holder.role == "accepting" for holder in holders)
     level: Level = "warning"
     if held is None and facts.binder is not None:
-        level = "note"  # no listener of ours: it may be anything
+        level = "note"  # a socket of another program, whose importance is unknown
     elif is_full(sock):
         level = "problem"
     dropped = f"dropped {sock.drops} packets of clients since it was opened" if sock.drops else ""
@@ -60,9 +62,9 @@ def _overflow(
     if holders:
         who = "Held by " + ", ".join(f"{holder} ({holder.role})" for holder in holders[:4]) + ". "
     elif facts.holders.hidden:
-        who = "Who holds it may not be seen by this user. "
+        who = "This user may not see the processes that hold it. "
     else:
-        who = "No process beside the binder has it open. " if held is not None else ""
+        who = "No process except the binder has it open. " if held is not None else ""
     why = (
         f"{who}A client whose SYN or last ACK is dropped is not refused: it hangs, and tries again after 1, 3, 7 s. "
         f"{burst_sentence(sock.limit, paths.of(sock))}"
@@ -132,12 +134,12 @@ def syn(facts: Facts) -> Iterator[Finding]:
 
 
 def burst(facts: Facts) -> Iterator[Finding]:
-    """Report the rate of connections that a small backlog can take, by the round trips of the connected clients."""
+    """Report each small backlog, and the rate of connections that it can take with the round trips of its clients."""
     for namespace in facts.namespaces:
         paths = PathIndex(namespace.paths)
         small: dict[int, list[tuple[str, list[Path]]]] = defaultdict(list)
         for held, sock in facts.held_in(namespace):
-            if sock.limit < _SMALL and not sock.drops and not is_full(sock):
+            if sock.limit < _SMALL_BACKLOG and not sock.drops and not is_full(sock):
                 small[sock.limit].append((held.address, paths.of(sock)))
         for limit, listeners in sorted(small.items()):
             yield Finding(
@@ -146,13 +148,15 @@ def burst(facts: Facts) -> Iterator[Finding]:
                 f"the backlog is {limit}",
                 f"{listed([address for address, _ in listeners])} ({namespace.name})",
                 burst_sentence(limit, [path for _, theirs in listeners for path in theirs]),
-                f"bind with backlog={_SMALL * 4}, or without one: then it is net.core.somaxconn",
+                f"bind with backlog={_SMALL_BACKLOG * 4}, or without one: then it is net.core.somaxconn",
             )
 
 
 def burst_sentence(limit: int, paths: Sequence[Path]) -> str:
-    """Return the sentence about a limit. The queue holds connections for one round trip (half open), and as long as the
-    server does not accept."""
+    """Return the sentence on the rate that a limit allows.
+
+    A connection is in the queue for one round trip (half open), and then until the server accepts it.
+    """
     trips = [path.round_trip_us for path in paths if path.round_trip_us]
     rule = "A queue has to hold the connections of one round trip, or of the server's longest pause, not of a second"
     if trips:

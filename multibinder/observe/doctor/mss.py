@@ -1,4 +1,4 @@
-"""Report routes to clients that do not carry the segments that the clients are told to send."""
+"""Report routes that cannot carry the segments that clients are told to send."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from multibinder.observe.doctor.path_index import PathIndex
 
 
 def mss(facts: Facts) -> Iterator[Finding]:
-    """Compare each connection's MSS with its route's MTU. A route without a connection is not seen."""
+    """Compare each connection's MSS with its route's MTU. A route without a connection is not visible."""
     for namespace in facts.namespaces:
         index = PathIndex(namespace.paths)
         for held, sock in facts.held_in(namespace):

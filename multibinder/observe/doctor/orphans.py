@@ -1,4 +1,4 @@
-"""Report listeners that no process holds, so that no process accepts on them."""
+"""Report listeners that no process holds, so no process accepts on them."""
 
 from __future__ import annotations
 

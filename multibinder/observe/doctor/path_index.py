@@ -1,4 +1,4 @@
-"""Find the connections that came in through a listener."""
+"""Find the connections that were made to a listener."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from multibinder.wire.addresses import Address
 
 
 class PathIndex:
-    """Connections by the address that they came in on, so that each of 10,000 listeners is one look-up."""
+    """Connections by their local address, so that each of 10,000 listeners needs one look-up."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._by_address: dict[Address, list[Path]] = defaultdict(list)

@@ -1,8 +1,7 @@
-"""Read the facts. What cannot be read is reported as unchecked; the checks run on the rest."""
+"""Read the facts. A fact that cannot be read is reported as unchecked, and the checks run on the others."""
 
 from __future__ import annotations
 
-import grp
 import os
 import re
 import shutil
@@ -34,7 +33,7 @@ from multibinder.wire.errors import MultibinderError, RequestError
 
 #: The timeout of each program that is executed.
 _PATIENCE_S = 15.0
-#: Of this version and of those before it, whose module had the shorter name.
+#: Matches the command of the guard in this version (``guard_main``) and in 0.1.0 (``guard``).
 _GUARD = b"multibinder.cli.guard"
 #: PID 1 keeps copies of sockets in its descriptor store, and never accepts on them.
 _SYSTEMD = 1
@@ -50,9 +49,9 @@ def read_facts(
     unchecked: list[Unchecked] = []
     binder = _ask_binder(socket_path, unchecked)
     pid = binder.pid if binder else None
-    spaces = _read_namespaces(binder, unchecked)
+    namespaces = _read_namespaces(binder, unchecked)
     guard = _guard_of(pid)
-    holders, opened = _read_holders(spaces, binder, guard)
+    holders, descriptors = _read_holders(namespaces, binder, guard)
     if holders.hidden:
         users = ", ".join(map(str, holders.hidden_users))
         unchecked.append(
@@ -64,12 +63,12 @@ def read_facts(
         )
     return Facts(
         version=version,
-        namespaces=tuple(spaces),
+        namespaces=tuple(namespaces),
         holders=holders,
         binder=binder,
         control=read_control(socket_path) if socket_path else (),
         keeper=read_keeper(pid, guard, unchecked) if binder else None,
-        descriptors=opened,
+        descriptors=descriptors,
         instances=tuple(read_instances(wrapper, unchecked)) if wrapper else (),
         units=tuple(units),
         prefix=prefix,
@@ -100,7 +99,7 @@ def _ask_binder(socket_path: str | None, unchecked: list[Unchecked]) -> Binder |
 
 
 def _is_binder(pid: int) -> bool:
-    """Return whether a PID is a binder's. The PID of a binder in another PID namespace is another process here."""
+    """Return whether a PID is a binder's. In another PID namespace, the binder's PID is another process here."""
     return b"multibinder" in command_line_of(pid)
 
 
@@ -157,18 +156,19 @@ def _read_namespaces(binder: Binder | None, unchecked: list[Unchecked]) -> list[
 
 
 def _read_holders(
-    spaces: Sequence[Namespace], binder: Binder | None, guard: int | None
+    namespaces: Sequence[Namespace], binder: Binder | None, guard: int | None
 ) -> tuple[Holders, tuple[Descriptors, ...]]:
-    ours = {listener.cookie for listener in binder.listeners} if binder else set()
-    held = {sock.inode for space in spaces for sock in space.sockets if sock.cookie in ours}
-    noted = {sock.inode for space in spaces for sock in space.sockets if sock.drops or is_full(sock)}
-    noted |= {sock.inode for space in spaces for group in shared_addresses(space) for sock in group}
+    cookies = {listener.cookie for listener in binder.listeners} if binder else set()
+    sockets = [sock for namespace in namespaces for sock in namespace.sockets]
+    held = {sock.inode for sock in sockets if sock.cookie in cookies}
+    suspicious = {sock.inode for sock in sockets if sock.drops or is_full(sock)}
+    suspicious |= {sock.inode for each in namespaces for group in shared_addresses(each) for sock in group}
     pid = binder.pid if binder else None
     keepers = {each for each in (_SYSTEMD, pid, guard) if each is not None}
-    holders = holders_of(held | noted, keepers)
-    named = {pid: "the binder", guard: "the guard"} if binder else {}
+    holders = holders_of(held | suspicious, keepers)
+    roles = {pid: "the binder", guard: "the guard"} if binder else {}
     processes = {holder.pid: holder for inode in held for holder in holders.of(inode)}
-    found = [read_descriptors(Process(each, "multibinder"), what) for each, what in named.items() if each is not None]
+    found = [read_descriptors(Process(each, "multibinder"), what) for each, what in roles.items() if each is not None]
     found += [
         read_descriptors(Process(each.pid, each.name), "a holder of listeners") for _, each in sorted(processes.items())
     ]
@@ -176,7 +176,7 @@ def _read_holders(
 
 
 def read_descriptors(process: Process, what: str) -> Descriptors | None:
-    """Count the descriptors of a process; None if it is gone, may not be looked into, or has no limit."""
+    """Count the descriptors of a process; None if it is gone, cannot be read, or has no limit."""
     try:
         with open(f"/proc/{process.pid}/limits") as file:
             limit = re.search(r"^Max open files +(\d+) ", file.read(), re.MULTILINE)
@@ -195,18 +195,14 @@ def read_control(path: str) -> tuple[FileMode, ...]:
             status = os.stat(path)
         except OSError:
             return ()
-        try:
-            group = grp.getgrgid(status.st_gid).gr_name
-        except KeyError:
-            group = str(status.st_gid)
-        modes.append(FileMode(path, status.st_mode & 0o7777, status.st_uid, group))
+        modes.append(FileMode(path, status.st_mode & 0o7777, status.st_uid))
         if path == "/":
             return tuple(modes)
         path = os.path.dirname(path)
 
 
 def read_keeper(binder: int | None, guard: int | None, unchecked: list[Unchecked]) -> Keeper:
-    """Return who keeps copies of the sockets: a guard, or systemd's descriptor store (FileDescriptorStoreMax=)."""
+    """Return the keeper of the sockets: a guard, or systemd's descriptor store (FileDescriptorStoreMax=)."""
     if binder is None:
         unchecked.append(Unchecked("who keeps the sockets", "the binder runs in another PID namespace"))
         return Keeper("unknown")
@@ -215,22 +211,22 @@ def read_keeper(binder: int | None, guard: int | None, unchecked: list[Unchecked
     unit = _service_of(binder)
     if not unit or not shutil.which("systemctl") or not os.path.isdir("/run/systemd/system"):
         return Keeper("none")
-    properties = ("MainPID", "FileDescriptorStoreMax", "NFileDescriptorStore", "NeedDaemonReload")
+    names = ("MainPID", "FileDescriptorStoreMax", "NFileDescriptorStore", "NeedDaemonReload")
     try:
-        done = _run(["systemctl", "show", unit, *(f"--property={name}" for name in properties)])
-        said = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+        done = _run(["systemctl", "show", unit, *(f"--property={name}" for name in names)])
+        properties = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
     except (OSError, subprocess.TimeoutExpired) as error:
         unchecked.append(Unchecked(f"the descriptor store of {unit}", f"systemctl show: {error}"))
         return Keeper("unknown", unit)
-    if said.get("MainPID") != str(binder):
+    if properties.get("MainPID") != str(binder):
         return Keeper("none")
-    limit, stored = said.get("FileDescriptorStoreMax", ""), said.get("NFileDescriptorStore", "")
+    limit, stored = properties.get("FileDescriptorStoreMax", ""), properties.get("NFileDescriptorStore", "")
     return Keeper(
         "systemd",
         unit,
         int(limit) if limit.isdigit() else None,
         int(stored) if stored.isdigit() else None,
-        unit_changed=said.get("NeedDaemonReload") == "yes",
+        unit_changed=properties.get("NeedDaemonReload") == "yes",
     )
 
 
@@ -255,7 +251,7 @@ def read_instances(wrapper: str, unchecked: list[Unchecked]) -> list[Instance]:
     """Return the HAProxy instances that run."""
     what = "whether each HAProxy runs with what is on disk"
     try:
-        # The exit code tells the states of the instances, not whether the command worked.
+        # The exit code depends on the states of the instances, so it does not tell whether the command worked.
         done = _run([wrapper, "status", "--json"])
         found = msgspec.json.decode(done.stdout, type=list[_Status])
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -1,4 +1,4 @@
-"""Report several sockets on one address: SO_REUSEPORT, on purpose or not."""
+"""Report several sockets on one address (SO_REUSEPORT), intended or not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from multibinder.wire import kinds
 
 
 def shared_addresses(namespace: Namespace) -> Iterator[list[ListeningSocket]]:
-    """Yield the sockets that listen on the same address and interface, two or more together."""
+    """Yield each group of two or more sockets that listen on the same address and interface."""
     groups: dict[object, list[ListeningSocket]] = defaultdict(list)
     for sock in namespace.sockets:
         groups[sock.address, sock.interface].append(sock)
@@ -20,24 +20,24 @@ def shared_addresses(namespace: Namespace) -> Iterator[list[ListeningSocket]]:
 
 
 def reuseport(facts: Facts) -> Iterator[Finding]:
-    """Report addresses with sockets of several programs. One program may have many, one for each thread."""
+    """Report addresses with sockets of several programs. One program may have several, one for each thread."""
     for namespace in facts.namespaces:
         ours = {sock.inode for _, sock in facts.held_in(namespace)}
         for group in shared_addresses(namespace):
             strangers = [sock for sock in group if sock.inode not in ours]
             if len(strangers) == len(group):
-                people = [{holder.pid for holder in facts.holders.of(sock.inode)} for sock in group]
-                apart = all(people) and not set.intersection(*people)
-                if not apart and len({sock.user for sock in group}) == 1:
+                pids = [{holder.pid for holder in facts.holders.of(sock.inode)} for sock in group]
+                is_of_several = all(pids) and not set.intersection(*pids)
+                if not is_of_several and len({sock.user for sock in group}) == 1:
                     continue
             elif not strangers:
                 continue  # all of them are the binder's shards
-            pids = sorted({str(holder) for sock in strangers for holder in facts.holders.of(sock.inode)})
+            names = sorted({str(holder) for sock in strangers for holder in facts.holders.of(sock.inode)})
             yield Finding(
                 "reuseport",
                 "problem" if len(strangers) < len(group) else "warning",
                 f"{len(group)} sockets listen on one address; "
-                f"{', '.join(pids) or 'who has the others may not be seen'}",
+                f"{', '.join(names) or 'the holders of the others may not be seen'}",
                 f"{group[0].address} ({namespace.name})",
                 "The kernel distributes new clients among them by a hash (SO_REUSEPORT). Each has its own queue: the "
                 "clients in the queue of a program that ends are reset, however well the other socket is kept",

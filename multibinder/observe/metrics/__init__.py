@@ -1,1 +1,1 @@
-"""Prometheus metrics. Nothing here is registered anywhere by itself; docs/metrics.md describes each one."""
+"""Prometheus metrics. Importing this package registers none of them; docs/metrics.md describes each one."""

@@ -11,7 +11,7 @@ from prometheus_client.utils import floatToGoString
 from multibinder.observe.metrics.family import Counter, Described, Gauge, Histogram, Info
 from multibinder.wire.status import REQUEST_BOUNDS_S, BinderStatus, Counters, ListenerHealth
 
-#: Exposed from the start with value 0: rate() takes a series that is new in a scrape for no increase.
+#: The labels that are exposed from the start with value 0, because rate() does not count the first sample of a series.
 METHODS = ("hello", "bind", "check", "list", "release", "status", "upgrade", "other")
 REASONS = ("policy", "owner", "bind", "invalid", "internal", "timeout")
 STATES = ("serving", "orphan", "stalled", "repaired")
@@ -81,7 +81,7 @@ FAMILIES: Sequence[Described] = (
 
 
 def of_the_binder(status: BinderStatus | None, now: float) -> Iterator[Metric]:
-    """Yield the metrics of a status; None if the binder could not be asked. ``now`` is in seconds since the epoch."""
+    """Yield the metrics of a status, or of None if the binder did not answer. ``now`` is in seconds since the epoch."""
     yield UP.of(status is not None)
     if status is None:
         return
@@ -131,7 +131,7 @@ def _by_label(family: Counter, always: Sequence[str], counted: Mapping[str, int]
 
 
 def _of_the_listeners(listeners: Sequence[ListenerHealth], now: float) -> Iterator[Metric]:
-    """Yield each family with the samples of all listeners: the exposition formats forbid a family in two parts."""
+    """Yield each family with the samples of all listeners. The exposition formats forbid a family in two parts."""
     queue, limit, backlog, drops = QUEUE.empty(), QUEUE_LIMIT.empty(), BACKLOG.empty(), DROPS.empty()
     handoffs, holders, hidden, state = LISTENER_HANDOFFS.empty(), HOLDERS.empty(), HIDDEN.empty(), STATE.empty()
     orphan, ttl, stalled, repairs = ORPHAN.empty(), ORPHAN_TTL.empty(), STALLED.empty(), REPAIRS.empty()

@@ -47,7 +47,7 @@ class Counter(msgspec.Struct, frozen=True):
 class Info(msgspec.Struct, frozen=True):
     """A constant 1 with the information in its labels. Its name ends in ``_info``.
 
-    ``of_labels`` say what it is about, ``keys`` are the labels with the information.
+    ``of_labels`` identify the subject, ``keys`` are the labels with the information.
     """
 
     name: str

@@ -39,10 +39,10 @@ _SOCKET_REMEDY = "run the exporter in the control socket's group (multibinder)"
 
 
 class Scrape(Collector):
-    """A collector that asks the sources anew at each scrape. A source that does not answer is a metric, not an error.
+    """A collector that asks each source at each scrape. A source that does not answer is a metric, not an error.
 
-    ``complain`` is called with a source and one sentence when that source begins to fail or fails differently, and with
-    an empty sentence when it works again.
+    ``complain`` is called with a source and one sentence if that source begins to fail or fails for another reason, and
+    with an empty sentence when it works again.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Scrape(Collector):
         self._complain = complain
         self._complaints = dict.fromkeys(SOURCES, "")
         self._errors: Count[str] = Count()
-        # Two Prometheus servers may scrape at once; the binder is asked one question at a time.
+        # Two Prometheus servers may scrape at the same time, but each source is asked once at a time.
         self._lock = threading.Lock()
 
     def registry(self) -> CollectorRegistry:
@@ -65,7 +65,7 @@ class Scrape(Collector):
         return registry
 
     def describe(self) -> Iterator[Metric]:
-        """Describe no metric. Without this method, registering the collector would scrape."""
+        """Return no description. Without this method, registering the collector would scrape."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:

@@ -1,4 +1,4 @@
-"""Addresses: what names a listener. One module a family; nothing here opens a socket."""
+"""Addresses, which name listeners. Each family has one module; no module here opens a socket."""
 
 from multibinder.wire.addresses.address import Address
 from multibinder.wire.addresses.inet import TcpAddress

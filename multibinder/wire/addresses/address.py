@@ -25,8 +25,7 @@ class IpEndpoint(msgspec.Struct, frozen=True):
 class Address(msgspec.Struct, frozen=True):
     """The name of a listener. ``str()`` prints what ``parse`` reads; equal addresses name the same listener.
 
-    A family is a subclass in a module of its own. What a socket of an address does is its kind's matter
-    (``kinds.of_address``).
+    Each family is a subclass in one module. The behaviour of its sockets is in the kind (``kinds.of_address``).
     """
 
     #: The name of the kind that opens sockets on addresses of this family (wire/kinds/).
@@ -48,7 +47,7 @@ class Address(msgspec.Struct, frozen=True):
         return self == bound
 
     def any_port(self) -> Address:
-        """Return the address that lets the kernel choose what it can choose: port 0 of the same host."""
+        """Return the address that lets the kernel choose a port, if the family has ports: port 0 of the same host."""
         return self
 
     def wire_fields(self) -> tuple[str, int]:

@@ -77,17 +77,16 @@ class TcpAddress(Address, frozen=True):
 
     @property
     def ip_endpoint(self) -> IpEndpoint:
-        number = int.from_bytes(socket.inet_pton(self.family, self.host))
-        return IpEndpoint(self.version, number, self.port)
+        return _ip_endpoint(self.host, self.port)
 
     @property
     def is_wildcard(self) -> bool:
-        """Whether the host stands for every address of its IP version."""
+        """True if the host stands for every address of its IP version."""
         return self.host in ("0.0.0.0", "::")
 
     @property
     def is_ipv4_mapped(self) -> bool:
-        """Whether the host is an IPv4 address in IPv6 notation: ``::ffff:192.0.2.1`` (ipv6(7))."""
+        """True if the host is an IPv4 address in IPv6 notation: ``::ffff:192.0.2.1`` (ipv6(7))."""
         return self.host.startswith(_MAPPED) and "." in self.host
 
     @property
@@ -119,6 +118,13 @@ class TcpAddress(Address, frozen=True):
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+# Cached because a policy compares one address with each of its patterns.
+@functools.lru_cache(maxsize=1024)
+def _ip_endpoint(host: str, port: int) -> IpEndpoint:
+    version, family = (6, socket.AF_INET6) if ":" in host else (4, socket.AF_INET)
+    return IpEndpoint(version, int.from_bytes(socket.inet_pton(family, host)), port)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -1,4 +1,4 @@
-"""Kinds of sockets: one module a kind. Everything that differs between kinds is a method of the kind."""
+"""Kinds of sockets. Each kind has one module; everything that differs between kinds is a method of the kind."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def of_address(address: Address) -> Kind:
 
 
 def of_socket(sock: socket.socket) -> Kind | None:
-    """Return the kind of a socket, as the kernel describes it; None if no kind knows such sockets."""
+    """Return the kind of a socket, as the kernel describes it; None if no kind supports it."""
     return next((kind for kind in KINDS if kind.recognizes(sock)), None)
 
 
 def address_of(sock: socket.socket) -> Address | None:
-    """Return the address that a socket is bound to (getsockname(2)); None if no kind knows such sockets."""
+    """Return the address that a socket is bound to (getsockname(2)); None if no kind supports it."""
     kind = of_socket(sock)
     return None if kind is None else kind.address_of(sock)

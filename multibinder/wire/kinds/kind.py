@@ -12,7 +12,7 @@ from multibinder.wire.options import Options
 
 
 class Queue(NamedTuple):
-    """Where clients of one socket wait. ``length`` and ``limit`` have no meaning unless ``ready``.
+    """The queue in which clients of one socket wait. ``length`` and ``limit`` are meaningless unless ``ready``.
 
     For a stream socket both count connections (listen(2)).
     """
@@ -33,7 +33,7 @@ class Kind(abc.ABC):
 
     @abc.abstractmethod
     def recognizes(self, sock: socket.socket) -> bool:
-        """Return whether a socket is of this kind. Costs no system call."""
+        """Return whether a socket is of this kind. Makes no system call."""
 
     @abc.abstractmethod
     def address_of(self, sock: socket.socket) -> Address:
@@ -45,9 +45,9 @@ class Kind(abc.ABC):
 
     @abc.abstractmethod
     def effective_addresses(self, address: Address, v6only: bool | None) -> tuple[Address, ...]:
-        """Return every address that a listener on ``address`` takes, the most specific name of it first.
+        """Return every address that a listener on ``address`` occupies, the most specific one first.
 
-        ``v6only`` is what the listener has or what is asked for; None means the default.
+        ``v6only`` is the present or the requested value; None means the default.
         """
 
     @abc.abstractmethod
@@ -59,19 +59,21 @@ class Kind(abc.ABC):
 
     @abc.abstractmethod
     def actual_options(self, sock: socket.socket, options: Options) -> Options:
-        """Return ``options`` with the values that the socket itself reports for what is fixed at bind(2)."""
+        """Return ``options`` with the socket's own values of the options that are fixed at bind(2)."""
 
     @abc.abstractmethod
     def make_ready(self, sock: socket.socket, backlog: int | None) -> int:
-        """Let clients in, with a queue of at most ``backlog``, and return the limit that the kernel made of it.
+        """Let clients in, with a queue of at most ``backlog``, and return the limit that the kernel set.
 
-        Call it again on a ready socket to change its queue. None asks for all that the kernel allows. Raises OSError.
+        Call it again on a ready socket to change its queue. None asks for the longest queue. Raises OSError.
         """
 
     @abc.abstractmethod
     def repair(self, sock: socket.socket, address: Address, backlog: int | None) -> int:
-        """Make a socket ready again that another holder has shut down; ``address`` is the one it had. Returns and
-        raises what ``make_ready`` does."""
+        """Make a socket ready again that another holder has shut down; ``address`` is its previous address.
+
+        Returns and raises what ``make_ready`` does.
+        """
 
     @abc.abstractmethod
     def retire(self, sock: socket.socket) -> None:
@@ -82,22 +84,22 @@ class Kind(abc.ABC):
 
     @abc.abstractmethod
     def is_ready(self, sock: socket.socket) -> bool:
-        """Return whether clients can reach the socket. One system call."""
+        """Return whether clients can reach the socket. Makes one system call."""
 
     @abc.abstractmethod
     def queue(self, sock: socket.socket) -> Queue:
-        """Read the queue from the socket. One system call."""
+        """Read the queue from the socket. Makes one system call."""
 
     @abc.abstractmethod
     def drops(self, sock: socket.socket) -> int:
-        """Return how many packets of clients the socket has dropped since it was created. One system call.
+        """Return how many packets of clients the socket has dropped since it was created. Makes one system call.
 
         The kernel's counter has 32 bits and wraps around.
         """
 
     @abc.abstractmethod
     def largest_queue(self) -> int:
-        """Return the limit that the kernel gives to a queue at most, at this moment; 0 if that cannot be read."""
+        """Return the longest queue limit that the kernel allows at this moment; 0 if it cannot be read."""
 
     @abc.abstractmethod
     def colliding_inodes(self, address: Address) -> AbstractSet[int]:
@@ -115,12 +117,12 @@ class Kind(abc.ABC):
 
     @abc.abstractmethod
     def explain_refusal(self, address: Address, number: int, holders: str) -> str | None:
-        """Return the remedy for the errno ``number`` of ``open``, as a text that follows the kernel's word for it.
+        """Return the remedy for the errno ``number`` of ``open``, as a text that follows the kernel's message.
 
-        ``holders`` names who has the address, after EADDRINUSE; empty if that is unknown. None: this kind has nothing
-        to add.
+        After EADDRINUSE, ``holders`` names the processes that have the address; it is empty if they are unknown.
+        Returns None if the kind has no remedy.
         """
 
     @abc.abstractmethod
     def ss_command(self, address: Address, show: str) -> str:
-        """Return the ss(8) command that lists the sockets on this address; ``show`` are further options, as ``p``."""
+        """Return the ss(8) command that lists the sockets on this address, with the option letters in ``show``."""

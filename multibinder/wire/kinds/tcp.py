@@ -20,7 +20,7 @@ from multibinder.wire.options import Options
 
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 #: The largest argument of listen(2). The kernel reduces it to net.core.somaxconn.
-_MOST = 2**31 - 1
+_LONGEST_BACKLOG = 2**31 - 1
 
 
 class Tcp(Kind):
@@ -39,8 +39,7 @@ class Tcp(Kind):
             raise AddressError(f"{address}: v6only has a meaning for IPv6 addresses only")
 
     def effective_addresses(self, address: Address, v6only: bool | None) -> tuple[TcpAddress, ...]:
-        """See ipv6(7): a listener on ``::`` takes IPv4 as well unless it has IPV6_V6ONLY, and ``::ffff:192.0.2.1`` is
-        192.0.2.1."""
+        """A listener on ``::`` also accepts IPv4 unless it has IPV6_V6ONLY, and ``::ffff:192.0.2.1`` is 192.0.2.1."""
         tcp = _tcp(address).unmapped()
         if tcp.version == 6 and tcp.is_wildcard and not v6only:
             return tcp, TcpAddress("0.0.0.0", tcp.port)
@@ -48,7 +47,7 @@ class Tcp(Kind):
 
     def open(self, address: Address, options: Options) -> socket.socket:
         """SO_REUSEADDR is always set: connections in TIME_WAIT must not keep a port from us (socket(7)). SO_REUSEPORT
-        never is: with it any process of the same uid could bind the port as well and take a share of the clients."""
+        never is: with it any process of the same uid could bind the port too and take a share of the clients."""
         tcp = _tcp(address)
         sock = socket.socket(tcp.family, socket.SOCK_STREAM)
         try:
@@ -70,7 +69,7 @@ class Tcp(Kind):
     def make_ready(self, sock: socket.socket, backlog: int | None) -> int:
         """The kernel reduces every backlog to the net.core.somaxconn that the socket's network namespace has at this
         moment (__sys_listen() in net/socket.c)."""
-        sock.listen(_MOST if backlog is None else backlog)
+        sock.listen(_LONGEST_BACKLOG if backlog is None else backlog)
         return self.queue(sock).limit
 
     def repair(self, sock: socket.socket, address: Address, backlog: int | None) -> int:
@@ -84,12 +83,12 @@ class Tcp(Kind):
         return self.make_ready(sock, backlog)
 
     def retire(self, sock: socket.socket) -> None:
-        """Only shutdown(2) ends listening for all holders (inet_shutdown() in net/ipv4/af_inet.c): an old HAProxy
-        worker, for one, keeps its copy until it has drained."""
+        """Only shutdown(2) ends listening for all holders (inet_shutdown() in net/ipv4/af_inet.c). For
+        example, an old HAProxy worker keeps its copy until it has drained."""
         try:
             sock.shutdown(socket.SHUT_RDWR)
         except OSError as error:
-            if error.errno != errno.ENOTCONN:  # ENOTCONN: it does not listen any more
+            if error.errno != errno.ENOTCONN:  # ENOTCONN: it no longer listens
                 raise
 
     def is_ready(self, sock: socket.socket) -> bool:
@@ -122,8 +121,8 @@ class Tcp(Kind):
 
     def explain_refusal(self, address: Address, number: int, holders: str) -> str | None:
         if number == errno.EADDRINUSE:
-            whom = f", by {holders}; stop it" if holders else "; find who has it ('ss -ltnp', as root)"
-            return f"{whom} or choose another port"
+            by = f", by {holders}; stop it" if holders else "; find who has it ('ss -ltnp', as root)"
+            return f"{by} or choose another port"
         if number == errno.EACCES:
             return (
                 f": a port below {_first_unprivileged_port()} needs CAP_NET_BIND_SERVICE in the binder "
@@ -163,7 +162,7 @@ def _listening(lines: Iterator[str]) -> Iterator[tuple[TcpAddress, int]]:
     for line in lines:
         columns = line.split()
         if int(columns[3], 16) != TCP_LISTEN:
-            # Listeners come first (tcp_seq_start() in net/ipv4/tcp_ipv4.c). A busy host has 100,000 others.
+            # Listeners come first (tcp_seq_start() in net/ipv4/tcp_ipv4.c), before perhaps 100,000 connections.
             return
         host, _, port = columns[1].partition(":")
         family = socket.AF_INET if len(host) == 8 else socket.AF_INET6

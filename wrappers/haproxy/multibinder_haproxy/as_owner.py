@@ -19,7 +19,7 @@ RUNTIME_DIR_VARIABLE = "MULTIBINDER_HAPROXY_RUNTIME_DIR"
 
 
 def wrapper_path() -> str:
-    """Return the absolute path by which HAProxy's master can execute us again. Raises UsageError."""
+    """Return the absolute path by which HAProxy's master can execute the wrapper again. Raises UsageError."""
     for candidate in (sys.argv[0], os.path.join(os.path.dirname(sys.executable), PROGRAM)):
         path = shutil.which(candidate) if "/" not in candidate else os.path.abspath(candidate)
         if path and os.path.basename(path) == PROGRAM and os.access(path, os.X_OK):

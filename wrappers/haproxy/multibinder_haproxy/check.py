@@ -1,4 +1,4 @@
-"""Checks that touch neither a listener nor the running HAProxy."""
+"""Checks of a configuration that change neither a listener nor the running HAProxy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from multibinder_haproxy.arguments import Argument, for_check, join, parse
 from multibinder_haproxy.config.model import Config, Slot
 from multibinder_haproxy.errors import BinderAway, ConfigRefused
 from multibinder_haproxy.instance import Instance
-from multibinder_haproxy.invocation import Invocation, without_haproxys_own
+from multibinder_haproxy.invocation import Invocation, without_haproxys_variables
 from multibinder_haproxy.master import Master, environment_of
 
 #: Thousands of certificates take minutes to load. Without a limit, a check that hangs would never report it.
@@ -24,7 +24,7 @@ _HAPROXY_TIMEOUT_S = 600
 def check_reload(instance: Instance, invocation: Invocation) -> Config:
     """Return the configuration that a reload would load. Raises LaunchError if the reload would fail.
 
-    Touches nothing, so it cannot know everything.
+    It changes nothing, so it cannot find every fault.
     """
     master = Master(invocation.master_socket).processes().master
     loaded = instance.read_loaded()
@@ -37,9 +37,9 @@ def check_reload(instance: Instance, invocation: Invocation) -> Config:
 
 
 def check_start(invocation: Invocation, environment: Mapping[str, str]) -> tuple[Config, list[str]]:
-    """Return the configuration that a start would load, and what could not be checked.
+    """Return the configuration that a start would load, and a sentence for each check that was not possible.
 
-    Raises LaunchError if the start would fail. Touches nothing.
+    Raises LaunchError if the start would fail. Changes nothing.
     """
     config = invocation.render(environment)
     check_with_haproxy(invocation, config, environment)
@@ -52,8 +52,8 @@ def check_start(invocation: Invocation, environment: Mapping[str, str]) -> tuple
     return config, []
 
 
-def check_with_haproxy(invocation: Invocation, config: Config, environment: Mapping[str, str]) -> str:
-    """Run ``haproxy -c`` on the configuration, with placeholders for its sockets; return HAProxy's output.
+def check_with_haproxy(invocation: Invocation, config: Config, environment: Mapping[str, str]) -> None:
+    """Run ``haproxy -c`` on the configuration, with placeholders for its sockets.
 
     Raises ConfigRefused with HAProxy's message.
     """
@@ -64,13 +64,13 @@ def check_with_haproxy(invocation: Invocation, config: Config, environment: Mapp
         files = config.fill(fds) if invocation.binder else config.plain()
         _write(directory, invocation, files)
         arguments = [
-            Argument(argument.flag, tuple(_moved(value, invocation.directory, directory) for value in argument.values))
+            Argument(argument.flag, tuple(_rebase(value, invocation.directory, directory) for value in argument.values))
             for argument in for_check(parse(invocation.arguments))
         ]
         try:
             finished = subprocess.run(  # noqa: S603
                 [invocation.haproxy, *join(arguments)],
-                env=without_haproxys_own(environment),
+                env=without_haproxys_variables(environment),
                 cwd=invocation.cwd,
                 pass_fds=list(fds.values()),
                 stdin=subprocess.DEVNULL,
@@ -85,10 +85,9 @@ def check_with_haproxy(invocation: Invocation, config: Config, environment: Mapp
             raise ConfigRefused(f"{invocation.haproxy} -c did not end within {_HAPROXY_TIMEOUT_S} s") from error
         except OSError as error:
             raise ConfigRefused(f"cannot run {invocation.haproxy}: {error.strerror}") from error
-    output = finished.stdout.replace(f"{directory}/", "").strip()
     if finished.returncode != 0:
+        output = finished.stdout.replace(f"{directory}/", "").strip()
         raise ConfigRefused(f"HAProxy refuses the configuration (exit code {finished.returncode}):\n{output}")
-    return output
 
 
 def _check_new_binds(invocation: Invocation, slots: Sequence[Slot]) -> None:
@@ -102,7 +101,7 @@ def _check_new_binds(invocation: Invocation, slots: Sequence[Slot]) -> None:
 
 
 def _write(directory: str, invocation: Invocation, files: Mapping[str, str]) -> None:
-    with _explained(directory):
+    with _write_errors_explained(directory):
         for target in invocation.rendered_directories:
             os.makedirs(os.path.join(directory, target), exist_ok=True)
         for target, text in files.items():
@@ -110,12 +109,14 @@ def _write(directory: str, invocation: Invocation, files: Mapping[str, str]) -> 
                 file.write(text)
 
 
-def _moved(value: str, old: str, new: str) -> str:
+def _rebase(value: str, old: str, new: str) -> str:
+    """Return the path below ``new`` for a path below ``old``. Any other value stays as it is."""
     return os.path.join(new, value.removeprefix(old + "/")) if value.startswith(old + "/") else value
 
 
 @contextlib.contextmanager
-def _explained(directory: str) -> Iterator[None]:
+def _write_errors_explained(directory: str) -> Iterator[None]:
+    """Turn an OSError into a ConfigRefused with a remedy."""
     try:
         yield
     except OSError as error:

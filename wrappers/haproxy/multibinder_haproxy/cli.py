@@ -74,7 +74,7 @@ _vars = click.option(
 _sandbox = click.option(
     "--sandbox",
     is_flag=True,
-    help="Templates cannot run Python of their own (Jinja2's sandbox). Without it a template is a program: every user "
+    help="Do not let templates run Python code (Jinja2's sandbox). Without it a template is a program: every user "
     "who can change it, or a file that it includes, can do all that this user can. The sandbox limits neither what "
     "HAProxy does with the result nor what 'env' holds.",
 )

@@ -2,8 +2,8 @@
 
 HAProxy's master re-executes argv[0] to reload (SIGUSR2, or ``reload`` on its CLI); ``run`` put this program's name
 there. After each load HAProxy up to 3.0 re-executes itself a second time, to free the memory of the configuration, with
-HAPROXY_MWORKER_WAIT_ONLY set. Then only the exec of HAProxy is wanted: this module and haproxy_exec import nothing but
-the standard library.
+HAPROXY_MWORKER_WAIT_ONLY set. Then this program only has to execute HAProxy, and quickly: this module and haproxy_exec
+import nothing but the standard library.
 """
 
 import json
@@ -12,7 +12,7 @@ import sys
 
 from multibinder_haproxy.haproxy_exec import exec_haproxy
 
-#: invocation.VARIABLE, which would import too much.
+#: The same as invocation.VARIABLE, whose module imports too much.
 _VARIABLE = "MULTIBINDER_HAPROXY"
 
 
@@ -34,7 +34,8 @@ def main() -> None:
 def _resume(invocation: str, arguments: list[str]) -> None:
     """Load the configuration anew and become HAProxy. Returns only if that fails.
 
-    No failure may cost the old workers their master, not even an upgrade that left half of our package behind.
+    After any failure the caller executes HAProxy, because the old workers need their master. Even the import can fail,
+    while an upgrade replaces our package.
     """
     try:
         from multibinder_haproxy.resume import resume

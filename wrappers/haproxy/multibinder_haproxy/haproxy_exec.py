@@ -1,4 +1,4 @@
-"""The execve(2) by which this process becomes HAProxy. Imports the standard library alone, for HAProxy's wait mode."""
+"""The execve(2) by which this process becomes HAProxy. Imports only the standard library, for HAProxy's wait mode."""
 
 import os
 import signal

@@ -4,9 +4,9 @@
 
     RUNTIME/NAME/           as multibinder.launch.instance_files describes it, and:
         instance.json       the Invocation, with the master's descriptors
-        loaded.json         what HAProxy was last given (Loaded)
-        last-good.json      the last configuration that a worker came up with (LastGood)
-        last-reload.json    how the last reload ended (ReloadReport)
+        loaded.json         the configuration that HAProxy was last given (Loaded)
+        last-good.json      the last configuration with which a worker came up (LastGood)
+        last-reload.json    the report of the last reload (ReloadReport)
         web.cfg …           the rendered files that HAProxy reads
         master.sock         HAProxy's master CLI, unless its arguments have one
 """
@@ -47,7 +47,7 @@ class Instance(InstanceFiles):
         return cls(os.path.dirname(directory), os.path.basename(directory))
 
     def read_invocation(self) -> Invocation:
-        """Read how the instance was started. Raises NoSuchInstance, NotTrusted."""
+        """Read the record of how the instance was started. Raises NoSuchInstance, NotTrusted."""
         return self.read_invocation_as(Invocation)
 
     def read_loaded(self) -> Loaded | None:

@@ -1,4 +1,4 @@
-"""What ``run`` was told: all that the wrapper must know again when HAProxy's master re-executes it."""
+"""The options and arguments of ``run``, as the wrapper needs them again when HAProxy's master re-executes it."""
 
 from __future__ import annotations
 
@@ -43,8 +43,9 @@ _OUR_FILES = frozenset(
 )
 #: sizeof(sun_path) less NUL, and less what HAProxy appends while it binds (".<pid>.tmp", sock_unix.c).
 _SOCKET_PATH_BYTES = 107 - len(".4194304.tmp")
-#: configuration.txt 2.3, "Environment variables", and the master's own (mworker.c, haproxy.c).
-_HAPROXYS_OWN = re.compile(
+#: The variables that HAProxy sets: configuration.txt 2.3, "Environment variables", and the master's (mworker.c,
+#: haproxy.c).
+_SET_BY_HAPROXY = re.compile(
     r"HAPROXY_(MWORKER\w*|PROCESSES|STARTUP\w*|CFGFILES|LOCALPEER|BRANCH|(MASTER_)?CLI|\w+_LOG_FMT|LOAD_SUCCESS)"
 )
 
@@ -52,7 +53,7 @@ _HAPROXYS_OWN = re.compile(
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The options of ``run``, which every reload uses too.
 
-    ``command`` is HAProxy's command line. ``wrapper`` is the path by which HAProxy's master executes us again.
+    ``command`` is HAProxy's command line. ``wrapper`` is the path by which HAProxy's master executes the wrapper again.
     ``socket`` is the binder's control socket; None if there is no binder. ``wait`` is in seconds.
     """
 
@@ -74,9 +75,9 @@ class TemplateArgument(msgspec.Struct, frozen=True):
 
 
 class Invocation(msgspec.Struct, frozen=True):
-    """How an instance was started.
+    """The record of how an instance was started.
 
-    ``arguments`` are HAProxy's as it gets them, ``cwd`` is the directory in which it was started. ``fds`` has the
+    ``arguments`` are those that HAProxy gets, ``cwd`` is the directory in which it was started. ``fds`` has the
     descriptors of the listeners by slot key. ``binder`` is the control socket; None if there is no binder.
 
     After an upgrade this version reads the record of an earlier one: an added field needs a default.
@@ -134,7 +135,7 @@ class Invocation(msgspec.Struct, frozen=True):
 
     @property
     def owner(self) -> str:
-        """The label with which the instance owns its listeners."""
+        """Return the label with which the instance owns its listeners."""
         return f"haproxy@{self.name}"
 
     @property
@@ -145,7 +146,7 @@ class Invocation(msgspec.Struct, frozen=True):
 
     @property
     def command(self) -> list[str]:
-        """HAProxy's argv. Its master re-executes argv[0] to reload, so that names the wrapper."""
+        """Return HAProxy's argv. Its argv[0] names the wrapper, because HAProxy's master executes that to reload."""
         return [self.wrapper, *self.arguments]
 
     @property
@@ -167,7 +168,7 @@ class Invocation(msgspec.Struct, frozen=True):
                 files += [(path, os.path.join(template.target, target)) for path, target in found]
             else:
                 files.append((template.path, template.target))
-        environment = without_haproxys_own(environment)
+        environment = without_haproxys_variables(environment)
         return Renderer(self.name, variables, environment, recorder, sandbox=self.sandbox).render(files)
 
     def _record_what_haproxy_reads(self, recorder: SourceRecorder) -> None:
@@ -187,13 +188,13 @@ class Invocation(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, fds=dict(fds))
 
 
-def without_haproxys_own(environment: Mapping[str, str]) -> dict[str, str]:
+def without_haproxys_variables(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the operator's environment, without the variables that HAProxy and we added.
 
     A template must not see more at a reload than it saw at the start, and ``haproxy -c`` with the master's
     HAPROXY_MWORKER_WAIT_ONLY would read no configuration at all.
     """
-    return {key: value for key, value in environment.items() if key != VARIABLE and not _HAPROXYS_OWN.fullmatch(key)}
+    return {key: value for key, value in environment.items() if key != VARIABLE and not _SET_BY_HAPROXY.fullmatch(key)}
 
 
 def _executable(program: str) -> str:
@@ -227,7 +228,7 @@ def _own_master_socket(directory: str) -> str:
 
 
 def _template_argument(path: str, others: Sequence[TemplateArgument]) -> TemplateArgument | None:
-    """Return how to render one ``-f``; None if it has no template."""
+    """Return the template argument for one ``-f``; None if it names no template."""
     if os.path.isdir(path):
         if not any(is_template(member) for member, _ in templates_in(path)):
             return None

@@ -1,4 +1,4 @@
-"""What a start and a re-exec have in common: warnings, the files that HAProxy reads, and becoming HAProxy."""
+"""Steps that a start and a re-exec share: warn, write the files that HAProxy reads, and become HAProxy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NO_BINDER = (
 
 
 def warn_of_config(instance: Instance, invocation: Invocation, config: Config) -> None:
-    """Log what the operator may not expect of a configuration that is about to be loaded."""
+    """Log surprises for the operator in a configuration that is about to be loaded."""
     warn(instance, config.warnings)
     if not invocation.templates:
         warn(instance, ["no -f names a template (.j2, .mb, .erb): multibinder holds none of its sockets"])
@@ -51,7 +51,7 @@ def next_generation(before: Loaded | None) -> int:
 
 
 def write_files(instance: Instance, invocation: Invocation, loaded: Loaded, fds: Mapping[str, int]) -> Invocation:
-    """Write the files that HAProxy reads, and the records. Returns the invocation with ``fds``, by slot key.
+    """Write the files that HAProxy reads, and the records. Return the invocation with ``fds``, by slot key.
 
     Raises LaunchError.
     """

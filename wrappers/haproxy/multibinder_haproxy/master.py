@@ -38,13 +38,13 @@ class Processes(msgspec.Struct, frozen=True):
 
     @property
     def serving(self) -> list[int]:
-        """The workers that accept connections."""
+        """Return the workers that accept connections."""
         # HAProxy from 3.1 on lists the worker that serves on after a failed reload as an old one.
         return [worker.pid for worker in self.workers or self.old_workers[:1]]
 
     @property
     def draining(self) -> list[int]:
-        """The older workers, which finish their connections."""
+        """Return the older workers, which finish their connections."""
         return [worker.pid for worker in (self.old_workers if self.workers else self.old_workers[1:])]
 
 
@@ -122,7 +122,7 @@ class Master:
         raise TimeoutError
 
     def _startup_log(self) -> str:
-        """Return what HAProxy logged while it failed to start; its master knows that from 2.7 on."""
+        """Return the log of the worker that failed to start. HAProxy's master has it from 2.7 on."""
         try:
             log = self.ask("show startup-logs").strip()
         except NotRunning:

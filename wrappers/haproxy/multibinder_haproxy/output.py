@@ -1,4 +1,4 @@
-"""What the commands print for people."""
+"""The output of the commands for people."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def print_error(text: str) -> None:
 
 
 def print_checked(config: Config) -> None:
-    """Print that a configuration would do, with its binds."""
+    """Print that a configuration passed the checks, with its binds."""
     for warning in config.warnings:
         warn(warning)
     binds = ", ".join(slot.key for slot in config.slots) or "no bind_tcp()"
@@ -39,7 +39,7 @@ def print_stopped(name: str, closed: Sequence[str]) -> None:
 
 
 def print_report(name: str, report: ReloadReport) -> None:
-    """Print how a reload ended."""
+    """Print the report of a reload."""
     for warning in report.warnings:
         warn(warning)
     if report.ok:
@@ -81,7 +81,7 @@ def print_status(status: Status) -> None:
 
 
 def print_finished(finished: subprocess.CompletedProcess[str]) -> None:
-    """Print what a command wrote that was run as another user."""
+    """Print the output of a command that was run as another user."""
     click.echo(printable(finished.stdout), nl=False)
     click.echo(printable(finished.stderr), nl=False, err=True)
 

@@ -1,4 +1,4 @@
-"""The records of an instance: what HAProxy was given, what worked last, how the last reload ended.
+"""The records of an instance: the loaded configuration, the last good one, and the report of the last reload.
 
 After an upgrade this version reads the records of an earlier one: an added field needs a default.
 """
@@ -14,7 +14,7 @@ from multibinder_haproxy.config.model import Config
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """What HAProxy was given at one start or reload.
+    """The configuration that HAProxy was given at one start or reload.
 
     ``generation`` counts them. ``at`` is in seconds since the epoch. ``master`` is HAProxy's PID. ``fallback`` says why
     this is the last good configuration and not the current one. ``settled`` is set once the end of the load was seen,
@@ -38,7 +38,7 @@ class LastGood(msgspec.Struct, frozen=True):
 
 
 class ReloadReport(msgspec.Struct, frozen=True):
-    """How one reload ended.
+    """The report of one reload.
 
     ``started_s`` is on CLOCK_BOOTTIME, which all processes share and which is never set back. ``at`` is in seconds
     since the epoch.

@@ -1,4 +1,4 @@
-"""``reload``: check, tell HAProxy's master, and see the load to its end."""
+"""``reload``: check, tell HAProxy's master, and wait for the end of the load."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def reload(instance: Instance, timeout_s: float) -> ReloadReport:
     The report's ``ok`` is False if HAProxy gave up or did not answer in time. Raises LaunchError for a failure before
     anything was touched.
 
-    Several reloads that wait for one another become one: a reload that waited for another one, which began after it was
-    asked for, returns that one's report.
+    Several reloads that wait for one another become one. If another reload began after this one was asked for, this one
+    waits for it and returns its report.
     """
     asked_at = boottime_s()
     instance.check_known()
@@ -33,7 +33,7 @@ def reload(instance: Instance, timeout_s: float) -> ReloadReport:
 
 
 class ReloadAttempt:
-    """One reload of an instance that is locked, with what was known when it began."""
+    """One reload of a locked instance, with the records as they were when it began."""
 
     def __init__(self, instance: Instance, timeout_s: float) -> None:
         self._instance = instance
@@ -43,7 +43,7 @@ class ReloadAttempt:
         self._before = instance.read_loaded()
 
     def run(self) -> ReloadReport:
-        """Reload, and record how that ended. Raises LaunchError, OSError."""
+        """Reload, and write the report. Raises LaunchError, OSError."""
         try:
             config = check_reload(self._instance, self._invocation)
             report = self._perform(config.warnings)
@@ -78,7 +78,7 @@ class ReloadAttempt:
         return self._before.generation if self._before else 0
 
     def _summarize(self, error: Exception) -> None:
-        """Tell the summary of a reload that raised: before HAProxy was told of it, or while its end was awaited."""
+        """Note in the summary a reload that raised: before HAProxy was told of it, or while its end was awaited."""
         after: Loaded | None = self._instance.read_loaded()
         if isinstance(error, NotRunning) and (after is None or not is_alive(after.master)):
             return  # there was nothing to reload

@@ -26,21 +26,21 @@ from multibinder_haproxy.loading import (
 )
 from multibinder_haproxy.records import Loaded
 
-#: For the binder's answer while HAProxy's master is away: its workers serve, but one that dies is not replaced.
+#: The time for the binder's answer. HAProxy's master is away meanwhile: a worker that dies is not replaced.
 _RESUME_TIMEOUT_S = 5.0
 
 
 def resume(record: str, arguments: list[str]) -> NoReturn:
-    """HAProxy's master has re-executed itself, and is this process: load anew and become HAProxy again.
+    """Load the configuration anew, and become HAProxy again. This process is HAProxy's master, re-executed.
 
-    ``record`` is the Invocation, ``arguments`` are those of the re-exec. A failure of the configuration or the binder
-    ends in the last good configuration. Any other failure is raised, and the caller executes HAProxy all the same, with
-    the files as they are. Signals are blocked here, and stay so: HAProxy did it and will undo it.
+    ``record`` is the Invocation, ``arguments`` are those of the re-exec. After a failure of the configuration or the
+    binder, the last good configuration is loaded. Any other failure is raised; then the caller executes HAProxy with
+    the files as they are. Signals are blocked here, and stay so: HAProxy blocked them, and unblocks them itself.
     """
     invocation = msgspec.json.decode(record, type=Invocation)
     instance = Instance.at(invocation.directory)
     old = old_workers(parse(arguments))
-    held = sockets.at_hand(invocation.fds)
+    held = sockets.still_listening(invocation.fds)
     try:
         invocation = _load_current(instance, invocation, held, old)
         instance.summary.reload_began(old)
@@ -54,7 +54,7 @@ def resume(record: str, arguments: list[str]) -> NoReturn:
 
 
 def _load_current(instance: Instance, invocation: Invocation, held: Mapping[str, int], old: list[int]) -> Invocation:
-    """Render the templates, and prepare the result. On an error, nothing has changed."""
+    """Render the templates, and prepare the result for HAProxy. After an error, nothing has changed."""
     config = invocation.render(os.environ)
     warn_of_config(instance, invocation, config)
     before = instance.read_loaded()
@@ -113,7 +113,7 @@ def _has_other_options(slot: Slot, known: Mapping[str, Slot]) -> bool:
 
 
 def _settle_later(instance: Instance, invocation: Invocation) -> None:
-    """Start ``settle`` in another process, unless a ``reload`` command watches this reload. It ends by itself."""
+    """Start ``settle`` in another process, unless a ``reload`` command waits for this reload."""
     if instance.is_locked():
         return
     child = os.fork()

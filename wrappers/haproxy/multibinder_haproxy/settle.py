@@ -18,14 +18,14 @@ from multibinder_haproxy.instance import Instance
 from multibinder_haproxy.master import Master, Processes
 from multibinder_haproxy.records import ReloadReport
 
-#: The master does not answer on its CLI for so long while it re-executes itself.
+#: While the master re-executes itself, it does not answer on its CLI for up to this time.
 _MASTER_AWAY_S = 2.0
 
 
 def settle(instance: Instance, timeout_s: float) -> None:
-    """Settle a load that no ``reload`` command watches: HAProxy was told by a signal, or on its own CLI.
+    """Settle a load for which no ``reload`` command waits: HAProxy was told by a signal, or on its CLI.
 
-    Does nothing if such a command watches after all, or did. Raises LaunchError.
+    Does nothing if the load is settled already. Raises LaunchError.
     """
     instance.check_known()
     with instance.locked(timeout_s):
@@ -39,7 +39,7 @@ def settle(instance: Instance, timeout_s: float) -> None:
 class Load:
     """One load of a configuration by HAProxy, until its end is seen. The instance is locked meanwhile.
 
-    ``draft`` is the report of the load as far as it is known. The methods return the whole one.
+    ``draft`` is the unfinished report of the load. The methods return the finished one.
     """
 
     def __init__(self, instance: Instance, master: Master, draft: ReloadReport) -> None:
@@ -48,7 +48,7 @@ class Load:
         self._draft = draft
 
     def conclude(self, master_pid: int, old_workers: Collection[int], timeout_s: float) -> ReloadReport:
-        """Wait for the new worker. Then promote the configuration and release what it does not bind, or go back."""
+        """Wait for the new worker. Then make records, summary and the binder's listeners agree with the result."""
         summary = self._instance.summary
         try:
             workers = self._master.await_new_worker(
@@ -60,7 +60,7 @@ class Load:
             summary.reload_unseen(error)
             return self._draft.ended(message=f"HAProxy's master is gone: {error}")
         except TimeoutError as error:
-            # It may still come up: what it binds must not be taken away from it.
+            # The worker may still come up, and needs the listeners that it binds.
             summary.reload_unseen(error)
             return self._draft.ended(
                 message=f"no new worker answered within {timeout_s:g} s; HAProxy's log says what it is doing"
@@ -70,9 +70,9 @@ class Load:
         return self._succeed(pids)
 
     def fail(self, error: ReloadFailed) -> ReloadReport:
-        """HAProxy gave up. The old worker serves the last good configuration.
+        """Note that HAProxy gave up. The old worker serves the last good configuration.
 
-        A listener that only the new configuration binds would hold its clients up, so it is released.
+        No worker accepts on a listener that only the new configuration binds, so it is released.
         """
         self._instance.summary.reload_failed(error, self._processes())
         loaded, good = self._instance.read_loaded(), self._instance.read_last_good()
@@ -105,7 +105,7 @@ class Load:
         )
 
     def _processes(self) -> Processes | None:
-        """Ask until the master answers: HAProxy 2.6 re-executes itself once more. None if it does not in time."""
+        """Ask until the master answers: HAProxy 2.6 re-executes itself once more. None after ``_MASTER_AWAY_S``."""
         deadline = time.monotonic() + _MASTER_AWAY_S
         while time.monotonic() < deadline:
             with contextlib.suppress(NotRunning):
@@ -114,9 +114,9 @@ class Load:
         return None
 
     def _release_others(self, config: Config) -> tuple[list[str], str]:
-        """Release what ``config`` does not bind; return the addresses that other owners keep, and any problem.
+        """Release what ``config`` does not bind. Return the addresses that other owners keep, and any problem.
 
-        The reload has succeeded in spite of the problem.
+        The problem is no failure of the reload.
         """
         invocation = self._instance.read_invocation()  # as the re-exec wrote it
         if not invocation.binder:

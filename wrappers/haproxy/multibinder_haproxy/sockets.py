@@ -15,9 +15,9 @@ from multibinder import BinderUnavailable, Client, MultibinderError, TcpAddress
 from multibinder_haproxy.config.model import Slot
 from multibinder_haproxy.errors import BinderAway, BindRefused
 
-#: A descriptor must be below HAProxy's maxsock, which follows maxconn: so the lowest ones keep their numbers. HAProxy's
-#: master counts with a maxconn of 100 for itself, and exits if one of its own descriptors is above 214 (measured on
-#: 2.6.12; 235 on 3.2): so these numbers are left to it.
+#: A descriptor must be below HAProxy's maxsock, which follows maxconn, so the lowest ones keep their numbers. HAProxy's
+#: master assumes a maxconn of 100 for itself, and exits if a descriptor that it opens is above 214 (measured on 2.6.12;
+#: 235 on 3.2), so these numbers are left to it.
 _MASTERS_OWN = range(100, 200)
 #: systemd or the guard starts a crashed binder again within this time; until then it does not count as away.
 RESTART_S = 2.0
@@ -26,8 +26,8 @@ _TRY_AGAIN_S = 0.05
 T = TypeVar("T")
 
 
-def at_hand(fds: Mapping[str, int]) -> dict[str, int]:
-    """Return those of ``fds`` whose socket is the listener of their key. The others are not ours to touch."""
+def still_listening(fds: Mapping[str, int]) -> dict[str, int]:
+    """Return those of ``fds`` whose socket is the listener of their key. The others may be other files by now."""
     return {key: fd for key, fd in fds.items() if _is_listener(fd, address_of_key(key))}
 
 
@@ -41,8 +41,8 @@ def obtain(
 ) -> tuple[dict[str, int], list[str]]:
     """Ask the binder for all ``slots`` or none; return descriptors by slot key, and the binder's warnings.
 
-    The descriptors are inheritable, and the caller owns them. Waits up to ``wait_s`` for a binder that is not there
-    (yet), and ``timeout_s`` for an answer. Raises BinderAway, BindRefused.
+    The descriptors are inheritable, and the caller owns them. Waits up to ``wait_s`` for a binder that does not run
+    yet, and ``timeout_s`` for an answer. Raises BinderAway, BindRefused.
     """
     if not slots:
         return {}, []
@@ -102,9 +102,9 @@ def check_binds(binder: str, slots: Sequence[Slot], owner: str) -> None:
 
 
 def _ask(binder: str, question: Callable[[Client], T], wait_s: float, timeout_s: float = 10.0) -> T:
-    """Ask again until ``wait_s`` is over if the binder does not answer.
+    """Ask the binder, and ask again until ``wait_s`` is over if it does not answer.
 
-    A binder that died before it answered may have done what it was told, so each question must bear to be asked twice.
+    A binder that died before it answered may have carried out the request, so each ``question`` must be idempotent.
     """
     deadline = time.monotonic() + wait_s
     while True:

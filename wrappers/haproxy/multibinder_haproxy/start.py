@@ -57,7 +57,7 @@ def _refuse_a_second(instance: Instance, invocation: Invocation) -> None:
 def _prepare(instance: Instance, invocation: Invocation) -> tuple[Invocation, LaunchError | None]:
     """Get the sockets and write the files for the current configuration, or for the last good one.
 
-    In the latter case, also returns why. Raises LaunchError if neither can be had.
+    In the latter case, also return the reason. Raises LaunchError if neither is possible.
     """
     config, failure = _config_to_start(instance, invocation)
     try:
@@ -75,7 +75,7 @@ def _prepare(instance: Instance, invocation: Invocation) -> tuple[Invocation, La
 
 
 def _config_to_start(instance: Instance, invocation: Invocation) -> tuple[Config, LaunchError | None]:
-    """Render and check the current configuration; if that fails, return the last good one and why.
+    """Render and check the current configuration. If that fails, return the last good one and the reason.
 
     Raises TemplateFailure or ConfigRefused if there is no last good one, or ``--strict`` forbids it.
     """

@@ -1,4 +1,4 @@
-"""``status``: what is known of an instance, for people and for programs."""
+"""``status``: the state of an instance, for people and for programs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from multibinder_haproxy.invocation import Invocation
 from multibinder_haproxy.master import Master, Processes, environment_of
 from multibinder_haproxy.records import Loaded, ReloadReport
 
-#: The master's CLI may be away so long while the master executes itself; then it becomes a problem.
+#: While the master executes itself, its CLI may be away for this time. A longer absence is a problem.
 _MASTER_AWAY_S = 1.0
 FORMAT = 1
 
@@ -105,7 +105,7 @@ def _problems(processes: Processes, loaded: Loaded | None, report: ReloadReport 
 
 
 def _compare(invocation: Invocation, master: int, loaded: Loaded | None) -> tuple[bool, list[str]]:
-    """Return whether a reload would load another configuration or fail; in the latter case, also the problem."""
+    """Return whether a reload would load another configuration or fail. If it would fail, also return the problem."""
     try:
         config = invocation.render(environment_of(master))
     except (LaunchError, OSError) as error:
@@ -114,7 +114,7 @@ def _compare(invocation: Invocation, master: int, loaded: Loaded | None) -> tupl
 
 
 def _ask_master(instance: Instance, master: Master) -> tuple[Processes | None, int | None]:
-    """Return HAProxy's processes by its master's word; if it does not answer, the master's PID if it is alive.
+    """Return HAProxy's processes as its master lists them. If it does not answer but lives, return its PID instead.
 
     A master that has just begun to execute itself is asked again for a moment.
     """

@@ -1,1 +1,1 @@
-"""From the files that `run` was given to the text that HAProxy reads."""
+"""Render the files that ``run`` was given to the text that HAProxy reads."""

@@ -1,4 +1,4 @@
-"""From templates to a configuration with slots."""
+"""Render templates to a configuration with slots."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ class Renderer:
         # The sandbox's range() raises OverflowError.
         if self._sandbox and isinstance(error, jinja2.exceptions.SecurityError | OverflowError):
             return (
-                f"the sandbox refuses this: {error} Write it without, compute it in a --vars file, or, if whoever can "
-                "change this template may run any program as you, start without --sandbox"
+                f"the sandbox refuses this: {error} Compute the value in a --vars file; or start without --sandbox, if "
+                "every user who can change this template may run any program as you"
             )
         if isinstance(error, jinja2.UndefinedError | jinja2.TemplateNotFound | AddressError):
             return str(error.message if isinstance(error, jinja2.TemplateError) else error)

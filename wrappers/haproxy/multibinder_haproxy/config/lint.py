@@ -18,7 +18,7 @@ _BIND_LINE = re.compile(r"\s*bind\s+(\S*fd@\{.*)")
 
 
 def lint(files: Mapping[str, str]) -> list[str]:
-    """Return a warning for each option on a bind of ours that HAProxy ignores. ``files`` has texts by target name."""
+    """Return a warning for each option that HAProxy ignores on our binds. ``files`` has texts by target name."""
     found = []
     for target, text in files.items():
         for number, line in enumerate(text.splitlines(), 1):

@@ -14,7 +14,7 @@ _SLOT = re.compile(r"fd@\{([^{}]*)\}")
 
 
 class Slot(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A place in a configuration for a listener's descriptor, and what the listener must be."""
+    """A place in a configuration for a listener's descriptor, and the address and options of the listener."""
 
     host: str
     port: int
@@ -28,17 +28,17 @@ class Slot(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def key(self) -> str:
-        """The text that is equal for two slots that share a descriptor."""
+        """Return a text that is equal for two slots that share a descriptor."""
         return str(self.spec)
 
     @property
     def placeholder(self) -> str:
-        """The text that stands in a rendered file until the descriptor is known."""
+        """Return the text that stands in a rendered file until the descriptor is known."""
         return f"fd@{{{self.key}}}"
 
     @property
     def plain(self) -> str:
-        """The address with which HAProxy binds by itself if there is no binder."""
+        """Return the address with which HAProxy binds by itself if there is no binder."""
         options = f" backlog {self.backlog}" if self.backlog else ""
         return f"{self.spec.address}{options}{' v6only' if self.v6only else ''}"
 
@@ -46,7 +46,7 @@ class Slot(msgspec.Struct, frozen=True, omit_defaults=True):
 class Config(msgspec.Struct, frozen=True):
     """A whole configuration: the text of each file by its target name, with a placeholder in each slot.
 
-    ``sources`` is what it was made of; equal configurations may have different ones.
+    ``sources`` are the files that it was made of; equal configurations may have different ones.
     """
 
     files: dict[str, str]
@@ -72,5 +72,5 @@ class Config(msgspec.Struct, frozen=True):
         }
 
     def same_as(self, other: Config | None) -> bool:
-        """Return whether HAProxy would be given the same, whatever the sources."""
+        """Return whether HAProxy would get the same files and sockets. The sources do not count."""
         return other is not None and (self.files, self.slots) == (other.files, other.slots)

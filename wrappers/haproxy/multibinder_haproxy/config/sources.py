@@ -1,7 +1,7 @@
 """The files and directories that a configuration came from, as they were when they were read.
 
-They tell later which of them changed on disk. Each is recorded *before* it is read: a change that falls between the two
-is reported as a change although it is loaded already, and no change is ever missed.
+``changed`` tells later which of them changed on disk. Each is recorded *before* it is read. So a change between the two
+is reported although it is loaded already, and no change is ever missed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 class SourceFile(msgspec.Struct, frozen=True):
     """A file that a configuration came from.
 
-    ``mtime_ns`` is None if there was no such file: a template looked for it, and could do without. ``digest`` is empty
+    ``mtime_ns`` is None if a template looked for the file, and it did not exist. ``digest`` is empty
     if the content could not be read. It stays in private files: a user who knows it can try out passwords.
     """
 
@@ -32,7 +32,7 @@ class SourceFile(msgspec.Struct, frozen=True):
 class SourceDirectory(msgspec.Struct, frozen=True):
     """A directory that -f named.
 
-    ``files`` are the names that counted: those that end in one of ``suffixes`` and do not begin with a dot.
+    ``files`` are the names that end in one of ``suffixes`` and do not begin with a dot.
     """
 
     path: str
@@ -57,13 +57,13 @@ class SourceRecorder:
     def record_file(self, path: str) -> None:
         """Record a file; call this just before it is read. The first record of a path counts: it is the oldest."""
         with contextlib.suppress(OSError, UnicodeEncodeError):
-            path.encode()  # JSON has no name for a path that is not UTF-8
-            # A file that is not regular (-f /dev/fd/63) can be read only once, and HAProxy needs to.
+            path.encode()  # JSON cannot hold a path that is not UTF-8
+            # A file that is not regular (-f /dev/fd/63) can be read only once, and HAProxy must read it.
             if path not in self._files and (source := _look(path)) is not None:
                 self._files[path] = source
 
     def record_directory(self, path: str, suffixes: Sequence[str]) -> None:
-        """Record a directory and the files in it that count."""
+        """Record a directory and the files that ``list_directory`` finds in it."""
         with contextlib.suppress(OSError, UnicodeEncodeError):
             names = list_directory(path, suffixes)
             "".join([path, *names]).encode()
@@ -76,7 +76,7 @@ class SourceRecorder:
 
 
 def list_directory(path: str, suffixes: Sequence[str]) -> list[str]:
-    """Return the names of the regular files that count, sorted. Raises OSError."""
+    """Return the sorted names of the regular files that end in a suffix and do not begin with a dot. Raises OSError."""
     endings = tuple(suffixes)
     return sorted(
         name

@@ -9,7 +9,7 @@ from typing import Any
 
 from multibinder_haproxy.errors import TemplateFailure
 
-#: The names that every template has.
+#: The names that are defined in every template.
 RESERVED = frozenset(["bind_tcp", "env", "name"])
 
 
