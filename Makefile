@@ -12,14 +12,14 @@ demo: $(VENV)/ready
 	@$(BIN)/python -m benchmarks.demo
 
 # The number of processes that run the tests. It exceeds the number of cores, because tests wait most of the time. Tests
-# that must not run at the same time are in one group (tests/conftest.py). One test:  make test PYTEST='-k test_name'
+# that must not run at the same time are in one group (tests/support/groups.py). One test:  make test PYTEST='-k test_name'
 # or, by its file:  make test PYTEST=tests/integration/test_serve.py::test_name
 JOBS ?= $(shell echo $$((2 * $$(nproc))))
 
 test: $(VENV)/ready
 	@tools/need haproxy:haproxy setpriv:util-linux unshare:util-linux prlimit:util-linux \
 		systemd-nspawn:systemd-container strace:strace
-	@$(BIN)/pytest -n $(JOBS) --dist loadgroup $(PYTEST)
+	@$(BIN)/pytest -n $(JOBS) $(PYTEST)
 
 # Tests that start no process; they take about ten seconds.
 unit: $(VENV)/ready

@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.support import Binder, Stranger, installation, own_host, require, same_tree
+from tests.support.groups import GroupScheduling
 
 StartBinder = Callable[..., Binder]
 Meet = Callable[[int], Stranger]
-
-_SYSTEMD = Path(__file__).parent / "systemd"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,11 +27,10 @@ def pytest_configure(config: pytest.Config) -> None:
     of_the_run.enter_context(installation.directory_of_the_run())
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of the booted systemd into one group: one process runs them all, on one machine."""
-    for item in items:
-        if item.path.is_relative_to(_SYSTEMD):
-            item.add_marker(pytest.mark.xdist_group("systemd"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> GroupScheduling:
+    """Run the tests of a group in one process."""
+    return GroupScheduling(config, log)
 
 
 @pytest.fixture

@@ -28,10 +28,6 @@ WRAPPER = Path(sys.executable).parent / "multibinder-haproxy"
 
 Json = dict[str, Any]
 
-#: Marks tests that make many connections a second. They do not run at the same time: two of them overload a small
-#: machine, and connections that the load generator makes too late would be counted as lost.
-under_load = pytest.mark.xdist_group("load")
-
 
 def assert_none_lost(result: Result, log: str = "") -> None:
     """Fail if a connection got no answer, or got it later than after 5 s.

@@ -11,12 +11,11 @@ import threading
 from pathlib import Path
 
 from tests.haproxy.conftest import MakeHaproxy
-from tests.haproxy.support import HAPROXY, Haproxy, assert_none_lost, bind_tcp, config, get, under_load
+from tests.haproxy.support import HAPROXY, Haproxy, assert_none_lost, bind_tcp, config, get
 from tests.support import PATIENCE_S, Binder, descriptors, require, wait_until
 from tests.support.load import Load
 
 
-@under_load
 def test_fifty_reloads_at_2000_connections_a_second_with_binds_added_and_dropped_lose_none(
     haproxy: Haproxy, host: str
 ) -> None:
@@ -39,7 +38,6 @@ def test_fifty_reloads_at_2000_connections_a_second_with_binds_added_and_dropped
     assert_none_lost(result, haproxy.log())
 
 
-@under_load
 def test_sigkill_of_master_and_workers_refuses_no_client_when_a_supervisor_restarts_haproxy(
     haproxy: Haproxy, host: str
 ) -> None:
@@ -59,7 +57,6 @@ def test_sigkill_of_master_and_workers_refuses_no_client_when_a_supervisor_resta
     assert result.total.ok == result.total.tried - result.total.reset, result.table()
 
 
-@under_load
 def test_sigkill_of_a_worker_takes_the_instance_down_and_a_restart_refuses_no_client(
     haproxy: Haproxy, host: str
 ) -> None:
@@ -75,7 +72,6 @@ def test_sigkill_of_a_worker_takes_the_instance_down_and_a_restart_refuses_no_cl
     assert result.total.longest_stall_s < 5, result.table()
 
 
-@under_load
 def test_two_instances_and_a_dropped_bind_do_not_disturb_each_other(make_haproxy: MakeHaproxy, host: str) -> None:
     web, api = make_haproxy("web"), make_haproxy("api")
     web.template.write_text(config(bind_tcp((host, 8000))))
@@ -93,7 +89,6 @@ def test_two_instances_and_a_dropped_bind_do_not_disturb_each_other(make_haproxy
     assert_none_lost(result)
 
 
-@under_load
 def test_a_reload_by_signal_under_load_loses_none(haproxy: Haproxy, host: str) -> None:
     haproxy.template.write_text(config(bind_tcp((host, 8000))))
     haproxy.start()
@@ -105,7 +100,6 @@ def test_a_reload_by_signal_under_load_loses_none(haproxy: Haproxy, host: str) -
     assert_none_lost(result)
 
 
-@under_load
 def test_a_haproxy_upgrade_in_the_middle_of_a_reload_loses_none(haproxy: Haproxy, host: str, run_dir: Path) -> None:
     """A new binary replaces the old one at its path. The next reload runs it with the same PID."""
     binary = run_dir / "haproxy"

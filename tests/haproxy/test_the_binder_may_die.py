@@ -20,14 +20,13 @@ import pytest
 import multibinder
 from tests.conftest import StartBinder
 from tests.haproxy.conftest import MakeHaproxy
-from tests.haproxy.support import Haproxy, bind_tcp, children_of, config, get, under_load
+from tests.haproxy.support import Haproxy, bind_tcp, children_of, config, get
 from tests.support import PATIENCE_S, Binder, can_connect, later, require, wait_until
 from tests.support import multibinder as command_line
 from tests.support.load import Load, Result
 
 MakeFleet = Callable[[Path], "Fleet"]
 
-pytestmark = under_load
 
 RATE = 1000
 #: 20 instances take a tenth of the time of 100 (MULTIBINDER_TEST_INSTANCES=100).

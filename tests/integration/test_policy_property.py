@@ -28,9 +28,6 @@ from multibinder.wire.status import ListenerStatus  # noqa: E402
 from tests.support import Binder, Json, own_host, require, require_ipv6, wait_until  # noqa: E402
 from tests.support.stranger import Received, Stranger  # noqa: E402
 
-#: The last test is about what the one before it did: one process runs both.
-pytestmark = pytest.mark.xdist_group("policy-property")
-
 UID, GID, GROUP = 4242, 4242, 5151
 SEQUENCES = int(os.environ.get("MULTIBINDER_POLICY_SEQUENCES", "0"))
 
