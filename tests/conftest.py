@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,9 @@ Meet = Callable[[int], Stranger]
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the directory of the run; end the run if this process and the installed commands have different code."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # A shell without job control has its background jobs ignore SIGINT, and so would all that the tests start.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if installation.is_in_a_run():
         return  # a process of pytest-xdist, or of tests.support.namespaces
     if difference := same_tree.difference():
@@ -74,10 +78,10 @@ def binder(start_binder: StartBinder) -> Binder:
 
 @pytest.fixture
 def many_descriptors() -> Iterator[None]:
-    """Raise the limit of open descriptors of the test to 4,000."""
+    """Raise the limit of open descriptors of the test, and of what it starts: to 4,000 at least."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY:
         require("descriptors", hard >= 4000, f"the hard limit of RLIMIT_NOFILE is {hard}; this test needs 4000")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard == resource.RLIM_INFINITY else max(soft, 4000), hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

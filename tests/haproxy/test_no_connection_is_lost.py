@@ -10,6 +10,8 @@ import signal
 import threading
 from pathlib import Path
 
+import pytest
+
 from tests.haproxy.conftest import MakeHaproxy
 from tests.haproxy.support import HAPROXY, Haproxy, assert_none_lost, bind_tcp, config, get
 from tests.support import PATIENCE_S, Binder, descriptors, require, wait_until
@@ -115,6 +117,7 @@ def test_a_haproxy_upgrade_in_the_middle_of_a_reload_loses_none(haproxy: Haproxy
     assert_none_lost(result)
 
 
+@pytest.mark.usefixtures("many_descriptors")
 def test_1000_binds_get_separate_descriptors_in_one_request(haproxy: Haproxy, binder: Binder, host: str) -> None:
     require("descriptors", resource.getrlimit(resource.RLIMIT_NOFILE)[1] > 8192, "1,000 binds need 8192 descriptors")
     addresses = [(host, 10000 + number) for number in range(1000)]

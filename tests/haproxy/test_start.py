@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -320,6 +321,8 @@ def test_no_space_for_the_rendered_file_leaves_the_old_worker_serving(haproxy: H
 def test_more_binds_than_the_environment_can_carry_are_refused_with_a_clear_message(
     haproxy: Haproxy, many_descriptors: None
 ) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    require("descriptors", limit > 8192, f"6,000 placeholders need 8192 descriptors, and RLIMIT_NOFILE is {limit}")
     template = (
         "{% for port in range(10000, 16000) %}{{ bind_tcp('127.111.111.111', port) }}"
         "{{ ',' if not loop.last }}{% endfor %}"
