@@ -18,7 +18,7 @@ JOBS ?= $(shell echo $$((2 * $$(nproc))))
 
 test: $(VENV)/ready
 	@tools/need haproxy:haproxy setpriv:util-linux unshare:util-linux prlimit:util-linux \
-		systemd-nspawn:systemd-container strace:strace
+		systemd-nspawn:systemd-container strace:strace ip:iproute2 curl:curl
 	@$(BIN)/pytest -n $(JOBS) $(PYTEST)
 
 # Tests that start no process; they take about ten seconds.
