@@ -212,8 +212,10 @@ START = Section(
         entry(
             "… belongs to uid …, who could replace the files",
             "everybody may write in …",
-            cause="another user could replace this control socket by another",
-            remedy="`/run/multibinder`, or `chown`, `chmod o-w`",
+            cause="another user could replace this control socket by another; uid 65534 may be a user that the user "
+            "namespace of the binder does not map",
+            remedy="use `/run/multibinder`, or `chown`, `chmod o-w`; map root into the user namespace, or start the "
+            "binder outside of it",
         ),
         entry(
             "… is a link; see who made it",
