@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from multibinder.kernel import process
+
 if TYPE_CHECKING:
     from multibinder_haproxy.config.model import Config
     from multibinder_haproxy.records import ReloadReport
@@ -87,8 +89,8 @@ def print_finished(finished: subprocess.CompletedProcess[str]) -> None:
 
 
 def printable(text: str) -> str:
-    """Return another user's text without the characters that a terminal obeys."""
-    return "".join(each if each.isprintable() or each == "\n" else "?" for each in text)
+    """Return another user's lines without the characters that a terminal obeys."""
+    return "\n".join(map(process.printable, text.split("\n")))
 
 
 def _print_row(label: str, text: str, width: int = 9) -> None:
