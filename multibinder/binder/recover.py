@@ -30,13 +30,13 @@ def recover(records: Iterable[Record]) -> list[tuple[Record, socket.socket]]:
         return []
     recovered: list[tuple[Record, socket.socket]] = []
     refused: set[int] = set()
-    held = [(holder.pid, *socket_) for holder in scan(missing, {os.getpid()}).processes for socket_ in holder.sockets]
-    for pid, descriptor, inode in held:
+    held = [(holder, *socket_) for holder in scan(missing, {os.getpid()}).processes for socket_ in holder.sockets]
+    for holder, descriptor, inode in held:
         record = missing.get(inode)
         if record is None:
             continue  # recovered from another holder
         try:
-            sock = duplicate_socket(pid, descriptor)
+            sock = duplicate_socket(holder.pid, descriptor, holder.threads[0])
         except PermissionError:
             refused.add(inode)
             continue

@@ -25,7 +25,7 @@ _SLEEPS_IN = ("inet_csk_accept", "inet_csk_wait_for_connect")
 
 
 def accepts_on(process: ProcessSockets) -> set[int]:
-    """Return the inodes in ``process`` that the process waits on. Waiting by poll, select or io_uring is not visible.
+    """Return the inodes in ``process`` that its threads wait on. Waiting by poll, select or io_uring is not visible.
 
     The result is empty if this user may not read the details of the process.
     """
@@ -35,25 +35,22 @@ def accepts_on(process: ProcessSockets) -> set[int]:
     for epoll in process.epolls:
         if found >= wanted:
             return found
-        found |= _watched(process.pid, epoll) & wanted
+        found |= _watched(process, epoll) & wanted
     if found < wanted:
-        found |= _slept_on(process.pid, inode_of)
+        found |= _slept_on(process, inode_of)
     return found
 
 
-def _watched(pid: int, epoll: int) -> set[int]:
-    text = _read(f"/proc/{pid}/fdinfo/{epoll}")
+def _watched(process: ProcessSockets, epoll: int) -> set[int]:
+    text = _read(f"/proc/{process.pid}/task/{process.threads[0]}/fdinfo/{epoll}")
     return {int(inode, 16) for events, inode in _WATCHED.findall(text) if int(events, 16) & _EPOLLIN}
 
 
-def _slept_on(pid: int, inode_of: dict[int, int]) -> set[int]:
+def _slept_on(process: ProcessSockets, inode_of: dict[int, int]) -> set[int]:
     found: set[int] = set()
-    try:
-        threads = os.listdir(f"/proc/{pid}/task")
-    except OSError:
-        return found
+    pid = process.pid
     only_inode = next(iter(inode_of.values())) if len(set(inode_of.values())) == 1 else None
-    for thread in threads:
+    for thread in process.threads:
         # proc_pid_syscall(5): the number of the call, then its arguments. The first one of accept is the descriptor.
         number, _, arguments = _read(f"/proc/{pid}/task/{thread}/syscall").partition(b" ")
         if number.isdigit():
@@ -65,7 +62,7 @@ def _slept_on(pid: int, inode_of: dict[int, int]) -> set[int]:
     return found
 
 
-def _sleeps_in(pid: int, thread: str) -> str:
+def _sleeps_in(pid: int, thread: int) -> str:
     """Return the kernel function that a thread sleeps in.
 
     Reading it needs fewer rights than reading the system call. It does not show the descriptor, so it is enough only

@@ -76,20 +76,25 @@ def holders_of(inodes: Collection[int], except_: Collection[int] = ()) -> Holder
     if not inodes:
         return Holders({}, hidden=False)
     seen = scan(inodes, except_)
-    found: dict[int, list[Holder]] = {}
-    haproxies: list[int] = []
+    found: dict[int, dict[int, Holder]] = {}
+    haproxies: set[int] = set()
     for process in seen.processes:
         accepting = accepts_on(process)
         name = name_of(process.pid)
         # One object for all listeners of a process: with 10,000 of them this takes a fifth of the time.
         if_accepting, if_holding = Holder(process.pid, name, "accepting"), Holder(process.pid, name, "holding")
         if _is_haproxy(if_accepting):
-            haproxies.append(process.pid)
+            haproxies.add(process.pid)
         for inode in {inode for _, inode in process.sockets}:
-            found.setdefault(inode, []).append(if_accepting if inode in accepting else if_holding)
+            # A process may have several tables of descriptors. It accepts if the threads of one of them do.
+            holders = found.setdefault(inode, {})
+            if inode in accepting:
+                holders[process.pid] = if_accepting
+            else:
+                holders.setdefault(process.pid, if_holding)
     workers = _workers(haproxies)
     return Holders(
-        {inode: _with_draining(holders, workers) for inode, holders in found.items()},
+        {inode: _with_draining([*holders.values()], workers) for inode, holders in found.items()},
         hidden=not seen.complete,
         hidden_users=tuple(sorted(_uids_of(seen.unreadable))),
     )
@@ -105,7 +110,7 @@ def who_listens_on(address: Address) -> Listening:
     if not inodes:
         return Listening((), hidden=False)
     seen = scan(inodes)
-    processes = tuple(Process(process.pid, name_of(process.pid)) for process in seen.processes)
+    processes = tuple(Process(pid, name_of(pid)) for pid in dict.fromkeys(process.pid for process in seen.processes))
     return Listening(processes, hidden=not seen.complete)
 
 

@@ -17,6 +17,7 @@ import pytest
 from multibinder.kernel.accept_queue import accept_queue
 from multibinder.kernel.process import is_program, stat_of
 from multibinder.kernel.socket_options import drops_of
+from multibinder.kernel.threads import tables_of
 from multibinder.observe.holders import Holder, Holders, holders_of
 from tests.support import clean_environment, wait_until, without_privileges
 from tests.support.installation import for_everybody
@@ -50,6 +51,40 @@ epoll.register(int(sys.argv[1]), 0)
 print("poll", flush=True)
 epoll.poll()
 """
+#: The first thread ends, and another one accepts. /proc/PID/fd of such a process is empty.
+WITHOUT_A_FIRST_THREAD = """
+import ctypes, socket, sys, threading
+listener = socket.socket(fileno=int(sys.argv[1]))
+def serve():
+    while True:
+        listener.accept()[0].close()
+threading.Thread(target=serve).start()
+print("up", flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
+#: A thread takes a table of descriptors of its own, in which alone the listener stays open.
+WITH_A_TABLE_OF_ITS_OWN = """
+import ctypes, os, socket, sys, threading
+CLONE_FILES = 0x400
+has_copy, may_accept = threading.Event(), threading.Event()
+def serve():
+    ctypes.CDLL(None).unshare(CLONE_FILES)
+    has_copy.set()
+    may_accept.wait()
+    {wait}
+for _ in range(3):  # they share the table of the first thread
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+threading.Thread(target=serve, daemon=True).start()
+has_copy.wait()
+os.close(int(sys.argv[1]))
+may_accept.set()
+print("closed", flush=True)
+threading.Event().wait()
+"""
+OWN_TABLE_ACCEPT = WITH_A_TABLE_OF_ITS_OWN.format(wait="socket.socket(fileno=int(sys.argv[1])).accept()")
+OWN_TABLE_EPOLL = WITH_A_TABLE_OF_ITS_OWN.format(
+    wait="import select; epoll = select.epoll(); epoll.register(int(sys.argv[1]), select.EPOLLIN); epoll.poll()"
+)
 
 
 class Servers:
@@ -125,6 +160,39 @@ def test_a_process_that_is_not_seen_to_wait_for_clients_is_holding(
     # The program sleeps in no other place, so that it now waits where the test wants it.
     wait_until(lambda: "poll" in servers.said(pid) and stat_of(pid).state == "S", "it waits")
     assert holders(listener) == {pid: "holding"}
+
+
+def test_a_process_whose_first_thread_has_ended_is_a_holder(listener: socket.socket, servers: Servers) -> None:
+    pid = servers.start(WITHOUT_A_FIRST_THREAD, listener)
+    wait_until(lambda: "up" in servers.said(pid) and stat_of(pid).state == "Z", "its first thread has ended")
+    wait_until(lambda: holders(listener) == {pid: "accepting"}, "it accepts", log=lambda: str(holders(listener)))
+
+
+@pytest.mark.parametrize("program", [OWN_TABLE_ACCEPT, OWN_TABLE_EPOLL], ids=["accept", "epoll"])
+def test_a_thread_with_a_table_of_descriptors_of_its_own_is_a_holder(
+    listener: socket.socket, servers: Servers, program: str
+) -> None:
+    pid = servers.start(program, listener)
+    wait_until(lambda: "closed" in servers.said(pid), "the other threads have closed it")
+    wait_until(lambda: holders(listener) == {pid: "accepting"}, "it accepts", log=lambda: str(holders(listener)))
+
+
+def test_threads_that_share_a_table_are_read_once(listener: socket.socket, servers: Servers) -> None:
+    pid = servers.start(OWN_TABLE_ACCEPT, listener)
+    wait_until(lambda: "closed" in servers.said(pid), "the other threads have closed it")
+    shared, own = tables_of(pid)
+    assert (len(shared), len(own)) == (4, 1)
+    assert shared[0] == pid
+
+
+def test_where_the_kernel_does_not_compare_tables_each_thread_is_read(
+    listener: socket.socket, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("multibinder.kernel.threads._KCMP", None)
+    pid = servers.start(OWN_TABLE_ACCEPT, listener)
+    wait_until(lambda: "closed" in servers.said(pid), "the other threads have closed it")
+    assert len(tables_of(pid)) == 5
+    wait_until(lambda: holders(listener) == {pid: "accepting"}, "it accepts", log=lambda: str(holders(listener)))
 
 
 def test_each_of_several_listeners_has_its_own_holders(host: str, servers: Servers) -> None:
