@@ -13,15 +13,16 @@ from multibinder.binder.quotas import Quotas
 
 #: Connections that are accepted in one turn of the loop. Only after accept(2) are their users known.
 _ACCEPTED_PER_TURN = 16
-#: accept(2) fails with these if the system lacks a resource. The connection stays in the queue.
-_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+#: accept(2) fails with these if the client is gone again, and says to treat them like EAGAIN. After another error, as a
+#: rule a shortage, the connection is still in the queue.
+_CLIENT_GONE = {errno.ECONNABORTED, errno.EPROTO, errno.EPERM}
 
 
 class Acceptor:
     """Accept connections on ``listening`` and give each socket to ``accepted``, which owns it then.
 
-    It spends about ``turn_s`` of a turn of the loop. It pauses for ``shortage_pause_s`` if the system lacks descriptors
-    or memory. ``listening`` stays its caller's.
+    It spends about ``turn_s`` of a turn of the loop. It pauses for ``shortage_pause_s`` if accept(2) fails for lack of
+    descriptors or memory. ``listening`` stays its caller's.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Acceptor:
 
     def start(self) -> None:
         self._listening.setblocking(False)
-        self._loop.watch(self._listening, self._accept_some)
+        self._loop.watch_always(self._listening, self._accept_some)
 
     def stop(self) -> None:
         """Accept no more connections. They wait in the queue of the listening socket."""
@@ -61,10 +62,10 @@ class Acceptor:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno in _SHORTAGES:
-                    self._pause(error)
-                    return
-                continue  # this client is gone again; accept(2) says to treat it like EAGAIN
+                if error.errno in _CLIENT_GONE:
+                    continue
+                self._pause(error)
+                return
             self._accepted(sock)
 
     def _pause(self, error: OSError) -> None:
@@ -76,4 +77,4 @@ class Acceptor:
 
     def _resume(self) -> None:
         if not self._stopped:
-            self._loop.watch(self._listening, self._accept_some)
+            self._loop.watch_always(self._listening, self._accept_some)

@@ -21,6 +21,7 @@ from multibinder.binder.control_socket import ControlSocket, open_control_socket
 from multibinder.binder.counters import RequestCounters
 from multibinder.binder.descriptor_limit import fit_descriptors
 from multibinder.binder.durable_state import DurableState
+from multibinder.binder.failures import callback_failed
 from multibinder.binder.health_monitor import HealthMonitor
 from multibinder.binder.holder_scan import FindHolders, HolderScan
 from multibinder.binder.inherit import Inheritance
@@ -201,7 +202,7 @@ class Daemon:
             # A client that connects while we are dead waits in the queue of the kept control socket.
             self._keeper.keep(self._control.for_keeper(), lambda confirmed: None)
         signals = SignalQueue(_SIGNALS)
-        self._loop.watch(signals.fileno(), lambda: self._obey(signals.read()))
+        self._loop.watch_always(signals.fileno(), lambda: self._obey_all(signals.read()))
         self._control.warn_who_may_connect(has_policy=self._policy.current is not None)
         self._store.repair()
         self._loop.call_every(self._program.timings.repair_every_s, self._store.repair)
@@ -245,20 +246,26 @@ class Daemon:
             remove_pidfile(self._settings.pidfile)
         events.info("stopped")
 
-    def _obey(self, signals: bytes) -> None:
+    def _obey_all(self, signals: bytes) -> None:
         for number in signals:
-            name = signal.Signals(number).name
-            if number in (signal.SIGTERM, signal.SIGINT):
-                events.info("stopping", signal=name, listeners=len(self._store))
-                self._supervisor.report_stopping(name)
-                self._is_stopping = True
-                self._server.stop()
-            elif number == signal.SIGUSR1:
-                self._upgrader.upgrade()
-            elif number == signal.SIGHUP:
-                self._reload_policy()
-            else:
-                events.warning("signal-ignored", signal=name, why="this version has no use for it")
+            try:
+                self._obey(number)
+            except Exception as error:  # a signal that arrived with it must be obeyed all the same
+                callback_failed(self._obey, error)
+
+    def _obey(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if number in (signal.SIGTERM, signal.SIGINT):
+            self._is_stopping = True
+            self._server.stop()
+            events.info("stopping", signal=name, listeners=len(self._store))
+            self._supervisor.report_stopping(name)
+        elif number == signal.SIGUSR1:
+            self._upgrader.upgrade()
+        elif number == signal.SIGHUP:
+            self._reload_policy()
+        else:
+            events.warning("signal-ignored", signal=name, why="this version has no use for it")
 
     def _reload_policy(self) -> None:
         self._policy.replace(reload_policy(self._settings.policy, self._policy.current))

@@ -13,6 +13,7 @@ from multibinder.binder.answer import Answer, refuse
 from multibinder.binder.clients import Clients
 from multibinder.binder.counters import RequestCounters
 from multibinder.binder.deadlines import Deadlines
+from multibinder.binder.failures import callback_failed, told
 from multibinder.binder.listener import Grant
 from multibinder.binder.loop import Loop
 from multibinder.binder.peer import Peer
@@ -102,6 +103,28 @@ class Disconnects:
             events.debug("client-gone", pid=peer.caller.pid, why=error.strerror)
         self.drop(peer)
 
+    def give_up(self, peer: Peer, error: Exception) -> None:
+        """Drop a client whose service failed unexpectedly: a resource is short, or a bug. Never raises."""
+        unexpected = told(error)
+        events.limited(
+            events.error,
+            "client-failed",
+            peer.user,
+            pid=peer.caller.pid,
+            uid=peer.caller.uid,
+            **unexpected,
+            done="dropped",
+        )
+        text = f"Internal error: {unexpected['error']}; the binder's log says more"
+        try:
+            _send_last(peer, refuse(None, messages.INTERNAL_ERROR, text))
+            self.drop(peer)
+        except Exception as another:
+            callback_failed(self.drop, another)
+            self._loop.unwatch(peer.socket)
+            self._clients.remove(peer)
+            peer.close()
+
     def drop(self, peer: Peer) -> None:
         """End the connection of a client. It lingers if descriptors are in flight to it.
 
@@ -125,11 +148,13 @@ class Disconnects:
         peer.close()
 
     def _close_lingering(self) -> None:
-        for peer in self._clients.lingering:
-            if not peer.must_stay_open():
-                self.close(peer)
-        if self._clients.lingering:
-            self._loop.call_later(self._linger_s, self._close_lingering)
+        try:
+            for peer in self._clients.lingering:
+                if not peer.must_stay_open():
+                    self.close(peer)
+        finally:
+            if self._clients.lingering:
+                self._loop.call_later(self._linger_s, self._close_lingering)
 
     def _forget(self, peer: Peer) -> None:
         self._discard_unsent(peer)
@@ -140,7 +165,10 @@ class Disconnects:
 
     def _discard_unsent(self, peer: Peer) -> None:
         for grants in peer.discard_unsent():
-            self._take_back(grants)
+            try:
+                self._take_back(grants)
+            except Exception as error:  # the client must end all the same, and so must its other grants
+                callback_failed(self._take_back, error)
 
 
 def _send_last(peer: Peer, answer: Answer) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 logger = logging.getLogger("multibinder")
 
-#: (Event name, uid) pairs that are counted at the same time; above this, counting starts again.
+#: (Event name, key) pairs that are counted at the same time; above this, counting starts again.
 _COUNTED_PAIRS = 1024
 
 
@@ -39,26 +40,25 @@ class Client(Protocol):
     def command(self) -> str: ...
 
 
-class Complaints:
-    """Log warnings about clients, at most ``lines`` in ``per_s`` seconds for each event name and uid.
+class Limit:
+    """Log events, at most ``lines`` in ``per_s`` seconds for each event name and key.
 
-    A client can cause these events at will. Without a limit, it could fill the disk with log lines.
+    Some events can be caused at will, or repeat with each turn of the loop. Without a limit, their lines could fill the
+    disk.
     """
 
     def __init__(self, lines: int = 20, per_s: float = 10.0) -> None:
         self._lines = lines
         self._per_s = per_s
-        self._counts: dict[tuple[str, int], tuple[float, int]] = {}
+        self._counts: dict[tuple[str, object], tuple[float, int]] = {}
 
-    def log(self, name: str, client: Client, **fields: object) -> None:
-        """Log a warning about a client, or leave it out if there were too many.
+    def log(self, emit: Callable[..., None], name: str, key: object, **fields: object) -> None:
+        """Log an event with ``emit`` (``warning``, say), or leave it out if there were too many.
 
         The first line of the next period has the number of lines that were left out.
         """
-        if not logger.isEnabledFor(logging.WARNING):
-            return
         now = time.monotonic()
-        since, count = self._counts.get((name, client.uid), (now, 0))
+        since, count = self._counts.get((name, key), (now, 0))
         left_out: dict[str, object] = {}
         if now - since > self._per_s:
             if count > self._lines:
@@ -66,13 +66,19 @@ class Complaints:
             since, count = now, 0
         if len(self._counts) > _COUNTED_PAIRS:
             self._counts.clear()
-        self._counts[name, client.uid] = (since, count + 1)
+        self._counts[name, key] = (since, count + 1)
         if count < self._lines:
-            warning(name, **fields, pid=client.pid, uid=client.uid, command=client.command, **left_out)
+            emit(name, **fields, **left_out)
 
 
-#: Log a warning about a client; rate-limited for each event name and uid.
-complaint = Complaints().log
+#: Log an event; rate-limited for each event name and key.
+limited = Limit().log
+
+
+def complaint(name: str, client: Client, **fields: object) -> None:
+    """Log a warning about a client; rate-limited for each event name and uid."""
+    if logger.isEnabledFor(logging.WARNING):
+        limited(warning, name, client.uid, **fields, pid=client.pid, uid=client.uid, command=client.command)
 
 
 def _emit(level: int, name: str, fields: dict[str, object]) -> None:

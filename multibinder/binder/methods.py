@@ -14,6 +14,7 @@ from multibinder.binder import events
 from multibinder.binder.answer import Answer, Reply, refuse, result
 from multibinder.binder.caller import Caller
 from multibinder.binder.counters import RequestCounters
+from multibinder.binder.failures import told
 from multibinder.binder.keeper import OnConfirmed
 from multibinder.binder.listener import Grant, Listener
 from multibinder.binder.owner import Owner
@@ -112,7 +113,9 @@ class Methods:
             return refuse(request.id, error.code, str(error), dict(error.data) or None)
         except Exception as error:  # A bug of the binder. The other clients and all listeners must outlive it.
             self._counters.count_refusal("internal")
-            events.error("internal-error", method=request.method, pid=caller.pid, error=repr(error))
+            events.limited(
+                events.error, "internal-error", caller.uid, method=request.method, pid=caller.pid, **told(error)
+            )
             return refuse(request.id, messages.INTERNAL_ERROR, f"Internal error: {error!r}; please report it")
         finally:
             self._counters.observe_request(time.perf_counter() - began)

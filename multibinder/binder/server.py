@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from multibinder.binder import events
 from multibinder.binder.acceptor import Acceptor
 from multibinder.binder.admission import Admission
 from multibinder.binder.answer import Answer, Reply
@@ -121,10 +122,21 @@ class ControlServer:
         self._service.drain()
 
     def accept(self, sock: socket.socket) -> None:
-        """Admit a connected client, or turn it away. Takes the socket."""
-        began = time.monotonic()
+        """Admit a connected client, or turn it away. Takes the socket. What fails costs this client alone."""
         self._counters.count_connection()
-        peer = Peer(sock, self._quotas)
+        try:
+            peer = Peer(sock, self._quotas)
+        except OSError as error:
+            events.debug("client-gone", why=error.strerror)
+            sock.close()
+            return
+        try:
+            self._admit(peer)
+        except Exception as error:
+            self._disconnects.give_up(peer, error)
+
+    def _admit(self, peer: Peer) -> None:
+        began = time.monotonic()
         verdict = self._admission.decide(peer.user)
         if verdict.evict is not None:
             self._disconnects.evict(verdict.evict)
@@ -152,4 +164,7 @@ class ControlServer:
 
     def _enforce_deadlines(self) -> None:
         for peer in self._deadlines.take_expired(time.monotonic(), _DROPPED_PER_TURN):
-            self._disconnects.time_out(peer, self._quotas.limits.timeout_s)
+            try:
+                self._disconnects.time_out(peer, self._quotas.limits.timeout_s)
+            except Exception as error:
+                self._disconnects.give_up(peer, error)

@@ -90,6 +90,13 @@ class Service:
         self._turns.charge(peer.user, time.monotonic() - began)
 
     def _serve(self, peer: Peer, mask: int) -> None:
+        """Serve a peer. What fails costs this peer alone."""
+        try:
+            self._serve_some(peer, mask)
+        except Exception as error:
+            self._disconnects.give_up(peer, error)
+
+    def _serve_some(self, peer: Peer, mask: int) -> None:
         try:
             if mask == WRITE:
                 peer.flush()
@@ -145,6 +152,8 @@ class Service:
             self._send(peer, request_bytes, answer)
         except OSError:
             self._disconnects.drop(peer)
+        except Exception as error:
+            self._disconnects.give_up(peer, error)
         else:
             self._serve(peer, 0)
 

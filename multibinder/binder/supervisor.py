@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import sdnotify
@@ -36,8 +37,8 @@ class Supervisor:
         """
         interval_us = os.environ.get("WATCHDOG_USEC", "")
         if interval_us.isdigit() and os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid()):
-            self._send("WATCHDOG=1")
             self._loop.call_later(int(interval_us) / 1e6 / 2, self.feed_watchdog)
+            self._send("WATCHDOG=1")
 
     def close(self) -> None:
         """Close the socket now. Garbage collection would do it later, when another descriptor may have its number."""
@@ -45,13 +46,14 @@ class Supervisor:
             self._socket.close()
 
     def _send(self, message: str) -> bool:
-        """Return False if the supervisor's queue is full. A supervisor that is gone is no reason to send again."""
+        """Return False if the supervisor's queue is full, or the kernel short of memory.
+
+        A supervisor that is gone is no reason to send again.
+        """
         if self._socket is None:
             return True
         try:
             self._socket.send(message.encode())
-        except BlockingIOError:
-            return False
-        except OSError:
-            pass
+        except OSError as error:
+            return error.errno not in (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
         return True

@@ -19,7 +19,6 @@ import pytest
 
 from multibinder import Client, RequestError
 from multibinder.binder import events
-from multibinder.binder.caller import Caller
 from multibinder.binder.peer import Peer
 from multibinder.binder.quotas import Limits, Quotas
 from tests.conftest import StartBinder
@@ -535,16 +534,14 @@ def test_log_lines_that_a_client_can_cause_at_will_are_throttled(binder: Binder)
 
 
 def test_a_throttled_log_line_says_how_many_were_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    complaints = events.Complaints(per_s=0.5)
-    near, far = socket.socketpair()
-    with near, far, caplog.at_level(logging.WARNING, logger="multibinder"):
-        client = Caller(near)
+    limit = events.Limit(per_s=0.5)
+    with caplog.at_level(logging.WARNING, logger="multibinder"):
         for _ in range(25):
-            complaints.log("rude", client)
+            limit.log(events.warning, "rude", 1000)
         assert len(caplog.records) == 20
 
         def told() -> bool:
-            complaints.log("rude", client)
+            limit.log(events.warning, "rude", 1000)
             return len(caplog.records) > 20
 
         wait_until(told, "the next line is logged when the interval is over")

@@ -136,6 +136,12 @@ def events() -> Iterator[Said]:
                 case ast.Call(func=ast.Attribute(attr=level), args=[ast.Constant(value=str() as name), *_]):
                     if level in LEVELS and " " not in name:
                         yield Said(module.at(node), name)
+                case ast.Call(
+                    func=ast.Attribute(attr="limited"),
+                    args=[ast.Attribute(attr=level), ast.Constant(value=str() as name), *_],
+                ):
+                    if level in LEVELS:
+                        yield Said(module.at(node), name)
 
 
 def every_text() -> str:

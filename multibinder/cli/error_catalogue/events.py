@@ -47,6 +47,18 @@ EVENTS = Section(
             remedy="`sysctl -w net.core.somaxconn=…`, then restart the server",
         ),
         entry(
+            "callback-failed",
+            cause="the kernel lacked a resource in a place that does not expect it, or the binder has a bug; only what "
+            "`callback=` names was not done, and it is tried again",
+            remedy="look at `error=`: descriptors (LimitNOFILE=), memory or a full disk; otherwise report the line",
+        ),
+        entry(
+            "client-failed",
+            cause="as `callback-failed`, while a client was served; it was told and dropped, and may ask again",
+            remedy="look at `error=`: descriptors (LimitNOFILE=), memory, fs.epoll.max_user_watches; otherwise report "
+            "the line",
+        ),
+        entry(
             "cannot-look",
             cause="the binder could not look for holders: a fork was refused, or the scan of /proc took too long",
             remedy="free memory, or raise TasksMax= of the unit; orphans are not found meanwhile",
