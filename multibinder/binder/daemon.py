@@ -49,6 +49,8 @@ from multibinder.wire.errors import BindError
 
 #: Set for the next version by an upgrade. A start has no such variable.
 _UPGRADED = "MULTIBINDER_UPGRADED"
+#: Log lines that were left out or could not be written are made up for this often.
+_CATCH_UP_EVERY_S = 1.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -207,6 +209,7 @@ class Daemon:
         self._store.repair()
         self._loop.call_every(self._program.timings.repair_every_s, self._store.repair)
         self._loop.call_every(self._program.timings.look_every_s, self._monitor.look)
+        self._loop.call_every(_CATCH_UP_EVERY_S, events.catch_up)
         self._supervisor.feed_watchdog()
         events.info(
             "serving",

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Protocol
 
 logger = logging.getLogger("multibinder")
 
-#: (Event name, key) pairs that are counted at the same time; above this, counting starts again.
+Emit = Callable[..., None]
+
+#: Pairs of event name and key that are counted at the same time. Above this, the pairs of a name share one count.
 _COUNTED_PAIRS = 1024
+
+#: The key of a name's common count, when too many pairs are counted.
+_MANY = "many"
+#: The fields of a left-out line that its summary has, too.
+_WHOM = ("uid", "command", "method")
 
 
 def debug(name: str, **fields: object) -> None:
@@ -40,6 +47,17 @@ class Client(Protocol):
     def command(self) -> str: ...
 
 
+class _Count:
+    """The lines of one name and key in one period."""
+
+    def __init__(self, since: float, emit: Emit) -> None:
+        self.since = since
+        self.emit = emit
+        self.lines = 0
+        self.left_out = 0
+        self.whom: dict[str, object] = {}
+
+
 class Limit:
     """Log events, at most ``lines`` in ``per_s`` seconds for each event name and key.
 
@@ -50,33 +68,60 @@ class Limit:
     def __init__(self, lines: int = 20, per_s: float = 10.0) -> None:
         self._lines = lines
         self._per_s = per_s
-        self._counts: dict[tuple[str, object], tuple[float, int]] = {}
+        self._counts: dict[tuple[str, Hashable], _Count] = {}
 
-    def log(self, emit: Callable[..., None], name: str, key: object, **fields: object) -> None:
+    def log(self, emit: Emit, name: str, key: Hashable, **fields: object) -> None:
         """Log an event with ``emit`` (``warning``, say), or leave it out if there were too many.
 
         The first line of the next period has the number of lines that were left out.
         """
         now = time.monotonic()
-        since, count = self._counts.get((name, key), (now, 0))
-        left_out: dict[str, object] = {}
-        if now - since > self._per_s:
-            if count > self._lines:
-                left_out = {"left_out": count - self._lines}
-            since, count = now, 0
-        if len(self._counts) > _COUNTED_PAIRS:
-            self._counts.clear()
-        self._counts[name, key] = (since, count + 1)
-        if count < self._lines:
-            emit(name, **fields, **left_out)
+        count = self._count(name, key, now, emit)
+        told: dict[str, object] = {}
+        if now - count.since > self._per_s:
+            if count.left_out:
+                told = {"left_out": count.left_out}
+            count.since, count.lines, count.left_out = now, 0, 0
+        count.lines += 1
+        if count.lines <= self._lines:
+            emit(name, **fields, **told)
+        else:
+            count.left_out += 1
+            count.emit = emit
+            count.whom = {field: fields[field] for field in _WHOM if field in fields}
+
+    def tell(self) -> None:
+        """Log how many lines were left out in each period that is over. Forget counts that are not needed any more."""
+        now = time.monotonic()
+        for (name, key), count in list(self._counts.items()):
+            if now - count.since > self._per_s:
+                del self._counts[name, key]
+                if count.left_out:
+                    count.emit(name, **count.whom, left_out=count.left_out)
+
+    def _count(self, name: str, key: Hashable, now: float, emit: Emit) -> _Count:
+        if (name, key) not in self._counts and len(self._counts) >= _COUNTED_PAIRS:
+            self.tell()
+            if len(self._counts) >= _COUNTED_PAIRS:
+                key = _MANY  # Clearing the counts would let a client escape its limit.
+        return self._counts.setdefault((name, key), _Count(now, emit))
 
 
-#: Log an event; rate-limited for each event name and key.
-limited = Limit().log
+_limit = Limit()
+#: Log an event that a client or a holder can cause at will: ``limited(info, "bound", uid, …)``. At most 20 lines in
+#: 10 seconds are written for each event name and key.
+limited = _limit.log
+
+
+def catch_up() -> None:
+    """Log what ``limited`` left out, and write what could not be written before. Call this now and then."""
+    _limit.tell()
+    for handler in logger.handlers:
+        handler.flush()
 
 
 def complaint(name: str, client: Client, **fields: object) -> None:
-    """Log a warning about a client; rate-limited for each event name and uid."""
+    """Log a warning about a client, limited for each event name and uid."""
     if logger.isEnabledFor(logging.WARNING):
         limited(warning, name, client.uid, **fields, pid=client.pid, uid=client.uid, command=client.command)
 

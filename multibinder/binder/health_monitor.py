@@ -148,7 +148,7 @@ class HealthMonitor:
         if holders or hidden or listener.last_handoff_at > self._look_began_at - self._grace_s:
             if observation.is_orphan:
                 why = holders[0] if holders else "some processes cannot be seen" if hidden else "it was asked for"
-                events.info("orphan-no-more", address=listener.address, why=why)
+                events.limited(events.info, "orphan-no-more", listener.log_key, address=listener.address, why=why)
             observation.unheld_since, observation.is_orphan = None, False
             return
         if observation.unheld_since is None:
@@ -160,8 +160,10 @@ class HealthMonitor:
             self._look_again(grace_ends_at)
             return
         observation.is_orphan = True
-        events.warning(
+        events.limited(
+            events.warning,
             "orphan",
+            listener.log_key,
             address=listener.address,
             owners=",".join(label or "-" for label in listener.labels),
             waiting=listener.kind.queue(listener.socket).length,
@@ -203,8 +205,13 @@ class HealthMonitor:
             observation = self._observations[listener]
             if observation.stalled_since is None and not observation.is_orphan:
                 observation.stalled_since = now - self._sample_every_s * self._samples
-                events.warning(
-                    "stalled", address=listener.address, waiting=length, why="no process accepts from its queue"
+                events.limited(
+                    events.warning,
+                    "stalled",
+                    listener.log_key,
+                    address=listener.address,
+                    waiting=length,
+                    why="no process accepts from its queue",
                 )
 
     def _close_if_orphan_expired(self, listener: Listener) -> None:
@@ -215,7 +222,9 @@ class HealthMonitor:
         waiting = listener.kind.queue(listener.socket).length
         del self._observations[listener]
         self._store.close_orphan(listener)
-        events.warning("orphan-closed", address=listener.address, after_s=int(unheld_s), reset=waiting)
+        events.limited(
+            events.warning, "orphan-closed", None, address=listener.address, after_s=int(unheld_s), reset=waiting
+        )
 
     def _orphan_ttl_s(self, listener: Listener) -> float | None:
         return orphan_ttl_of(self._orphan_ttls, str(listener.address), listener.labels)

@@ -75,6 +75,11 @@ class Listener(msgspec.Struct, eq=False):
         return inode_of(self.socket)
 
     @property
+    def log_key(self) -> int | None:
+        """Return the uid whose limit of log lines applies to this listener: its first owner's."""
+        return next((owner.uid for owner in self.claims), None)
+
+    @property
     def labels(self) -> list[str]:
         """Return the labels of the owners, each once. The empty label stands for all owners without one."""
         return list(dict.fromkeys(owner.label for owner in self.claims))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from multibinder.binder.keeper import OnConfirmed
 from multibinder.binder.listener import Grant, Listener
 from multibinder.binder.owner import Owner
 from multibinder.binder.policy_in_force import PolicyInForce
+from multibinder.binder.request_log import log_grants, log_releases
 from multibinder.binder.store import ListenerStore
 from multibinder.wire import messages
 from multibinder.wire.errors import RequestError
@@ -133,9 +133,7 @@ class Methods:
         # SO_PEERCRED shows a process that our PID namespace does not have with the PID 0 (unix(7)).
         grants = self._store.bind(specs, owners, held_outside_pid_namespace=not caller.pid)
         self._counters.count_handoffs(len(grants))
-        for grant in grants:
-            if grant.created or events.logger.isEnabledFor(logging.DEBUG):
-                _log_grant(grant, caller)
+        log_grants(grants, caller)
         not_kept = [grant.listener for grant in grants if not grant.listener.kept]
         if not not_kept or self._keeper is None:
             return _hand_over(request, grants, "")
@@ -157,18 +155,7 @@ class Methods:
     def _release(self, request: Request, caller: Caller, reply: Reply) -> Answer:
         specs, owners = self._allowed_params(request, caller, "release")
         outcomes = [self._store.release(spec, owner) for spec, owner in zip(specs, owners, strict=True)]
-        for outcome, owner in zip(outcomes, owners, strict=True):
-            if outcome.outcome != "absent":
-                events.info(
-                    "released",
-                    address=outcome.address,
-                    owner=owner.label or "-",
-                    outcome=outcome.outcome,
-                    pid=caller.pid,
-                    uid=caller.uid,
-                )
-        if absent := [outcome.address for outcome in outcomes if outcome.outcome == "absent"]:
-            events.debug("released-absent", count=len(absent), first=absent[0], pid=caller.pid, uid=caller.uid)
+        log_releases(outcomes, owners, caller)
         return result(request.id, outcomes)
 
     def _list(self, request: Request, caller: Caller, reply: Reply) -> Answer:
@@ -209,19 +196,6 @@ class Methods:
         for spec in specs:
             self._policy.require_allowed_for(caller, method, spec, self._store.find(spec))
         return specs, [self._store.owner(element.owner, caller.uid) for element in params]
-
-
-def _log_grant(grant: Grant, caller: Caller) -> None:
-    (events.info if grant.created else events.debug)(
-        "bound" if grant.created else "handed-over",
-        address=grant.listener.address,
-        owner=grant.owner.label or "-",
-        backlog=grant.backlog,
-        pid=caller.pid,
-        uid=caller.uid,
-    )
-    if grant.warning:
-        events.warning("backlog-capped", address=grant.listener.address, why=grant.warning)
 
 
 def _hand_over(request: Request, grants: Sequence[Grant], caution: str) -> Answer:

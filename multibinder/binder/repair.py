@@ -34,7 +34,9 @@ def make_ready_again(listener: Listener, refusals: BindRefusals, uid: int) -> No
     except OSError as error:
         raise refusals.of(listener.address, error, uid) from error
     listener.note_repair()
-    events.warning("repaired", address=listener.address, why="a holder had shut the socket down")
+    events.limited(
+        events.warning, "repaired", listener.log_key, address=listener.address, why="a holder had shut the socket down"
+    )
 
 
 def repair_all(listeners: Iterable[Listener], refusals: BindRefusals) -> None:
@@ -47,7 +49,7 @@ def repair_all(listeners: Iterable[Listener], refusals: BindRefusals) -> None:
         try:
             _repair(listener, refusals, largest_by_kind[name])
         except (OSError, BindError) as error:
-            events.error("cannot-repair", address=listener.address, why=error)
+            events.limited(events.error, "cannot-repair", listener.log_key, address=listener.address, why=error)
 
 
 def _repair(listener: Listener, refusals: BindRefusals, largest: int) -> None:
@@ -60,8 +62,22 @@ def _repair(listener: Listener, refusals: BindRefusals, largest: int) -> None:
         make_ready_again(listener, refusals, os.geteuid())
     elif queue.limit == listener.queue_limit < min(listener.options.backlog or largest, largest):
         set_backlog(listener)
-        events.info("backlog-raised", address=listener.address, was=queue.limit, now=listener.queue_limit)
+        events.limited(
+            events.info,
+            "backlog-raised",
+            listener.log_key,
+            address=listener.address,
+            was=queue.limit,
+            now=listener.queue_limit,
+        )
     elif queue.limit != listener.queue_limit:
         set_backlog(listener)
         listener.note_repair()
-        events.warning("backlog-restored", address=listener.address, was=queue.limit, now=listener.queue_limit)
+        events.limited(
+            events.warning,
+            "backlog-restored",
+            listener.log_key,
+            address=listener.address,
+            was=queue.limit,
+            now=listener.queue_limit,
+        )

@@ -135,7 +135,13 @@ class ListenerStore:
             if listener.claims:
                 self._durable.write([listener.record()])
             else:
-                events.info("withdrawn", address=listener.address, why="the client went away before its answer")
+                events.limited(
+                    events.info,
+                    "withdrawn",
+                    grant.owner.uid,
+                    address=listener.address,
+                    why="the client went away before its answer",
+                )
                 self._close(listener)
 
     def release(self, spec: ListenerSpec, owner: Owner) -> Released:
@@ -262,7 +268,7 @@ class ListenerStore:
             # Holders have copies, so close(2) alone would leave the port open. New clients must be refused at once.
             listener.kind.retire(listener.socket)
         except OSError as error:
-            events.warning("shutdown-failed", address=listener.address, error=error.strerror)
+            events.limited(events.warning, "shutdown-failed", None, address=listener.address, error=error.strerror)
         listener.socket.close()
         self._by_address.pop(listener.address, None)
         if listener.options.name:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import logging
 import os
 import re
 import socket
@@ -18,7 +17,6 @@ from pathlib import Path
 import pytest
 
 from multibinder import Client, RequestError
-from multibinder.binder import events
 from multibinder.binder.peer import Peer
 from multibinder.binder.quotas import Limits, Quotas
 from tests.conftest import StartBinder
@@ -531,21 +529,6 @@ def test_log_lines_that_a_client_can_cause_at_will_are_throttled(binder: Binder)
     with RawClient(binder.socket_path) as other:
         other.ask(HELLO)
     assert binder.log_path.read_text().count("event=protocol-error") == 20
-
-
-def test_a_throttled_log_line_says_how_many_were_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    limit = events.Limit(per_s=0.5)
-    with caplog.at_level(logging.WARNING, logger="multibinder"):
-        for _ in range(25):
-            limit.log(events.warning, "rude", 1000)
-        assert len(caplog.records) == 20
-
-        def told() -> bool:
-            limit.log(events.warning, "rude", 1000)
-            return len(caplog.records) > 20
-
-        wait_until(told, "the next line is logged when the interval is over")
-    assert caplog.records[-1].fields["left_out"] >= 5  # type: ignore[attr-defined]
 
 
 def test_a_binder_without_a_free_descriptor_pauses_and_serves_on(start_binder: StartBinder) -> None:
