@@ -31,7 +31,7 @@ from multibinder.binder.methods import Methods
 from multibinder.binder.pidfile import remove_pidfile, write_pidfile
 from multibinder.binder.policy import Policy
 from multibinder.binder.policy_in_force import PolicyInForce
-from multibinder.binder.policy_source import load_first_policy, load_policy, reload_policy
+from multibinder.binder.policy_source import PolicySource, load_first_policy, load_policy
 from multibinder.binder.quotas import Limits, Quotas
 from multibinder.binder.ready import report_ready
 from multibinder.binder.records import Record
@@ -172,6 +172,7 @@ class Daemon:
         self._upgrader = Upgrader(
             loop, program.command, version, store, check=self._require_good_policy, begin=self._begin_upgrade
         )
+        self._policy_source = PolicySource(loop, settings.policy, policy, self._note_policy, timeout_s=timings.policy_s)
         methods = Methods(
             store,
             version,
@@ -223,6 +224,7 @@ class Daemon:
         for client in clients:
             self._server.accept(client)
         remaining = self._server.run()
+        self._policy_source.stop()
         self._monitor.stop()
         self._loop.close()
         signals.close()
@@ -266,12 +268,11 @@ class Daemon:
         elif number == signal.SIGUSR1:
             self._upgrader.upgrade()
         elif number == signal.SIGHUP:
-            self._reload_policy()
+            self._policy_source.reload()
         else:
             events.warning("signal-ignored", signal=name, why="this version has no use for it")
 
-    def _reload_policy(self) -> None:
-        self._policy.replace(reload_policy(self._settings.policy, self._policy.current))
+    def _note_policy(self) -> None:
         self._durable.note_policy(self._policy.current is not None)
 
     def _require_good_policy(self) -> None:

@@ -138,6 +138,21 @@ class Forked:
         return True
 
 
+def answer_of(work: Callable[[], bytes], *, timeout_s: float) -> tuple[bytes | None, str]:
+    """Have a child do the work, and wait for it. Return what ``Forked`` would tell. For a start, when no loop runs."""
+    told: list[tuple[bytes | None, str]] = []
+    loop = Loop()
+
+    def tell(answer: bytes | None, why: str) -> None:
+        told.append((answer, why))
+        loop.stop()
+
+    Forked(loop, work, tell, timeout_s=timeout_s)
+    loop.run(lambda: None)
+    loop.close()
+    return told[0]
+
+
 def _answer(output: bytes) -> tuple[bytes | None, str]:
     """Return the answer of a child; or None, and why there is none."""
     kind, text = output[:1], output[1 + _LENGTH_BYTES :]

@@ -59,37 +59,44 @@ class _FileText(msgspec.Struct, forbid_unknown_fields=True):
     rule: list[_RuleText] = []
 
 
+class ResolvedFile(msgspec.Struct, frozen=True):
+    """A file that was read and checked, with numbers in place of the names of users and groups."""
+
+    path: str
+    rules: list[_RuleText]
+
+    def policy(self) -> Policy:
+        """Return the policy. No name is looked up."""
+        return _policy(self.rules, self.path)
+
+
 def load(path: str) -> Policy:
     """Read and check a file. Raises PolicyError, also for a file that users other than root and ours may write."""
-    try:
-        # O_NONBLOCK: a FIFO must not keep the loop waiting for its writer.
-        with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
-            status = os.fstat(file.fileno())
-            text = file.read(_MAX_BYTES + 1) if stat.S_ISREG(status.st_mode) else None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = (getattr(error, "strerror", None) or str(error)).lower()
-        raise PolicyError(f"{path}: cannot read the policy: {reason}") from error
-    if text is None or len(text) > _MAX_BYTES:
-        raise PolicyError(f"{path}: no policy: a regular file of at most 1 MiB is expected")
-    if status.st_uid not in (0, os.geteuid()):
-        raise PolicyError(f"{path}: belongs to uid {status.st_uid}, who could allow themselves anything; 'chown root'")
-    if status.st_mode & 0o022:
-        mode = stat.S_IMODE(status.st_mode)
-        raise PolicyError(f"{path}: others may write it (mode {mode:04o}), so anything may be in it; 'chmod go-w'")
-    return parse(text, path)
+    return parse(_read(path), path)
 
 
 def parse(text: bytes, path: str) -> Policy:
     """Return the policy that a text describes; ``path`` is for messages. Raises PolicyError."""
-    try:
-        content = msgspec.toml.decode(text, type=_FileText)
-    except msgspec.ValidationError as error:
-        raise PolicyError(f"{path}: {_located(str(error))}") from None
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        # ValueError: the text is not UTF-8, or a number has 5,000 digits.
-        raise PolicyError(f"{path}: not TOML: {error}") from None
-    rules = tuple(_rule(number, rule, path) for number, rule in enumerate(content.rule, 1))
-    return Policy(path, rules, os.geteuid())
+    return _policy(_decode(text, path).rule, path)
+
+
+def resolved(path: str) -> ResolvedFile:
+    """Read and check a file as ``load`` does, and return it in a form that passes from one process to another.
+
+    A name of a user or group may be looked up by a module of nsswitch.conf(5) in the network, which takes long, or does
+    not end.
+    """
+    text = _read(path)
+    policy = parse(text, path)
+    rules = [
+        msgspec.structs.replace(
+            written,
+            uid=None if written.uid is None else sorted(rule.uids),
+            gid=None if written.gid is None else sorted(rule.gids),
+        )
+        for written, rule in zip(_decode(text, path).rule, policy.rules, strict=True)
+    ]
+    return ResolvedFile(path, rules)
 
 
 def lint(policy: Policy) -> Iterator[str]:
@@ -129,6 +136,40 @@ def lint(policy: Policy) -> Iterator[str]:
         for pattern in rule.addresses:
             if pattern.matches_nothing:
                 yield f"{rule}: {pattern} matches nothing: this version binds TCP addresses only"
+
+
+def _read(path: str) -> bytes:
+    try:
+        # O_NONBLOCK: a FIFO must not keep the loop waiting for its writer.
+        with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+            status = os.fstat(file.fileno())
+            text = file.read(_MAX_BYTES + 1) if stat.S_ISREG(status.st_mode) else None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise PolicyError(f"{path}: cannot read the policy: {reason}") from error
+    if text is None or len(text) > _MAX_BYTES:
+        raise PolicyError(f"{path}: no policy: a regular file of at most 1 MiB is expected")
+    if status.st_uid not in (0, os.geteuid()):
+        raise PolicyError(f"{path}: belongs to uid {status.st_uid}, who could allow themselves anything; 'chown root'")
+    if status.st_mode & 0o022:
+        mode = stat.S_IMODE(status.st_mode)
+        raise PolicyError(f"{path}: others may write it (mode {mode:04o}), so anything may be in it; 'chmod go-w'")
+    return text
+
+
+def _decode(text: bytes, path: str) -> _FileText:
+    try:
+        content = msgspec.toml.decode(text, type=_FileText)
+    except msgspec.ValidationError as error:
+        raise PolicyError(f"{path}: {_located(str(error))}") from None
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        # ValueError: the text is not UTF-8, or a number has 5,000 digits.
+        raise PolicyError(f"{path}: not TOML: {error}") from None
+    return content
+
+
+def _policy(rules: Sequence[_RuleText], path: str) -> Policy:
+    return Policy(path, tuple(_rule(number, rule, path) for number, rule in enumerate(rules, 1)), os.geteuid())
 
 
 def _root_came_before(policy: Policy, rule: Rule) -> bool:

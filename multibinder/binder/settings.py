@@ -36,6 +36,7 @@ class Timings(msgspec.Struct, frozen=True):
     ``grace_s``         a listener is an orphan when looks have found no holder for this long: a server that restarts
                         has none for a moment. Within this time after a handoff it is no orphan either: its descriptor
                         may still be in flight. With ``look_every_s``, an orphan is noticed within half a minute.
+    ``policy_s``        the time that a load of the policy may take, after SIGHUP.
     ``repair_every_s``  from one check of all listeners to the next: a holder may shut a shared socket down, or change
                         its backlog, and the kernel does not tell us.
     """
@@ -43,4 +44,5 @@ class Timings(msgspec.Struct, frozen=True):
     look_every_s: float = 15.0
     look_timeout_s: float = 15.0
     grace_s: float = 10.0
+    policy_s: float = 60.0
     repair_every_s: float = 15.0

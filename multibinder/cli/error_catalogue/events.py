@@ -111,9 +111,10 @@ EVENTS = Section(
         ),
         entry(
             "policy-broken",
-            cause="the policy file was changed and cannot be used. At SIGHUP the previous policy holds; at a start "
+            cause="the policy file was changed and cannot be used, or its names could not be looked up in time. At "
+            "SIGHUP the previous policy holds; at a start "
             "only root and the binder's user may ask for anything",
-            remedy="`multibinder policy lint FILE`, correct it, SIGHUP",
+            remedy="`multibinder policy lint FILE`, correct it (numbers need no look-up of names), SIGHUP",
         ),
         entry(
             "directory-unsafe",
