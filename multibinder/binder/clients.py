@@ -42,9 +42,15 @@ class Clients:
         return list(self._lingering)
 
     @property
-    def all_idle(self) -> bool:
-        """Return whether no client has a request in progress."""
-        return len(self._idle) + len(self._lingering) == len(self)
+    def without_answer_in_progress(self) -> Sequence[Peer]:
+        """Return the served peers that no answer is queued or awaited for, the longest-idle first."""
+        others = (peer for peer in self if peer not in self._idle and peer not in self._lingering)
+        return [*self._idle, *(peer for peer in others if not peer.answer_in_progress)]
+
+    @property
+    def no_answer_in_progress(self) -> bool:
+        """Return whether no answer to a served peer is queued or awaited."""
+        return len(self.without_answer_in_progress) + len(self._lingering) == len(self)
 
     def of(self, user: User) -> Iterable[Peer]:
         """Return the user's peers in the order in which they connected."""

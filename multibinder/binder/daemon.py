@@ -11,12 +11,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from multibinder.binder import events, inherit
+from multibinder.binder import client_state, events, inherit, lifeboat, next_version
 from multibinder.binder.bind_refusal import BindRefusals, WhoListens
+from multibinder.binder.client_state import CLIENT, ClientState
 from multibinder.binder.control_socket import ControlSocket, open_control_socket
 from multibinder.binder.counters import RequestCounters
 from multibinder.binder.descriptor_limit import fit_descriptors
@@ -24,14 +25,14 @@ from multibinder.binder.durable_state import DurableState
 from multibinder.binder.failures import callback_failed
 from multibinder.binder.health_monitor import HealthMonitor
 from multibinder.binder.holder_scan import FindHolders, HolderScan
-from multibinder.binder.inherit import Inheritance
+from multibinder.binder.inherit import NOT_KEPT, Inheritance
 from multibinder.binder.keeper import Keeper, keeper_for
 from multibinder.binder.loop import Loop
 from multibinder.binder.methods import Methods
 from multibinder.binder.pidfile import remove_pidfile, write_pidfile
 from multibinder.binder.policy import Policy
 from multibinder.binder.policy_in_force import PolicyInForce
-from multibinder.binder.policy_source import PolicySource, load_first_policy, load_policy
+from multibinder.binder.policy_source import PolicySource, load_first_policy, require_file
 from multibinder.binder.quotas import Limits, Quotas
 from multibinder.binder.ready import report_ready
 from multibinder.binder.records import Record
@@ -42,13 +43,10 @@ from multibinder.binder.status import BinderStatusSource
 from multibinder.binder.store import ListenerStore
 from multibinder.binder.supervisor import Supervisor
 from multibinder.binder.upgrader import Upgrader
-from multibinder.kernel.listen_fds import pass_listen_fds
-from multibinder.kernel.socket_options import cookie_of
+from multibinder.kernel.socket_options import cookie_of, inode_of
 from multibinder.observe.holders import holders_of
 from multibinder.wire.errors import BindError
 
-#: Set for the next version by an upgrade. A start has no such variable.
-_UPGRADED = "MULTIBINDER_UPGRADED"
 #: Log lines that were left out or could not be written are made up for this often.
 _CATCH_UP_EVERY_S = 1.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -73,28 +71,30 @@ def run(settings: Settings, program: Program) -> None:
 
     Raises MultibinderError if the binder cannot start.
     """
-    while (descriptors := _run_one_life(settings, program)) is not None:
-        pass_listen_fds(descriptors, os.environ)
-        os.environ[_UPGRADED] = "1"
-        try:
-            os.execv(program.command[0], list(program.command))
-        except OSError as error:
-            # All descriptors are passed on already. The next life takes them as the new version would.
-            events.error("upgrade-failed", why=error.strerror, done=f"version {program.version} goes on")
+    # The exit status of a child must not be lost because the program that started us ignored SIGCHLD.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    inherited, failure = inherit.receive(os.environ), None
+    while (descriptors := _run_one_life(settings, program, inherited, failure)) is not None:
+        descriptors, failure = next_version.execute(program.command, program.version, descriptors, settings.socket_path)
+        inherited = inherit.identify(descriptors)
 
 
-def _run_one_life(settings: Settings, program: Program) -> list[tuple[str, int]] | None:
-    """Restore, assemble, serve and leave. Return the named descriptors for the next version; None after a stop."""
+def _run_one_life(
+    settings: Settings, program: Program, inherited: Inheritance, upgrade_failure: str | None
+) -> list[tuple[str, int]] | None:
+    """Restore, assemble, serve and leave. Return the named descriptors for the next version; None after a stop.
+
+    ``upgrade_failure`` tells why the upgrade failed that ended the life before this one.
+    """
     limits = fit_descriptors(settings.limits)
-    inherited = inherit.receive(os.environ)
     with open_control_socket(
         settings.socket_path, settings.mode, settings.group, inherited.control, inherited.lock
     ) as control:
         if settings.pidfile is not None:
-            write_pidfile(settings.pidfile)
+            write_pidfile(settings.pidfile, required=not inherited.listeners)
         restored = _restore(settings, limits, inherited, BindRefusals(program.who_listens))
-        daemon = Daemon(settings, program, limits, restored, control)
-        clients = daemon.serve(inherited.peers)
+        daemon = Daemon(settings, program, limits, restored, control, upgrade_failure)
+        clients = daemon.serve(inherited)
         descriptors = daemon.detach_all(clients) if daemon.is_upgrading else None
     if descriptors is None:
         daemon.stop()
@@ -120,7 +120,7 @@ def _restore(settings: Settings, limits: Limits, inherited: Inheritance, refusal
         inherited,
         keeper,
         lambda: store,
-        upgraded=os.environ.pop(_UPGRADED, None) is not None,
+        upgraded=os.environ.pop(next_version.UPGRADED, None) is not None,
     )
     store = ListenerStore(refusals, durable, limit=limits.listeners, limit_per_uid=limits.listeners_per_uid)
     for _, sock in inherited.listeners:
@@ -150,6 +150,7 @@ class Daemon:
         limits: Limits,
         restored: Restored,
         control: ControlSocket,
+        upgrade_failure: str | None,
     ) -> None:
         self._settings = settings
         self._program = program
@@ -163,14 +164,14 @@ class Daemon:
         self._is_stopping = False
         self._is_upgrading = False
         counters = RequestCounters()
-        quotas = Quotas(limits)
+        self._quotas = quotas = Quotas(limits)
         timings, version = program.timings, program.version
         # The keeper is our parent, and has copies of all listeners.
         ignored_pids = () if keeper is None else (os.getppid(),)
         scan = HolderScan(loop, program.find_holders, ignored_pids, timings.look_timeout_s)
         self._monitor = HealthMonitor(loop, store, scan, settings.orphan_ttl, grace_s=timings.grace_s)
         self._upgrader = Upgrader(
-            loop, program.command, version, store, check=self._require_good_policy, begin=self._begin_upgrade
+            loop, program.command, version, store, check=self._check_upgrade, begin=self._begin_upgrade
         )
         self._policy_source = PolicySource(loop, settings.policy, policy, self._note_policy, timeout_s=timings.policy_s)
         methods = Methods(
@@ -181,6 +182,7 @@ class Daemon:
             status_source=BinderStatusSource(version, self._monitor, durable, keeper, quotas, policy, counters),
             upgrader=self._upgrader,
             keeper=keeper,
+            upgrade_failure=upgrade_failure,
         )
         self._server = ControlServer(
             loop,
@@ -196,10 +198,10 @@ class Daemon:
         """Return whether the next version takes over. A stop signal after the rehearsal cancels the upgrade."""
         return self._is_upgrading and not self._is_stopping
 
-    def serve(self, clients: Sequence[socket.socket]) -> list[socket.socket]:
-        """Serve until a signal or an upgrade. Return the idle clients of an upgrade, which the caller owns.
+    def serve(self, inherited: Inheritance) -> list[tuple[socket.socket, ClientState]]:
+        """Serve until a signal or an upgrade. Return the clients to pass on at an upgrade, which the caller owns.
 
-        ``clients`` were connected to the version before; they belong to the server from now on.
+        The clients of ``inherited`` belong to the server from now on.
         """
         if self._keeper is not None:
             # A client that connects while we are dead waits in the queue of the kept control socket.
@@ -221,17 +223,23 @@ class Daemon:
         )
         self._supervisor.report_ready(self._settings.socket_path)
         report_ready()
-        for client in clients:
-            self._server.accept(client)
+        if inherited.lifeboat is not None:
+            lifeboat.dismiss(inherited.lifeboat)
+        for client in inherited.peers:
+            self._server.accept(client, inherited.client_states.get(inode_of(client)))
         remaining = self._server.run()
         self._policy_source.stop()
+        self._upgrader.stop()
         self._monitor.stop()
         self._loop.close()
         signals.close()
         return remaining
 
-    def detach_all(self, clients: Sequence[socket.socket]) -> list[tuple[str, int]]:
-        """Return every descriptor that the next version needs, with its name. The caller owns them."""
+    def detach_all(self, clients: Sequence[tuple[socket.socket, ClientState]]) -> list[tuple[str, int]]:
+        """Return every descriptor that the next version needs, with its name. The caller owns them.
+
+        ``clients`` are sockets, which it takes, and what is known of them.
+        """
         journal = self._durable.detach_journal()
         self._supervisor.close()
         if self._keeper is not None:
@@ -239,7 +247,7 @@ class Daemon:
         return [
             *self._control.detach(),
             journal,
-            *((inherit.PEER, client.detach()) for client in clients),
+            *client_state.detach(clients),
             *self._store.detach_all(),
         ]
 
@@ -275,9 +283,14 @@ class Daemon:
     def _note_policy(self) -> None:
         self._durable.note_policy(self._policy.current is not None)
 
-    def _require_good_policy(self) -> None:
-        # The rehearsal does not know that a policy is in force: it would accept that the default file is gone.
-        load_policy(self._settings.policy, required=self._policy.current is not None)
+    def _check_upgrade(self) -> Mapping[str, str]:
+        """Return the variables of a rehearsal. Raises MultibinderError for a fault that it would not notice."""
+        has_policy = self._policy.current is not None
+        if has_policy:
+            require_file(self._settings.policy)
+        names = [listener.kept_name if listener.kept else NOT_KEPT for listener in self._store.listeners()]
+        names += [CLIENT] * self._quotas.clients
+        return next_version.rehearsal_environment(names, policy_required=has_policy)
 
     def _begin_upgrade(self) -> None:
         self._is_upgrading = True

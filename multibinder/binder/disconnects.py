@@ -141,6 +141,13 @@ class Disconnects:
             self._loop.call_later(self._linger_s, self._close_lingering)
         self._clients.linger(peer)
 
+    def interrupt(self, peer: Peer, *, is_upgrading: bool) -> None:
+        """Close the connection of a client whose answer does not come before the end of this version."""
+        if is_upgrading and self._clients.is_served(peer) and not peer.backed_up:
+            text = "Not now: the binder is being upgraded; try again"
+            _send_last(peer, refuse(None, messages.LIMIT_REACHED, text, {"limit": "upgrade"}))
+        self.close(peer)
+
     def close(self, peer: Peer) -> None:
         """Close the connection of a client at once."""
         self._forget(peer)

@@ -13,13 +13,18 @@ from collections.abc import Mapping, MutableMapping, Sequence
 
 import msgspec
 
-from multibinder.binder import events, records
+from multibinder.binder import client_state, events, records
+from multibinder.binder.client_state import CLIENTS, ClientState
+from multibinder.binder.lifeboat import LIFEBOAT
 from multibinder.binder.records import Header, Record
 from multibinder.kernel.listen_fds import take_listen_fds
 from multibinder.wire import kinds
 
 #: Names of descriptors that are not listeners. A journal's name is RECORDS and a number that grows.
-CONTROL, LOCK, PEER, RECORDS = "control", "lock", "peer", "records"
+CONTROL, LOCK, RECORDS = "control", "lock", "records"
+#: The name of a listener that the keeper does not have, on its way to the next version. It is empty, because all names
+#: together must fit into one string of the environment.
+NOT_KEPT = ""
 
 
 class Inheritance(msgspec.Struct, frozen=True):
@@ -27,6 +32,8 @@ class Inheritance(msgspec.Struct, frozen=True):
 
     All are close-on-exec, and belong to the object that takes them. ``listeners`` have the names that they came with.
     The journals, whose names are ``record_names``, are read and closed: ``header`` and ``records`` are their content.
+    ``peers`` are the clients of the version before, and ``client_states`` has what it knew of them, by their inodes.
+    ``lifeboat`` is the pipe of the process that takes over if this one ends before it serves.
     """
 
     control: socket.socket | None
@@ -36,17 +43,24 @@ class Inheritance(msgspec.Struct, frozen=True):
     header: Header | None
     records: Mapping[int, Record]
     record_names: Sequence[str]
+    client_states: Mapping[int, ClientState]
+    lifeboat: int | None
 
     @property
     def kept_names(self) -> list[str]:
         """Return the names under which a keeper may have inherited journals and listeners."""
-        return [*self.record_names, *(name for name, _ in self.listeners)]
+        return [*self.record_names, *(name for name, _ in self.listeners if name)]
 
 
 def receive(environment: MutableMapping[str, str]) -> Inheritance:
     """Take the descriptors that were passed to this process. Those that cannot be identified are closed."""
+    return identify(take_listen_fds(environment, warn_not_open))
+
+
+def identify(descriptors: Sequence[tuple[str, int]]) -> Inheritance:
+    """Take descriptors with their names. Those that cannot be identified are closed."""
     sorter = _Sorter()
-    for name, descriptor in sorted(take_listen_fds(environment, warn_not_open), key=_age):
+    for name, descriptor in sorted(descriptors, key=_age):
         sorter.sort(name, descriptor)
     return sorter.result()
 
@@ -76,13 +90,20 @@ class _Sorter:
         self._header: Header | None = None
         self._records: dict[int, Record] = {}
         self._record_names: list[str] = []
+        self._client_states: dict[int, ClientState] = {}
+        self._lifeboat: int | None = None
 
     def sort(self, name: str, descriptor: int) -> None:
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISSOCK(mode):
             self._sort_socket(name, socket.socket(fileno=descriptor))
+        elif name == LIFEBOAT and stat.S_ISFIFO(mode) and self._lifeboat is None:
+            self._lifeboat = descriptor
         elif not stat.S_ISREG(mode):
             _close(descriptor, name, "no socket")
+        elif name == CLIENTS:
+            self._client_states |= client_state.read(descriptor)
+            os.close(descriptor)
         elif name.startswith(RECORDS):
             self._read_journal(name, descriptor)
         elif name == LOCK and self._lock is None:
@@ -99,6 +120,8 @@ class _Sorter:
             self._header,
             self._records,
             self._record_names,
+            self._client_states,
+            self._lifeboat,
         )
 
     def _read_journal(self, name: str, descriptor: int) -> None:

@@ -57,6 +57,7 @@ class Methods:
     """Answer requests.
 
     ``keeper`` stores the descriptors of new listeners before they are handed over; None if there is no keeper.
+    ``upgrade_failure`` tells why the last upgrade failed, if it began and this version goes on.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Methods:
         status_source: StatusSource,
         upgrader: Upgrader,
         keeper: StoreDescriptors | None,
+        upgrade_failure: str | None = None,
     ) -> None:
         self._store = store
         self._version = version
@@ -77,6 +79,7 @@ class Methods:
         self._status_source = status_source
         self._upgrader = upgrader
         self._keeper = keeper
+        self._upgrade_failure = upgrade_failure
         self._methods: dict[str, Callable[[Request, Caller, Reply], Answer | None]] = {
             "hello": self._hello,
             "bind": self._bind,
@@ -125,7 +128,14 @@ class Methods:
         return refuse(request_id, code, sentence)
 
     def _hello(self, request: Request, caller: Caller, reply: Reply) -> Answer:
-        hello = Hello("multibinder", self._version, messages.PROTOCOL, os.getpid(), list(self._methods))
+        hello = Hello(
+            "multibinder",
+            self._version,
+            messages.PROTOCOL,
+            os.getpid(),
+            list(self._methods),
+            upgrade_failure=self._upgrade_failure,
+        )
         return result(request.id, hello)
 
     def _bind(self, request: Request, caller: Caller, reply: Reply) -> Answer | None:

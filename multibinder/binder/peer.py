@@ -13,9 +13,11 @@ from collections.abc import Sequence
 
 from multibinder.binder.answer import Answer
 from multibinder.binder.caller import Caller
+from multibinder.binder.client_state import ClientState
 from multibinder.binder.listener import Grant
 from multibinder.binder.loop import READ
 from multibinder.binder.quotas import Quotas
+from multibinder.kernel.socket_options import inode_of
 from multibinder.wire import transport
 from multibinder.wire.decoder import Decoder
 
@@ -25,16 +27,18 @@ class Peer:
 
     No method blocks: each sends or receives as much as the kernel allows now. The peer owns ``sock`` until it is
     detached or closed. The constructor raises OSError for a connection that is gone already, and does not own ``sock``
-    then.
+    then. ``state`` is what the version before knew of the client, if that version accepted it.
     """
 
-    def __init__(self, sock: socket.socket, quotas: Quotas) -> None:
+    def __init__(self, sock: socket.socket, quotas: Quotas, state: ClientState | None = None) -> None:
         sock.setblocking(False)
         self.socket = sock
         self.caller = Caller(sock)
         self.user = quotas.user(self.caller.uid)
         self._quotas = quotas
         self._decoder = Decoder(quotas.limits.request_bytes)
+        if state is not None:
+            self._decoder.feed(state.input)
         self._unsent: deque[tuple[memoryview, Sequence[int], Sequence[Grant]]] = deque()
         # Bytes of an unfinished request, and descriptors that may not have been received, as noted in the quotas.
         self._buffered = 0
@@ -51,6 +55,16 @@ class Peer:
     def idle(self) -> bool:
         """Return whether no answer is queued for the client, and it has no request in progress."""
         return not self._unsent and not self.awaits_answer and not self._decoder.unfinished
+
+    @property
+    def answer_in_progress(self) -> bool:
+        """Return whether an answer to the client is queued, or will come later."""
+        return bool(self._unsent) or self.awaits_answer
+
+    @property
+    def has_input(self) -> bool:
+        """Return whether bytes have been received that belong to no answered request."""
+        return self._decoder.unfinished
 
     @property
     def backed_up(self) -> bool:
@@ -146,9 +160,9 @@ class Peer:
         except OSError:
             return True
 
-    def detach(self) -> socket.socket:
-        """Give the socket, still connected, to the caller."""
-        return self.socket
+    def detach(self) -> tuple[socket.socket, ClientState]:
+        """Give the socket, still connected, to the caller, and what the next version must know of the client."""
+        return self.socket, ClientState(inode_of(self.socket), self._decoder.pending)
 
     def close(self) -> None:
         """Close the connection. Nothing of it counts in the quotas afterwards."""

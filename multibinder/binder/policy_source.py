@@ -41,6 +41,12 @@ def load_policy(path: str | None, *, required: bool = False) -> Policy | None:
     return None if file is None else file.policy()
 
 
+def require_file(path: str | None) -> None:
+    """Raise PolicyError if the policy file does not exist. Nothing is read and no name is looked up."""
+    if not os.path.lexists(path or DEFAULT_POLICY):
+        raise PolicyError(f"{path or DEFAULT_POLICY}: there is no such file, and a policy is in force")
+
+
 def load_first_policy(path: str | None, *, had_policy: bool, has_listeners: bool) -> Policy | None:
     """Load the policy at a start. Raises PolicyError only if the binder has no listeners.
 

@@ -13,6 +13,7 @@ from multibinder.binder.acceptor import Acceptor
 from multibinder.binder.admission import Admission
 from multibinder.binder.answer import Answer, Reply
 from multibinder.binder.caller import Caller
+from multibinder.binder.client_state import ClientState
 from multibinder.binder.clients import Clients
 from multibinder.binder.counters import RequestCounters
 from multibinder.binder.deadlines import Deadlines
@@ -36,6 +37,7 @@ class ServerTimings(msgspec.Struct, frozen=True):
     ``shortage_pause_s``  the pause after accept(2) failed for lack of descriptors or memory.
     ``throttle_s``        the pause of a client that exceeded its rate.
     ``linger_s``          the interval of checks for lingering clients that have received their descriptors.
+    ``drain_s``           how long answers in progress are waited for before an upgrade. Other clients wait as long.
     """
 
     user_turn_s: float = 0.0005
@@ -43,6 +45,7 @@ class ServerTimings(msgspec.Struct, frozen=True):
     shortage_pause_s: float = 1.0
     throttle_s: float = 0.1
     linger_s: float = 1.0
+    drain_s: float = 2.0
 
 
 DEFAULT_TIMINGS = ServerTimings()
@@ -97,18 +100,19 @@ class ControlServer:
             turn_s=timings.user_turn_s,
             shortage_pause_s=timings.shortage_pause_s,
         )
+        self._drain_s = timings.drain_s
         self._stopping = False
         self._drain_deadline: float | None = None
 
-    def run(self) -> list[socket.socket]:
-        """Serve. Return the idle clients that are left after ``drain``; the caller owns them."""
+    def run(self) -> list[tuple[socket.socket, ClientState]]:
+        """Serve. Return the clients to pass on after ``drain``, and what is known of them; the caller owns them."""
         self._acceptor.start()
         try:
             self._loop.run(self._finish_turn)
-            return [] if self._stopping else [self._detach(peer) for peer in self._clients.idle]
+            return [] if self._stopping else [self._detach(peer) for peer in self._clients.without_answer_in_progress]
         finally:
             for peer in list(self._clients):
-                self._disconnects.close(peer)
+                self._disconnects.interrupt(peer, is_upgrading=not self._stopping)
 
     def stop(self) -> None:
         """Make ``run`` return at the end of this turn, and close all clients."""
@@ -116,16 +120,22 @@ class ControlServer:
         self._loop.stop()
 
     def drain(self) -> None:
-        """Take no new requests. ``run`` returns when those in progress are answered, or after the timeout."""
-        self._drain_deadline = time.monotonic() + self._quotas.limits.timeout_s
+        """Take no new requests. ``run`` returns when the answers in progress are sent, or after ``drain_s``.
+
+        A request that has not arrived whole is not in progress. It is passed on as it is.
+        """
+        self._drain_deadline = time.monotonic() + self._drain_s
         self._acceptor.stop()
         self._service.drain()
 
-    def accept(self, sock: socket.socket) -> None:
-        """Admit a connected client, or turn it away. Takes the socket. What fails costs this client alone."""
+    def accept(self, sock: socket.socket, state: ClientState | None = None) -> None:
+        """Admit a connected client, or turn it away. Takes the socket. What fails costs this client alone.
+
+        ``state`` is what the version before knew of a client that it passed on.
+        """
         self._counters.count_connection()
         try:
-            peer = Peer(sock, self._quotas)
+            peer = Peer(sock, self._quotas, state)
         except OSError as error:
             events.debug("client-gone", why=error.strerror)
             sock.close()
@@ -152,13 +162,15 @@ class ControlServer:
         """Serve the queue, enforce deadlines. Return when the next turn must begin, as ``Loop.run`` has it."""
         self._service.serve_due()
         self._enforce_deadlines()
-        if self._drain_deadline is not None and (self._clients.all_idle or self._drain_deadline <= time.monotonic()):
+        if self._drain_deadline is not None and (
+            self._clients.no_answer_in_progress or self._drain_deadline <= time.monotonic()
+        ):
             self._loop.stop()
         if self._turns:
             return 0
         return min((at for at in (self._deadlines.first, self._drain_deadline) if at is not None), default=None)
 
-    def _detach(self, peer: Peer) -> socket.socket:
+    def _detach(self, peer: Peer) -> tuple[socket.socket, ClientState]:
         self._clients.remove(peer)
         return peer.detach()
 

@@ -64,6 +64,8 @@ class Service:
         if self._turns.has_time(peer.user):
             # Its request is often there already, and this saves it a turn of the loop.
             self._serve(peer, READ)
+        elif peer.has_input:
+            self._turns.enqueue(peer, 0)  # its request came with it from the version before
 
     def serve_due(self) -> None:
         """Serve the peers that have waited for their turn."""
@@ -71,10 +73,11 @@ class Service:
             self._serve_in_turn(peer, mask)
 
     def drain(self) -> None:
-        """Read no new requests. Those in progress are answered."""
+        """Begin with no more requests. Answers in progress are sent."""
         self._draining = True
-        for peer in self._clients.idle:
+        for peer in self._clients.without_answer_in_progress:
             self._watch(peer, None)
+            self._turns.remove(peer)
 
     def _ready(self, peer: Peer) -> None:
         if peer not in self._clients or peer in self._turns:
@@ -108,6 +111,9 @@ class Service:
             return
         if peer.note_buffered() > 0 and self._enforce_buffer_quotas(peer) is peer:
             return
+        if self._draining and not peer.backed_up:
+            self._watch(peer, None)
+            return
         if peer.at_end and not peer.backed_up and peer not in self._turns and not peer.throttled:
             self._disconnects.drop(peer)
             return
@@ -122,7 +128,7 @@ class Service:
         progress = False
         while True:
             # A client that does not read its answers gets no more of them. Its requests stay in the socket's buffer.
-            busy = peer.backed_up or peer.awaits_answer or peer.throttled
+            busy = peer.answer_in_progress or peer.throttled or self._draining
             request = None if busy else peer.next_message()
             if request is None:
                 return progress
@@ -211,10 +217,7 @@ class Service:
         self._clients.note_served(peer, answered=progress, idle=peer.idle)
         if not peer.idle:
             self._deadlines.start(peer, time.monotonic())
-        if peer.idle and self._draining:
-            self._watch(peer, None)
-        else:
-            self._watch(peer, WRITE if peer.backed_up else READ)
+        self._watch(peer, WRITE if peer.backed_up else READ)
 
     def _watch(self, peer: Peer, mask: int | None) -> None:
         if mask == peer.mask:

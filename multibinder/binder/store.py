@@ -15,6 +15,7 @@ import msgspec
 from multibinder.binder import events, repair
 from multibinder.binder.bind_attempt import BindAttempt, Room
 from multibinder.binder.bind_refusal import BindRefusals
+from multibinder.binder.inherit import NOT_KEPT
 from multibinder.binder.listener import Claim, Grant, Listener, restored_listener
 from multibinder.binder.owner import ClaimCounts, Owner, is_privileged
 from multibinder.binder.records import Record
@@ -23,9 +24,6 @@ from multibinder.wire.errors import BindError, RequestError
 from multibinder.wire.messages import ListenerSpec, Released
 from multibinder.wire.options import Options
 from multibinder.wire.status import ListenerStatus
-
-#: The name that is passed to the next version with a listener that the keeper does not have.
-_NOT_KEPT = "unkept"
 
 
 class DurableRecords(Protocol):
@@ -200,7 +198,7 @@ class ListenerStore:
     def detach_all(self) -> list[tuple[str, int]]:
         """Give all descriptors to the caller, each with the name that it has at the keeper. The store is empty then."""
         descriptors = [
-            (listener.kept_name if listener.kept else _NOT_KEPT, listener.socket.detach())
+            (listener.kept_name if listener.kept else NOT_KEPT, listener.socket.detach())
             for listener in self._by_address.values()
         ]
         self._by_address.clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 
 from multibinder.binder import events
 from multibinder.binder.loop import Loop
@@ -15,7 +15,8 @@ class Upgrader:
     """Rehearses upgrades, one at a time, and begins one whose rehearsal succeeded.
 
     ``command`` is what an upgrade executes; ``listeners`` are counted for the log. ``check`` raises MultibinderError
-    for a fault that the new code cannot notice. ``begin`` is called after the clients that asked have been told.
+    for a fault that the new code cannot notice, and returns the variables of the rehearsal's environment. ``begin`` is
+    called after the clients that asked have been told.
     """
 
     def __init__(
@@ -25,7 +26,7 @@ class Upgrader:
         version: str,
         listeners: Sized,
         *,
-        check: Callable[[], None],
+        check: Callable[[], Mapping[str, str]],
         begin: Callable[[], None],
     ) -> None:
         self._loop = loop
@@ -35,6 +36,7 @@ class Upgrader:
         self._check = check
         self._begin = begin
         self._waiting: list[OnRehearsed] = []
+        self._rehearsal: Rehearsal | None = None
 
     def upgrade(self, on_rehearsed: OnRehearsed = lambda version, why: None) -> None:
         """Rehearse an upgrade, and upgrade if that succeeds. ``on_rehearsed`` is called from the loop, never at once.
@@ -45,12 +47,17 @@ class Upgrader:
         if len(self._waiting) > 1:
             return
         try:
-            self._check()
-            Rehearsal(self._loop, self._command, self._finish)
+            self._rehearsal = Rehearsal(self._loop, self._command, self._finish, self._check())
         except MultibinderError as error:
             self._fail(str(error))
         except OSError as error:
             self._fail(f"its rehearsal cannot be started: {error.strerror}")
+
+    def stop(self) -> None:
+        """End a rehearsal that still runs. Who asked for it is not told."""
+        if self._rehearsal is not None:
+            self._rehearsal.stop()
+            self._rehearsal = None
 
     def _fail(self, why: str) -> None:
         self._loop.call_later(0, lambda: self._finish(None, why))
@@ -60,6 +67,7 @@ class Upgrader:
             events.error("upgrade-refused", why=why, done=f"version {self._version} goes on")
         else:
             events.info("upgrading", version=self._version, new=version, listeners=len(self._listeners))
+        self._rehearsal = None
         waiting, self._waiting = self._waiting, []
         for on_rehearsed in waiting:
             on_rehearsed(version, why)

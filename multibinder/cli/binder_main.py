@@ -6,6 +6,7 @@ The process lives for months and keeps every module that it imported, so it does
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 import msgspec
@@ -14,9 +15,11 @@ from multibinder import MultibinderError, __version__
 from multibinder.binder import daemon
 from multibinder.binder.daemon import Program
 from multibinder.binder.holder_scan import FindHolders
-from multibinder.binder.policy_source import load_policy
+from multibinder.binder.next_version import POLICY_REQUIRED
 from multibinder.binder.settings import Settings, Timings
-from multibinder.cli.logs import log_to
+from multibinder.binder.trial import try_start
+from multibinder.binder.upgrade import NONCE, WORD
+from multibinder.cli.logs import log_to, try_log_file
 from multibinder.observe.holders import holders_of, who_listens_on
 
 
@@ -36,16 +39,23 @@ def command(settings: str) -> list[str]:
 
 
 def rehearse() -> None:
-    """Check that this version can take over: its modules are imported, its settings and its policy are valid.
+    """Check that this version can take over: its modules are imported, and what its start needs is there.
 
-    A running binder starts this as a trial before it upgrades. Exits with 1 and a sentence on stderr if it cannot.
+    A running binder starts this as a trial before it upgrades. Exits with 1 and a sentence on stderr if it cannot. The
+    running binder believes only the line with its own nonce; one of 0.1.0 knows no nonce, and reads the version.
     """
     invocation = msgspec.json.decode(sys.argv[1], type=Invocation)
     try:
-        load_policy(invocation.settings.policy)
+        try_start(invocation.settings, policy_required=POLICY_REQUIRED in os.environ)
+        if invocation.log_file is not None:
+            try_log_file(invocation.log_file)
     except MultibinderError as error:
         sys.exit(str(error))
-    sys.stdout.write(f"{__version__}\n")
+    except OSError as error:
+        sys.exit(f"the trial start failed: {error.strerror or error}")
+    nonce = os.environ.get(NONCE)
+    sys.stdout.write(f"{WORD} {nonce} {__version__}\n" if nonce else f"{__version__}\n")
+    sys.stdout.flush()
 
 
 def main(timings: Timings = Timings(), find_holders: FindHolders = holders_of) -> None:  # noqa: B008 (it is frozen)
@@ -55,7 +65,13 @@ def main(timings: Timings = Timings(), find_holders: FindHolders = holders_of) -
     """
     invocation = msgspec.json.decode(sys.argv[1], type=Invocation)
     try:
-        log_to(invocation.log_file, invocation.log_format, invocation.log_level)
+        # A binder that has inherited its listeners must serve them, also without its log file.
+        log_to(
+            invocation.log_file,
+            invocation.log_format,
+            invocation.log_level,
+            required=not _inherits(),
+        )
         program = Program(
             __version__,
             command(sys.argv[1]),
@@ -66,6 +82,12 @@ def main(timings: Timings = Timings(), find_holders: FindHolders = holders_of) -
         daemon.run(invocation.settings, program)
     except MultibinderError as error:
         sys.exit(f"multibinder: {error}")
+
+
+def _inherits() -> bool:
+    """Return whether descriptors were passed to this process."""
+    environment = os.environ
+    return environment.get("LISTEN_PID") == str(os.getpid()) and environment.get("LISTEN_FDS", "0") != "0"
 
 
 if __name__ == "__main__":

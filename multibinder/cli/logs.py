@@ -21,14 +21,16 @@ _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ER
 _BARE = re.compile(r"[^\s\"'=\\]+")
 
 
-def log_to(path: str | None, log_format: str, level: int) -> None:
+def log_to(path: str | None, log_format: str, level: int, *, required: bool = True) -> None:
     """Write events to stderr, or append them to a file, which is opened again if logrotate moves it.
 
-    Raises ConfigurationError if the file cannot be opened.
+    Raises ConfigurationError if the file cannot be opened. If it is not ``required``, events go to stderr until it can.
     """
     journal = path is None and _stderr_is_the_journal()
     # Both handlers flush after each line.
-    handler: logging.Handler = logging.StreamHandler(sys.stderr) if path is None else _file_handler(path)
+    handler: logging.Handler = (
+        logging.StreamHandler(sys.stderr) if path is None else _file_handler(path, required=required)
+    )
     handler.setFormatter(_Json() if log_format == "json" else _KeyValue(timestamps=not journal))
     if journal:
         handler.setFormatter(_Prioritized(handler.formatter))
@@ -39,7 +41,15 @@ def log_to(path: str | None, log_format: str, level: int) -> None:
     events.logger.propagate = False
 
 
-def _file_handler(path: str) -> logging.Handler:
+def try_log_file(path: str) -> None:
+    """Raise ConfigurationError if the log file cannot be opened now."""
+    try:
+        os.close(open_log(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT))
+    except OSError as error:
+        raise ConfigurationError(f"--log-file {path}: {reason_of(error)}") from error
+
+
+def _file_handler(path: str, *, required: bool) -> logging.Handler:
     # Imported only with --log-file: it imports pickle, queue and more, which takes 1 MB of memory.
     from logging.handlers import WatchedFileHandler
 
@@ -57,10 +67,9 @@ def _file_handler(path: str) -> logging.Handler:
                     sys.stderr.write(f"{self.format(record)} log_file_lost={_quoted(str(error.strerror))}\n")
                     sys.stderr.flush()
 
-    try:
-        return File(path, encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(f"--log-file {path}: {reason_of(error)}") from error
+    if required:
+        try_log_file(path)
+    return File(path, encoding="utf-8", delay=not required)
 
 
 class _KeyValue(logging.Formatter):

@@ -13,6 +13,7 @@ import click
 import msgspec
 
 from multibinder import Address, AddressError
+from multibinder.binder.next_version import MAX_LISTENERS
 from multibinder.binder.orphan_ttl import OrphanTtl
 from multibinder.binder.quotas import Limits
 from multibinder.binder.settings import DEFAULT_POLICY, Settings
@@ -118,7 +119,8 @@ def _limit(flag: str, field: str, text: str, least: int = 1) -> Callable[[_F], _
 @click.option("--group", metavar="NAME", help="The group of the control socket.")
 @click.option("--policy", metavar="FILE", show_default=f"{DEFAULT_POLICY}, if it exists",
               help="The policy file: which client may ask for what (see 'multibinder policy --help').")  # fmt: skip
-@_limit("--max-listeners", "listeners", "The most listeners to hold.")
+@click.option("--max-listeners", "listeners", type=click.IntRange(1, MAX_LISTENERS), default=_DEFAULTS.listeners,
+              metavar="N", help=f"The most listeners to hold, at most {MAX_LISTENERS}.")  # fmt: skip
 @_limit("--max-listeners-per-uid", "listeners_per_uid", "The most listeners that one uid may have a claim to.")
 @_limit("--max-clients", "clients", "The most clients connected at once.")
 @_limit("--max-clients-per-uid", "clients_per_uid", "The most clients of one uid connected at once.")

@@ -26,4 +26,8 @@ def upgrade_command(socket_path: str | None) -> None:
     with Client(socket_path, timeout=_TIMEOUT_S) as binder:
         upgraded = binder.upgrade()
         after = binder.hello()
+    if after.upgrade_failure is not None:
+        raise click.ClickException(
+            f"could not upgrade: {after.upgrade_failure}; version {after.version} goes on, pid {after.pid}"
+        )
     click.echo(f"upgraded: {upgraded.before} -> {after.version}, pid {after.pid}")

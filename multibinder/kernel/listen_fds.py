@@ -39,19 +39,34 @@ def pass_listen_fds(descriptors: Sequence[tuple[str, int]], environment: Mutable
     Afterwards they have the numbers from 3 on, in this order, and are inheritable. The caller must have closed every
     other descriptor with such a number. The variables name this PID.
     """
-    index_of = {number: index for index, (_, number) in enumerate(descriptors)}
-    current = [number for _, number in descriptors]
-    above = FIRST + len(descriptors)
-    for index in range(len(current)):
+    move_to_front([number for _, number in descriptors])
+    environment.update(variables([name for name, _ in descriptors]))
+
+
+def variables(names: Sequence[str]) -> dict[str, str]:
+    """Return the variables that announce descriptors with these names to the program that this process becomes."""
+    values = (str(os.getpid()), str(len(names)), ":".join(names))
+    return dict(zip(VARIABLES, values, strict=True))
+
+
+def move_to_front(numbers: list[int]) -> None:
+    """Move descriptors to the numbers from 3 on, in this order, and make them inheritable.
+
+    ``numbers`` is updated with each move, so that it is right even if one fails. Raises OSError then.
+    """
+    index_of = {number: index for index, number in enumerate(numbers)}
+    above = FIRST + len(numbers)
+    for index, number in enumerate(numbers):
         target = FIRST + index
-        if (displaced := index_of.get(target)) is not None and displaced > index:
-            current[displaced] = fcntl.fcntl(target, fcntl.F_DUPFD_CLOEXEC, above)
-            index_of[current[displaced]] = displaced
-        if current[index] == target:
+        if number == target:
             os.set_inheritable(target, True)
-        else:
-            os.dup2(current[index], target)
-            os.close(current[index])
-    environment["LISTEN_PID"] = str(os.getpid())
-    environment["LISTEN_FDS"] = str(len(current))
-    environment["LISTEN_FDNAMES"] = ":".join(name for name, _ in descriptors)
+            continue
+        if (displaced := index_of.get(target)) is not None:
+            numbers[displaced] = fcntl.fcntl(target, fcntl.F_DUPFD_CLOEXEC, above)
+            index_of[numbers[displaced]] = displaced
+            # dup2(2) closes what has the number now.
+        os.dup2(number, target)
+        numbers[index] = target
+        os.close(number)
+        index_of.pop(number)
+        index_of[target] = index

@@ -48,6 +48,11 @@ class Decoder:
         return len(self._buffer)
 
     @property
+    def pending(self) -> bytes:
+        """The bytes that belong to no message yet. Another decoder that is fed with them goes on from here."""
+        return bytes(self._buffer)
+
+    @property
     def unfinished(self) -> bool:
         """True if a message has begun and not ended. Use it after ``next_message`` has returned None."""
         return bool(self._buffer)

@@ -154,13 +154,17 @@ class Upgrade(msgspec.Struct, frozen=True):
 
 
 class Hello(msgspec.Struct, frozen=True):
-    """The binder that answers. ``capabilities`` names its methods; ``protocol`` is a number that only grows."""
+    """The binder that answers. ``capabilities`` names its methods; ``protocol`` is a number that only grows.
+
+    ``upgrade_failure`` tells why the last upgrade failed, if it failed after its trial start.
+    """
 
     name: str = "multibinder"
     version: str = "unknown"
     protocol: int = 0
     pid: int = 0
     capabilities: list[str] = []
+    upgrade_failure: str | None = None
 
 
 class InvalidParamsError(Exception):

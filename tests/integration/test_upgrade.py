@@ -110,32 +110,6 @@ def test_an_idle_connection_is_answered_after_an_upgrade(binder: Binder) -> None
             assert client.ask(request("hello"))["result"]["pid"] == binder.pid
 
 
-def test_a_half_sent_request_is_answered_before_the_upgrade(binder: Binder, host: str) -> None:
-    message = request("bind", {"address": host, "port": 8000})
-    with RawClient(binder.socket_path) as half, Client(binder.socket_path) as other:
-        half.send(message[:20])
-        other.upgrade()
-        binder.wait_for_log("event=upgrading")
-        with RawClient(binder.socket_path) as newcomer:
-            newcomer.send(request("list"))  # waits for the new version
-            assert served(binder) == 1
-            half.send(message[20:])
-            assert half.reply()["result"]["listeners"][0]["created"] is True
-            assert [status["address"] for status in newcomer.reply()["result"]] == [f"{host}:8000"]
-        assert served(binder) == 2
-        assert half.ask(request("hello"))["result"]["pid"] == binder.pid
-        assert other.hello().pid == binder.pid
-
-
-def test_a_client_that_never_finishes_its_request_does_not_block_an_upgrade(start_binder: StartBinder) -> None:
-    binder = start_binder("--request-timeout", "0.5")
-    with RawClient(binder.socket_path) as half:
-        half.send(b'{"jsonrpc"')
-        upgrade(binder)
-        assert "incomplete after 0.5 s" in half.reply()["error"]["message"]
-        assert half.at_end()
-
-
 def test_several_clients_that_ask_for_an_upgrade_at_once_are_all_answered(binder: Binder) -> None:
     with RawClient(binder.socket_path) as one, RawClient(binder.socket_path) as two:
         one.send(request("upgrade"))
@@ -236,17 +210,6 @@ def test_sigterm_during_an_upgrade_is_not_lost(run_dir: Path, moment: str) -> No
             binder.send_signal(signal.SIGTERM)
             assert binder.wait() == 0
             assert not binder.socket_path.exists()
-
-
-def test_sigterm_while_a_request_is_awaited_before_an_upgrade_is_not_lost(binder: Binder) -> None:
-    with RawClient(binder.socket_path) as half:
-        half.send(b"{")
-        binder.send_signal(signal.SIGUSR1)
-        binder.wait_for_log("event=upgrading")
-        binder.send_signal(signal.SIGTERM)
-        assert binder.wait() == 0
-    assert not binder.socket_path.exists()
-    assert served(binder) == 1
 
 
 def test_upgrades_leak_no_descriptors(binder: Binder, host: str) -> None:

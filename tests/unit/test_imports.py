@@ -187,7 +187,7 @@ def test_nothing_but_the_command_line_prints_or_exits(name: str) -> None:
             "the check finds no print or exit in the command line"
         )
     else:
-        # Both end their forked child: the guard if it cannot become the binder, the other when its work is done.
-        forks = ("multibinder.binder.guard", "multibinder.binder.forked")
+        # They end their forked child: the guard if it cannot become the binder, the others when its work is done.
+        forks = ("multibinder.binder.guard", "multibinder.binder.forked", "multibinder.binder.lifeboat")
         allowed = "os._exit" if name in forks else "nothing"
         assert [found for found in speaks_or_exits(MODULES[name]) if allowed not in found] == []

@@ -18,7 +18,7 @@ def loop() -> Iterator[Loop]:
     loop.close()
 
 
-def refuse() -> None:
+def refuse() -> dict[str, str]:
     raise MultibinderError("the policy is broken")
 
 
@@ -43,7 +43,7 @@ def test_a_refusal_before_the_rehearsal_comes_from_the_loop(loop: Loop) -> None:
 
 def test_a_rehearsal_that_cannot_be_started_is_told_from_the_loop(loop: Loop) -> None:
     command = ["/nowhere/python", "-m", "module", "{}"]
-    upgrader = Upgrader(loop, command, "1", [], check=lambda: None, begin=lambda: None)
+    upgrader = Upgrader(loop, command, "1", [], check=dict, begin=lambda: None)
     [(version, why)] = told_of_an_upgrade(upgrader, loop)
     assert version is None
     assert why == "its rehearsal cannot be started: No such file or directory"

@@ -185,8 +185,15 @@ EVENTS = Section(
         entry(
             "upgrade-refused",
             "upgrade-failed",
-            cause="the newly installed code cannot start, or could not be executed; the running version goes on",
+            cause="the newly installed code cannot start, could not be executed, or ended before it served; the "
+            "running version goes on, in the last case as another process",
             remedy="repair the installation, `multibinder upgrade`",
+        ),
+        entry(
+            "clients-dropped",
+            "client-state-unreadable",
+            cause="the rest of half-sent requests could not be passed on at an upgrade; those clients get an error",
+            remedy="nothing: they ask again; `why=` names the shortage",
         ),
         entry(
             "guard-upgrade-refused",

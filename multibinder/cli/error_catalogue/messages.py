@@ -246,6 +246,32 @@ START = Section(
             cause="the newly installed code cannot start; the running binder goes on, and nothing was lost",
             remedy="repair the installation (the reason follows) and upgrade again",
         ),
+        entry(
+            "could not upgrade: …",
+            cause="the new version passed its trial start, and then could not be executed or ended before it served; "
+            "the old version goes on, and no listener was lost",
+            remedy="repair the installation and upgrade again",
+        ),
+        entry(
+            "the names of … descriptors take … bytes, and one string of an environment has at most …",
+            cause="the kernel passes the names of all listeners to the new version as one string",
+            remedy="release listeners, or use several binders",
+        ),
+        entry(
+            "RLIMIT_NOFILE has been lowered to …, and the new version needs … descriptors",
+            cause="another process has lowered the limit of the running binder (prlimit)",
+            remedy="the `prlimit` command that the message gives",
+        ),
+        entry(
+            "…: there is no such file, and a policy is in force",
+            cause="the policy file has been removed; without it everybody would be allowed everything",
+            remedy="restore the file",
+        ),
+        entry(
+            "the trial start failed: …",
+            cause="the host lacks a resource that a start needs; the running binder goes on",
+            remedy="the reason follows: raise the limit, or free the resource",
+        ),
     ),
 )
 
