@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from multibinder.binder.loop import Loop
 
@@ -83,7 +83,7 @@ class Forked:
                 if not self._pid:
                     _work_and_exit(work, writing, self._timeout_s)
             finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                _set_mask(before)
         finally:
             os.close(writing)
         self._loop.watch(self._pipe, self._read)
@@ -136,6 +136,14 @@ class Forked:
                 return False
         self._pid = 0
         return True
+
+
+def _set_mask(numbers: Collection[int]) -> None:
+    """Set the signal mask, at the second attempt if the kernel refuses: blocked signals would never be obeyed."""
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, numbers)
+    except OSError:
+        signal.pthread_sigmask(signal.SIG_SETMASK, numbers)
 
 
 def answer_of(work: Callable[[], bytes], *, timeout_s: float) -> tuple[bytes | None, str]:

@@ -50,7 +50,7 @@ def remove_pidfile(path: str) -> None:
     """Remove the pid file if it names this process."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with open(descriptor, encoding="ascii", errors="replace") as file:
+        with open(descriptor, encoding="utf-8", errors="replace") as file:
             if file.read(32).strip() != str(os.getpid()):
                 return
         os.unlink(path)

@@ -41,9 +41,11 @@ class SignalQueue:
 
         The next program in this process installs its handlers, unblocks the signals, and receives them.
         """
-        signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
+        with contextlib.suppress(OSError):
+            signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
         signal.set_wakeup_fd(-1)
-        with contextlib.suppress(ProcessLookupError):
+        # What fails here must not keep an upgrade or a stop from its end.
+        with contextlib.suppress(OSError):
             for number in self.read():
                 os.kill(os.getpid(), number)
         self._reading.close()

@@ -113,7 +113,7 @@ def environment_of(pid: int) -> dict[str, str]:
 def children_of(pid: int) -> list[int]:
     """Return the children of a process's first thread (proc_pid_task_children(5)); empty if they cannot be read."""
     try:
-        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="utf-8") as file:
             return [int(child) for child in file.read().split()]
     except OSError:
         return []

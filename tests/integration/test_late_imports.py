@@ -15,16 +15,19 @@ from multibinder import Client, ListenerSpec, MultibinderError, Options, TcpAddr
 from multibinder.binder.settings import Settings
 from multibinder.cli.binder_main import Invocation
 from tests.conftest import StartBinder
-from tests.support import RawClient
+from tests.support import RawClient, wait_until
 
-#: A binder that appends the name of each module that it imports after its start to a file.
+#: A binder that appends the name of each module that it imports after its start to a file, and of each file of Python
+#: or of an installed package that it opens.
 _PROGRAM = """
-import os, sys
+import logging.handlers, multibinder, os, sys  # logging.handlers: imported at a start with --log-file
 from multibinder.cli import binder_main
 log = os.open({log!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 def note(event, args):
     if event == "import":
         os.write({log_number}, args[0].encode() + b"\\n")
+    elif event == "open" and str(args[0]).startswith((sys.prefix, sys.base_prefix + "/lib", *multibinder.__path__)):
+        os.write({log_number}, str(args[0]).encode() + b"\\n")
 os.dup2(log, {log_number}, inheritable=False)
 sys.addaudithook(note)
 {more}
@@ -33,16 +36,18 @@ binder_main.main()
 _LOG_NUMBER = 250
 
 
+@pytest.mark.parametrize("log_format", ["text", "json"])
 @pytest.mark.parametrize("more", ["", "import sched"])
 def test_a_binder_imports_nothing_after_its_start(
-    run_dir: Path, start_binder: StartBinder, host: str, more: str
+    run_dir: Path, start_binder: StartBinder, host: str, more: str, log_format: str
 ) -> None:
     address = TcpAddress(host, 8000)
     policy, log = run_dir / "policy.toml", run_dir / "imports"
     policy.write_text("")
-    settings = Settings(str(run_dir / "mb.sock"), policy=str(policy))
+    binder_log = str(run_dir / "mb.log") if log_format == "json" else None
+    settings = Settings(str(run_dir / "mb.sock"), policy=str(policy), pidfile=str(run_dir / "pid"))
     program = _PROGRAM.format(log=str(log), log_number=_LOG_NUMBER, more=more)
-    argument = msgspec.json.encode(Invocation(settings)).decode()
+    argument = msgspec.json.encode(Invocation(settings, log_format, log_file=binder_log)).decode()
     binder = start_binder(command=[sys.executable, "-P", "-c", program, argument], name="mb")
     with Client(binder.socket_path) as client, socket.create_server((host, 0)) as taken:
         renamed = ListenerSpec(address, Options(name="other", v6only=None))
@@ -55,14 +60,29 @@ def test_a_binder_imports_nothing_after_its_start(
         assert client.status().looked_at is not None
         client.release([(host, 8000)])
         binder.send_signal(signal.SIGHUP)
-        binder.wait_for_log("event=policy-reloaded")
+        binder.wait_for_log("policy-reloaded")
+        policy.write_text('[[rule]]\nuid = ["root", "no-such-user"]\ngid = "no-such-group"\nallow = "*"\n')
+        binder.send_signal(signal.SIGHUP)
+        binder.wait_for_log("no-such-user")
         policy.write_text("[[rule]]\nnonsense = 1\n")
         binder.send_signal(signal.SIGHUP)
-        binder.wait_for_log("event=policy-broken")
+        binder.wait_for_log("there is no such key")
         with pytest.raises(MultibinderError):
             client.upgrade()
+        binder.send_signal(signal.SIGUSR1)
+        wait_until(lambda: binder.log_path.read_text().count("upgrade-refused") == 2, "it is refused", log=binder.log)
+        binder.send_signal(signal.SIGUSR2)
+        binder.wait_for_log("signal-ignored")
         policy.write_text("")
     with RawClient(binder.socket_path) as raw:
         assert "error" in raw.ask(b"nonsense")
+    with RawClient(binder.socket_path) as raw:
+        assert "error" in raw.ask(
+            '{"jsonrpc":"2.0","id":1,"method":"b\\ud800","params":[{"address":"xn--\u00fc"}]}'.encode()
+        )
     assert binder.stop() == 0
-    assert log.read_text().split() == more.split()[1:]
+    noted = log.read_text().split()
+    if more:
+        assert noted.pop(0) == "sched"
+        assert Path(noted.pop(0)).name.startswith("sched.")
+    assert [each for each in noted if "/sched" not in each] == []

@@ -191,3 +191,16 @@ def test_nothing_but_the_command_line_prints_or_exits(name: str) -> None:
         forks = ("multibinder.binder.guard", "multibinder.binder.forked", "multibinder.binder.lifeboat")
         allowed = "os._exit" if name in forks else "nothing"
         assert [found for found in speaks_or_exits(MODULES[name]) if allowed not in found] == []
+
+
+@pytest.mark.parametrize("room", ["kernel", "wire", "observe", "binder"])
+def test_the_daemon_opens_files_in_utf_8_only(room: str) -> None:
+    """The module of another encoding is imported at its first use. That of UTF-8 is part of the interpreter."""
+    others = [
+        f"{path}:{node.lineno}: {ast.unparse(node.value)}"
+        for name, path in MODULES.items()
+        if is_in(name, f"multibinder.{room}")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.keyword) and node.arg == "encoding" and ast.unparse(node.value) != "'utf-8'"
+    ]
+    assert others == []
