@@ -25,7 +25,7 @@ from tests.support import PATIENCE_S, children, clean_environment, own_host, ser
 PYTHON = [sys.executable, "-P"]
 
 
-def settings(socket_path: Path, **changes: object) -> str:
+def settings(socket_path: Path, *, log_file: str | None = None, **changes: object) -> str:
     limits = {
         "request_bytes": 524288, "timeout_s": 10.0, "clients": 1024, "clients_per_uid": 256, "listeners": 500,
         "listeners_per_uid": 4096, "rate": 20000, "rate_per_uid": 2000, "in_flight": 65536, "in_flight_per_uid": 4096,
@@ -35,7 +35,7 @@ def settings(socket_path: Path, **changes: object) -> str:
         "orphan_ttl": [{"of": "", "seconds": 600}, {"of": "haproxy@*", "seconds": None}],
         "recover": True, "pidfile": None, "limits": limits,
     }  # fmt: skip
-    return json.dumps({"settings": known | changes, "log_format": "text", "log_level": 20, "log_file": None})
+    return json.dumps({"settings": known | changes, "log_format": "text", "log_level": 20, "log_file": log_file})
 
 
 def rehearse(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -188,6 +188,21 @@ def test_listeners_owners_names_and_clients_survive_the_upgrade(run_dir: Path, s
         written = [json.loads(line) for line in Path(f"{state.path}.state").read_text().splitlines()[1:]]
         assert [line.get("chosen", False) for line in written[:2]] == [True, False]
         assert [line.get("foreign", False) for line in written[:2]] == [False, True]
+
+
+def test_files_that_cannot_be_written_cost_a_line_and_no_listener(run_dir: Path, state: PassedOn) -> None:
+    cookies = [cookie_of(each) for each in state.listeners]
+    broken = settings(state.path, pidfile=str(run_dir / "no" / "pid"), log_file=str(run_dir / "no" / "log"))
+    with state.client, state.passed_on(run_dir / "log", [*PYTHON, "-m", "multibinder.cli.binder", broken]):
+        with Client(state.path) as client:
+            assert [each.cookie for each in client.list()] == cookies
+            log = (run_dir / "log").read_text()
+            assert "event=no-pidfile" in log
+            assert "log_file_lost=" in log
+            # The log file is used as soon as it can be opened.
+            (run_dir / "no").mkdir()
+            client.bind([(own_host(), 8000)])[0].close()
+        assert "event=bound" in wait_until((run_dir / "no" / "log").read_text, "the log file is written")
 
 
 def test_a_guard_of_0_1_0_becomes_this_one_with_all_that_it_kept(run_dir: Path, state: PassedOn) -> None:
