@@ -9,8 +9,16 @@ from typing import NamedTuple
 import msgspec
 
 from multibinder.binder import repair
-from multibinder.binder.bind_refusal import BindRefusals, require_same
+from multibinder.binder.bind_refusal import (
+    Asker,
+    collides_in_request,
+    exists_with,
+    held_by_binder,
+    refused_by_kernel,
+    require_same,
+)
 from multibinder.binder.listener import Listener, open_listener
+from multibinder.binder.listener_index import ListenerIndex, TakenAddresses
 from multibinder.binder.owner import Owner
 from multibinder.wire.addresses import Address
 from multibinder.wire.errors import RequestError
@@ -62,24 +70,23 @@ class Room(msgspec.Struct):
 class BindAttempt:
     """Find or open the listeners of one request. The store does not have the new ones before all have succeeded.
 
-    ``find`` returns the listener that exists for a spec. ``recover`` brings back a lost listener on an address that is
-    in use. The new sockets belong to the attempt until the store adds them; ``close`` closes them.
+    ``recover`` brings back a lost listener on an address that is in use. The new sockets belong to the attempt until
+    the store adds them; ``close`` closes them.
     """
 
     def __init__(
-        self,
-        room: Room,
-        refusals: BindRefusals,
-        find: Callable[[ListenerSpec], Listener | None],
-        recover: Callable[[Address], Listener | None],
+        self, room: Room, index: ListenerIndex, asker: Asker, recover: Callable[[Address], Listener | None]
     ) -> None:
         self._room = room
-        self._refusals = refusals
-        self._find_existing = find
+        self._index = index
+        self._asker = asker
         self._recover = recover
-        self._opened: list[Listener] = []
-        self._bound: dict[Address, Listener] = {}
-        self._named: dict[str, Listener] = {}
+        self._opened: dict[Address, Listener] = {}
+        self._taken = TakenAddresses()
+        # The claims and names that the elements so far will add.
+        self._claims: dict[Listener, set[Owner]] = {}
+        self._names: dict[Listener, tuple[int, str]] = {}
+        self._named: dict[tuple[int, str], Listener] = {}
 
     def find_or_open(self, specs: Sequence[ListenerSpec], owners: Sequence[Owner]) -> list[Found]:
         """Return the listener for each spec. New ones are bound and not ready yet. Raises RequestError."""
@@ -89,36 +96,85 @@ class BindAttempt:
         """Let clients reach each of these listeners. Raises BindError."""
         for listener, created in found:
             if created:
-                repair.make_ready(listener, self._refusals, self._room.uid)
+                repair.make_ready(listener)
             elif not listener.kind.is_ready(listener.socket):
-                repair.make_ready_again(listener, self._refusals, self._room.uid)
+                repair.make_ready_again(listener)
+
+    def require_possible(self, found: Sequence[Found]) -> None:
+        """Raise BindError if ``make_ready`` would, and let no client in.
+
+        A new listener was bound and collides with none, so that it can listen. A listener that a holder has shut down
+        can listen again unless another process listens there; a second socket finds that out.
+        """
+        for listener, created in found:
+            if not created and not listener.kind.is_ready(listener.socket):
+                try:
+                    listener.kind.open(listener.address, listener.options).close()
+                except OSError as error:
+                    raise refused_by_kernel(listener.address, error) from error
 
     def close(self) -> None:
-        for listener in self._opened:
+        for listener in self._opened.values():
             listener.socket.close()
 
     def _find_or_open(self, spec: ListenerSpec, owner: Owner) -> Found:
-        name = spec.options.name or ""
-        listener = self._named.get(name) or self._find_existing(spec) or self._bound.get(spec.address)
+        name = spec.options.name
+        listener = self._named.get((owner.uid, name)) if name else None
+        listener = listener or self._index.find(spec, owner.uid) or self._opened.get(spec.address)
         created = False
-        if listener is None or owner not in listener.claims:
+        if listener is None or owner not in self._owners_of(listener):
             self._room.take_claim(spec)
         if listener is None:
             self._room.take_listener(spec)
-            listener, created = self._open_or_recover(spec)
+            listener, created = self._open_or_recover(spec, owner)
         if not created:
             require_same(listener, spec)
         if name:
-            self._named[name] = listener
+            self._plan_name(listener, name, owner, spec, created)
+        self._claims.setdefault(listener, set()).add(owner)
         return Found(listener, created)
 
-    def _open_or_recover(self, spec: ListenerSpec) -> Found:
+    def _owners_of(self, listener: Listener) -> set[Owner]:
+        return listener.claims.keys() | self._claims.get(listener, set())
+
+    def _plan_name(self, listener: Listener, name: str, owner: Owner, spec: ListenerSpec, created: bool) -> None:
+        """Note that the listener gets this name. Raises BindError if it has another one that has to stay."""
+        planned = self._names.get(listener)
+        known = (listener.name_uid, listener.options.name) if listener.options.name and not created else None
+        has, wants = planned or known, (owner.uid, name)
+        if has is not None and has != wants:
+            if planned is not None:
+                raise exists_with("name", has[1], name, spec, "one request gives it one name")
+            if self._owners_of(listener) - {owner}:
+                old = has[1] if self._asker.may_know(listener) else "of another owner"
+                raise exists_with("name", old, name, spec, "only its only owner can rename it, and it has another")
+        self._names[listener] = wants
+        self._named[wants] = listener
+
+    def _open_or_recover(self, spec: ListenerSpec, owner: Owner) -> Found:
         try:
-            listener = open_listener(spec)
+            listener = open_listener(spec, owner.uid)
         except OSError as error:
-            if error.errno == errno.EADDRINUSE and (recovered := self._recover(spec.address)) is not None:
-                return Found(recovered, created=False)
-            raise self._refusals.of(spec.address, error, self._room.uid) from error
-        self._opened.append(listener)
-        self._bound[listener.address] = listener
+            if error.errno == errno.EADDRINUSE:
+                if (recovered := self._recover(spec.address)) is not None:
+                    return Found(recovered, created=False)
+                if (holder := self._index.colliding(spec.address, spec.options.v6only)) is not None:
+                    raise held_by_binder(spec, holder, self._asker) from error
+            raise refused_by_kernel(spec.address, error) from error
+        self._opened[listener.address] = listener
+        self._require_no_collision(listener, spec)
+        self._taken.add(listener)
         return Found(listener, created=True)
+
+    def _require_no_collision(self, listener: Listener, spec: ListenerSpec) -> None:
+        """Raise BindError if the listener could not listen, although it could be bound.
+
+        With SO_REUSEADDR, two sockets can be bound to one address while neither listens; listen(2) refuses the second.
+        """
+        v6only = listener.options.v6only
+        if (other := self._taken.colliding(listener.address, v6only)) is not None:
+            raise collides_in_request(spec.address, other.address)
+        holder = self._index.colliding(listener.address, v6only)
+        # One that listens is in another network namespace: here, bind(2) would have been refused.
+        if holder is not None and not holder.kind.is_ready(holder.socket):
+            raise held_by_binder(spec, holder, self._asker)

@@ -1,78 +1,121 @@
-"""Sentences for refused binds: the kernel's error, the process that has the address, and a remedy."""
+"""Sentences for refused binds: the kernel's error, who has the address, and a remedy. Nothing is searched for here."""
 
 from __future__ import annotations
 
 import errno
 import os
-import time
+import socket
 from collections.abc import Callable
 
+import msgspec
+
 from multibinder.binder.listener import Listener
-from multibinder.binder.owner import is_privileged
+from multibinder.binder.owner import Owner
 from multibinder.wire import kinds
 from multibinder.wire.addresses import Address
 from multibinder.wire.errors import BindError, errname
 from multibinder.wire.messages import COULD_NOT_BIND, ListenerSpec
 
-#: Searches of /proc for users who are not privileged are at least this far apart.
-_SEARCH_EVERY_S = 10.0
 
-#: Names the processes that have an address that the kernel refused. Empty if none can be named.
-WhoListens = Callable[[Address], str]
+class Asker(msgspec.Struct, frozen=True):
+    """The client that asks: its uid, and whether it may know about a listener that exists."""
+
+    uid: int
+    may_know: Callable[[Listener], bool] = lambda listener: True
 
 
-class BindRefusals:
-    """Explain the errors of bind(2) and listen(2).
+class AddressInUse(BindError):
+    """A socket that is not the binder's has the address. A search of /proc can tell whose it is."""
 
-    For an address in use, ``who_listens`` searches /proc. That takes a tenth of a second on a large host, and every
-    client waits meanwhile, so searches for users who are not privileged are throttled.
-    """
-
-    def __init__(self, who_listens: WhoListens) -> None:
-        self._who_listens = who_listens
-        self._search_again_at = 0.0
-
-    def of(self, address: Address, error: OSError, uid: int) -> BindError:
-        """Return the refusal for a client of ``uid``; for the binder's own repairs, ``uid`` is its own."""
-        number = error.errno or 0
-        return BindError(
-            f"Could not bind: {address}: {self._explain(address, number, uid)}",
+    def __init__(self, bound: Address, holders: str | None = "") -> None:
+        """``holders`` names the processes; it is empty if they are unknown, and None if no socket listens there."""
+        super().__init__(
+            f"Could not bind: {bound}: {_explain(bound, errno.EADDRINUSE, holders)}",
             COULD_NOT_BIND,
-            {"errno": number, "errname": errname(number), "address": str(address)},
+            _data(bound, errno.EADDRINUSE),
         )
+        self.bound = bound
 
-    def _explain(self, address: Address, number: int, uid: int) -> str:
-        reason = os.strerror(number).lower()
-        holders = ""
-        if number == errno.EADDRINUSE and self._may_search(uid):
-            holders = self._who_listens(address)
-        if (remedy := kinds.of_address(address).explain_refusal(address, number, holders)) is not None:
-            return reason + remedy
-        if number in (errno.EMFILE, errno.ENFILE):
-            return f"{reason}: raise LimitNOFILE= in the binder's unit, or lower --max-listeners"
-        return reason
 
-    def _may_search(self, uid: int) -> bool:
-        now = time.monotonic()
-        if not is_privileged(uid) and now < self._search_again_at:
-            return False
-        self._search_again_at = now + _SEARCH_EVERY_S
-        return True
+def refused_by_kernel(address: Address, error: OSError) -> BindError:
+    """Return the refusal for an error of bind(2) or listen(2)."""
+    number = error.errno or 0
+    if number == errno.EADDRINUSE:
+        return AddressInUse(address)
+    return BindError(
+        f"Could not bind: {address}: {_explain(address, number, '')}", COULD_NOT_BIND, _data(address, number)
+    )
+
+
+def held_by_binder(spec: ListenerSpec, holder: Listener, asker: Asker) -> BindError:
+    """Return the refusal of an address that collides with a listener of the binder."""
+    address = spec.address
+    if not asker.may_know(holder):
+        return BindError(
+            f"Could not bind: {address}: address already in use; choose another address or port",
+            COULD_NOT_BIND,
+            _data(address, errno.EADDRINUSE),
+        )
+    owners = ", ".join(_shown(owner, asker.uid) for owner in holder.claims) or "no owner"
+    remedy = _both(address, holder.address)
+    if remedy and holder.address.family == socket.AF_INET6:
+        remedy += ", which has to be released first"
+    return BindError(
+        f"Could not bind: {address}: address already in use, by {holder.address}, which this binder holds for "
+        f"{owners}; {remedy or 'release it, or choose another address or port'}",
+        COULD_NOT_BIND,
+        _data(address, errno.EADDRINUSE),
+    )
+
+
+def collides_in_request(address: Address, other: Address) -> BindError:
+    """Return the refusal of two addresses of one request that cannot both listen."""
+    return BindError(
+        f"Could not bind: {address}: it collides with {other} of the same request; "
+        f"{_both(address, other) or 'leave one of the two out'}",
+        COULD_NOT_BIND,
+        _data(address, errno.EADDRINUSE),
+    )
 
 
 def require_same(listener: Listener, spec: ListenerSpec) -> None:
     """Raise BindError if ``spec`` asks to change what cannot change after bind(2). The error names both values."""
     has, wants = listener.options, spec.options
-    for what, old, new in (
-        ("address", listener.address, spec.address if not spec.address.matches(listener.address) else None),
-        ("v6only", has.v6only, wants.v6only),
-        ("name", has.name, wants.name),
-    ):
-        if new is None or new == old or old is None:
-            continue
-        raise BindError(
-            f"Could not bind: {spec}: the listener exists with {what} {old}, "
-            f"and {new} was asked for; it cannot change while the socket lives. Release it first, or ask for the same",
-            COULD_NOT_BIND,
-            {"errno": errno.EINVAL, "errname": "EINVAL", "address": str(spec.address)},
-        )
+    if not spec.address.matches(listener.address):
+        raise exists_with("address", listener.address, spec.address, spec)
+    if wants.v6only is not None and has.v6only is not None and wants.v6only != has.v6only:
+        raise exists_with("v6only", has.v6only, wants.v6only, spec)
+
+
+def exists_with(what: str, old: object, new: object, spec: ListenerSpec, why: str = "") -> BindError:
+    """Return the refusal of a request for an existing listener with another value of ``what``."""
+    because = why or "it cannot change while the socket lives"
+    return BindError(
+        f"Could not bind: {spec}: the listener exists with {what} {old}, and {new} was asked for; {because}. "
+        "Release it first, or ask for the same",
+        COULD_NOT_BIND,
+        {"errno": errno.EINVAL, "errname": "EINVAL", "address": str(spec.address)},
+    )
+
+
+def _both(address: Address, other: Address) -> str:
+    """Return how both addresses can be bound, as a part of a sentence. Empty if they cannot."""
+    return kinds.of_address(address).collision_remedy(address, other)
+
+
+def _shown(owner: Owner, uid: int) -> str:
+    label = owner.label or "a client without a label"
+    return label if owner.uid == uid else f"{label} of uid {owner.uid}"
+
+
+def _explain(address: Address, number: int, holders: str | None) -> str:
+    reason = os.strerror(number).lower()
+    if (remedy := kinds.of_address(address).explain_refusal(address, number, holders)) is not None:
+        return reason + remedy
+    if number in (errno.EMFILE, errno.ENFILE):
+        return f"{reason}: raise LimitNOFILE= in the binder's unit, or lower --max-listeners"
+    return reason
+
+
+def _data(address: Address, number: int) -> dict[str, object]:
+    return {"errno": number, "errname": errname(number), "address": str(address)}

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from multibinder.binder import client_state, events, inherit, lifeboat, next_version
-from multibinder.binder.bind_refusal import BindRefusals, WhoListens
+from multibinder.binder.address_search import AddressSearch, WhoListens
 from multibinder.binder.client_state import CLIENT, ClientState
 from multibinder.binder.control_socket import ControlSocket, open_control_socket
 from multibinder.binder.counters import RequestCounters
@@ -55,7 +55,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal
 class Program(msgspec.Struct, frozen=True):
     """The program that runs the daemon: its version, and the functions that the daemon gets from it.
 
-    This process executes ``command`` to upgrade itself. ``who_listens`` names the processes that have an address. Only
+    This process executes ``command`` to upgrade itself. ``who_listens`` names the processes that have addresses. Only
     tests give other ``find_holders`` and ``timings``.
     """
 
@@ -92,7 +92,7 @@ def _run_one_life(
     ) as control:
         if settings.pidfile is not None:
             write_pidfile(settings.pidfile, required=not inherited.listeners)
-        restored = _restore(settings, limits, inherited, BindRefusals(program.who_listens))
+        restored = _restore(settings, limits, inherited)
         daemon = Daemon(settings, program, limits, restored, control, upgrade_failure)
         clients = daemon.serve(inherited)
         descriptors = daemon.detach_all(clients) if daemon.is_upgrading else None
@@ -111,7 +111,7 @@ class Restored(msgspec.Struct, frozen=True):
     policy: Policy | None
 
 
-def _restore(settings: Settings, limits: Limits, inherited: Inheritance, refusals: BindRefusals) -> Restored:
+def _restore(settings: Settings, limits: Limits, inherited: Inheritance) -> Restored:
     """Take over inherited listeners, recover missing ones, and begin the journal. Raises PolicyError."""
     loop = Loop()
     keeper = keeper_for(os.environ, loop, inherited.kept_names)
@@ -122,7 +122,7 @@ def _restore(settings: Settings, limits: Limits, inherited: Inheritance, refusal
         lambda: store,
         upgraded=os.environ.pop(next_version.UPGRADED, None) is not None,
     )
-    store = ListenerStore(refusals, durable, limit=limits.listeners, limit_per_uid=limits.listeners_per_uid)
+    store = ListenerStore(durable, limit=limits.listeners, limit_per_uid=limits.listeners_per_uid)
     for _, sock in inherited.listeners:
         _restore_listener(store, sock, inherited.records.get(cookie_of(sock)))
     for record, sock in durable.recover_all():
@@ -174,12 +174,14 @@ class Daemon:
             loop, program.command, version, store, check=self._check_upgrade, begin=self._begin_upgrade
         )
         self._policy_source = PolicySource(loop, settings.policy, policy, self._note_policy, timeout_s=timings.policy_s)
+        self._search = AddressSearch(loop, program.who_listens, ignored_pids)
         methods = Methods(
             store,
             version,
             policy=policy,
             counters=counters,
             status_source=BinderStatusSource(version, self._monitor, durable, keeper, quotas, policy, counters),
+            search=self._search,
             upgrader=self._upgrader,
             keeper=keeper,
             upgrade_failure=upgrade_failure,
@@ -231,6 +233,7 @@ class Daemon:
         self._policy_source.stop()
         self._upgrader.stop()
         self._monitor.stop()
+        self._search.stop()
         self._loop.close()
         signals.close()
         return remaining

@@ -15,7 +15,7 @@ from multibinder.wire.addresses import Address
 from multibinder.wire.kinds import Kind
 from multibinder.wire.messages import ListenerSpec
 from multibinder.wire.options import Options
-from multibinder.wire.status import ListenerStatus
+from multibinder.wire.status import ListenerStatus, OwnerStatus
 
 #: Characters that both FDNAME= (sd_notify(3)) and a file name may have.
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_-"
@@ -37,6 +37,7 @@ class Claim(msgspec.Struct):
 class Listener(msgspec.Struct, eq=False):
     """A socket that the binder holds, and facts that the kernel does not keep with it. Only the store closes it.
 
+    ``name_uid``                    the uid that its name belongs to; meaningless without a name.
     ``queue_limit``                 the limit that the kernel last gave the queue at our request; 0 before the first.
     ``kept``                        the keeper has confirmed that it has a copy of the socket.
     ``kernel_chose_port``           the first request was for port 0.
@@ -50,6 +51,7 @@ class Listener(msgspec.Struct, eq=False):
     socket: socket.socket
     address: Address
     options: Options
+    name_uid: int = 0
     queue_limit: int = 0
     claims: dict[Owner, Claim] = msgspec.field(default_factory=dict)
     kept: bool = False
@@ -81,8 +83,13 @@ class Listener(msgspec.Struct, eq=False):
 
     @property
     def labels(self) -> list[str]:
-        """Return the labels of the owners, each once. The empty label stands for all owners without one."""
-        return list(dict.fromkeys(owner.label for owner in self.claims))
+        """Return the label of each claim. Two users may have the same one."""
+        return [owner.label for owner in self.claims]
+
+    @property
+    def owners(self) -> list[OwnerStatus]:
+        """Return label and uid of each claim."""
+        return [OwnerStatus(owner.label, owner.uid) for owner in self.claims]
 
     @property
     def kept_name(self) -> str:
@@ -104,6 +111,7 @@ class Listener(msgspec.Struct, eq=False):
             inode=self.inode,
             claims={str(owner): claim.handoffs for owner, claim in self.claims.items()},
             name=self.options.name,
+            name_uid=self.name_uid if self.options.name else None,
             backlog=self.options.backlog,
             handoffs=self.handoffs,
             created=self.created,
@@ -133,6 +141,7 @@ class Listener(msgspec.Struct, eq=False):
             handoffs=self.handoffs,
             created=self.created,
             cookie=self.cookie,
+            claims=self.owners,
         )
 
 
@@ -156,13 +165,17 @@ class Grant(msgspec.Struct, frozen=True):
         return self.listener.queue_limit
 
 
-def open_listener(spec: ListenerSpec) -> Listener:
-    """Return a new listener that is bound and not ready yet. Raises OSError; no socket is left open then."""
+def open_listener(spec: ListenerSpec, uid: int) -> Listener:
+    """Return a new listener that is bound and not ready yet. Its name belongs to ``uid``.
+
+    Raises OSError; no socket is left open then.
+    """
     kind = kinds.of_address(spec.address)
     sock = kind.open(spec.address, spec.options)
     address = kind.address_of(sock)
     # The bound address differs from the requested one only if the kernel chose the port.
-    return Listener(sock, address, kind.actual_options(sock, spec.options), kernel_chose_port=address != spec.address)
+    options = kind.actual_options(sock, spec.options)
+    return Listener(sock, address, options, uid, kernel_chose_port=address != spec.address)
 
 
 def restored_listener(sock: socket.socket, record: Record | None) -> Listener:
@@ -175,12 +188,15 @@ def restored_listener(sock: socket.socket, record: Record | None) -> Listener:
     address = kind.address_of(sock)
     if record is None:
         record = Record(str(address), 0, claims={str(_INHERITED): 1}, created=time.time())
+    claims = {Owner.parse(owner): Claim(0, handoffs) for owner, handoffs in record.claims.items()}
     return Listener(
         sock,
         address,
         kind.actual_options(sock, Options(record.backlog, name=record.name)),
+        # A record of an older version has no such field. Its names belonged to the client that made the listener.
+        record.name_uid if record.name_uid is not None else next((owner.uid for owner in claims), 0),
         queue_limit=kind.queue(sock).limit,
-        claims={Owner.parse(owner): Claim(0, handoffs) for owner, handoffs in record.claims.items()},
+        claims=claims,
         handoffs=record.handoffs,
         created=record.created,
         kernel_chose_port=record.kernel_chose_port,

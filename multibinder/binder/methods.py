@@ -10,19 +10,31 @@ from typing import Protocol
 import msgspec
 
 from multibinder.binder import events
+from multibinder.binder.address_search import TellHolders
 from multibinder.binder.answer import Answer, Reply, refuse, result
+from multibinder.binder.bind_refusal import AddressInUse, Asker
 from multibinder.binder.caller import Caller
 from multibinder.binder.counters import RequestCounters
 from multibinder.binder.failures import told
 from multibinder.binder.keeper import OnConfirmed
 from multibinder.binder.listener import Grant, Listener
-from multibinder.binder.owner import Owner
+from multibinder.binder.move import move
+from multibinder.binder.owner import Owner, is_privileged, owner_named
 from multibinder.binder.policy_in_force import PolicyInForce
 from multibinder.binder.request_log import log_grants, log_releases
 from multibinder.binder.store import ListenerStore
 from multibinder.wire import messages
+from multibinder.wire.addresses import Address
 from multibinder.wire.errors import RequestError
-from multibinder.wire.messages import BindResult, Handoff, Hello, InvalidParamsError, ListenerSpec, Request, Upgrade
+from multibinder.wire.messages import (
+    BindResult,
+    Handoff,
+    Hello,
+    InvalidParamsError,
+    ListenerSpec,
+    Request,
+    Upgrade,
+)
 from multibinder.wire.status import BinderStatus
 from multibinder.wire.transport import MAX_DESCRIPTORS
 
@@ -44,6 +56,13 @@ class StatusSource(Protocol):
 
     def status(self, visible: Callable[[], Sequence[Listener]], tell: Callable[[BinderStatus], None], /) -> None:
         """Look at the listeners, then ``tell`` the status. It shows those that ``visible`` returns after the look."""
+
+
+class SearchHolders(Protocol):
+    """Searches for the processes that have an address."""
+
+    def begin(self, address: Address, uid: int, tell: TellHolders, /) -> bool:
+        """Search on behalf of ``uid``, and ``tell`` the names later. Returns False if there is no search now."""
 
 
 class Upgrader(Protocol):
@@ -68,6 +87,7 @@ class Methods:
         policy: PolicyInForce,
         counters: RequestCounters,
         status_source: StatusSource,
+        search: SearchHolders,
         upgrader: Upgrader,
         keeper: StoreDescriptors | None,
         upgrade_failure: str | None = None,
@@ -77,6 +97,7 @@ class Methods:
         self._policy = policy
         self._counters = counters
         self._status_source = status_source
+        self._search = search
         self._upgrader = upgrader
         self._keeper = keeper
         self._upgrade_failure = upgrade_failure
@@ -88,6 +109,7 @@ class Methods:
             "release": self._release,
             "status": self._status,
             "upgrade": self._upgrade,
+            "move": self._move,
         }
 
     def answer(self, text: bytes, caller: Caller, reply: Reply) -> Answer | None:
@@ -110,10 +132,10 @@ class Methods:
             return method(request, caller, reply)
         except InvalidParamsError as error:
             return self._refuse_invalid(request.id, messages.INVALID_PARAMS, f"Invalid params: {error}")
+        except AddressInUse as error:
+            return self._refuse_in_use(request, caller, reply, error)
         except RequestError as error:
-            self._counters.count_error(error)
-            events.complaint("refused", caller, method=request.method, why=error)
-            return refuse(request.id, error.code, str(error), dict(error.data) or None)
+            return self._refuse(request, caller, error)
         except Exception as error:  # A bug of the binder. The other clients and all listeners must outlive it.
             self._counters.count_refusal("internal")
             events.limited(
@@ -122,6 +144,19 @@ class Methods:
             return refuse(request.id, messages.INTERNAL_ERROR, f"Internal error: {error!r}; please report it")
         finally:
             self._counters.observe_request(time.perf_counter() - began)
+
+    def _refuse(self, request: Request, caller: Caller, error: RequestError) -> Answer:
+        self._counters.count_error(error)
+        events.complaint("refused", caller, method=request.method, why=error)
+        return refuse(request.id, error.code, str(error), dict(error.data) or None)
+
+    def _refuse_in_use(self, request: Request, caller: Caller, reply: Reply, error: AddressInUse) -> Answer | None:
+        """Refuse when it is known which process has the address; at once if nothing is searched for now."""
+
+        def tell(holders: str | None) -> None:
+            reply(self._refuse(request, caller, AddressInUse(error.bound, holders)))
+
+        return None if self._search.begin(error.bound, caller.uid, tell) else self._refuse(request, caller, error)
 
     def _refuse_invalid(self, request_id: messages.Id, code: int, sentence: str) -> Answer:
         self._counters.count_refusal("invalid")
@@ -134,14 +169,16 @@ class Methods:
             messages.PROTOCOL,
             os.getpid(),
             list(self._methods),
+            uid=caller.uid,
             upgrade_failure=self._upgrade_failure,
         )
         return result(request.id, hello)
 
     def _bind(self, request: Request, caller: Caller, reply: Reply) -> Answer | None:
-        specs, owners = self._allowed_params(request, caller, "bind")
+        specs, owners, _ = self._allowed_params(request, caller, "bind")
         # SO_PEERCRED shows a process that our PID namespace does not have with the PID 0 (unix(7)).
-        grants = self._store.bind(specs, owners, held_outside_pid_namespace=not caller.pid)
+        outside = not caller.pid
+        grants = self._store.bind(specs, owners, asker=self._asker(caller), held_outside_pid_namespace=outside)
         self._counters.count_handoffs(len(grants))
         log_grants(grants, caller)
         not_kept = [grant.listener for grant in grants if not grant.listener.kept]
@@ -158,15 +195,21 @@ class Methods:
         return None
 
     def _check(self, request: Request, caller: Caller, reply: Reply) -> Answer:
-        specs, owners = self._allowed_params(request, caller, "bind")
-        self._store.check(specs, owners)
+        specs, owners, _ = self._allowed_params(request, caller, "bind")
+        self._store.check(specs, owners, asker=self._asker(caller))
         return result(request.id, True)
 
     def _release(self, request: Request, caller: Caller, reply: Reply) -> Answer:
-        specs, owners = self._allowed_params(request, caller, "release")
-        outcomes = [self._store.release(spec, owner) for spec, owner in zip(specs, owners, strict=True)]
+        specs, owners, are_of_any_uid = self._allowed_params(request, caller, "release")
+        outcomes = [
+            self._store.release(spec, owner, of_any_uid=of_any_uid)
+            for spec, owner, of_any_uid in zip(specs, owners, are_of_any_uid, strict=True)
+        ]
         log_releases(outcomes, owners, caller)
         return result(request.id, outcomes)
+
+    def _move(self, request: Request, caller: Caller, reply: Reply) -> Answer:
+        return result(request.id, move(self._store, self._policy, request, caller))
 
     def _list(self, request: Request, caller: Caller, reply: Reply) -> Answer:
         self._policy.require_allowed(caller, "list")
@@ -194,18 +237,24 @@ class Methods:
         """Return the listeners that the policy shows the caller."""
         return [listener for listener in self._store.listeners() if self._policy.allows(caller, method, listener)]
 
+    def _asker(self, caller: Caller) -> Asker:
+        return Asker(caller.uid, lambda listener: self._policy.may_know(caller, listener))
+
     def _allowed_params(
         self, request: Request, caller: Caller, method: str
-    ) -> tuple[Sequence[ListenerSpec], Sequence[Owner]]:
-        """Return the spec and the owner of each element, after the policy allowed ``method`` for all of them.
+    ) -> tuple[Sequence[ListenerSpec], Sequence[Owner], Sequence[bool]]:
+        """Return spec and owner of each element, after the policy allowed ``method`` for all of them.
 
-        Raises InvalidParamsError, NotAllowed with the first refusal, and RequestError for a label of another uid.
+        The third value is true for a label by which a privileged client may mean any user's. Raises
+        InvalidParamsError, NotAllowed with the first refusal, and RequestError for an owner of another uid.
         """
         params = messages.decode_listener_params(request.params)
         specs = [messages.check_spec(index, element) for index, element in enumerate(params)]
-        for spec in specs:
-            self._policy.require_allowed_for(caller, method, spec, self._store.find(spec))
-        return specs, [self._store.owner(element.owner, caller.uid) for element in params]
+        owners = [owner_named(element.owner, caller.uid) for element in params]
+        for spec, owner in zip(specs, owners, strict=True):
+            self._policy.require_allowed_for(caller, method, spec, self._store.find(spec, owner.uid))
+        is_any = is_privileged(caller.uid)
+        return specs, owners, [is_any and ":" not in element.owner for element in params]
 
 
 def _hand_over(request: Request, grants: Sequence[Grant], caution: str) -> Answer:

@@ -6,8 +6,8 @@ import msgspec
 
 from multibinder.binder.caller import Caller
 from multibinder.binder.listener import Listener
-from multibinder.binder.policy import Decision, Policy
-from multibinder.wire import messages
+from multibinder.binder.policy import AccessRequest, Decision, Policy
+from multibinder.wire import kinds, messages
 from multibinder.wire.errors import NotAllowed
 from multibinder.wire.messages import ListenerSpec
 
@@ -42,6 +42,12 @@ class PolicyInForce:
             return True
         return _decide(self._current, caller, method, ListenerSpec(listener.address), listener).allowed
 
+    def may_know(self, caller: Caller, listener: Listener) -> bool:
+        """Return whether a refusal may tell the caller of a listener: it has a claim to it, or could see it."""
+        if any(owner.uid == caller.uid for owner in listener.claims):
+            return True
+        return self.allows(caller, "list", listener) or self.allows(caller, "status", listener)
+
 
 def _decide(policy: Policy, caller: Caller, method: str, spec: ListenerSpec, listener: Listener | None) -> Decision:
     """Decide about ``listener`` as it is, or about ``spec`` if there is no listener yet."""
@@ -73,13 +79,21 @@ def _decide_about_existing(
     return decision_for_any_port if decision_for_any_port.allowed else decision
 
 
+def _takes(spec: ListenerSpec, request: AccessRequest) -> bool:
+    """Return whether the listener that was asked for takes this address. One that exists may take others, which the
+    refusal must not tell."""
+    kind = kinds.of_address(spec.address)
+    return request.address in kind.effective_addresses(spec.address, spec.options.v6only)
+
+
 def _require_allowed(decision: Decision, caller: Caller, method: str, spec: ListenerSpec | None = None) -> None:
     if decision.allowed:
         return
     what = method if spec is None else f"{method} {spec.address}"
     also = ""
-    if decision.request is not None and decision.request.implied:
-        also = f" (which takes {decision.request.address} as well unless v6only is set)"
+    request = decision.request
+    if request is not None and request.implied and spec is not None and _takes(spec, request):
+        also = f" (which takes {request.address} as well unless v6only is set)"
     who = f"uid {caller.uid}" + (f", unit {caller.unit}" if caller.unit else "")
     raise NotAllowed(
         f"Not allowed to {what}{also}: {decision.why} ({who}); see 'multibinder policy check'",

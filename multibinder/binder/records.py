@@ -38,9 +38,9 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     """One listener.
 
     ``cookie`` is the socket's SO_COOKIE and ``inode`` its st_ino; both stay the same for its life. ``claims`` counts
-    the handoffs of each owner (``str(Owner)``). ``held_outside_pid_namespace`` tells whether a process that our PID
-    namespace does not show has received it. A ``released`` listener is closed: it must not be restored if its socket
-    turns up again.
+    the handoffs of each owner (``str(Owner)``). ``name_uid`` is the uid that the name belongs to; an older version does
+    not write it. ``held_outside_pid_namespace`` tells whether a process that our PID namespace does not show has
+    received it. A ``released`` listener is closed: it must not be restored if its socket turns up again.
     """
 
     address: str
@@ -48,6 +48,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     inode: int = 0
     claims: dict[str, int] = {}
     name: str | None = None
+    name_uid: int | None = None
     backlog: int | None = None
     handoffs: int = 0
     created: float = 0.0

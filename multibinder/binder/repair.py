@@ -5,11 +5,10 @@ A holder may shut a shared socket down, or call listen(2) with another backlog. 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 
 from multibinder.binder import events
-from multibinder.binder.bind_refusal import BindRefusals
+from multibinder.binder.bind_refusal import refused_by_kernel
 from multibinder.binder.listener import Listener
 from multibinder.wire.errors import BindError
 
@@ -19,27 +18,27 @@ def set_backlog(listener: Listener) -> None:
     listener.queue_limit = listener.kind.make_ready(listener.socket, listener.options.backlog)
 
 
-def make_ready(listener: Listener, refusals: BindRefusals, uid: int) -> None:
-    """Let clients reach a new listener. Raises BindError, for a client of ``uid``."""
+def make_ready(listener: Listener) -> None:
+    """Let clients reach a new listener. Raises BindError."""
     try:
         set_backlog(listener)
     except OSError as error:
-        raise refusals.of(listener.address, error, uid) from error
+        raise refused_by_kernel(listener.address, error) from error
 
 
-def make_ready_again(listener: Listener, refusals: BindRefusals, uid: int) -> None:
-    """Let clients reach a listener again that a holder has shut down. Raises BindError, for a client of ``uid``."""
+def make_ready_again(listener: Listener) -> None:
+    """Let clients reach a listener again that a holder has shut down. Raises BindError."""
     try:
         listener.queue_limit = listener.kind.repair(listener.socket, listener.address, listener.options.backlog)
     except OSError as error:
-        raise refusals.of(listener.address, error, uid) from error
+        raise refused_by_kernel(listener.address, error) from error
     listener.note_repair()
     events.limited(
         events.warning, "repaired", listener.log_key, address=listener.address, why="a holder had shut the socket down"
     )
 
 
-def repair_all(listeners: Iterable[Listener], refusals: BindRefusals) -> None:
+def repair_all(listeners: Iterable[Listener]) -> None:
     """Repair each listener. A check takes some microseconds. A listener that cannot be repaired is logged."""
     largest_by_kind: dict[str, int] = {}
     for listener in listeners:
@@ -47,19 +46,19 @@ def repair_all(listeners: Iterable[Listener], refusals: BindRefusals) -> None:
         if name not in largest_by_kind:
             largest_by_kind[name] = listener.kind.largest_queue()
         try:
-            _repair(listener, refusals, largest_by_kind[name])
+            _repair(listener, largest_by_kind[name])
         except (OSError, BindError) as error:
             events.limited(events.error, "cannot-repair", listener.log_key, address=listener.address, why=error)
 
 
-def _repair(listener: Listener, refusals: BindRefusals, largest: int) -> None:
+def _repair(listener: Listener, largest: int) -> None:
     """Repair one listener. ``largest`` is the longest queue that the kernel allows now.
 
     If the administrator has raised that, a listener that was limited by it gets a longer queue.
     """
     queue = listener.kind.queue(listener.socket)
     if not queue.ready:
-        make_ready_again(listener, refusals, os.geteuid())
+        make_ready_again(listener)
     elif queue.limit == listener.queue_limit < min(listener.options.backlog or largest, largest):
         set_backlog(listener)
         events.limited(

@@ -36,7 +36,11 @@ def log_grants(grants: Sequence[Grant], caller: Caller) -> None:
 
 def log_releases(outcomes: Sequence[Released], owners: Sequence[Owner], caller: Caller) -> None:
     """Log the listeners that a request has released."""
-    released = [pair for pair in zip(outcomes, owners, strict=True) if pair[0].outcome != "absent"]
+    released = [
+        (outcome, owner)
+        for outcome, owner in zip(outcomes, owners, strict=True)
+        if outcome.outcome != "absent" and outcome.had_claim
+    ]
     if len(released) > _LINES_OF_A_REQUEST:
         _log_many("released", [outcome.address for outcome, _ in released], released[0][1], caller)
     else:

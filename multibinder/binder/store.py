@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import sys
 import time
@@ -14,13 +13,14 @@ import msgspec
 
 from multibinder.binder import events, repair
 from multibinder.binder.bind_attempt import BindAttempt, Room
-from multibinder.binder.bind_refusal import BindRefusals
+from multibinder.binder.bind_refusal import Asker
 from multibinder.binder.inherit import NOT_KEPT
 from multibinder.binder.listener import Claim, Grant, Listener, restored_listener
+from multibinder.binder.listener_index import ListenerIndex
 from multibinder.binder.owner import ClaimCounts, Owner, is_privileged
 from multibinder.binder.records import Record
 from multibinder.wire.addresses import Address
-from multibinder.wire.errors import BindError, RequestError
+from multibinder.wire.errors import BindError
 from multibinder.wire.messages import ListenerSpec, Released
 from multibinder.wire.options import Options
 from multibinder.wire.status import ListenerStatus
@@ -45,53 +45,53 @@ class ListenerStore:
     ``limit`` listeners at most; ``limit_per_uid`` claims for each uid that is not privileged.
     """
 
-    def __init__(self, refusals: BindRefusals, durable: DurableRecords, *, limit: int, limit_per_uid: int) -> None:
-        self._refusals = refusals
+    def __init__(self, durable: DurableRecords, *, limit: int, limit_per_uid: int) -> None:
         self._durable = durable
         self._limit = limit
         self._limit_per_uid = limit_per_uid
         self._claims = ClaimCounts()
-        self._by_address: dict[Address, Listener] = {}
-        self._by_name: dict[str, Listener] = {}
+        self._index = ListenerIndex()
 
     def __len__(self) -> int:
-        return len(self._by_address)
+        return len(self._index)
 
     def listeners(self) -> list[Listener]:
-        return list(self._by_address.values())
+        return list(self._index)
 
     def records(self) -> list[Record]:
-        return [listener.record() for listener in self._by_address.values()]
+        return [listener.record() for listener in self._index]
 
     def statuses(self, listeners: Iterable[Listener] | None = None) -> list[ListenerStatus]:
         """Return the statuses of these listeners, or of all, for the method ``list``."""
-        return [listener.status() for listener in (self._by_address.values() if listeners is None else listeners)]
+        return [listener.status() for listener in (self._index if listeners is None else listeners)]
 
-    def owner(self, label: str, uid: int) -> Owner:
-        """Return the owner that a client of ``uid`` is when it gives ``label``.
+    def find(self, spec: ListenerSpec, uid: int) -> Listener | None:
+        """Return the listener that has the name of ``spec``, as a name of ``uid``, or its address. The name goes
+        first."""
+        return self._index.find(spec, uid)
 
-        Raises RequestError if the label belongs to another uid.
-        """
-        return self._claims.resolve(label, uid)
-
-    def find(self, spec: ListenerSpec) -> Listener | None:
-        """Return the listener that has the name or the address of ``spec``, or None. The name goes first."""
-        if spec.options.name and (named := self._by_name.get(spec.options.name)):
-            return named
-        return self._by_address.get(spec.address)
+    def owned_by(self, owner: Owner) -> list[Listener]:
+        """Return the listeners that this owner has a claim to."""
+        return [listener for listener in self._index if owner in listener.claims]
 
     def bind(
-        self, specs: Sequence[ListenerSpec], owners: Sequence[Owner], *, held_outside_pid_namespace: bool = False
+        self,
+        specs: Sequence[ListenerSpec],
+        owners: Sequence[Owner],
+        *,
+        asker: Asker | None = None,
+        held_outside_pid_namespace: bool = False,
     ) -> list[Grant]:
         """Grant all listeners of one request. Raises BindError or RequestError, and then nothing has changed.
 
+        Without ``asker``, the first owner asks, and may know all.
         ``held_outside_pid_namespace`` is true if our PID namespace does not show the client's process.
         """
-        attempt = self._attempt(owners[0].uid)
+        attempt = self._attempt(asker or Asker(owners[0].uid))
         try:
             found = attempt.find_or_open(specs, owners)
             attempt.make_ready(found)
-        except RequestError:
+        except BaseException:
             attempt.close()
             raise
         grants: list[Grant] = []
@@ -99,9 +99,9 @@ class ListenerStore:
         for (listener, created), spec, owner in zip(found, specs, owners, strict=True):
             options = listener.options
             if created:
-                self._add(listener)
+                self._index.add(listener)
             else:
-                self._apply_options(listener, spec.options)
+                self._apply_options(listener, spec.options, owner.uid)
             hides_a_holder = held_outside_pid_namespace and not listener.held_outside_pid_namespace
             if created or owner not in listener.claims or listener.options is not options or hides_a_holder:
                 changed.append(listener)
@@ -111,11 +111,11 @@ class ListenerStore:
             self._durable.write([listener.record() for listener in changed])
         return grants
 
-    def check(self, specs: Sequence[ListenerSpec], owners: Sequence[Owner]) -> None:
+    def check(self, specs: Sequence[ListenerSpec], owners: Sequence[Owner], *, asker: Asker | None = None) -> None:
         """Raise what ``bind`` would raise. The sockets that it opens never listen, and are closed again."""
-        attempt = self._attempt(owners[0].uid)
+        attempt = self._attempt(asker or Asker(owners[0].uid))
         try:
-            attempt.find_or_open(specs, owners)
+            attempt.require_possible(attempt.find_or_open(specs, owners))
         finally:
             attempt.close()
 
@@ -142,24 +142,36 @@ class ListenerStore:
                 )
                 self._close(listener)
 
-    def release(self, spec: ListenerSpec, owner: Owner) -> Released:
+    def release(self, spec: ListenerSpec, owner: Owner, *, of_any_uid: bool = False) -> Released:
         """Drop the owner's claim. After the last claim, close the port for every holder.
 
-        Root and the binder's own user drop the claims of all owners without a label when they give none themselves.
+        ``of_any_uid``: if that owner has no claim, drop the claims of all other users that have the same label.
         """
-        listener = self.find(spec)
+        listener = self._index.find(spec, owner.uid)
         if listener is None or not spec.address.matches(listener.address):
             return Released(str(spec.address), "absent")
         address = str(listener.address)
-        every_unlabelled = not owner.label and is_privileged(owner.uid)
-        for claimant in list(listener.claims):
-            if claimant == owner or (every_unlabelled and not claimant.label):
-                self._remove_claim(listener, claimant)
+        dropped = [claimant for claimant in listener.claims if claimant == owner]
+        if not dropped and of_any_uid:
+            dropped = [claimant for claimant in listener.claims if claimant.label == owner.label]
+        for claimant in dropped:
+            self._remove_claim(listener, claimant)
         if listener.claims:
-            self._durable.write([listener.record()])
-            return Released(address, "kept", listener.labels)
+            if dropped:
+                self._durable.write([listener.record()])
+            return Released(address, "kept", listener.labels, listener.owners, had_claim=bool(dropped))
+        # Also a listener that had no claim at all, of a damaged record.
         self._close(listener)
         return Released(address, "closed")
+
+    def move(self, owner: Owner, uid: int) -> list[Listener]:
+        """Give the claims of ``owner``, and its names, to the same label of ``uid``. Return their listeners."""
+        moved = self.owned_by(owner)
+        for listener in moved:
+            self._move(listener, owner, Owner(owner.label, uid))
+        if moved:
+            self._durable.write([listener.record() for listener in moved])
+        return moved
 
     def close_orphan(self, listener: Listener) -> None:
         """Close a port that no process accepts on.
@@ -170,7 +182,7 @@ class ListenerStore:
 
     def repair(self) -> None:
         """Let every listener listen with its own backlog again if a holder changed that."""
-        repair.repair_all(self._by_address.values(), self._refusals)
+        repair.repair_all(self._index)
 
     def restore(self, sock: socket.socket, record: Record | None) -> None:
         """Take over a LISTEN socket of an earlier binder. Its address and options come from the socket, the rest from
@@ -185,37 +197,35 @@ class ListenerStore:
                 listener.kind.retire(sock)
             sock.close()
             return
-        if listener.address in self._by_address:
+        if self._index.at(listener.address) is not None:
             events.warning("inherited-twice", address=listener.address, done="closed one")
             sock.close()
             return
         if not listener.kind.is_ready(sock):
-            repair.make_ready_again(listener, self._refusals, os.geteuid())
-        self._add(listener)
+            repair.make_ready_again(listener)
+        self._index.add(listener)
         for owner in listener.claims:
             self._claims.add(owner)
 
     def detach_all(self) -> list[tuple[str, int]]:
         """Give all descriptors to the caller, each with the name that it has at the keeper. The store is empty then."""
         descriptors = [
-            (listener.kept_name if listener.kept else NOT_KEPT, listener.socket.detach())
-            for listener in self._by_address.values()
+            (listener.kept_name if listener.kept else NOT_KEPT, listener.socket.detach()) for listener in self._index
         ]
-        self._by_address.clear()
-        self._by_name.clear()
+        self._index.clear()
         return descriptors
 
     def close(self) -> None:
         """Close the binder's descriptors. A port stays open as long as another process holds it."""
-        for listener in self._by_address.values():
+        for listener in self._index:
             listener.socket.close()
-        self._by_address.clear()
-        self._by_name.clear()
+        self._index.clear()
 
-    def _attempt(self, uid: int) -> BindAttempt:
+    def _attempt(self, asker: Asker) -> BindAttempt:
+        uid = asker.uid
         claims = sys.maxsize if is_privileged(uid) else self._limit_per_uid - self._claims.of_uid(uid)
         room = Room(uid, self._limit, self._limit_per_uid, self._limit - len(self), claims)
-        return BindAttempt(room, self._refusals, self.find, self._recover)
+        return BindAttempt(room, self._index, asker, self._recover)
 
     def _recover(self, address: Address) -> Listener | None:
         if (found := self._durable.recover(address)) is None:
@@ -226,22 +236,20 @@ class ListenerStore:
         except BindError:
             sock.close()
             raise
-        return self._by_address.get(address)
+        return self._index.at(address)
 
-    def _apply_options(self, listener: Listener, options: Options) -> None:
+    def _apply_options(self, listener: Listener, options: Options, uid: int) -> None:
         """Apply what can change to the live socket. A backlog that a holder changed is set again too."""
-        backlog = options.backlog if options.backlog is not None else listener.options.backlog
-        if options.name or backlog != listener.options.backlog:
-            name = listener.options.name or options.name
-            listener.options = msgspec.structs.replace(listener.options, backlog=backlog, name=name)
-            self._add(listener)
-        # Even if the backlog is the same: net.core.somaxconn may have changed, or a holder may have called listen(2).
-        repair.set_backlog(listener)
-
-    def _add(self, listener: Listener) -> None:
-        self._by_address[listener.address] = listener
-        if listener.options.name:
-            self._by_name[listener.options.name] = listener
+        if options.name and (uid, options.name) != (listener.name_uid, listener.options.name):
+            self._index.rename(listener, options.name, uid)
+        if options.backlog not in (None, listener.options.backlog):
+            listener.options = msgspec.structs.replace(listener.options, backlog=options.backlog)
+        try:
+            # Even if the backlog is the same: net.core.somaxconn may have changed, or a holder may have called
+            # listen(2).
+            repair.set_backlog(listener)
+        except OSError as error:
+            events.error("cannot-repair", address=listener.address, why=error)
 
     def _grant(self, listener: Listener, created: bool, owner: Owner) -> Grant:
         listener.handoffs += 1
@@ -256,6 +264,25 @@ class ListenerStore:
     def _remove_claim(self, listener: Listener, owner: Owner) -> None:
         del listener.claims[owner]
         self._claims.remove(owner)
+        if listener.claims and all(claimant.uid != listener.name_uid for claimant in listener.claims):
+            # No other user may keep this name from its uid, or be found by it.
+            self._index.rename(listener, None, 0)
+
+    def _move(self, listener: Listener, owner: Owner, to: Owner) -> None:
+        claim = listener.claims.pop(owner)
+        self._claims.remove(owner)
+        if (existing := listener.claims.get(to)) is not None:
+            existing.since = min(existing.since, claim.since)
+            existing.handoffs += claim.handoffs
+        else:
+            listener.claims[to] = claim
+            self._claims.add(to)
+        name = listener.options.name
+        if name and listener.name_uid == owner.uid and all(each.uid != owner.uid for each in listener.claims):
+            is_taken = self._index.named(to.uid, name) is not None
+            if is_taken:
+                events.warning("name-taken", address=listener.address, called=name, uid=to.uid)
+            self._index.rename(listener, None if is_taken else name, to.uid)
 
     def _close(self, listener: Listener) -> None:
         for owner in list(listener.claims):
@@ -268,6 +295,4 @@ class ListenerStore:
         except OSError as error:
             events.limited(events.warning, "shutdown-failed", None, address=listener.address, error=error.strerror)
         listener.socket.close()
-        self._by_address.pop(listener.address, None)
-        if listener.options.name:
-            self._by_name.pop(listener.options.name, None)
+        self._index.remove(listener)

@@ -20,7 +20,7 @@ from multibinder.binder.settings import Settings, Timings
 from multibinder.binder.trial import try_start
 from multibinder.binder.upgrade import NONCE, WORD
 from multibinder.cli.logs import log_to, try_log_file
-from multibinder.observe.holders import holders_of, who_listens_on
+from multibinder.observe.holders import holders_of, who_listen_on
 
 
 class Invocation(msgspec.Struct, frozen=True):
@@ -75,7 +75,7 @@ def main(timings: Timings = Timings(), find_holders: FindHolders = holders_of) -
         program = Program(
             __version__,
             command(sys.argv[1]),
-            who_listens=lambda address: str(who_listens_on(address)),
+            who_listens=who_listen_on,
             find_holders=find_holders,
             timings=timings,
         )

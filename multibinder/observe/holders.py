@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Literal
 
 import msgspec
 
-from multibinder.kernel.descriptors import scan
+from multibinder.kernel.descriptors import Scan, scan
 from multibinder.kernel.process import children_of, name_of, stat_or_none, uid_of
 from multibinder.observe.accepting import accepts_on
 from multibinder.wire import kinds
@@ -100,18 +101,36 @@ def holders_of(inodes: Collection[int], except_: Collection[int] = ()) -> Holder
     )
 
 
-def who_listens_on(address: Address) -> Listening:
+def who_listens_on(address: Address, except_: Collection[int] = ()) -> Listening:
     """Return the processes with a socket that collides with ``address``, in this network namespace.
 
     It reads the kernel's list of sockets, then the descriptors of every process that this user may read. That takes
     about 10 ms on a host with 300 processes, so call it only after a refusal.
     """
-    inodes = kinds.of_address(address).colliding_inodes(address)
-    if not inodes:
-        return Listening((), hidden=False)
-    seen = scan(inodes)
-    processes = tuple(Process(pid, name_of(pid)) for pid in dict.fromkeys(process.pid for process in seen.processes))
-    return Listening(processes, hidden=not seen.complete)
+    [inodes] = _colliding_inodes([address])
+    return _listening(inodes, scan(inodes, except_)) if inodes else Listening((), hidden=False)
+
+
+def who_listen_on(addresses: Sequence[Address], except_: Collection[int] = ()) -> list[str | None]:
+    """Name the processes that listen on each address, but those in ``except_``, with one pass over /proc.
+
+    A name is empty if they cannot be found, and None if no socket listens there.
+    """
+    inodes = _colliding_inodes(addresses)
+    wanted = frozenset[int]().union(*inodes)
+    if not wanted:
+        return [None] * len(addresses)
+    seen = scan(wanted, except_)
+    return [str(_listening(each, seen)) if each else None for each in inodes]
+
+
+def _colliding_inodes(addresses: Sequence[Address]) -> list[AbstractSet[int]]:
+    return [kinds.of_address(address).colliding_inodes(address) for address in addresses]
+
+
+def _listening(inodes: AbstractSet[int], seen: Scan) -> Listening:
+    pids = [process.pid for process in seen.processes if any(inode in inodes for _, inode in process.sockets)]
+    return Listening(tuple(Process(pid, name_of(pid)) for pid in dict.fromkeys(pids)), hidden=not seen.complete)
 
 
 def _is_haproxy(process: Process) -> bool:

@@ -37,6 +37,7 @@ BindTarget = ListenerSpec | Address | tuple[str, int]
 # Inside the class Client, the name ``list`` means its method.
 _Statuses = list[ListenerStatus]
 _Releases = list[Released]
+_Moves = list[messages.Moved]
 _Sockets = list[SharedListener]
 
 T = TypeVar("T")
@@ -119,6 +120,14 @@ class Client:
         params = [ListenerParams.of(_spec(item), owner) for item in wanted]
         return _result(self._ask("release", params), _Releases) if params else []
 
+    def move(self, moves: Iterable[tuple[str, int]]) -> _Moves:
+        """Give the claims and names of each owner, ``("haproxy@web:107", 33)``, to the same label of another uid.
+
+        Root and the binder's own user may: a service whose user has changed keeps its listeners.
+        """
+        params = [messages.MoveParams(owner, uid) for owner, uid in moves]
+        return _result(self._ask("move", params), _Moves) if params else []
+
     def upgrade(self) -> Upgrade:
         """Make the binder execute the installed version. The PID, the listeners and the connections stay the same.
 
@@ -148,7 +157,7 @@ class Client:
             raise
         return sockets
 
-    def _ask(self, method: str, params: Sequence[ListenerParams], deadline: float | None = None) -> Reply:
+    def _ask(self, method: str, params: Sequence[object], deadline: float | None = None) -> Reply:
         return self._connection.ask(method, params, self.timeout, deadline or time.monotonic() + self.timeout)
 
     def _collect(

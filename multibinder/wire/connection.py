@@ -23,7 +23,7 @@ from multibinder.wire.errors import (
     RemoteProtocolError,
     RequestError,
 )
-from multibinder.wire.messages import ListenerParams, Reply
+from multibinder.wire.messages import Reply
 
 #: The variable with the path of the control socket, for every client and for ``multibinder serve``.
 SOCKET_VARIABLE = "MULTIBINDER_SOCK"
@@ -75,7 +75,7 @@ class Connection:
         """The number of descriptors that ``take_descriptors`` would return."""
         return len(self._descriptors)
 
-    def ask(self, method: str, params: Sequence[ListenerParams], timeout: float, deadline: float) -> Reply:
+    def ask(self, method: str, params: Sequence[object], timeout: float, deadline: float) -> Reply:
         """Send a request and return its reply.
 
         ``deadline`` is in seconds of time.monotonic(); ``timeout`` is only named in messages. Raises BinderUnavailable,

@@ -11,6 +11,7 @@ messages, which carry nothing else: ``{"jsonrpc":"2.0","method":"descriptors","p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -19,7 +20,8 @@ from multibinder.wire import kinds
 from multibinder.wire.addresses import Address, TcpAddress
 from multibinder.wire.errors import AddressError
 from multibinder.wire.excerpt import excerpt
-from multibinder.wire.options import OPTION_NAMES, Options, check_label
+from multibinder.wire.options import LARGEST_UID, OPTION_NAMES, Options, check_owner
+from multibinder.wire.status import OwnerStatus
 
 #: The version of the protocol that this module describes. A change that an old peer would misread raises it.
 PROTOCOL = 1
@@ -54,6 +56,8 @@ class ListenerSpec(msgspec.Struct, frozen=True):
 class ListenerParams(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """One element of ``params`` as it is sent. ``owner`` is empty for a client that has no label.
 
+    Root and the binder's own user may name the owner of another uid, as ``label:uid``.
+
     ``port`` belongs to the address of a TCP listener, which needs it; ``spec`` reads the two together.
     """
 
@@ -80,7 +84,7 @@ class ListenerParams(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
     def spec(self) -> ListenerSpec:
         """Return the checked value. Raises AddressError."""
         if self.owner:
-            check_label("owner", self.owner)
+            check_owner(self.owner)
         address = self._address()
         if self.backlog is None and self.v6only is None and self.name is None:
             return ListenerSpec(address)
@@ -139,11 +143,32 @@ class BindResult(msgspec.Struct, frozen=True):
 
 
 class Released(msgspec.Struct, frozen=True):
-    """The outcome of ``release`` for one address: ``closed``, ``kept`` (by ``owners``) or ``absent``."""
+    """The outcome of ``release`` for one address: ``closed``, ``kept`` (by ``owners``) or ``absent``.
+
+    ``claims`` has label and uid of each owner that keeps it. ``had_claim`` is False if nothing was given up, because
+    the owner that the request names has no claim.
+    """
 
     address: str
     outcome: str
     owners: list[str] = []
+    claims: list[OwnerStatus] = []
+    had_claim: bool = True
+
+
+class MoveParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One element of the ``params`` of ``move``: an owner, as ``label:uid``, and the uid that gets its claims."""
+
+    owner: str
+    to: int
+
+
+class Moved(msgspec.Struct, frozen=True):
+    """The outcome of ``move`` for one owner: the addresses of the listeners whose claim has another uid now."""
+
+    owner: str
+    to: int
+    addresses: list[str]
 
 
 class Upgrade(msgspec.Struct, frozen=True):
@@ -157,6 +182,7 @@ class Hello(msgspec.Struct, frozen=True):
     """The binder that answers. ``capabilities`` names its methods; ``protocol`` is a number that only grows.
 
     ``upgrade_failure`` tells why the last upgrade failed, if it failed after its trial start.
+    ``uid`` is the client's, as the binder sees it; None if an older binder does not tell.
     """
 
     name: str = "multibinder"
@@ -165,6 +191,7 @@ class Hello(msgspec.Struct, frozen=True):
     pid: int = 0
     capabilities: list[str] = []
     upgrade_failure: str | None = None
+    uid: int | None = None
 
 
 class InvalidParamsError(Exception):
@@ -172,6 +199,7 @@ class InvalidParamsError(Exception):
 
 
 _request = msgspec.json.Decoder(Request)
+_move_params = msgspec.json.Decoder(list[MoveParams])
 _listener_params = msgspec.json.Decoder(list[ListenerParams])
 
 
@@ -196,6 +224,20 @@ def decode_listener_params(raw: msgspec.Raw) -> list[ListenerParams]:
     return params
 
 
+def decode_move_params(raw: msgspec.Raw) -> list[MoveParams]:
+    """Read the ``params`` of move. Raises InvalidParamsError, which names the element and field."""
+    try:
+        params = _move_params.decode(raw)
+        for index, element in enumerate(params):
+            if ":" not in check_owner(element.owner):
+                raise InvalidParamsError(f"params[{index}]: owner {element.owner} names no uid: write label:uid")
+            if not 0 <= element.to < LARGEST_UID:
+                raise InvalidParamsError(f"params[{index}]: {element.to} is no uid")
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, AddressError) as error:
+        raise InvalidParamsError(_explain(str(error))) from None
+    return params
+
+
 def check_spec(index: int, params: ListenerParams) -> ListenerSpec:
     """Return the checked value of one element. Raises InvalidParamsError, which names the element."""
     try:
@@ -209,7 +251,7 @@ def encode(message: object) -> bytes:
     return msgspec.json.encode(message) + b"\n"
 
 
-def encode_request(method: str, id: Id, params: list[ListenerParams]) -> bytes:  # noqa: A002 (JSON-RPC's word)
+def encode_request(method: str, id: Id, params: Sequence[object]) -> bytes:  # noqa: A002 (JSON-RPC's word)
     return encode({"jsonrpc": "2.0", "method": method, "id": id, "params": params})
 
 

@@ -13,6 +13,10 @@ from multibinder.wire.excerpt import excerpt
 _LABEL = re.compile(r"[A-Za-z0-9_.@/+-]{1,128}")
 
 
+#: (uid_t) -1 is no user (setresuid(2)).
+LARGEST_UID = 2**32 - 1
+
+
 class Options(msgspec.Struct, frozen=True):
     """Options of one listener. None accepts any value of an existing listener, and means the default for a new one.
 
@@ -42,3 +46,15 @@ def check_label(what: str, label: str) -> str:
     if not _LABEL.fullmatch(label):
         raise AddressError(f"{what} {excerpt(repr(label))} is not usable: 1 to 128 of A-Z a-z 0-9 _ . @ / + -")
     return label
+
+
+def check_owner(text: str) -> str:
+    """Return the name of an owner: a label, or ``label:uid``, where the label may be empty. Raises AddressError."""
+    label, colon, uid = text.rpartition(":")
+    if not colon:
+        return check_label("owner", text)
+    if label:
+        check_label("owner", label)
+    if not (uid.isascii() and uid.isdecimal() and len(uid) <= len(str(LARGEST_UID)) and int(uid) < LARGEST_UID):
+        raise AddressError(f"owner {excerpt(repr(text))} is not usable: after the colon of label:uid is a user id")
+    return text

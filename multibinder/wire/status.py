@@ -8,11 +8,19 @@ import msgspec
 REQUEST_BOUNDS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1)
 
 
+class OwnerStatus(msgspec.Struct, frozen=True):
+    """An owner of a listener: its label, which may be empty, and its user id."""
+
+    label: str
+    uid: int
+
+
 class ListenerStatus(msgspec.Struct, frozen=True):
     """One listener as ``list`` shows it.
 
     ``backlog`` is the effective limit, ``backlog_requested`` the requested one (None: the kernel's limit);
     ``created`` is in seconds since the epoch; ``cookie`` is SO_COOKIE, which identifies the socket for its whole life.
+    ``owners`` has the label of each claim, ``claims`` its label and uid; a binder of 0.1 does not send ``claims``.
     """
 
     address: str
@@ -24,6 +32,7 @@ class ListenerStatus(msgspec.Struct, frozen=True):
     handoffs: int
     created: float
     cookie: int
+    claims: list[OwnerStatus] = []
 
 
 class Counters(msgspec.Struct):
@@ -51,13 +60,6 @@ class HolderStatus(msgspec.Struct, frozen=True):
     pid: int
     name: str
     role: str
-
-
-class OwnerStatus(msgspec.Struct, frozen=True):
-    """An owner of a listener: its label, which may be empty, and its user id."""
-
-    label: str
-    uid: int
 
 
 class ListenerHealth(msgspec.Struct, frozen=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,7 @@ def test_list_as_json_is_for_programs(binder: Binder, host: str) -> None:
         "backlog_requested": 77,
         "v6only": None,
         "handoffs": 2,
+        "claims": [{"label": "a", "uid": os.geteuid()}, {"label": "b", "uid": os.geteuid()}],
     }
 
 

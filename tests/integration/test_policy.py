@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from multibinder import BindError, Client, ListenerSpec, Options, RequestError, TcpAddress
+from multibinder.wire.status import OwnerStatus
 from tests.conftest import StartBinder
 from tests.support import Binder, identities, multibinder, require, serving_pid, wait_until
 from tests.support.stranger import Stranger
@@ -249,32 +250,101 @@ def owners(binder: Binder) -> dict[str, list[str]]:
         return {status.address: status.owners for status in root.list()}
 
 
-def refused(told_error: dict[str, object], label: str) -> bool:
-    return told_error["message"] == (
-        f"the owner label {label} belongs to uid {UID}, not to uid {OTHER_UID}; choose another label"
-    )
-
-
-def test_a_label_belongs_to_one_user(
+def test_each_user_has_labels_of_its_own(
     policy: PolicyFile, governed: Binder, stranger: Stranger, other: Stranger, host: str
 ) -> None:
     policy.write(everything(UID, OTHER_UID))
     policy.reload(governed)
     address = f"{host}:80"
     assert stranger.ask("bind", web(host, 80, "app")).addresses == [address]
-    for method, port in (("bind", 80), ("bind", 81), ("check", 81), ("release", 80)):
-        told = other.ask(method, web(host, port, "app"))
+    # Another user may have the same label, and then has claims of its own.
+    assert other.ask("bind", web(host, 81, "app")).addresses == [f"{host}:81"]
+    [released] = other.ask("release", web(host, 80, "app")).reply["result"]
+    assert (released["outcome"], released["had_claim"]) == ("kept", False)
+    for method in ("bind", "check", "release"):
+        told = other.ask(method, web(host, 80, f"app:{UID}"))
         assert told.received == []
-        assert refused(told.reply["error"], "app")
+        assert f"owner app:{UID} belongs to uid {UID}, not to uid {OTHER_UID}" in told.refusal
     # The policy allows the port to both users. Each claim belongs to one of them.
-    assert other.ask("bind", web(host, 80, "b")).addresses == [address]
-    assert other.ask("release", web(host, 80, "b")).reply["result"][0]["outcome"] == "kept"
-    assert owners(governed) == {address: ["app"]}
-    with Client(governed.socket_path) as root:
-        root.bind([(host, 81)], owner="app")[0].close()
-        assert [each.outcome for each in root.release([(host, 80), (host, 81)], owner="app")] == ["closed", "closed"]
-    # No user has a claim with this label any more, so that any user may take it.
     assert other.ask("bind", web(host, 80, "app")).addresses == [address]
+    [released] = other.ask("release", web(host, 80, f"app:{OTHER_UID}")).reply["result"]
+    assert (released["outcome"], released["claims"]) == ("kept", [{"label": "app", "uid": UID}])
+    assert owners(governed) == {address: ["app"], f"{host}:81": ["app"]}
+
+
+def test_a_stranger_that_has_the_label_of_root_first_gets_no_right_to_roots_listener(
+    policy: PolicyFile, governed: Binder, stranger: Stranger, host: str
+) -> None:
+    policy.write(everything(UID))
+    policy.reload(governed)
+    stranger.ask("bind", web(host, 81, "haproxy@web"))
+    with Client(governed.socket_path) as root:
+        root.bind([(host, 80)], owner="haproxy@web")[0].close()
+        assert root.list()[1].claims == [OwnerStatus("haproxy@web", 0)]
+        assert stranger.ask("release", web(host, 80, "haproxy@web")).reply["result"][0]["outcome"] == "kept"
+        # Root names its own claim first, and those of others where it has none, or by their uid.
+        assert root.release([(host, 80)], owner="haproxy@web")[0].outcome == "closed"
+        assert root.release([(host, 81)], owner="haproxy@web:0")[0].outcome == "kept"
+        assert root.release([(host, 81)], owner=f"haproxy@web:{UID}")[0].outcome == "closed"
+        assert stranger.ask("bind", web(host, 81, "haproxy@web")).addresses == [f"{host}:81"]
+        assert root.release([(host, 81)], owner="haproxy@web")[0].outcome == "closed"
+
+
+def test_a_name_of_another_user_is_not_found_and_not_told(
+    policy: PolicyFile, governed: Binder, stranger: Stranger, host: str
+) -> None:
+    with Client(governed.socket_path) as root:
+        root.bind([ListenerSpec(TcpAddress.of(host, 0), Options(name="stats"))])[0].close()
+        for method in ("bind", "check", "release"):
+            refusals = {
+                stranger.ask(method, {"address": "::", "port": 1, "name": name}).refusal for name in ("stats", "statz")
+            }
+            assert len(refusals) == 1, "a name that exists and one that does not are refused alike"
+        policy.write(f'uid = {UID}\nallow = "bind"\naddress = "{host}:0"')
+        policy.reload(governed)
+        [got] = stranger.bind(host, 0, name="stats").received
+        stranger.bind(host, 0, name="admin")
+        [own] = root.bind([ListenerSpec(TcpAddress.of(host, 8000), Options(name="admin"))])
+        own.close()
+        ports = {status.name: status.address for status in root.list() if status.claims == [OwnerStatus("", 0)]}
+        assert ports["admin"] == f"{host}:8000"
+        assert ports["stats"] != f"{host}:{got.port}"
+
+
+def test_a_collision_with_a_listener_that_the_policy_does_not_show_tells_nothing_of_it(
+    policy: PolicyFile, governed: Binder, stranger: Stranger, host: str
+) -> None:
+    with Client(governed.socket_path) as root:
+        root.bind([ListenerSpec(TcpAddress.of(host, 8000), Options(name="secret"))], owner="haproxy@web")[0].close()
+    policy.write(f'uid = {UID}\nallow = "bind"\naddress = "*:8000"')
+    policy.reload(governed)
+    for method in ("bind", "check"):
+        told = stranger.ask(method, {"address": "0.0.0.0", "port": 8000})
+        assert told.refusal == "Could not bind: 0.0.0.0:8000: address already in use; choose another address or port"
+    policy.write(f'uid = {UID}\nallow = ["bind", "list"]\naddress = "*:8000"')
+    policy.reload(governed)
+    assert (
+        f"by {host}:8000, which this binder holds for haproxy@web of uid 0; release it"
+        in stranger.ask("bind", {"address": "0.0.0.0", "port": 8000}).refusal
+    )
+
+
+def test_root_moves_claims_and_names_to_the_user_that_a_service_has_now(
+    policy: PolicyFile, governed: Binder, stranger: Stranger, other: Stranger, host: str
+) -> None:
+    policy.write(everything(UID, OTHER_UID))
+    policy.reload(governed)
+    named = {"address": host, "port": 0, "name": "stats", "owner": "haproxy@web"}
+    before = stranger.ask("bind", named, web(host, 80, "haproxy@web")).addresses
+    told = stranger.ask("move", {"owner": f"haproxy@web:{UID}", "to": OTHER_UID})
+    assert "may not move claims from one user to another" in told.refusal
+    with Client(governed.socket_path) as root:
+        [moved] = root.move([(f"haproxy@web:{UID}", OTHER_UID)])
+        assert moved.addresses == before
+        assert [status.claims for status in root.list()] == [[OwnerStatus("haproxy@web", OTHER_UID)]] * 2
+    assert other.ask("bind", named, web(host, 80, "haproxy@web")).addresses == before
+    assert stranger.ask("release", web(host, 80, "haproxy@web")).reply["result"][0]["outcome"] == "kept"
+    assert other.ask("release", web(host, 80, "haproxy@web")).reply["result"][0]["outcome"] == "closed"
 
 
 def test_a_claim_without_a_label_belongs_to_its_user(
@@ -309,8 +379,7 @@ def test_a_label_keeps_its_user_after_a_crash_or_an_upgrade(
             with Client(binder.socket_path) as root:
                 root.upgrade()
                 root.hello()
-        for method in ("bind", "release"):
-            assert refused(other.ask(method, web(host, 80, "app")).reply["error"], "app")
+        assert other.ask("release", web(host, 80, "app")).reply["result"][0]["had_claim"] is False
         assert other.ask("release", web(host, 81)).reply["result"][0]["outcome"] == "kept"
         told = stranger.ask("release", web(host, 80, "app"), web(host, 81))
         assert [each["outcome"] for each in told.reply["result"]] == ["closed", "closed"]
@@ -339,10 +408,12 @@ def test_list_shows_only_listeners_that_the_policy_allows(
 def test_a_listener_that_is_found_by_its_name_is_judged_by_its_address(
     policy: PolicyFile, governed: Binder, stranger: Stranger, host: str
 ) -> None:
+    policy.write(everything(UID))
+    policy.reload(governed)
+    stranger.bind(host, 443, name="web")
     policy.write(f'uid = {UID}\nallow = "*"\naddress = ["{host}:0", "{host}:8000"]')
     policy.reload(governed)
     with Client(governed.socket_path) as root:
-        root.bind([ListenerSpec(TcpAddress.parse(f"{host}:443"), Options(name="web"))])[0].close()
         for port in (0, 443, 8000):
             for method in ("bind", "check", "release"):
                 told = stranger.ask(method, {"address": host, "port": port, "name": "web"})
@@ -362,13 +433,12 @@ def test_a_port_that_the_kernel_chose_belongs_to_the_user_who_bound_it(
     assert stranger.bind(host, got.port).received == [got]
     assert [each["name"] for each in stranger.ask("list").reply["result"]] == ["mine"]
     for told in (
-        other.bind(host, 0, name="mine"),
         other.bind(host, got.port),
         other.ask("release", {"address": host, "port": got.port}),
     ):
         assert (told.received, told.reply["error"]["code"]) == ([], POLICY_REFUSES)
     assert other.ask("list").reply["result"] == []
-    assert other.bind(host, 0).received != [got]
+    assert other.bind(host, 0, name="mine").received != [got]
 
 
 def test_an_ipv6_listener_that_exists_is_handed_over_as_it_was_made(

@@ -204,9 +204,9 @@ class World:
     def begin(self, number: int) -> None:
         with contextlib.suppress(MultibinderError):
             for status in self._root.list():
-                for owner in status.owners:
+                for owner in status.claims:
                     host, _, port = status.address.rpartition(":")
-                    self._root.release([(host.strip("[]"), int(port))], owner=owner)
+                    self._root.release([(host.strip("[]"), int(port))], owner=f"{owner.label}:{owner.uid}")
         assert self._root.list() == []
         self._chosen: set[int] = set()
         self.put_in_force(number)

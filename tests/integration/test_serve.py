@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import resource
 import signal
 import socket
@@ -49,7 +50,8 @@ def test_hello_names_the_binder_that_answers(binder: Binder) -> None:
     with Client(binder.socket_path) as client:
         hello = client.hello()
     assert (hello.name, hello.pid, hello.protocol) == ("multibinder", binder.pid, 1)
-    assert hello.capabilities == ["hello", "bind", "check", "list", "release", "status", "upgrade"]
+    assert hello.capabilities == ["hello", "bind", "check", "list", "release", "status", "upgrade", "move"]
+    assert hello.uid == os.geteuid()
     assert hello.version == multibinder("--version").stdout.split()[-1]
 
 

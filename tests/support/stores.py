@@ -6,7 +6,6 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from multibinder.binder.bind_refusal import BindRefusals, WhoListens
 from multibinder.binder.records import Record
 from multibinder.binder.store import ListenerStore
 from multibinder.wire.addresses import Address
@@ -22,5 +21,5 @@ class NothingDurable:
         return None
 
 
-def new_store(limit: int = 100, who_listens: WhoListens = lambda address: "") -> ListenerStore:
-    return ListenerStore(BindRefusals(who_listens), NothingDurable(), limit=limit, limit_per_uid=sys.maxsize)
+def new_store(limit: int = 100, *, limit_per_uid: int = sys.maxsize) -> ListenerStore:
+    return ListenerStore(NothingDurable(), limit=limit, limit_per_uid=limit_per_uid)

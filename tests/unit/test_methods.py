@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
+from multibinder.binder.address_search import TellHolders
 from multibinder.binder.answer import Answer, turn_down
 from multibinder.binder.caller import Caller
 from multibinder.binder.counters import RequestCounters
@@ -17,6 +18,7 @@ from multibinder.binder.listener import Listener
 from multibinder.binder.methods import Methods, OnRehearsed
 from multibinder.binder.policy import Policy
 from multibinder.binder.policy_in_force import PolicyInForce
+from multibinder.wire.addresses import Address
 from multibinder.wire.messages import INTERNAL_ERROR, LIMIT_REACHED, METHOD_NOT_FOUND, NOT_ALLOWED
 from multibinder.wire.status import BinderStatus
 from tests.support import Json
@@ -30,12 +32,18 @@ class Surroundings:
         self.stored: list[tuple[Sequence[tuple[str, int]], OnConfirmed]] = []
         self.looks: list[Callable[[], Sequence[Listener]]] = []
         self.upgrades: list[OnRehearsed] = []
+        self.searches: list[tuple[Address, int, TellHolders]] = []
+        self.is_throttled = False
 
     def keep(self, descriptors: Sequence[tuple[str, int]], confirmed: OnConfirmed, /) -> None:
         self.stored.append((descriptors, confirmed))
 
     def status(self, visible: Callable[[], Sequence[Listener]], tell: Callable[[BinderStatus], None], /) -> None:
         self.looks.append(visible)
+
+    def begin(self, address: Address, uid: int, tell: TellHolders, /) -> bool:
+        self.searches.append((address, uid, tell))
+        return not self.is_throttled
 
     def upgrade(self, on_rehearsed: OnRehearsed, /) -> None:
         self.upgrades.append(on_rehearsed)
@@ -57,6 +65,7 @@ class Bench:
             policy=self.policy,
             counters=self.counters,
             status_source=self.surroundings,
+            search=self.surroundings,
             upgrader=self.surroundings,
             keeper=self.surroundings,
         )
@@ -114,6 +123,28 @@ def test_a_listener_that_was_released_before_it_was_kept_is_not_handed_over(benc
     assert bench.later[0].parts[0][1] == ()
 
 
+@pytest.mark.parametrize("method", ["bind", "check"])
+def test_a_refusal_of_an_address_in_use_waits_for_the_name_of_its_holder(bench: Bench, method: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        wanted = local(other.getsockname()[1])
+        assert bench.ask(method, wanted) is None
+        [(address, uid, tell)] = bench.surroundings.searches
+        assert (str(address), uid) == (f"127.0.0.1:{wanted['port']}", os.geteuid())
+        assert bench.counters.totals.refusals == {}
+        tell("nginx (pid 812)")
+        assert said(bench.later[0])["error"]["message"].endswith(
+            "in use, by nginx (pid 812); stop it or choose another port"
+        )
+        assert bench.counters.totals.refusals == {"bind": 1}
+        # While searches for this user are throttled, the answer comes at once.
+        bench.surroundings.is_throttled = True
+        assert "find who has it ('ss -ltnp', as root)" in said(bench.ask(method, wanted))["error"]["message"]
+
+
+def test_hello_tells_the_client_which_user_it_is(bench: Bench) -> None:
+    assert said(bench.ask("hello"))["result"]["uid"] == os.geteuid()
+
+
 def test_a_status_shows_the_listeners_that_exist_after_the_look(bench: Bench) -> None:
     assert bench.ask("status") is None
     bench.ask("bind", local())
@@ -159,6 +190,7 @@ def test_requests_and_refusals_are_counted(bench: Bench) -> None:
     bench.ask("check", local(), local())
     assert said(bench.ask("check", {"address": "nowhere", "port": 1}))["error"]["message"].startswith("Invalid params:")
     assert said(bench.ask("nonsense"))["error"]["code"] == METHOD_NOT_FOUND
+    bench.surroundings.is_throttled = True
     with socket.create_server(("127.0.0.1", 0)) as other:
         bench.ask("bind", local(other.getsockname()[1]))
     totals = bench.counters.totals

@@ -168,6 +168,12 @@ EVENTS = Section(
             remedy="`multibinder list` shows what is known; the next bind of each server restores it",
         ),
         entry(
+            "name-taken",
+            cause="a listener came back, or was moved to another user, and that user has another listener of the same "
+            "name; it goes on without a name",
+            remedy="`multibinder list` shows both; release the one that is not needed",
+        ),
+        entry(
             "state-file-unreadable",
             cause="the file beside the control socket is another user's, as after a binder that ran as root",
             remedy="nothing: it is written anew",

@@ -85,6 +85,32 @@ BIND = Section(
             fragment="or choose another port",
         ),
         entry(
+            "Could not bind: …: address already in use, by …, which this binder holds for …",
+            cause="the two addresses take the same port: one includes the other, or `::` takes IPv4 as well",
+            remedy="give v6only=true to the IPv6 one where the message says so; else release the listener, or choose "
+            "another port",
+            fragment="which this binder holds for",
+        ),
+        entry(
+            "Could not bind: …: address already in use, and no process listens there",
+            cause="a connection from that port, a socket that is bound and does not listen, or another network "
+            "namespace",
+            remedy="`ss -tanp 'sport = :PORT'` as root shows connections; end it, or choose another port",
+            fragment="and no process listens there",
+        ),
+        entry(
+            "Could not bind: …: address already in use; choose another address or port",
+            cause="the address collides with a listener that the policy does not show to this user",
+            remedy="choose another one, or ask who runs the binder",
+            fragment="choose another address or port",
+        ),
+        entry(
+            "Could not bind: …: it collides with … of the same request",
+            cause="the request has two addresses that cannot both listen: one includes the other, or `::` takes IPv4 "
+            "as well. `check` says so too",
+            remedy="as the message says",
+        ),
+        entry(
             "address already in use, by a process that this user may not see",
             cause="another user's process listens there, and the binder may not look into it",
             remedy="`ss -ltnp` as root, or the drop-in `ptrace.conf`",
@@ -110,7 +136,8 @@ BIND = Section(
         ),
         entry(
             "Could not bind: …: the listener exists with …, and … was asked for",
-            cause="what cannot change while a socket lives (v6only, name, address) was asked for with another value",
+            cause="what cannot change while a socket lives (v6only, address) was asked for with another value; or "
+            "another name, and other owners have claims to the listener",
             remedy="release the listener first, or ask for the same",
         ),
         entry(
@@ -155,9 +182,11 @@ BIND = Section(
             remedy="`multibinder policy check --uid … --bind …` explains the decision, rule by rule",
         ),
         entry(
-            "the owner label … belongs to uid …",
-            cause="another user has claims with that label",
-            remedy="choose another label",
+            "owner … belongs to uid …",
+            "uid … may not move claims from one user to another",
+            cause="`label:uid` names another user's claims. Each user has labels of its own, and only root and the "
+            "binder's own user may release or move those of others",
+            remedy="leave `:uid` out for your own, or ask as root",
         ),
         entry(
             "host … is a name: give a numeric address",
@@ -179,6 +208,7 @@ BIND = Section(
             "v6only has a meaning for IPv6 addresses only",
             "backlog … is out of range",
             "… is not usable: 1 to 128 of A-Z a-z 0-9 _ . @ / + -",
+            "owner … is not usable: after the colon of label:uid is a user id",
             cause="an option, a name or a label with a value that it cannot have",
             remedy="as the message says",
         ),

@@ -50,6 +50,10 @@ class Address(msgspec.Struct, frozen=True):
         """Return the address that lets the kernel choose a port, if the family has ports: port 0 of the same host."""
         return self
 
+    def wildcard(self) -> Address:
+        """Return the address that takes this one as well, if the family has such: every host on the same port."""
+        return self
+
     def wire_fields(self) -> tuple[str, int]:
         """Return ``address`` and ``port`` of the request element that asks for this address."""
         raise NotImplementedError

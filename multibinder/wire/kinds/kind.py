@@ -116,12 +116,16 @@ class Kind(abc.ABC):
         """
 
     @abc.abstractmethod
-    def explain_refusal(self, address: Address, number: int, holders: str) -> str | None:
+    def explain_refusal(self, address: Address, number: int, holders: str | None) -> str | None:
         """Return the remedy for the errno ``number`` of ``open``, as a text that follows the kernel's message.
 
-        After EADDRINUSE, ``holders`` names the processes that have the address; it is empty if they are unknown.
-        Returns None if the kind has no remedy.
+        After EADDRINUSE, ``holders`` names the processes that have the address; it is empty if they are unknown, and
+        None if no socket there is ready. Returns None if the kind has no remedy.
         """
+
+    def collision_remedy(self, address: Address, other: Address) -> str:
+        """Return how two addresses that collide can both be bound, as a part of a sentence. Empty if they cannot."""
+        return ""
 
     @abc.abstractmethod
     def ss_command(self, address: Address, show: str) -> str:

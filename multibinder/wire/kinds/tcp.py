@@ -119,8 +119,15 @@ class Tcp(Kind):
     def ready_inodes(self) -> frozenset[int]:
         return frozenset(inode for _, inode in _listeners())
 
-    def explain_refusal(self, address: Address, number: int, holders: str) -> str | None:
+    def explain_refusal(self, address: Address, number: int, holders: str | None) -> str | None:
         if number == errno.EADDRINUSE:
+            if holders is None:
+                # A connection from this port, or a socket that is bound and does not listen; or another network
+                # namespace, which a process of ours has since entered.
+                return (
+                    ", and no process listens there: a connection or a bound socket has it; find it ('ss -tanp', as "
+                    "root) or choose another port"
+                )
             by = f", by {holders}; stop it" if holders else "; find who has it ('ss -ltnp', as root)"
             return f"{by} or choose another port"
         if number == errno.EACCES:
@@ -134,6 +141,10 @@ class Tcp(Kind):
                 "set net.ipv4.ip_nonlocal_bind=1"
             )
         return None
+
+    def collision_remedy(self, address: Address, other: Address) -> str:
+        six = address if address.family == socket.AF_INET6 else other
+        return "give v6only=true to the IPv6 one" if address.family != other.family and six == six.wildcard() else ""
 
     def ss_command(self, address: Address, show: str) -> str:
         return f"ss -ltn{show} 'sport = :{_tcp(address).port}'"
