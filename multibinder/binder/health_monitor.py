@@ -127,7 +127,7 @@ class HealthMonitor:
                 self._close_if_orphan_expired(listener)
         callbacks, self._on_looked = self._on_looked, []
         for on_looked in callbacks:
-            on_looked()
+            self._loop.call_later(0, on_looked)  # so that one that fails costs no other
 
     def _count_drops(self, listener: Listener) -> _Observation:
         now, drops = time.monotonic(), listener.kind.drops(listener.socket)

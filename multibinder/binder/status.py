@@ -14,6 +14,7 @@ from multibinder.binder.keeper import Keeper
 from multibinder.binder.listener import Listener
 from multibinder.binder.policy_in_force import PolicyInForce
 from multibinder.binder.quotas import Quotas
+from multibinder.kernel.descriptors import count_own
 from multibinder.wire.status import BinderStatus
 
 
@@ -54,7 +55,7 @@ class BinderStatusSource:
             upgrades=self._durable.upgrades,
             policy=policy.path if policy else None,
             clients=self._quotas.clients,
-            descriptors=len(os.listdir("/proc/self/fd")) - 1,
+            descriptors=count_own(),
             descriptors_limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             descriptors_in_flight=self._quotas.in_flight,
             listeners_limit=self._quotas.limits.listeners,

@@ -38,6 +38,18 @@ class Scan(NamedTuple):
     complete: bool
 
 
+def count_own() -> int:
+    """Return the number of descriptors that this process has open. It opens none: there may be none left.
+
+    Since Linux 6.2 it is the size of /proc/self/fd (proc_pid_fd(5)); before, the directory has to be read. 0 if that
+    fails.
+    """
+    try:
+        return os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd")) - 1
+    except OSError:
+        return 0
+
+
 def scan(inodes: Collection[int], except_: Collection[int] = (), pids: Collection[int] | None = None) -> Scan:
     """Search every process except ``except_`` for the sockets with these inodes, or only the processes ``pids``.
 

@@ -1,0 +1,100 @@
+"""A shortage of a resource costs the request that meets it. The binder and its listeners go on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from multibinder import Client, MultibinderError
+from multibinder.kernel.descriptors import count_own
+from tests.support import Binder, RawClient, require, wait_until
+
+HELLO = b'{"jsonrpc":"2.0","id":1,"method":"hello","params":[]}'
+
+
+@contextlib.contextmanager
+def injected(binder: Binder, call: str, error: str, directory: Path) -> Iterator[None]:
+    """Let each such system call of the binder fail, as strace(1) does it."""
+    program = shutil.which("strace")
+    require("strace", program, "injecting errors into system calls needs strace")
+    trace = directory / "trace"
+    strace = subprocess.Popen(
+        [
+            str(program),
+            "-f",
+            "-p",
+            str(binder.pid),
+            "-e",
+            f"trace={call}",
+            "-e",
+            f"inject={call}:error={error}",
+            "-o",
+            trace,
+        ],
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert strace.stderr is not None
+        line = strace.stderr.readline()
+        require("strace", b"attached" in line, f"strace cannot trace: {line!r}")
+        yield
+    finally:
+        strace.terminate()
+        strace.wait()
+        assert strace.stderr is not None
+        strace.stderr.close()
+
+
+def test_the_number_of_open_descriptors_is_known_without_a_free_one() -> None:
+    assert count_own() == len(os.listdir("/proc/self/fd")) - 1
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = count_own()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        assert count_own() == before
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_limit_lowered_below_what_is_open_costs_new_descriptors_only(binder: Binder, host: str) -> None:
+    with Client(binder.socket_path) as client:
+        client.bind([(host, 8000)])[0].close()
+        before = resource.prlimit(binder.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(binder.pid, resource.RLIMIT_NOFILE, (4, before[1]))
+        with pytest.raises(MultibinderError, match="too many open files"):
+            client.bind([(host, 8001)])
+        client.bind([(host, 8000)])[0].close()
+        assert client.status().listeners[0].address == f"{host}:8000"
+        assert "cannot-look" in binder.log_path.read_text()
+        with RawClient(binder.socket_path) as waiting:
+            waiting.send(HELLO)
+            binder.wait_for_log("event=cannot-accept")
+            resource.prlimit(binder.pid, resource.RLIMIT_NOFILE, before)
+            assert waiting.reply()["result"]["pid"] == binder.pid
+        client.bind([(host, 8001)])[0].close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="strace attaches as root")
+@pytest.mark.parametrize("error", ["ENOSPC", "ENOMEM"])
+def test_a_client_that_cannot_be_watched_is_turned_away_and_no_other(
+    binder: Binder, host: str, run_dir: Path, error: str
+) -> None:
+    with Client(binder.socket_path) as client, RawClient(binder.socket_path) as other:
+        client.bind([(host, 8000)])[0].close()
+        assert "result" in other.ask(HELLO)
+        with injected(binder, "epoll_ctl", error, run_dir):
+            with RawClient(binder.socket_path) as refused:
+                assert "the binder's log says more" in refused.reply()["error"]["message"]
+            assert "result" in other.ask(HELLO)
+            socket.create_connection((host, 8000)).close()
+        wait_until(lambda: "client-failed" in binder.log_path.read_text(), "it is logged", log=binder.log)
+        with RawClient(binder.socket_path) as served:
+            assert "result" in served.ask(HELLO)
