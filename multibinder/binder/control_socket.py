@@ -59,9 +59,9 @@ class ControlSocket:
                 "policy file restricts that ('multibinder policy --help')",
             )
 
-    def for_keeper(self) -> list[tuple[str, int]]:
+    def for_keeper(self) -> list[tuple[str, int | socket.socket]]:
         """Return the names and descriptors to keep through a crash; none for a socket unit's socket."""
-        return [] if self._lock is None else [(CONTROL, self.socket.fileno()), (LOCK, self._lock)]
+        return [] if self._lock is None else [(CONTROL, self.socket), (LOCK, self._lock)]
 
     def detach(self) -> list[tuple[str, int]]:
         """Give the socket and the lock to the caller: their names and descriptors."""

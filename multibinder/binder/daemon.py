@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
@@ -205,9 +205,7 @@ class Daemon:
 
         The clients of ``inherited`` belong to the server from now on.
         """
-        if self._keeper is not None:
-            # A client that connects while we are dead waits in the queue of the kept control socket.
-            self._keeper.keep(self._control.for_keeper(), lambda confirmed: None)
+        self._keep_control_socket()
         signals = SignalQueue(_SIGNALS)
         self._loop.watch_always(signals.fileno(), lambda: self._obey_all(signals.read()))
         self._control.warn_who_may_connect(has_policy=self._policy.current is not None)
@@ -215,6 +213,7 @@ class Daemon:
         self._loop.call_every(self._program.timings.repair_every_s, self._store.repair)
         self._loop.call_every(self._program.timings.look_every_s, self._monitor.look)
         self._loop.call_every(_CATCH_UP_EVERY_S, events.catch_up)
+        self._loop.call_every(self._program.timings.look_every_s, self._keep_again)
         self._supervisor.feed_watchdog()
         events.info(
             "serving",
@@ -246,7 +245,7 @@ class Daemon:
         journal = self._durable.detach_journal()
         self._supervisor.close()
         if self._keeper is not None:
-            self._keeper.close()
+            self._keeper.close(os.environ)
         return [
             *self._control.detach(),
             journal,
@@ -297,4 +296,24 @@ class Daemon:
 
     def _begin_upgrade(self) -> None:
         self._is_upgrading = True
+        if self._keeper is not None:
+            self._keeper.stop_waiting()
         self._server.drain()
+
+    def _keep_control_socket(self) -> None:
+        """Store the control socket: a client that connects while we are dead waits in its queue."""
+        if self._keeper is not None:
+            self._keeper.keep(self._control.for_keeper(), lambda kept: None)
+
+    def _keep_again(self) -> None:
+        """Store again what the keeper could not take before."""
+        if self._keeper is None:
+            return
+        self._keep_control_socket()
+        if not_kept := [listener for listener in self._store.listeners() if not listener.kept]:
+
+            def confirmed(kept: Collection[str]) -> None:
+                for listener in not_kept:
+                    listener.note_kept(kept)
+
+            self._keeper.keep([listener.for_keeper() for listener in not_kept], confirmed)

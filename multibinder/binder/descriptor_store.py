@@ -1,96 +1,167 @@
-"""The guard's descriptor store: the other end of ``keeper.Keeper``, with systemd's protocol (sd_notify(3))."""
+"""The guard's descriptor store: the other end of ``keeper.Keeper``, with systemd's protocol (sd_notify(3)).
+
+To a barrier of a batch (BATCH=), the store answers with a text in the pipe before it closes it: ``KEPT N``, the number
+of descriptors of this batch that it stored, and ``LOST NAME`` for each that it did not. A barrier without a batch is
+closed, as systemd does it, but later if a descriptor before it was lost.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import socket
-from collections.abc import Callable, Iterable
+import resource
+import time
+from collections import deque
+from collections.abc import Callable
 
 from multibinder.binder import events
+from multibinder.kernel.socket_options import close_without_lingering
 from multibinder.wire import transport
-from multibinder.wire.errors import RemoteProtocolError
+from multibinder.wire.transport import Datagram
 
-#: The name of the store's own socket on its way to the next guard.
-_NOTIFY = "notify"
+#: Descriptors of the guard that are not in the store: log, selector, signals, sockets, the pipes of a start, slack.
+_RESERVED_DESCRIPTORS = 64
+#: LISTEN_FDNAMES, which has all names, is one string of the environment (MAX_ARG_STRLEN, execve(2)).
+_NAMES_BYTES = 128 * 1024 - 64
+#: A name that the binder makes of a cookie has at most six characters in practice, and a colon.
+_BYTES_PER_NAME = 7
+#: An answer to a barrier must fit into an empty pipe (pipe(7)).
+_ANSWER_BYTES = 32768
+#: A binder of an older version counts a descriptor as kept when its barrier is closed, and gives up after 10 s.
+_WITHHELD_S, _WITHHELD_MAX = 30.0, 16
+
+#: Called with the fields and the text of a message that is not for the store.
+PassOn = Callable[[dict[str, str], str], None]
 
 
 class DescriptorStore:
-    """Store descriptors by their names, as messages to ``sock`` ask for. It owns all of them, and ``sock``."""
+    """Store descriptors by their names, as messages ask for. It owns all of them."""
 
-    def __init__(self, sock: socket.socket, descriptors: dict[str, int]) -> None:
-        sock.setblocking(False)
-        self._socket = sock
+    def __init__(self, descriptors: dict[str, int]) -> None:
         self._descriptors = descriptors
+        self._names_bytes = sum(len(name.encode()) + 1 for name in descriptors)
+        self._batch = ""
+        self._stored = 0
+        self._lost: list[str] = []
+        self._withheld: deque[tuple[float, int]] = deque()
+        self._said_full = False
 
     def __len__(self) -> int:
         return len(self._descriptors)
 
-    @property
-    def address(self) -> str:
-        """Return the value of $NOTIFY_SOCKET that names this store."""
-        name: bytes = self._socket.getsockname()
-        return "@" + name[1:].decode()
-
-    def fileno(self) -> int:
-        return self._socket.fileno()
-
     def descriptors(self) -> list[tuple[str, int]]:
-        """Return the names and descriptors, which stay the store's."""
-        return list(self._descriptors.items())
+        """Return the names and descriptors, which stay the store's, in the order of their numbers."""
+        return sorted(self._descriptors.items(), key=lambda named: named[1])
 
     def detach_all(self) -> list[tuple[str, int]]:
-        """Give the descriptors, and that of the store's socket, to the caller, for ``restored_store``."""
-        descriptors = [(_NOTIFY, self._socket.detach()), *self._descriptors.items()]
+        """Give the descriptors, with their names, to the caller."""
+        for _, barrier in self._withheld:
+            os.close(barrier)
+        self._withheld.clear()
+        descriptors = self.descriptors()
         self._descriptors.clear()
         return descriptors
 
-    def receive(self, pass_on: Callable[[dict[str, str], str], None]) -> None:
-        """Process all messages that have arrived: store, forget, confirm.
+    def refusal_to_pass_on(self, others: int) -> str | None:
+        """Return why a new program cannot take the store and ``others`` more descriptors, or None if it can."""
+        if self._names_bytes > _NAMES_BYTES:
+            return f"the names of {len(self)} descriptors are longer than {_NAMES_BYTES} bytes (LISTEN_FDNAMES)"
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if limit != resource.RLIM_INFINITY and len(self) + others + _RESERVED_DESCRIPTORS // 2 > limit:
+            return f"the limit of open files (RLIMIT_NOFILE) is {limit}, and {len(self)} descriptors are kept"
+        return None
 
-        ``pass_on`` gets the fields and the text of each message that is not for the store.
-        """
-        while True:
-            try:
-                message, descriptors, uid = transport.receive_from(self._socket)
-            except BlockingIOError:
-                return
-            except (OSError, RemoteProtocolError) as error:
-                events.error("guard-cannot-receive", why=error)
-                return
-            if uid == os.geteuid():
-                self._process(message.decode(errors="replace"), descriptors, pass_on)
-            else:
-                # Every user can send to an abstract address. Another user could remove our sockets from the store.
-                events.warning("guard-refused", uid=uid, why="a message to the guard from another user")
-            # A barrier is confirmed by closing its descriptor: all messages before it have been processed.
+    def process(self, datagram: Datagram, pass_on: PassOn) -> None:
+        """Obey one message: store, remove, confirm. Descriptors that are not stored are closed."""
+        if datagram.uid != os.geteuid():
+            # Every user can send to the abstract address of an older guard.
+            why = "a message to the guard from another user"
+            events.limited(events.warning, "guard-refused", datagram.uid, uid=datagram.uid, why=why)
+            for descriptor in datagram.descriptors:
+                close_without_lingering(descriptor)
+            return
+        descriptors = list(datagram.descriptors)
+        try:
+            self._obey(datagram, descriptors, pass_on)
+        finally:
             transport.close_all(descriptors)
 
-    def _process(self, message: str, descriptors: list[int], pass_on: Callable[[dict[str, str], str], None]) -> None:
+    def _obey(self, datagram: Datagram, descriptors: list[int], pass_on: PassOn) -> None:
         """Obey one message. A descriptor that the store keeps is taken out of ``descriptors``."""
-        fields = dict(line.partition("=")[::2] for line in message.splitlines())
+        text = datagram.text.decode(errors="replace")
+        fields = dict(line.partition("=")[::2] for line in text.splitlines())
         name = fields.get("FDNAME", "")
-        if fields.get("FDSTORE") == "1" and len(descriptors) == 1:
+        if "FDSTORE" in fields:
+            self._begin_batch(fields.get("BATCH", ""))
+            if not datagram.is_whole or len(descriptors) != 1 or not self._has_room(name):
+                self._lost.append(name)
+                self._forget(name)
+            else:
+                self._store(name, descriptors.pop())
+                self._stored += 1
+        elif "FDSTOREREMOVE" in fields:
             self._forget(name)
-            self._descriptors[name] = descriptors.pop()
-        elif fields.get("FDSTOREREMOVE") == "1" and name in self._descriptors:
-            self._forget(name)
-        elif "BARRIER" not in fields and "FDSTORE" not in fields:
-            pass_on(fields, message)
+        elif "BARRIER" in fields:
+            self._begin_batch(fields.get("BATCH", ""))
+            self._confirm(descriptors)
+        else:
+            pass_on(fields, text)
+
+    def _begin_batch(self, batch: str) -> None:
+        if batch != self._batch:
+            self._batch, self._stored = batch, 0
+            self._lost.clear()
+
+    def _has_room(self, name: str) -> bool:
+        # It is asked each time: the limit may be lowered while the guard runs (prlimit(1)).
+        known = name in self._descriptors
+        has_room = known or (
+            len(self) < room_for_descriptors() and self._names_bytes + len(name.encode()) < _NAMES_BYTES
+        )
+        if not has_room and not self._said_full:
+            why = "no room (RLIMIT_NOFILE); what does not fit would not survive a crash of the binder"
+            events.error("guard-store-full", kept=len(self), why=why)
+        self._said_full = not has_room
+        return has_room
+
+    def _store(self, name: str, descriptor: int) -> None:
+        self._forget(name)
+        self._descriptors[name] = descriptor
+        self._names_bytes += len(name.encode()) + 1
 
     def _forget(self, name: str) -> None:
         if name in self._descriptors:
             os.close(self._descriptors.pop(name))
+            self._names_bytes -= len(name.encode()) + 1
+
+    def _confirm(self, descriptors: list[int]) -> None:
+        """Answer a barrier. The caller closes its descriptor, unless it is taken out of ``descriptors``."""
+        now = time.monotonic()
+        while self._withheld and (self._withheld[0][0] < now or len(self._withheld) >= _WITHHELD_MAX):
+            os.close(self._withheld.popleft()[1])
+        if self._batch:
+            answer = f"KEPT {self._stored}\n" + "".join(f"LOST {name}\n" for name in self._lost)
+            for descriptor in descriptors:
+                # A reader that is gone, or a pipe that is full, gets no answer, which confirms nothing.
+                with contextlib.suppress(OSError):
+                    os.set_blocking(descriptor, False)
+                    os.write(descriptor, answer.encode()[:_ANSWER_BYTES])
+        else:
+            if self._lost:
+                self._withheld.extend((now + _WITHHELD_S, descriptor) for descriptor in descriptors)
+                descriptors.clear()
+            self._lost.clear()
 
 
-def restored_store(passed: Iterable[tuple[str, int]]) -> DescriptorStore:
-    """Return a store of the descriptors that were passed to this process, by a guard before or by a socket unit."""
-    descriptors: dict[str, int] = {}
-    for name, descriptor in passed:
-        # A socket unit gives all its sockets the same name.
-        descriptors[name if name not in descriptors else f"{name}-{descriptor}"] = descriptor
-    if _NOTIFY in descriptors:
-        return DescriptorStore(socket.socket(fileno=descriptors.pop(_NOTIFY)), descriptors)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-    sock.bind("")  # an abstract address that the kernel chooses (autobind, unix(7))
-    return DescriptorStore(sock, descriptors)
+def raise_limit() -> None:
+    """Raise the limit of open files (RLIMIT_NOFILE) to the hard one: each kept socket takes a descriptor."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def room_for_descriptors() -> int:
+    """Return the number of descriptors that a store in this process can hold, under the limits of now."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    by_names = _NAMES_BYTES // _BYTES_PER_NAME
+    return by_names if limit == resource.RLIM_INFINITY else max(0, min(by_names, limit - _RESERVED_DESCRIPTORS))

@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -143,13 +143,15 @@ class DurableState:
         if (keeper := self._keeper) is None:
             return
 
-        def confirm(kept: bool) -> None:
+        name = self._journal_name
+
+        def confirm(kept: Collection[str]) -> None:
             for listener in listeners:
-                listener.kept = kept
-            if kept:
+                listener.note_kept(kept)
+            if name in kept:
                 keeper.forget(outdated)
 
-        journal = (self._journal_name, self._journal.memfd)
+        journal = (name, self._journal.memfd)
         keeper.keep([journal, *(listener.for_keeper() for listener in listeners)], confirm)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Collection
 
 import msgspec
 
+from multibinder.binder.keeper_link import HasDescriptor
 from multibinder.binder.owner import Owner
 from multibinder.binder.records import Record
 from multibinder.kernel.socket_options import cookie_of, inode_of
@@ -96,9 +98,14 @@ class Listener(msgspec.Struct, eq=False):
         """Return the name for the keeper. No other socket ever has the same."""
         return name_of_cookie(self.cookie)
 
-    def for_keeper(self) -> tuple[str, int]:
-        """Return ``kept_name`` and the descriptor, which stays the listener's."""
-        return self.kept_name, self.socket.fileno()
+    def for_keeper(self) -> tuple[str, HasDescriptor]:
+        """Return ``kept_name`` and the socket, which stays the listener's."""
+        return self.kept_name, self.socket
+
+    def note_kept(self, kept_names: Collection[str]) -> None:
+        """Note whether the keeper has the socket. ``kept_names`` are names that it certainly has."""
+        if self.socket.fileno() >= 0:
+            self.kept = self.kept_name in kept_names
 
     def note_repair(self) -> None:
         self.repairs += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import msgspec
@@ -17,6 +17,7 @@ from multibinder.binder.caller import Caller
 from multibinder.binder.counters import RequestCounters
 from multibinder.binder.failures import told
 from multibinder.binder.keeper import OnConfirmed
+from multibinder.binder.keeper_link import HasDescriptor
 from multibinder.binder.listener import Grant, Listener
 from multibinder.binder.move import move
 from multibinder.binder.owner import Owner, is_privileged, owner_named
@@ -47,8 +48,11 @@ _NOT_KEPT = "this listener would not survive a crash of the binder; its log says
 class StoreDescriptors(Protocol):
     """Stores descriptors where a crash of the binder does not lose them."""
 
-    def keep(self, descriptors: Sequence[tuple[str, int]], confirmed: OnConfirmed, /) -> None:
-        """Store (name, descriptor) each, and call ``confirmed`` from the loop. The descriptors stay the caller's."""
+    def keep(self, descriptors: Sequence[tuple[str, HasDescriptor]], confirmed: OnConfirmed, /) -> None:
+        """Store (name, descriptor) each, and call ``confirmed`` from the loop with the names that are stored then.
+
+        The descriptors stay the caller's.
+        """
 
 
 class StatusSource(Protocol):
@@ -185,10 +189,10 @@ class Methods:
         if not not_kept or self._keeper is None:
             return _hand_over(request, grants, "")
 
-        def confirmed(stored: bool) -> None:
+        def confirmed(kept: Collection[str]) -> None:
             for listener in not_kept:
-                listener.kept = stored
-            reply(_hand_over(request, grants, "" if stored else _NOT_KEPT))
+                listener.note_kept(kept)
+            reply(_hand_over(request, grants, _NOT_KEPT))
 
         # The client gets its answer after the keeper has the listeners: a crash of the binder cannot lose them then.
         self._keeper.keep([listener.for_keeper() for listener in not_kept], confirmed)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import os
 import socket
 import struct
 import termios
@@ -17,7 +15,7 @@ from multibinder.binder.client_state import ClientState
 from multibinder.binder.listener import Grant
 from multibinder.binder.loop import READ
 from multibinder.binder.quotas import Quotas
-from multibinder.kernel.socket_options import inode_of
+from multibinder.kernel.socket_options import close_without_lingering, inode_of
 from multibinder.wire import transport
 from multibinder.wire.decoder import Decoder
 
@@ -87,7 +85,7 @@ class Peer:
             return
         # No request of the protocol carries descriptors. Since Linux 6.16 they do not arrive (control_socket.py).
         for descriptor in descriptors:
-            _close_without_lingering(descriptor)
+            close_without_lingering(descriptor)
         if arrived:
             self._decoder.feed(arrived)
         else:
@@ -179,15 +177,3 @@ class Peer:
         # SIOCOUTQ, unix(7): memory of what a socket sent is charged to it until it is received.
         (unreceived_bytes,) = struct.unpack("i", fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4)))
         return not unreceived_bytes
-
-
-def _close_without_lingering(descriptor: int) -> None:
-    """Close a descriptor that a client sent. With SO_LINGER (socket(7)), close(2) of the last copy could block."""
-    try:
-        sock = socket.socket(fileno=descriptor)
-    except OSError:  # a file of another kind
-        os.close(descriptor)
-        return
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
-    sock.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import msgspec
@@ -10,6 +11,7 @@ from multibinder import MultibinderError
 from multibinder.binder import guard
 from multibinder.cli import binder_main
 from multibinder.cli.logs import log_to
+from multibinder.kernel import files
 
 
 def command(settings: str) -> list[str]:
@@ -17,21 +19,47 @@ def command(settings: str) -> list[str]:
     return [sys.executable, "-P", "-m", "multibinder.cli.guard_main", settings]
 
 
+def rehearse() -> None:
+    """Try what a start of this version needs. A running guard does this before it upgrades.
+
+    Exits with 1 and a sentence on stderr if something fails.
+    """
+    invocation = _invocation()
+    try:
+        log_to(invocation.log_file, invocation.log_format, invocation.log_level)
+        if (pidfile := invocation.settings.pidfile) is not None:
+            draft = f"{pidfile}.{os.getpid()}.new"
+            os.close(files.create(draft))
+            os.unlink(draft)
+    except MultibinderError as error:
+        sys.exit(str(error))
+    except OSError as error:
+        sys.exit(f"--pidfile {invocation.settings.pidfile}: {error.strerror}")
+
+
 def main() -> None:
-    """Run the guard with the settings in the first argument. With a second argument, only try the imports."""
-    settings, *rehearsal = sys.argv[1:]
-    invocation = msgspec.json.decode(settings, type=binder_main.Invocation)
-    if rehearsal:
+    """Run the guard with the settings in the first argument. With a second argument, only rehearse."""
+    if len(sys.argv) > 2:  # a guard of an earlier version gives a second one
+        rehearse()
         return
+    invocation = _invocation()
     try:
         log_to(invocation.log_file, invocation.log_format, invocation.log_level)
     except MultibinderError as error:
-        sys.exit(f"multibinder: {error}")
+        if os.environ.get("LISTEN_PID") != str(os.getpid()):
+            sys.exit(f"multibinder: {error}")
+        # A guard that has inherited sockets must keep them, also without its log file.
+        log_to(None, invocation.log_format, invocation.log_level)
+        sys.stderr.write(f"multibinder: {error}\n")
     pidfile = invocation.settings.pidfile
     guarded = msgspec.structs.replace(invocation, settings=msgspec.structs.replace(invocation.settings, pidfile=None))
     binder_command = binder_main.command(msgspec.json.encode(guarded).decode())
-    status = guard.run(binder_command, command(settings), pidfile)
+    status = guard.run(binder_command, command(sys.argv[1]), pidfile, invocation.settings.socket_path)
     sys.exit(128 - status if status < 0 else status)  # the exit code of a shell for a program that a signal ended
+
+
+def _invocation() -> binder_main.Invocation:
+    return msgspec.json.decode(sys.argv[1], type=binder_main.Invocation)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,21 @@ def refuse_descriptors(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
 
 
+def close_without_lingering(descriptor: int) -> None:
+    """Close a descriptor that another process sent, without waiting.
+
+    With SO_LINGER (socket(7)), close(2) of the last copy could block.
+    """
+    try:
+        sock = socket.socket(fileno=descriptor)
+    except OSError:  # a file of another kind
+        os.close(descriptor)
+        return
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
+    sock.close()
+
+
 def cookie_of(sock: socket.socket) -> int:
     """Return SO_COOKIE, which identifies a socket for its whole life."""
     return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), sys.byteorder)

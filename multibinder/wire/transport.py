@@ -6,6 +6,7 @@ import array
 import os
 import socket
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from multibinder.kernel.socket_options import UCRED
 from multibinder.wire.errors import RemoteProtocolError
@@ -23,16 +24,35 @@ def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
 
     Raises RemoteProtocolError if the kernel had to drop descriptors; none are left open then.
     """
-    arrived, descriptors, _ = receive_from(sock)
+    arrived, descriptors, _, is_whole = receive_datagram(sock)
+    if not is_whole:
+        close_all(descriptors)
+        raise RemoteProtocolError(
+            "the kernel dropped descriptors on their way to us: this process is at its limit of open files "
+            "(RLIMIT_NOFILE; see 'ulimit -n', or LimitNOFILE= in its unit)"
+        )
     return arrived, descriptors
 
 
-def receive_from(sock: socket.socket) -> tuple[bytes, list[int], int | None]:
-    """Do what ``receive`` does, and return the sender's uid from the kernel if the socket has SO_PASSCRED (unix(7))."""
+class Datagram(NamedTuple):
+    """A message, the descriptors that came with it, which the caller owns, and what the kernel says of it.
+
+    ``uid`` is the sender's if the socket has SO_PASSCRED (unix(7)), else None. ``is_whole`` is False if the kernel had
+    to drop descriptors: this process is at its limit of open files.
+    """
+
+    text: bytes
+    descriptors: list[int]
+    uid: int | None
+    is_whole: bool
+
+
+def receive_datagram(sock: socket.socket) -> Datagram:
+    """Return one message, or one chunk of a stream. Its descriptors are close-on-exec."""
     # socket.recv_fds() ignores its flags, so the descriptors that it receives are inheritable at first.
     arrived, ancillary, flags, _ = sock.recvmsg(CHUNK_BYTES, _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC)
     if not ancillary and not flags & socket.MSG_CTRUNC:
-        return arrived, [], None
+        return Datagram(arrived, [], None, True)
     uid = None
     descriptors = array.array("i")
     for level, kind, content in ancillary:
@@ -40,13 +60,7 @@ def receive_from(sock: socket.socket) -> tuple[bytes, list[int], int | None]:
             descriptors.frombytes(content[: len(content) - len(content) % _FD_SIZE])
         elif level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
             _, uid, _ = UCRED.unpack(content)
-    if flags & socket.MSG_CTRUNC:
-        close_all(descriptors)
-        raise RemoteProtocolError(
-            "the kernel dropped descriptors on their way to us: this process is at its limit of open files "
-            "(RLIMIT_NOFILE; see 'ulimit -n', or LimitNOFILE= in its unit)"
-        )
-    return arrived, descriptors.tolist(), uid
+    return Datagram(arrived, descriptors.tolist(), uid, not flags & socket.MSG_CTRUNC)
 
 
 def send(sock: socket.socket, message: bytes | memoryview, descriptors: Sequence[int] = ()) -> int:

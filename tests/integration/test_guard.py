@@ -383,10 +383,11 @@ def test_a_descriptor_that_was_announced_and_is_not_open_is_in_its_log() -> None
     code = """
 import logging, os
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
-from multibinder.binder.guard import Guard
+from multibinder.binder.inherit import warn_not_open
 from multibinder.cli.logs import log_to
+from multibinder.kernel.listen_fds import take_listen_fds
 log_to(None, "text", logging.INFO)
-Guard([], [], None)
+take_listen_fds(os.environ, warn_not_open)
 """
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert 'event=inherited-unknown descriptor=3 what="Bad file descriptor"' in done.stderr
