@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from multibinder import Client, ListenerSpec, Options, TcpAddress
@@ -22,6 +26,7 @@ from tests.support import (
     can_connect,
     children,
     clean_environment,
+    descriptors,
     identities,
     require,
     serving_pid,
@@ -309,44 +314,173 @@ def test_the_guard_leaks_no_descriptors(guard: Guard, host: str) -> None:
 
 
 _SEND = """
-import array, socket, sys
-address, message = sys.argv[1:]
-with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, socket.create_server(("127.0.0.1", 0)) as mine:
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [mine.fileno()]))]
-    sock.sendmsg([message.encode()], rights if message.startswith("FDSTORE=1") else [], 0, chr(0) + address[1:])
+import socket, sys
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+    try:
+        sock.sendto(sys.argv[2].encode(), sys.argv[1])
+    except PermissionError:
+        sys.exit(13)
 """
 
 
-def test_the_guard_refuses_messages_of_another_user(guard: Guard, host: str) -> None:
+def send_to_guard(guard: Guard, message: str, prefix: Sequence[str] = ()) -> int:
+    command = [*prefix, str(interpreter_for_everybody()), "-c", _SEND, f"{guard.socket_path}.guard", message]
+    return subprocess.run(command, check=False, env=clean_environment()).returncode
+
+
+def names_at(pid: int) -> list[str]:
+    """Return the names of the descriptors that a binder got from its guard."""
+    environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return next(line for line in environment if line.startswith("LISTEN_FDNAMES=")).partition("=")[2].split(":")
+
+
+def test_another_user_cannot_reach_the_guards_socket(guard: Guard, host: str) -> None:
     as_another = as_user(65534)
+    guard.socket_path.parent.chmod(0o755)
     with Client(guard.socket_path) as client:
         client.bind([(host, 8000)])[0].close()
-    before = identities(guard.socket_path)
-
-    def names_and_address() -> tuple[list[str], str]:
-        """Return the names in the guard's store, and its address, from the environment of a new binder."""
-        entries = Path(f"/proc/{guard.kill_binder()}/environ").read_text().split("\0")
-        environment = dict(entry.partition("=")[::2] for entry in entries)
-        assert environment["NOTIFY_SOCKET"].startswith("@"), "every user can send to an abstract name"
-        return environment["LISTEN_FDNAMES"].split(":"), environment["NOTIFY_SOCKET"]
-
-    def send(message: str, prefix: Sequence[str]) -> None:
-        python = str(interpreter_for_everybody())
-        subprocess.run([*prefix, python, "-c", _SEND, address, message], check=True, env=clean_environment())
-
-    names, address = names_and_address()
+    names = names_at(guard.kill_binder())
     for name in names:
-        send(f"FDSTOREREMOVE=1\nFDNAME={name}", as_another)
-        send(f"FDSTORE=1\nFDNAME={name}", as_another)
-    refused = "event=guard-refused uid=65534"
-    wait_until(lambda: guard.log().count(refused) == 2 * len(names), "the guard logs each refusal", log=guard.log)
-    names, _ = names_and_address()
-    assert identities(guard.socket_path) == before
-    # The guard obeys the same messages from its own user. So the refusals were because of the other user.
+        assert send_to_guard(guard, f"FDSTOREREMOVE=1\nFDNAME={name}", as_another) == 13
+    assert sorted(names_at(guard.kill_binder())) == sorted(names)
+    # The guard obeys the same messages from its own user. So the other user was refused for being another one.
     for name in names:
-        send(f"FDSTOREREMOVE=1\nFDNAME={name}", [])
+        assert send_to_guard(guard, f"FDSTOREREMOVE=1\nFDNAME={name}") == 0
     guard.kill_binder()
     assert identities(guard.socket_path) == []
+
+
+def test_a_guards_socket_that_was_removed_is_made_again_before_the_next_start(guard: Guard, host: str) -> None:
+    own = guard.socket_path.with_name("mb.sock.guard")
+    own.unlink()
+    with Client(guard.socket_path) as client:
+        client.bind([(host, 8000)])[0].close()
+    assert stat.S_IMODE(own.lstat().st_mode) == 0o600 if own.exists() else True
+    guard.kill_binder()
+    assert stat.S_IMODE(own.lstat().st_mode) == 0o600
+    with Client(guard.socket_path) as client:
+        client.bind([(host, 8001)])[0].close()
+    guard.kill_binder()
+    assert [address for address, *_ in identities(guard.socket_path)] == [f"{host}:8000", f"{host}:8001"]
+
+
+def test_a_path_that_is_too_long_gives_the_guard_a_private_directory(run_dir: Path, host: str) -> None:
+    name = "n" * (107 - len(f"{run_dir}/.sock"))
+    with Guard(run_dir, "--guard", name=name) as guard:
+        guard.wait_until_ready()
+        with Client(guard.socket_path) as client:
+            client.bind([(host, 8000)])[0].close()
+        environment = Path(f"/proc/{guard.kill_binder()}/environ").read_text().split("\0")
+        [address] = [line.partition("=")[2] for line in environment if line.startswith("NOTIFY_SOCKET=")]
+        assert stat.S_IMODE(Path(address).parent.stat().st_mode) == 0o700
+        assert [address for address, *_ in identities(guard.socket_path)] == [f"{host}:8000"]
+    assert not Path(address).parent.exists()
+
+
+def test_more_listeners_than_the_soft_limit_are_all_kept(run_dir: Path, host: str) -> None:
+    with Guard(run_dir, "--guard", nofile=(128, 4096)) as guard:
+        guard.wait_until_ready()
+        with Client(guard.socket_path) as client:
+            for listener in client.bind([(host, port) for port in range(8000, 8200)]):
+                listener.close()
+            assert all(listener.kept for listener in client.status().listeners)
+        before = identities(guard.socket_path)
+        guard.kill_binder()
+        assert identities(guard.socket_path) == before
+        assert len(before) == 200
+
+
+def test_what_a_guard_without_room_cannot_take_is_never_said_to_be_kept(guard: Guard, host: str) -> None:
+    # The limit is lowered while the guard runs: the kernel drops descriptors on their way, that of the barrier too.
+    opened = len(guard.descriptors())
+    resource.prlimit(guard.pid, resource.RLIMIT_NOFILE, (opened, 4096))
+    with Client(guard.socket_path) as client, pytest.warns(RuntimeWarning, match="would not survive a crash"):
+        client.bind([(host, 8000)])[0].close()
+    with Client(guard.socket_path) as client:
+        assert [listener.kept for listener in client.status().listeners] == [False]
+    assert "count=1" in guard.wait_for_log("event=store-lost")
+
+
+_GUARD_OF_A_QUICK_BINDER = """
+import sys
+from multibinder.binder import guard
+from multibinder.cli.logs import log_to
+binder = '''
+from multibinder.binder.settings import Timings
+from multibinder.cli import binder_main
+binder_main.main(Timings(look_every_s=0.2))
+'''
+log_to(None, "text", 20)
+guard.run([sys.executable, "-P", "-c", binder, sys.argv[2]], ["-"], None, sys.argv[1])
+"""
+
+
+def test_what_was_not_kept_is_kept_when_the_guard_has_room_again(run_dir: Path, host: str) -> None:
+    settings = msgspec.json.encode({"settings": {"socket_path": str(run_dir / "mb.sock")}}).decode()
+    command = [sys.executable, "-P", "-c", _GUARD_OF_A_QUICK_BINDER, str(run_dir / "mb.sock"), settings]
+    with Guard(run_dir, command=command) as guard:
+        guard.wait_until_ready()
+        opened = len(guard.descriptors())
+        resource.prlimit(guard.pid, resource.RLIMIT_NOFILE, (opened, 4096))
+        with Client(guard.socket_path) as client:
+            with pytest.warns(RuntimeWarning, match="would not survive a crash"):
+                client.bind([(host, 8000)])[0].close()
+            resource.prlimit(guard.pid, resource.RLIMIT_NOFILE, (4096, 4096))
+            wait_until(lambda: client.status().listeners[0].kept, "it is kept", log=guard.log)
+        guard.kill_binder()
+        assert [address for address, *_ in identities(guard.socket_path)] == [f"{host}:8000"]
+
+
+def test_a_guard_that_does_not_answer_costs_one_wait_and_few_descriptors(guard: Guard, host: str) -> None:
+    binder = serving_pid(guard.socket_path)
+    with warnings.catch_warnings(), Client(guard.socket_path, timeout=60) as client:
+        warnings.simplefilter("ignore", RuntimeWarning)
+        before = len(descriptors(binder))
+        guard.suspend()
+        client.bind([(host, 8000)])[0].close()
+        began = time.monotonic()
+        for port in range(8001, 8101):
+            client.bind([(host, 8000)])[0].close()
+            client.bind([(host, port)])[0].close()
+            client.release([(host, port)])
+        assert time.monotonic() - began < 8
+        assert len(descriptors(binder)) < before + 8
+        assert guard.log().count("event=store-silent") == 1
+        guard.resume()
+        guard.wait_for_log("event=store-answers")
+        guard.kill_binder()
+        assert [address for address, *_ in identities(guard.socket_path)] == [f"{host}:8000"]
+        assert not can_connect((host, 8050))
+
+
+def test_a_guard_that_cannot_fork_keeps_the_sockets_and_tries_again(guard: Guard, host: str) -> None:
+    # A fork without a free descriptor fails in the guard itself, before a child exists.
+    with Client(guard.socket_path) as client:
+        client.bind([(host, 8000)])[0].close()
+    before, pid = identities(guard.socket_path), serving_pid(guard.socket_path)
+    opened = len(guard.descriptors())
+    resource.prlimit(guard.pid, resource.RLIMIT_NOFILE, (opened, 4096))
+    os.kill(pid, signal.SIGKILL)
+    guard.wait_for_log("event=binder-not-started")
+    assert can_connect((host, 8000))
+    resource.prlimit(guard.pid, resource.RLIMIT_NOFILE, (4096, 4096))
+    assert identities(guard.socket_path) == before
+
+
+def test_a_guard_whose_interpreter_is_missing_says_so_and_goes_on(run_dir: Path) -> None:
+    code = """
+import sys
+from multibinder.binder import guard
+from multibinder.cli.logs import log_to
+log_to(None, "text", 20)
+guard.run(["/nowhere/python"], ["/nowhere/python", "-m", "x", "{}"], None, sys.argv[1])
+"""
+    command = [sys.executable, "-P", "-c", code, str(run_dir / "mb.sock")]
+    with Guard(run_dir, command=command) as guard:
+        assert "No such file or directory" in guard.wait_for_log("event=binder-died")
+        guard.send_signal(signal.SIGUSR2)
+        guard.wait_for_log("event=guard-upgrade-refused")
+        assert guard.stop() == 0
 
 
 def test_a_guard_that_is_pid_1_reaps_orphaned_processes_and_restarts_its_binder(run_dir: Path, host: str) -> None:
