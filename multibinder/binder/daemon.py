@@ -8,10 +8,11 @@ leave      stop; or pass every descriptor to the next version, which begins by r
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -27,6 +28,7 @@ from multibinder.binder.health_monitor import HealthMonitor
 from multibinder.binder.holder_scan import FindHolders, HolderScan
 from multibinder.binder.inherit import NOT_KEPT, Inheritance
 from multibinder.binder.keeper import Keeper, keeper_for
+from multibinder.binder.keeping import keep_the_rest
 from multibinder.binder.loop import Loop
 from multibinder.binder.methods import Methods
 from multibinder.binder.pidfile import remove_pidfile, write_pidfile
@@ -205,7 +207,8 @@ class Daemon:
 
         The clients of ``inherited`` belong to the server from now on.
         """
-        self._keep_control_socket()
+        keep = functools.partial(keep_the_rest, self._keeper, self._control, self._store)
+        keep()
         signals = SignalQueue(_SIGNALS)
         self._loop.watch_always(signals.fileno(), lambda: self._obey_all(signals.read()))
         self._control.warn_who_may_connect(has_policy=self._policy.current is not None)
@@ -213,7 +216,7 @@ class Daemon:
         self._loop.call_every(self._program.timings.repair_every_s, self._store.repair)
         self._loop.call_every(self._program.timings.look_every_s, self._monitor.look)
         self._loop.call_every(_CATCH_UP_EVERY_S, events.catch_up)
-        self._loop.call_every(self._program.timings.look_every_s, self._keep_again)
+        self._loop.call_every(self._program.timings.look_every_s, keep)
         self._supervisor.feed_watchdog()
         events.info(
             "serving",
@@ -299,21 +302,3 @@ class Daemon:
         if self._keeper is not None:
             self._keeper.stop_waiting()
         self._server.drain()
-
-    def _keep_control_socket(self) -> None:
-        """Store the control socket: a client that connects while we are dead waits in its queue."""
-        if self._keeper is not None:
-            self._keeper.keep(self._control.for_keeper(), lambda kept: None)
-
-    def _keep_again(self) -> None:
-        """Store again what the keeper could not take before."""
-        if self._keeper is None:
-            return
-        self._keep_control_socket()
-        if not_kept := [listener for listener in self._store.listeners() if not listener.kept]:
-
-            def confirmed(kept: Collection[str]) -> None:
-                for listener in not_kept:
-                    listener.note_kept(kept)
-
-            self._keeper.keep([listener.for_keeper() for listener in not_kept], confirmed)

@@ -112,8 +112,8 @@ class Keeper:
             pending += 1
             self._refused.discard(name)
         if new := set(refused) - self._refused:
-            why = "they would not survive a crash of the binder; "
-            why += "raise FileDescriptorStoreMax=" if self.who == "systemd" else "raise the guard's limit of open files"
+            limit = "FileDescriptorStoreMax=" if self.who == "systemd" else "the guard's limit of open files"
+            why = f"they would not survive a crash of the binder; raise {limit}"
             events.error("store-full", limit=self.limit, lost=len(new), why=why)
             self._refused |= new
         waiter = _Waiter([name for name, _ in descriptors], confirmed)
@@ -155,9 +155,8 @@ class Keeper:
         if unremoved:
             environment[UNREMOVED] = unremoved
         self._link.close()
-        for descriptor in (*self._to_keep.values(), *self._batch.values()):
-            if isinstance(descriptor, DescriptorCopy):
-                descriptor.close()
+        self._to_keep.clear()  # copies are closed with them
+        self._batch.clear()
 
     def _is_pending(self, waiter: _Waiter) -> bool:
         return any(name in self._to_keep or name in self._batch for name in waiter.names)
@@ -172,8 +171,7 @@ class Keeper:
             if not self._is_silent:
                 # No client waits for the keeper until it has confirmed something again.
                 self._is_silent = True
-                why = "the keeper does not confirm what it was sent"
-                events.error("store-silent", seconds=CONFIRM_S, why=why)
+                events.error("store-silent", seconds=CONFIRM_S, why="the keeper does not confirm what it was sent")
             self._tell(waiter)
 
     def _tell_complete(self) -> None:
@@ -240,13 +238,9 @@ class Keeper:
         else:
             self._is_second_try = False
             if lost:
-                why = "the keeper could not take them; they would not survive a crash of the binder"
-                events.error("store-lost", count=len(lost), first=min(lost), why=why)
-        for name, source in batch.items():
-            if name not in lost:
-                self._kept.add(name)
-            if isinstance(source, DescriptorCopy):
-                source.close()
+                why = "the keeper could not take them"
+                events.limited(events.error, "store-lost", "", count=len(lost), why=why)
+        self._kept |= batch.keys() - lost
         self._note_answer()
         self._tell_complete()
         self._flush()

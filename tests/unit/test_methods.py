@@ -14,6 +14,7 @@ from multibinder.binder.answer import Answer, turn_down
 from multibinder.binder.caller import Caller
 from multibinder.binder.counters import RequestCounters
 from multibinder.binder.keeper import OnConfirmed
+from multibinder.binder.keeper_link import HasDescriptor
 from multibinder.binder.listener import Listener
 from multibinder.binder.methods import Methods, OnRehearsed
 from multibinder.binder.policy import Policy
@@ -29,13 +30,13 @@ class Surroundings:
     """The collaborators of Methods beside the store. They record requests, and answer when the test tells them to."""
 
     def __init__(self) -> None:
-        self.stored: list[tuple[Sequence[tuple[str, int]], OnConfirmed]] = []
+        self.stored: list[tuple[Sequence[tuple[str, HasDescriptor]], OnConfirmed]] = []
         self.looks: list[Callable[[], Sequence[Listener]]] = []
         self.upgrades: list[OnRehearsed] = []
         self.searches: list[tuple[Address, int, TellHolders]] = []
         self.is_throttled = False
 
-    def keep(self, descriptors: Sequence[tuple[str, int]], confirmed: OnConfirmed, /) -> None:
+    def keep(self, descriptors: Sequence[tuple[str, HasDescriptor]], confirmed: OnConfirmed, /) -> None:
         self.stored.append((descriptors, confirmed))
 
     def status(self, visible: Callable[[], Sequence[Listener]], tell: Callable[[BinderStatus], None], /) -> None:
@@ -98,9 +99,9 @@ def test_a_bind_is_answered_after_the_keeper_has_the_listener(bench: Bench) -> N
     assert bench.ask("bind", local()) is None
     [(descriptors, confirmed)] = bench.surroundings.stored
     [listener] = bench.store.listeners()
-    assert descriptors == [(listener.kept_name, listener.socket.fileno())]
+    assert descriptors == [(listener.kept_name, listener.socket)]
     assert not bench.later
-    confirmed(True)
+    confirmed([listener.kept_name])
     [answer] = bench.later
     assert "warning" not in said(answer)["result"]["listeners"][0]
     assert answer.parts[0][1] == [listener.socket.fileno()]
@@ -110,7 +111,7 @@ def test_a_bind_is_answered_after_the_keeper_has_the_listener(bench: Bench) -> N
 
 def test_a_bind_that_the_keeper_could_not_store_is_answered_with_a_warning(bench: Bench) -> None:
     bench.ask("bind", local())
-    bench.surroundings.stored[0][1](False)
+    bench.surroundings.stored[0][1]([])
     assert "would not survive a crash" in said(bench.later[0])["result"]["listeners"][0]["warning"]
 
 
@@ -118,7 +119,7 @@ def test_a_listener_that_was_released_before_it_was_kept_is_not_handed_over(benc
     bench.ask("bind", local())
     [listener] = bench.store.listeners()
     bench.ask("release", local(listener.address.sockaddr[1]))
-    bench.surroundings.stored[0][1](True)
+    bench.surroundings.stored[0][1]([])
     assert "released by its owner before" in said(bench.later[0])["error"]["message"]
     assert bench.later[0].parts[0][1] == ()
 

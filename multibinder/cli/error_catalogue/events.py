@@ -134,6 +134,13 @@ EVENTS = Section(
             remedy="raise `FileDescriptorStoreMax=`, and `Environment=FDSTORE=` with it",
         ),
         entry(
+            "store-lost",
+            "guard-store-full",
+            cause="the guard has no free descriptor for a new socket, which would not survive a crash of the binder; it "
+            "is sent again every 15 s",
+            remedy="raise the guard's limit (`prlimit --nofile=`)",
+        ),
+        entry(
             "store-silent",
             cause="systemd, or the guard, did not confirm within 10 s that it keeps a socket",
             remedy="`systemctl status multibinder`; is NotifyAccess=main?",
@@ -213,10 +220,21 @@ EVENTS = Section(
             remedy="`status=` says how (a negative number is a signal); report a crash",
         ),
         entry(
-            "guard-cannot-receive",
+            "binder-not-started",
+            cause="the guard could not start a process (no memory, `pids.max`, RLIMIT_NPROC, no free descriptor); it "
+            "keeps the sockets and tries again",
+            remedy="`why=` names the shortage",
+        ),
+        entry(
+            "guard-socket-lost",
+            cause="the file of the guard's socket, beside the control socket, was removed and cannot be made again; the "
+            "older socket is used",
+            remedy="see the directory of the control socket",
+        ),
+        entry(
             "guard-refused",
-            cause="a message to the guard was damaged, or came from another user",
-            remedy="nothing, if it happens once; else find the process that sends to the notification socket",
+            cause="another user sent a message to the abstract socket of an older guard",
+            remedy="SIGTERM to the binder: the next one uses the new socket, which others cannot reach",
         ),
         entry(
             "no-pidfile",
