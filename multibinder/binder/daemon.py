@@ -207,8 +207,7 @@ class Daemon:
 
         The clients of ``inherited`` belong to the server from now on.
         """
-        keep = functools.partial(keep_the_rest, self._keeper, self._control, self._store)
-        keep()
+        (keep := functools.partial(keep_the_rest, self._keeper, self._control, self._store))()
         signals = SignalQueue(_SIGNALS)
         self._loop.watch_always(signals.fileno(), lambda: self._obey_all(signals.read()))
         self._control.warn_who_may_connect(has_policy=self._policy.current is not None)

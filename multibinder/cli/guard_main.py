@@ -9,9 +9,9 @@ import msgspec
 
 from multibinder import MultibinderError
 from multibinder.binder import guard
+from multibinder.binder.pidfile import try_to_write_pidfile
 from multibinder.cli import binder_main
-from multibinder.cli.logs import log_to
-from multibinder.kernel import files
+from multibinder.cli.logs import log_to, try_log_file
 
 
 def command(settings: str) -> list[str]:
@@ -26,15 +26,12 @@ def rehearse() -> None:
     """
     invocation = _invocation()
     try:
-        log_to(invocation.log_file, invocation.log_format, invocation.log_level)
-        if (pidfile := invocation.settings.pidfile) is not None:
-            draft = f"{pidfile}.{os.getpid()}.new"
-            os.close(files.create(draft))
-            os.unlink(draft)
+        if invocation.log_file is not None:
+            try_log_file(invocation.log_file)
+        if invocation.settings.pidfile is not None:
+            try_to_write_pidfile(invocation.settings.pidfile)
     except MultibinderError as error:
         sys.exit(str(error))
-    except OSError as error:
-        sys.exit(f"--pidfile {invocation.settings.pidfile}: {error.strerror}")
 
 
 def main() -> None:
@@ -43,14 +40,12 @@ def main() -> None:
         rehearse()
         return
     invocation = _invocation()
+    # A guard that has inherited sockets must keep them, also without its log file.
+    required = os.environ.get("LISTEN_PID") != str(os.getpid())
     try:
-        log_to(invocation.log_file, invocation.log_format, invocation.log_level)
+        log_to(invocation.log_file, invocation.log_format, invocation.log_level, required=required)
     except MultibinderError as error:
-        if os.environ.get("LISTEN_PID") != str(os.getpid()):
-            sys.exit(f"multibinder: {error}")
-        # A guard that has inherited sockets must keep them, also without its log file.
-        log_to(None, invocation.log_format, invocation.log_level)
-        sys.stderr.write(f"multibinder: {error}\n")
+        sys.exit(f"multibinder: {error}")
     pidfile = invocation.settings.pidfile
     guarded = msgspec.structs.replace(invocation, settings=msgspec.structs.replace(invocation.settings, pidfile=None))
     binder_command = binder_main.command(msgspec.json.encode(guarded).decode())

@@ -136,8 +136,8 @@ EVENTS = Section(
         entry(
             "store-lost",
             "guard-store-full",
-            cause="the guard has no free descriptor for a new socket, which would not survive a crash of the binder; it "
-            "is sent again every 15 s",
+            cause="the guard has no free descriptor for a new socket, which would not survive a crash of the binder; "
+            "it is sent again every 15 s",
             remedy="raise the guard's limit (`prlimit --nofile=`)",
         ),
         entry(
@@ -227,8 +227,8 @@ EVENTS = Section(
         ),
         entry(
             "guard-socket-lost",
-            cause="the file of the guard's socket, beside the control socket, was removed and cannot be made again; the "
-            "older socket is used",
+            cause="the file of the guard's socket, beside the control socket, was removed and cannot be made again; "
+            "the older socket is used",
             remedy="see the directory of the control socket",
         ),
         entry(
