@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Mapping, Sequence
 
+from multibinder.binder import ready
 from multibinder.kernel.listen_fds import pass_listen_fds
 
 _ALL_SIGNALS = signal.valid_signals()
@@ -49,7 +50,9 @@ def start(
         try:
             pid = os.fork()
             if not pid:
-                _become(command, descriptors, {**os.environ, **environment}, writing)
+                # The guard reports to the process that detached it, when the pid file is written.
+                ours = {name: value for name, value in os.environ.items() if name != ready.DETACHED}
+                _become(command, descriptors, {**ours, **environment}, writing)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
     except BaseException:

@@ -188,7 +188,7 @@ def test_nothing_but_the_command_line_prints_or_exits(name: str) -> None:
         )
     else:
         # They end their forked child: the guard if it cannot become the binder, the others when its work is done.
-        forks = ("multibinder.binder.guard", "multibinder.binder.forked", "multibinder.binder.lifeboat")
+        forks = ("multibinder.binder.guard_child", "multibinder.binder.forked", "multibinder.binder.lifeboat")
         allowed = "os._exit" if name in forks else "nothing"
         assert [found for found in speaks_or_exits(MODULES[name]) if allowed not in found] == []
 
