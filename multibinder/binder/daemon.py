@@ -248,12 +248,7 @@ class Daemon:
         self._supervisor.close()
         if self._keeper is not None:
             self._keeper.close(os.environ)
-        return [
-            *self._control.detach(),
-            journal,
-            *client_state.detach(clients),
-            *self._store.detach_all(),
-        ]
+        return [*self._control.detach(), journal, *client_state.detach(clients), *self._store.detach_all()]
 
     def stop(self) -> None:
         """Close the listeners, and remove the files that describe this process."""
