@@ -228,6 +228,7 @@ class Daemon:
         report_ready()
         if inherited.lifeboat is not None:
             lifeboat.dismiss(inherited.lifeboat)
+        lifeboat.reap(os.environ, self._loop)
         for client in inherited.peers:
             self._server.accept(client, inherited.client_states.get(inode_of(client)))
         remaining = self._server.run()

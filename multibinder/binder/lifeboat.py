@@ -12,22 +12,36 @@ With a keeper there is no lifeboat: the keeper starts the next binder, and two m
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
+from typing import NamedTuple
 
 from multibinder.binder.keeper import GUARDED
+from multibinder.binder.loop import Loop
 
 #: The name of the pipe among the descriptors that are passed to the next version.
 LIFEBOAT = "lifeboat"
+#: The environment variable that tells the next version the PID of the lifeboat.
+PID = "MULTIBINDER_LIFEBOAT_PID"
 _SERVING = b"S"
+#: A lifeboat that has been dismissed exits within this time.
+_REAP_AFTER_S = 1.0
 #: An older version closes the pipe unread. It has this time to answer a client.
 _OLDER_VERSION_S = 10.0
 _ASK_EVERY_S = 0.05
 _HELLO = b'{"jsonrpc":"2.0","method":"hello","id":"lifeboat","params":[]}\n'
+
+
+class Lifeboat(NamedTuple):
+    """The pipe that dismisses the lifeboat, which the caller owns, and the PID of the lifeboat."""
+
+    pipe: int
+    pid: int
 
 
 def is_kept(environment: Mapping[str, str]) -> bool:
@@ -35,36 +49,49 @@ def is_kept(environment: Mapping[str, str]) -> bool:
     return bool(environment.get("NOTIFY_SOCKET")) and ("FDSTORE" in environment or GUARDED in environment)
 
 
-def launch(socket_path: str) -> int | None:
-    """Fork the lifeboat. Return the descriptor of the pipe, which the caller owns, in the process that forked it.
+def launch(socket_path: str) -> Lifeboat | None:
+    """Fork the lifeboat, and return it in the process that forked it.
 
     In the lifeboat itself, return None when it has to take over. Raises OSError if it cannot be forked.
     """
     reading, writing = os.pipe2(os.O_CLOEXEC)
+    opened = [reading]
     binder = os.getpid()
-    pidfd = -1
     try:
         pidfd = os.pidfd_open(binder)
+        opened.append(pidfd)
+        told, telling = os.pipe2(os.O_CLOEXEC)
+        opened += [told, telling]
         child = os.fork()
         if child == 0:
-            _wait_in_the_lifeboat(reading, writing, pidfd, binder, socket_path)
+            _wait_in_the_lifeboat(reading, writing, telling, pidfd, binder, socket_path)
             return None
+        # The child forks the lifeboat and exits: an older version would never reap it.
+        os.close(opened.pop())
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(child, 0)
+        pid = os.read(told, 32)
+        if not pid.isdigit():
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return Lifeboat(writing, int(pid))
     except OSError:
         os.close(writing)
         raise
     finally:
-        os.close(reading)
-        if pidfd >= 0:
-            os.close(pidfd)
-    # The child forks the lifeboat and exits: the new version, perhaps an older one, must have no child to reap.
-    try:
-        failed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    except ChildProcessError:
-        failed = 0  # the kernel has reaped it; without a lifeboat, the pipe has no reader, which harms nothing
-    if failed:
-        os.close(writing)
-        raise OSError(failed, os.strerror(failed)) if failed > 0 else ChildProcessError(0, f"signal {-failed}")
-    return writing
+        for descriptor in opened:
+            os.close(descriptor)
+
+
+def reap(environment: MutableMapping[str, str], loop: Loop) -> None:
+    """Reap the lifeboat that has been dismissed, if this process is its parent: PID 1, or a subreaper (prctl(2))."""
+    pid = environment.pop(PID, "")
+
+    def wait() -> None:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(int(pid), os.WNOHANG)
+
+    if pid.isdigit():
+        loop.call_later(_REAP_AFTER_S, wait)
 
 
 def dismiss(pipe: int) -> None:
@@ -74,13 +101,14 @@ def dismiss(pipe: int) -> None:
     os.close(pipe)
 
 
-def _wait_in_the_lifeboat(reading: int, writing: int, pidfd: int, binder: int, socket_path: str) -> None:
+def _wait_in_the_lifeboat(reading: int, writing: int, telling: int, pidfd: int, binder: int, socket_path: str) -> None:
     """Fork again and exit; in the second child, wait. Return only if this process has to take over."""
     try:
-        if os.fork() != 0:
+        if (lifeboat := os.fork()) != 0:
+            os.write(telling, b"%d" % lifeboat)
             os._exit(0)
-    except OSError as error:
-        os._exit(error.errno or 1)
+    except OSError:
+        os._exit(1)
     try:
         os.close(writing)
         # A stop is for this process too. All other signals are for the binder.

@@ -66,22 +66,23 @@ def execute(command: Sequence[str], version: str, descriptors: Named, socket_pat
     Return only if the running version has to go on: the descriptors, and why. That may be in another process, the
     lifeboat, when the new version ended before it served. Then this version counts as started anew.
     """
-    pipe = -1
-    try:
-        if not lifeboat.is_kept(os.environ):
-            launched = lifeboat.launch(socket_path)
-            if launched is None:
-                return descriptors, _go_on(
-                    f"the new version ended before it served; process {os.getpid()} goes on", version
-                )
-            pipe = launched
-    except OSError as error:
-        why = f"no process can be forked that would take over if the new version fails: {error.strerror}"
-        return descriptors, _go_on(why, version)
-    passed = [*descriptors, (lifeboat.LIFEBOAT, pipe)] if pipe >= 0 else descriptors
-    back, failure = handover.execute(command, passed, {**os.environ, UPGRADED: "1"})
-    if pipe >= 0:
+    passed, variables = descriptors, {**os.environ, UPGRADED: "1"}
+    boat = None
+    if not lifeboat.is_kept(os.environ):
+        try:
+            boat = lifeboat.launch(socket_path)
+        except OSError as error:
+            why = f"no process can be forked that would take over if the new version fails: {error.strerror}"
+            return descriptors, _go_on(why, version)
+        if boat is None:
+            why = f"the new version ended before it served; process {os.getpid()} goes on"
+            return descriptors, _go_on(why, version)
+        passed = [*descriptors, (lifeboat.LIFEBOAT, boat.pipe)]
+        variables[lifeboat.PID] = str(boat.pid)
+    back, failure = handover.execute(command, passed, variables)
+    if boat is not None:
         lifeboat.dismiss(back.pop()[1])
+        os.environ[lifeboat.PID] = str(boat.pid)
     os.environ[UPGRADED] = "1"
     return back, _go_on(f"the new version cannot be executed: {failure.strerror}", version)
 

@@ -120,6 +120,23 @@ def test_nothing_is_left_of_the_lifeboat_when_the_new_version_serves(binder: Bin
         pass
 
 
+def test_an_upgrade_of_pid_1_leaves_no_zombie(start_binder: StartBinder) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("a PID namespace needs root")
+    binder = start_binder(prefix=["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"])
+    [pid_1] = children(binder.pid)
+    try:
+        with Client(binder.socket_path) as client:
+            assert client.hello().pid == 1
+            for _ in range(3):
+                client.upgrade()
+                assert client.hello().pid == 1
+            wait_until(lambda: children(pid_1) == [], "all children are reaped", log=binder.log)
+    finally:
+        os.kill(pid_1, signal.SIGTERM)
+        binder.wait()
+
+
 def test_a_version_that_does_not_know_the_lifeboat_is_not_replaced_by_it(
     staged: Binder, code: StagedCode, host: str
 ) -> None:
