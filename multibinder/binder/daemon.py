@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from multibinder.binder import client_state, events, inherit, lifeboat, next_version
-from multibinder.binder.address_search import AddressSearch, WhoListens
+from multibinder.binder.address_search import AddressSearch
 from multibinder.binder.client_state import CLIENT, ClientState
 from multibinder.binder.control_socket import ControlSocket, open_control_socket
 from multibinder.binder.counters import RequestCounters
@@ -25,7 +25,7 @@ from multibinder.binder.descriptor_limit import fit_descriptors
 from multibinder.binder.durable_state import DurableState
 from multibinder.binder.failures import callback_failed
 from multibinder.binder.health_monitor import HealthMonitor
-from multibinder.binder.holder_scan import FindHolders, HolderScan
+from multibinder.binder.holder_scan import HolderScan
 from multibinder.binder.inherit import NOT_KEPT, Inheritance
 from multibinder.binder.keeper import Keeper, keeper_for
 from multibinder.binder.keeping import keep_the_rest
@@ -35,37 +35,23 @@ from multibinder.binder.pidfile import remove_pidfile, write_pidfile
 from multibinder.binder.policy import Policy
 from multibinder.binder.policy_in_force import PolicyInForce
 from multibinder.binder.policy_source import PolicySource, load_first_policy, require_file
+from multibinder.binder.program import Program
 from multibinder.binder.quotas import Limits, Quotas
 from multibinder.binder.ready import report_ready
 from multibinder.binder.records import Record
 from multibinder.binder.server import ControlServer
-from multibinder.binder.settings import Settings, Timings
+from multibinder.binder.settings import Settings
 from multibinder.binder.signals import SignalQueue
 from multibinder.binder.status import BinderStatusSource
 from multibinder.binder.store import ListenerStore
 from multibinder.binder.supervisor import Supervisor
 from multibinder.binder.upgrader import Upgrader
 from multibinder.kernel.socket_options import cookie_of, inode_of
-from multibinder.observe.holders import holders_of
 from multibinder.wire.errors import BindError
 
 #: Log lines that were left out or could not be written are made up for this often.
 _CATCH_UP_EVERY_S = 1.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-
-
-class Program(msgspec.Struct, frozen=True):
-    """The program that runs the daemon: its version, and the functions that the daemon gets from it.
-
-    This process executes ``command`` to upgrade itself. ``who_listens`` names the processes that have addresses. Only
-    tests give other ``find_holders`` and ``timings``.
-    """
-
-    version: str
-    command: Sequence[str]
-    who_listens: WhoListens
-    find_holders: FindHolders = holders_of
-    timings: Timings = Timings()
 
 
 def run(settings: Settings, program: Program) -> None:

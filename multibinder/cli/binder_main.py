@@ -13,9 +13,9 @@ import msgspec
 
 from multibinder import MultibinderError, __version__
 from multibinder.binder import daemon
-from multibinder.binder.daemon import Program
 from multibinder.binder.holder_scan import FindHolders
 from multibinder.binder.next_version import POLICY_REQUIRED
+from multibinder.binder.program import Program
 from multibinder.binder.settings import Settings, Timings
 from multibinder.binder.trial import try_start
 from multibinder.binder.upgrade import NONCE, WORD
