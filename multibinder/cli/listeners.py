@@ -1,16 +1,17 @@
-"""``multibinder list`` and ``multibinder release``."""
+"""``multibinder list``, ``multibinder release`` and ``multibinder move``."""
 
 from __future__ import annotations
 
+import pwd
 import sys
 import time
 
 import click
 import msgspec
 
-from multibinder import Address, Client, ListenerStatus
+from multibinder import Address, Client, ListenerStatus, Released
 from multibinder.cli.options import AddressType, socket_option
-from multibinder.cli.wording import age
+from multibinder.cli.wording import NO_LABEL, age, owner_names
 
 
 @click.command("list", short_help="Show every listener that the binder holds.")
@@ -58,13 +59,55 @@ def release_command(socket_path: str | None, owner: str, all_owners: bool, addre
         held = {listener.address: listener for listener in binder.list()}
         for address in addresses:
             listener = held.get(str(address))
-            labels = listener.owners if all_owners and listener else []
-            for label in labels or [owner]:
-                [outcome] = binder.release([address], owner=label)
-            kept = f", by {', '.join(label or 'a client without a label' for label in outcome.owners)}"
-            click.echo(f"{outcome.address}: {outcome.outcome}{kept if outcome.owners else ''}")
+            for each in _claims_of(listener) if all_owners and listener else [owner]:
+                [outcome] = binder.release([address], owner=each)
+            click.echo(f"{outcome.address}: {outcome.outcome}{_kept_by(outcome)}")
             absent |= outcome.outcome == "absent"
     sys.exit(1 if absent else 0)
+
+
+@click.command("move", short_help="Give an owner's claims to another user.")
+@socket_option()
+@click.argument("owner", metavar="LABEL:UID")
+@click.argument("user", metavar="USER")
+def move_command(socket_path: str | None, owner: str, user: str) -> None:
+    """Give the claims and names of an owner to another user, as after a change of User= in a service's unit.
+
+    Only root and the binder's own user may. Without it, the service binds as its new user, and the claims of the old
+    one keep the ports open that it no longer binds. 'multibinder list' shows owners; USER is a name or a number.
+
+    \b
+    Exit codes:
+      0  The claims belong to USER now.
+      1  That owner has no claim, or the binder refused.
+
+    \b
+    Example:
+      multibinder move haproxy@web:107 haproxy
+    """
+    try:
+        uid = int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise click.BadParameter(f"there is no user {user}", param_hint="USER") from None
+    with Client(socket_path) as binder:
+        [moved] = binder.move([(owner, uid)])
+    for address in moved.addresses:
+        click.echo(f"{address}: moved to uid {uid}")
+    if not moved.addresses:
+        click.echo(f"{owner} has no claim; 'multibinder list --json' shows label and uid of each", err=True)
+    sys.exit(0 if moved.addresses else 1)
+
+
+def _claims_of(listener: ListenerStatus) -> list[str]:
+    """Return each claim as the method ``release`` names it. A binder of 0.1 tells the labels alone."""
+    named = [f"{claim.label}:{claim.uid}" for claim in listener.claims] or listener.owners
+    return named or [""]  # a listener without a claim is closed too
+
+
+def _kept_by(outcome: Released) -> str:
+    names = owner_names(outcome.claims) if outcome.claims else [label or NO_LABEL for label in outcome.owners]
+    kept = f", by {', '.join(names)}" if names else ""
+    return kept if outcome.had_claim else f"{kept}; the owner that you named has no claim"
 
 
 def _print_table(listeners: list[ListenerStatus]) -> None:
@@ -85,7 +128,7 @@ def _print_table(listeners: list[ListenerStatus]) -> None:
         name = f" ({listener.name})" if listener.name else ""
         table.add_row(
             listener.address + name,
-            ", ".join(label or "-" for label in listener.owners),
+            ", ".join(owner_names(listener.claims, "-") or [label or "-" for label in listener.owners]),
             str(listener.backlog),
             str(listener.handoffs),
             age(time.time() - listener.created),

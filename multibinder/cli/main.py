@@ -15,6 +15,7 @@ _COMMANDS = {
     "status": "multibinder.cli.status",
     "list": "multibinder.cli.listeners",
     "release": "multibinder.cli.listeners",
+    "move": "multibinder.cli.listeners",
     "doctor": "multibinder.cli.doctor",
     "exporter": "multibinder.cli.exporter",
     "upgrade": "multibinder.cli.upgrade",

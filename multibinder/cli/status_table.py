@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from multibinder.cli.status_report import Report, Row
-from multibinder.cli.wording import age, rate_text
+from multibinder.cli.wording import age, owner_names, rate_text
 
 _HEADINGS = ("STATE", "ADDRESS", "QUEUE", "DROPS", "DROPS/S", "HANDOFFS", "AGE")
 _ADDRESS = _HEADINGS.index("ADDRESS")
@@ -98,7 +98,7 @@ def _cells(row: Row, now: float, rate: float) -> tuple[str, ...]:
 
 
 def _owners(row: Row) -> str:
-    return ", ".join(dict.fromkeys(owner.label or "-" for owner in row.owners))
+    return ", ".join(owner_names(row.owners, "-"))
 
 
 def _holders(row: Row) -> str:

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+
+from multibinder.wire.status import OwnerStatus
+
+#: An owner whose label is empty, in a sentence.
+NO_LABEL = "a client without a label"
 
 
 def age(seconds: float) -> str:
@@ -31,3 +37,14 @@ def rate_text(per_s: float) -> str:
 def reason_of(error: OSError) -> str:
     """Return the system's text for the error, for the middle of a sentence: ``permission denied``."""
     return (error.strerror or str(error)).lower()
+
+
+def owner_names(owners: Sequence[OwnerStatus], without_label: str = NO_LABEL) -> list[str]:
+    """Return the label of each owner, with the uid where several users have the same label."""
+    labels = [owner.label for owner in owners]
+    return [
+        f"{owner.label or without_label} (uid {owner.uid})"
+        if labels.count(owner.label) > 1
+        else owner.label or without_label
+        for owner in owners
+    ]

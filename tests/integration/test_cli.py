@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
-from multibinder import Client, ListenerSpec, Options, TcpAddress
+from multibinder import BindError, Client, ListenerSpec, Options, TcpAddress
 from tests.support import Binder, can_connect, multibinder, require_ipv6
 
 
@@ -170,3 +171,47 @@ def test_the_version_is_printed() -> None:
     import multibinder as package
 
     assert multibinder("--version").stdout == f"multibinder, version {package.__version__}\n"
+
+
+def test_claims_of_two_users_with_one_label_are_told_apart_and_all_given_up(binder: Binder, host: str) -> None:
+    address = f"{host}:8000"
+    with Client(binder.socket_path) as client:
+        for owner in ("web", "web:4242"):
+            client.bind([(host, 8000)], owner=owner)[0].close()
+    at = ["--socket", str(binder.socket_path)]
+    me = os.geteuid()
+    assert f"web (uid {me}), web (uid 4242)" in multibinder("list", *at, environment={"COLUMNS": "200"}).stdout
+    done = multibinder("release", *at, "--owner", "web:4343", address)
+    assert done.stdout == (
+        f"{address}: kept, by web (uid {me}), web (uid 4242); the owner that you named has no claim\n"
+    )
+    assert multibinder("release", *at, "--all-owners", address).stdout == f"{address}: closed\n"
+
+
+def test_move_gives_the_claims_of_an_owner_to_another_user(binder: Binder, host: str) -> None:
+    at = ["--socket", str(binder.socket_path)]
+    with Client(binder.socket_path) as client:
+        client.bind([(host, 8000)], owner="web:4242")[0].close()
+        done = multibinder("move", *at, "web:4242", "4343")
+        assert (done.returncode, done.stdout) == (0, f"{host}:8000: moved to uid 4343\n")
+        assert [(owner.label, owner.uid) for owner in client.list()[0].claims] == [("web", 4343)]
+    done = multibinder("move", *at, "web:4242", "4343")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "web:4242 has no claim" in done.stderr
+    assert "there is no user nobody-of-this-name" in multibinder("move", *at, "web:1", "nobody-of-this-name").stderr
+
+
+def test_an_address_in_use_is_refused_with_the_process_that_has_it(binder: Binder, host: str) -> None:
+    with Client(binder.socket_path) as client:
+        with socket.create_server((host, 0)) as other:
+            port = other.getsockname()[1]
+            for ask in (client.bind, client.check):
+                with pytest.raises(BindError, match=rf"address already in use, by .*\(pid {os.getpid()}\); stop it or"):
+                    ask([(host, port)])
+        with socket.socket() as bound:
+            bound.bind((host, 0))  # without SO_REUSEADDR, and it does not listen
+            with pytest.raises(BindError, match=r"and no process listens there: .* \('ss -tanp', as root\)"):
+                client.bind([(host, bound.getsockname()[1])])
+        client.bind([(host, 8000)], owner="web")[0].close()
+        with pytest.raises(BindError, match=f"by {host}:8000, which this binder holds for web; release it, or"):
+            client.bind([("0.0.0.0", 8000)])

@@ -11,7 +11,8 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from multibinder import BinderUnavailable, Client, MultibinderError, TcpAddress
+from multibinder import BinderUnavailable, Client, ListenerStatus, MultibinderError, TcpAddress
+from multibinder.wire.status import OwnerStatus
 from multibinder_haproxy.config.model import Slot
 from multibinder_haproxy.errors import BinderAway, BindRefused
 
@@ -68,14 +69,27 @@ def release_others(binder: str, slots: Iterable[Slot], owner: str) -> tuple[list
     """
     wanted = {slot.key for slot in slots}
     surplus: list[TcpAddress] = []
-    for listener in _ask(binder, Client.list, RESTART_S):
+    for listener in _owned_by(binder, owner):
         address = TcpAddress.parse(listener.address)
         keys = {str(address), f"{address} ({listener.name})", f"{address.with_port(0)} ({listener.name})"}
-        if owner in listener.owners and not keys & wanted:
+        if not keys & wanted:
             surplus.append(address)
     outcomes = _ask(binder, lambda it: it.release(surplus, owner=owner), RESTART_S) if surplus else []
     closed = [outcome.address for outcome in outcomes if outcome.outcome != "kept"]
     return closed, [outcome.address for outcome in outcomes if outcome.outcome == "kept"]
+
+
+def _owned_by(binder: str, label: str) -> list[ListenerStatus]:
+    """Return the listeners to which this user has a claim with that label. Other users have labels of their own."""
+
+    def owned(client: Client) -> list[ListenerStatus]:
+        # The binder says who we are: in a user namespace, our uid is another one there.
+        uid = client.hello().uid
+        if uid is None:  # a binder of 0.1: a label belongs to one uid
+            return [listener for listener in client.list() if label in listener.owners]
+        return [listener for listener in client.list() if OwnerStatus(label, uid) in listener.claims]
+
+    return _ask(binder, owned, RESTART_S)
 
 
 @contextlib.contextmanager
