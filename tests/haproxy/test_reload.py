@@ -86,6 +86,25 @@ def test_a_bind_in_use_is_refused_with_its_holder_and_changes_nothing(web: Hapro
     assert (web.workers(), get((host, 8000))) == (worker, "ok")
 
 
+def test_new_binds_that_collide_are_refused_by_the_checks_and_change_nothing(web: Haproxy, host: str) -> None:
+    before = web.status()
+    web.template.write_text(config(bind_tcp((host, 8000)), bind_tcp(("0.0.0.0", 8901)), bind_tcp((host, 8901))))
+    refused = web.reload()
+    assert refused.returncode == 1
+    assert f"{host}:8901: it collides with 0.0.0.0:8901 of the same request" in refused.stderr
+    after = web.status()
+    assert (after["generation"], after["workers"], get((host, 8000))) == (before["generation"], before["workers"], "ok")
+
+
+def test_a_reload_releases_nothing_of_another_user_with_the_same_label(web: Haproxy, binder: Binder, host: str) -> None:
+    with multibinder.Client(binder.socket_path) as client:
+        client.bind([(host, 8100)], owner="haproxy@web:4242")[0].close()
+        client.bind([(host, 8101)], owner="haproxy@web")[0].close()
+    web.must_reload()
+    assert can_connect((host, 8100))
+    assert not can_connect((host, 8101))
+
+
 def test_a_dropped_port_is_closed_when_reload_returns_also_while_an_old_worker_drains(
     make_haproxy: MakeHaproxy, host: str
 ) -> None:
