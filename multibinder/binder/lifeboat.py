@@ -26,8 +26,8 @@ from multibinder.binder.loop import Loop
 
 #: The name of the pipe among the descriptors that are passed to the next version.
 LIFEBOAT = "lifeboat"
-#: The environment variable that tells the next version the PID of the lifeboat.
-PID = "MULTIBINDER_LIFEBOAT_PID"
+#: The environment variable that tells the next version the PIDs of lifeboats, with a space between.
+PIDS = "MULTIBINDER_LIFEBOATS"
 _SERVING = b"S"
 #: A lifeboat that has been dismissed exits within this time.
 _REAP_AFTER_S = 1.0
@@ -83,15 +83,22 @@ def launch(socket_path: str) -> Lifeboat | None:
 
 
 def reap(environment: MutableMapping[str, str], loop: Loop) -> None:
-    """Reap the lifeboat that has been dismissed, if this process is its parent: PID 1, or a subreaper (prctl(2))."""
-    pid = environment.pop(PID, "")
+    """Reap lifeboats that were dismissed, if this process is their parent: PID 1, or a subreaper (prctl(2)).
 
-    def wait() -> None:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(int(pid), os.WNOHANG)
+    The PIDs of those that have not ended yet stay in the environment, for the next try or the next version.
+    """
+    pids = [pid for pid in environment.pop(PIDS, "").split() if pid.isdigit() and _may_be_our_child(int(pid))]
+    if pids:
+        environment[PIDS] = " ".join(pids)
+        loop.call_later(_REAP_AFTER_S, lambda: reap(environment, loop))
 
-    if pid.isdigit():
-        loop.call_later(_REAP_AFTER_S, wait)
+
+def _may_be_our_child(pid: int) -> bool:
+    """Reap a child that has ended. Return whether ``pid`` is a child that has not."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == 0
+    except ChildProcessError:
+        return False
 
 
 def dismiss(pipe: int) -> None:

@@ -78,11 +78,11 @@ def execute(command: Sequence[str], version: str, descriptors: Named, socket_pat
             why = f"the new version ended before it served; process {os.getpid()} goes on"
             return descriptors, _go_on(why, version)
         passed = [*descriptors, (lifeboat.LIFEBOAT, boat.pipe)]
-        variables[lifeboat.PID] = str(boat.pid)
+        variables[lifeboat.PIDS] = f"{os.environ.get(lifeboat.PIDS, '')} {boat.pid}"
     back, failure = handover.execute(command, passed, variables)
     if boat is not None:
         lifeboat.dismiss(back.pop()[1])
-        os.environ[lifeboat.PID] = str(boat.pid)
+        os.environ[lifeboat.PIDS] = variables[lifeboat.PIDS]
     os.environ[UPGRADED] = "1"
     return back, _go_on(f"the new version cannot be executed: {failure.strerror}", version)
 
