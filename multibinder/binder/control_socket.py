@@ -105,11 +105,19 @@ def open_control_socket(
         )
     if inherited is not None and (lock is None or not _was_removed(path, lock)):
         return _take_over(path, inherited, lock)
+    if lock is not None:
+        os.close(lock)  # else it would exclude ourselves
+    try:
+        control = _create(path, mode, group)
+    except MultibinderError as error:
+        if inherited is None:
+            raise
+        # Clients that are connected, and the listeners, are worth more than the path.
+        events.error("control-socket-lost", why=error)
+        return _take_over(path, inherited, None)
     if inherited is not None:
         inherited.close()
-    if lock is not None:
-        os.close(lock)
-    return _create(path, mode, group)
+    return control
 
 
 def _take_over(path: str, inherited: socket.socket, lock: int | None) -> ControlSocket:

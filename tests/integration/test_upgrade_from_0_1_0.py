@@ -6,6 +6,7 @@ The command lines, settings, names and records are literal copies of those of ve
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ import pytest
 from multibinder import Client, __version__
 from multibinder.kernel.process import command_line_of
 from multibinder.kernel.socket_options import cookie_of, inode_of
-from tests.support import PATIENCE_S, children, clean_environment, own_host, serving_pid, wait_until
+from tests.support import PATIENCE_S, can_connect, children, clean_environment, own_host, serving_pid, wait_until
 
 PYTHON = [sys.executable, "-P"]
 
@@ -203,6 +204,21 @@ def test_files_that_cannot_be_written_cost_a_line_and_no_listener(run_dir: Path,
             (run_dir / "no").mkdir()
             client.bind([(own_host(), 8000)])[0].close()
         assert "event=bound" in wait_until((run_dir / "no" / "log").read_text, "the log file is written")
+
+
+def test_a_control_socket_that_cannot_be_created_again_costs_no_listener(run_dir: Path, state: PassedOn) -> None:
+    addresses = [each.getsockname() for each in state.listeners]
+    state.path.unlink()
+    Path(f"{state.path}.lock").unlink()
+    with Path(f"{state.path}.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        command = [*PYTHON, "-m", "multibinder.cli.binder", settings(state.path)]
+        with state.client, state.passed_on(run_dir / "log", command):
+            state.client.sendall(b'{"jsonrpc":"2.0","method":"hello","id":"1","params":[]}\n')
+            state.client.settimeout(20)
+            assert json.loads(state.client.recv(65536))["result"]["version"] == __version__
+            assert all(can_connect(address) for address in addresses)
+            assert "event=control-socket-lost" in (run_dir / "log").read_text()
 
 
 def test_a_guard_of_0_1_0_becomes_this_one_with_all_that_it_kept(run_dir: Path, state: PassedOn) -> None:

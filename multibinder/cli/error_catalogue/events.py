@@ -203,6 +203,11 @@ EVENTS = Section(
             remedy="repair the installation, `multibinder upgrade`",
         ),
         entry(
+            "control-socket-lost",
+            cause="the control socket's file was removed and cannot be created again; the binder serves its listeners",
+            remedy="`why=` says what is in the way; then `multibinder serve` again, or a restart by its unit",
+        ),
+        entry(
             "clients-dropped",
             "client-state-unreadable",
             cause="the rest of half-sent requests could not be passed on at an upgrade; those clients get an error",
