@@ -119,3 +119,10 @@ def _explain(address: Address, number: int, holders: str | None) -> str:
 
 def _data(address: Address, number: int) -> dict[str, object]:
     return {"errno": number, "errname": errname(number), "address": str(address)}
+
+
+def not_recorded(address: Address, error: OSError) -> BindError:
+    """Return the refusal of a bind whose record cannot be written."""
+    number = error.errno or 0
+    why = f"the binder cannot record the owner: {os.strerror(number)}; see 'journal-lost' in its log, and try again"
+    return BindError(f"Could not bind: {address}: {why}", COULD_NOT_BIND, _data(address, number))

@@ -46,7 +46,7 @@ from multibinder.binder.status import BinderStatusSource
 from multibinder.binder.store import ListenerStore
 from multibinder.binder.supervisor import Supervisor
 from multibinder.binder.upgrader import Upgrader
-from multibinder.kernel.socket_options import cookie_of, inode_of
+from multibinder.kernel.socket_options import inode_of
 from multibinder.wire.errors import BindError
 
 #: Log lines that were left out or could not be written are made up for this often.
@@ -112,7 +112,7 @@ def _restore(settings: Settings, limits: Limits, inherited: Inheritance) -> Rest
     )
     store = ListenerStore(durable, limit=limits.listeners, limit_per_uid=limits.listeners_per_uid)
     for _, sock in inherited.listeners:
-        _restore_listener(store, sock, inherited.records.get(cookie_of(sock)))
+        _restore_listener(store, sock, durable.record_of(sock))
     for record, sock in durable.recover_all():
         _restore_listener(store, sock, record)
     policy = load_first_policy(settings.policy, had_policy=durable.had_policy, has_listeners=len(store) > 0)
@@ -199,6 +199,7 @@ class Daemon:
         self._control.warn_who_may_connect(has_policy=self._policy.current is not None)
         self._store.repair()
         self._loop.call_every(self._program.timings.repair_every_s, self._store.repair)
+        self._loop.call_every(self._program.timings.repair_every_s, self._durable.catch_up)
         self._loop.call_every(self._program.timings.look_every_s, self._monitor.look)
         self._loop.call_every(_CATCH_UP_EVERY_S, events.catch_up)
         self._loop.call_every(self._program.timings.look_every_s, keep)
@@ -235,7 +236,7 @@ class Daemon:
         self._supervisor.close()
         if self._keeper is not None:
             self._keeper.close(os.environ)
-        return [*self._control.detach(), journal, *client_state.detach(clients), *self._store.detach_all()]
+        return [*self._control.detach(), *journal, *client_state.detach(clients), *self._store.detach_all()]
 
     def stop(self) -> None:
         """Close the listeners, and remove the files that describe this process."""

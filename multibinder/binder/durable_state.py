@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -15,7 +14,11 @@ from multibinder.binder import events, records
 from multibinder.binder.inherit import RECORDS, Inheritance
 from multibinder.binder.keeper import Keeper
 from multibinder.binder.listener import Listener, name_of_cookie
+from multibinder.binder.record_lines import RecordLines, new_journal
+from multibinder.binder.recorded_sockets import RecordedSockets
+from multibinder.binder.records import Record
 from multibinder.binder.recover import recover
+from multibinder.binder.state_file import StateFile
 from multibinder.wire.addresses import Address
 
 #: A journal grows with each bind and release. One with this many bytes more than its listeners need is replaced.
@@ -38,7 +41,7 @@ class DurableState:
     ``state_file`` is the path of the state file, None for none. ``held`` returns the store, which is constructed with
     this object and therefore later. ``upgraded``: this process runs on after an upgrade; it was not started anew.
 
-    Until ``begin``, the journal is in memory alone, and the state file is what the last binder wrote.
+    Until ``begin`` there is no journal, and the state file is what the last binder wrote.
     """
 
     def __init__(
@@ -50,16 +53,20 @@ class DurableState:
         *,
         upgraded: bool,
     ) -> None:
-        self._state_file = state_file
         self._keeper = keeper
         self._held = held
         self._search_again_at = 0.0
         recorded = records.read_file(state_file) if state_file is not None else records.Recorded()
-        self._missing = {cookie: record for cookie, record in recorded.records.items() if not record.released}
+        self._recorded = RecordedSockets(inherited.records, recorded.records)
+        self._missing = self._recorded.missing()
+        #: Released listeners whose removal the keeper may not have received yet.
+        self._tombstones = {} if keeper is None else self._recorded.released()
         self._header = _next_header(inherited.header or recorded.header, upgraded=upgraded)
         self._inherited_names = inherited.kept_names
         self._journal_number = _highest_number(inherited.record_names)
-        self._journal = records.Journal((), None, self._header)
+        self._journal: RecordLines | None = None
+        self._journal_is_behind = False
+        self._file = None if state_file is None else StateFile(state_file, self._content)
 
     @property
     def starts(self) -> int:
@@ -76,13 +83,17 @@ class DurableState:
         """Return whether a policy was in force when the journal was last begun, by this process or the one before."""
         return self._header.policy
 
-    def recover_all(self) -> Iterator[tuple[records.Record, socket.socket]]:
+    def record_of(self, sock: socket.socket) -> Record | None:
+        """Return the record of an inherited socket, or None if there is none that agrees with the socket."""
+        return self._recorded.of(sock)
+
+    def recover_all(self) -> Iterator[tuple[Record, socket.socket]]:
         """Recover listeners recorded in the state file from processes that still hold them. The caller owns them."""
         for listener in self._held().listeners():
             self._missing.pop(listener.cookie, None)
         yield from self._recover(list(self._missing.values()))
 
-    def recover(self, address: Address) -> tuple[records.Record, socket.socket] | None:
+    def recover(self, address: Address) -> tuple[Record, socket.socket] | None:
         """Recover the listener of one address that is in use. The caller owns the socket. None if that fails."""
         missing = [record for record in self._missing.values() if record.address == str(address)]
         if not missing or time.monotonic() < self._search_again_at:
@@ -93,53 +104,139 @@ class DurableState:
     def begin(self, *, policy: bool) -> None:
         """Begin the journal of this process when the inherited and recovered listeners are in the store."""
         self._header = msgspec.structs.replace(self._header, policy=policy)
-        kept = {listener.kept_name for listener in self._held().listeners()}
-        self._replace_journal([name for name in self._inherited_names if name not in kept])
+        if self._keeper is not None:
+            # A removal that was on its way when the last process ended may never have arrived.
+            self._keeper.forget([name_of_cookie(cookie) for cookie in self._tombstones])
+        self._replace_or_complain()
 
     def note_policy(self, in_force: bool) -> None:
         """Record whether a policy is in force now. If it is, a missing policy file is an error for the next process."""
         if self._header.policy != in_force:
             self._header = msgspec.structs.replace(self._header, policy=in_force)
-            self._replace_journal([self._journal_name])
+            self._replace_or_complain()
 
-    def write(self, changed: Sequence[records.Record]) -> None:
-        """Append records that are new or have changed. The keeper forgets listeners that are released."""
-        if self._journal.size > _SPARE_BYTES + _BYTES_PER_LISTENER * len(self._held()):
-            self._replace_journal([self._journal_name])
-        # Only then: the store still has the listener whose release it writes, so a later new journal would revive it.
-        self._journal.append(changed)
+    def write(self, changed: Sequence[Record]) -> None:
+        """Append records of listeners that are new or have changed. Raises OSError; then nothing is recorded."""
+        text = records.encode(changed)
+        self._append(text)
+        if self._file is not None:
+            self._file.append(text, ())
+
+    def note(self, changed: Sequence[Record]) -> None:
+        """Append records that say that less is claimed now, or that a listener is released. The keeper forgets those.
+
+        What cannot be appended is written at the next ``catch_up``. A release is marked in the present lines at once.
+        """
+        text = records.encode(changed)
+        released = [record for record in changed if record.released]
         if self._keeper is not None:
-            self._keeper.forget([name_of_cookie(record.cookie) for record in changed if record.released])
+            self._tombstones |= {record.cookie: record for record in released}
+        try:
+            self._append(text)
+        except OSError as error:
+            self._fall_behind(error)
+            if self._journal is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    self._journal.mark_released(released)
+        if self._file is not None:
+            self._file.append(text, released)
+        if self._keeper is not None:
+            self._keeper.forget([name_of_cookie(record.cookie) for record in released])
 
-    def detach_journal(self) -> tuple[str, int]:
-        """Bring the journal up to date, end it, and return its name and descriptor, which the caller owns."""
-        self._journal.append([listener.record() for listener in self._held().listeners()])
-        return self._journal_name, self._journal.detach()
+    def catch_up(self) -> None:
+        """Write what could not be written before, and see that the state file is still there."""
+        if self._journal_is_behind:
+            self._replace_or_complain()
+        if self._file is not None:
+            self._file.check()
+        if self._tombstones and self._keeper is not None:
+            # A removal that was sent is in the keeper's queue, and stays there if this process ends.
+            unsent = set(self._keeper.unremoved())
+            self._tombstones = {
+                cookie: record for cookie, record in self._tombstones.items() if name_of_cookie(cookie) in unsent
+            }
+
+    def detach_journal(self) -> list[tuple[str, int]]:
+        """Bring the journal up to date, end it, and return its name and descriptor, which the caller owns.
+
+        The list is empty if there is no journal because the kernel refused one.
+        """
+        try:
+            if self._journal is None:
+                self._journal = new_journal(self._content())
+            else:
+                self._journal.append(records.encode(listener.record() for listener in self._held().listeners()))
+        except OSError:
+            # A new one is shorter. If there is no room for it either, only numbers of handoffs are out of date.
+            with contextlib.suppress(OSError):
+                previous, self._journal = self._journal, new_journal(self._content())
+                if previous is not None:
+                    previous.close()
+        if self._file is not None:
+            self._file.close()
+        return [] if self._journal is None else [(self._journal_name, self._journal.descriptor)]
 
     def remove_file_if_useless(self) -> None:
         """Remove the state file if no listener is left that could be recovered."""
-        if not len(self._held()) and self._state_file is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(self._state_file)
+        if not len(self._held()) and self._file is not None:
+            self._file.remove()
 
     @property
     def _journal_name(self) -> str:
         return f"{RECORDS}-{self._journal_number}"
 
-    def _recover(self, missing: Sequence[records.Record]) -> Iterator[tuple[records.Record, socket.socket]]:
+    def _recover(self, missing: Sequence[Record]) -> Iterator[tuple[Record, socket.socket]]:
         for record, sock in recover(missing):
             del self._missing[record.cookie]
             events.info("recovered", address=record.address, owners=",".join(record.claims))
             yield record, sock
 
-    def _replace_journal(self, outdated: Sequence[str]) -> None:
-        """Start a new journal from the current state. The keeper receives it before it forgets ``outdated``."""
+    def _append(self, text: bytes) -> None:
+        """Append to the journal; one that is too long, or that has no room, is replaced first. Raises OSError."""
+        journal = self._journal
+        if journal is not None and journal.size <= _SPARE_BYTES + _BYTES_PER_LISTENER * len(self._held()):
+            try:
+                journal.append(text)
+            except OSError:
+                pass
+            else:
+                return
+        self._replace_journal()
+        # The store still has a listener whose release it writes, so the new journal has it too.
+        assert self._journal is not None  # noqa: S101
+        self._journal.append(text)
+
+    def _replace_or_complain(self) -> None:
+        try:
+            self._replace_journal()
+        except OSError as error:
+            self._fall_behind(error)
+
+    def _fall_behind(self, error: OSError) -> None:
+        if not self._journal_is_behind:
+            why = (
+                f"{error.strerror}; until it can be, binds are refused, and releases are marked in the present journal"
+            )
+            events.error("journal-lost", why=why, done="it is tried again")
+        self._journal_is_behind = True
+
+    def _replace_journal(self) -> None:
+        """Start a new journal from the current state. The keeper receives it before it forgets the one before.
+
+        Raises OSError; then the old journal goes on.
+        """
         listeners = self._held().listeners()
-        current = [*(listener.record() for listener in listeners), *self._missing.values()]
-        # If this raises, the old journal goes on. Closed too early, its number would be another descriptor's.
-        previous, self._journal = self._journal, records.Journal(current, self._state_file, self._header)
-        previous.close()
+        previous, self._journal = self._journal, new_journal(self._content())
+        # Closed sooner, its number would be another descriptor's.
+        if previous is not None:
+            previous.close()
+        if self._journal_is_behind:
+            self._journal_is_behind = False
+            events.info("journal-written", listeners=len(listeners))
+        outdated = self._outdated_names()
         self._journal_number += 1
+        if self._file is not None:
+            self._file.write_anew()
         if (keeper := self._keeper) is None:
             return
 
@@ -151,8 +248,20 @@ class DurableState:
             if name in kept:
                 keeper.forget(outdated)
 
-        journal = (name, self._journal.memfd)
+        journal = (name, self._journal.descriptor)
         keeper.keep([journal, *(listener.for_keeper() for listener in listeners)], confirm)
+
+    def _outdated_names(self) -> list[str]:
+        """Return the names at the keeper that a new journal makes useless."""
+        kept = {listener.kept_name for listener in self._held().listeners()}
+        outdated = [self._journal_name, *(name for name in self._inherited_names if name not in kept)]
+        self._inherited_names = []
+        return outdated
+
+    def _content(self) -> bytes:
+        """Return the lines of a journal with the current state."""
+        held = (listener.record() for listener in self._held().listeners())
+        return records.encode([self._header, *held, *self._tombstones.values(), *self._missing.values()])
 
 
 def _next_header(previous: records.Header | None, *, upgraded: bool) -> records.Header:

@@ -194,8 +194,10 @@ def restored_listener(sock: socket.socket, record: Record | None) -> Listener:
     assert kind is not None  # noqa: S101 (inherit.py lets nothing else through)
     address = kind.address_of(sock)
     if record is None:
-        record = Record(str(address), 0, claims={str(_INHERITED): 1}, created=time.time())
-    claims = {Owner.parse(owner): Claim(0, handoffs) for owner, handoffs in record.claims.items()}
+        record = Record(str(address), 0, created=time.time())
+    # A record that was saved from a damaged line knows no owner.
+    recorded = record.claims or {str(_INHERITED): 1}
+    claims = {Owner.parse(owner): Claim(0, handoffs) for owner, handoffs in recorded.items()}
     return Listener(
         sock,
         address,

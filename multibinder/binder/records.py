@@ -1,23 +1,34 @@
 """Records of listeners: owners, names, options and times, which the kernel does not keep with a socket.
 
 A journal has one JSON object a line. The first line names the format and the boot. Each other line describes a
-listener, and replaces earlier lines about the same socket. A reader skips lines that it does not understand: a listener
-without a record is still a listener. The lines are in a memfd, which is passed on with the sockets (to the next
-version, to the keeper). They are also in the state file, which remains when the binder and its keeper are killed.
+listener, and replaces earlier lines about the same socket. The last key of a line is a checksum of what is before it;
+0.1.0 wrote none. A reader skips lines that are damaged or make no sense: a listener without a record is still a
+listener. The lines are in a memfd, which is passed on with the sockets (to the next version, to the keeper). They are
+also in the state file, which remains when the binder and its keeper are killed.
 """
 
 from __future__ import annotations
 
 import os
+import re
+from binascii import crc32
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
 from multibinder.binder import events
 from multibinder.kernel import files
+from multibinder.wire.addresses import Address
+from multibinder.wire.errors import AddressError
+from multibinder.wire.options import Options, check_label
 
 FORMAT = 1
+_CHECKSUM = b',"crc":"'
+#: A label (at most 128 characters), a colon and a uid.
+_Owner = Annotated[str, msgspec.Meta(max_length=256)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -29,8 +40,8 @@ class Header(msgspec.Struct, frozen=True):
 
     format: int = msgspec.field(name="multibinder")
     boot: str
-    starts: int = 1
-    upgrades: int = 0
+    starts: _Count = 1
+    upgrades: _Count = 0
     policy: bool = False
 
 
@@ -46,12 +57,12 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     address: str
     cookie: int
     inode: int = 0
-    claims: dict[str, int] = {}
+    claims: dict[_Owner, _Count] = {}
     name: str | None = None
     name_uid: int | None = None
     backlog: int | None = None
-    handoffs: int = 0
-    created: float = 0.0
+    handoffs: _Count = 0
+    created: Annotated[float, msgspec.Meta(ge=0, le=2**53)] = 0.0
     kernel_chose_port: bool = msgspec.field(default=False, name="chosen")
     held_outside_pid_namespace: bool = msgspec.field(default=False, name="foreign")
     released: bool = False
@@ -68,66 +79,40 @@ class Recorded(msgspec.Struct, frozen=True):
 
 
 _record = msgspec.json.Decoder(Record)
-_encode = msgspec.json.Encoder().encode
+_to_json = msgspec.json.Encoder().encode
 
 
-class Journal:
-    """Appends records to a memfd, and to the state file at ``path`` if that is not None.
+def encode(lines: Iterable[Header | Record]) -> bytes:
+    """Return the lines of a journal, each with its checksum."""
+    return b"".join(_with_checksum(_to_json(line)) + b"\n" for line in lines)
 
-    It begins with ``header`` and ``records``, which replace the content of the file. An append is one write(2) each.
-    An error of the file, such as a full disk, is logged once; the journal goes on without the file.
+
+def mark_released(text: bytes, record: Record) -> list[tuple[int, bytes]]:
+    """Return the changes that mark a socket as released in a journal, without making the journal any longer.
+
+    Each change is an offset and the bytes to write there. All lines about the socket are replaced: a write that is cut
+    short then leaves no line that says that the socket is in use. Raises ValueError if a line is too short for that.
     """
-
-    def __init__(self, records: Iterable[Record], path: str | None, header: Header | None = None) -> None:
-        self.memfd = os.memfd_create("multibinder-records", os.MFD_CLOEXEC)
-        text = b"".join(_encode(line) + b"\n" for line in (header or Header(FORMAT, boot_id()), *records))
-        self.size = len(text)
-        files.write_all(self.memfd, text)
-        self._path = path
-        self._file = -1
-        if path is not None:
-            try:
-                self._file = files.replace_and_keep_open(path, text)
-            except OSError as error:
-                self._give_up_file(error)
-
-    def append(self, records: Iterable[Record]) -> None:
-        text = b"".join(_encode(record) + b"\n" for record in records)
-        self.size += len(text)
-        files.write_all(self.memfd, text)
-        if self._file >= 0:
-            try:
-                files.write_all(self._file, text)
-            except OSError as error:
-                self._give_up_file(error)
-
-    def close(self) -> None:
-        """Close the memfd and the file, which stays."""
-        os.close(self.memfd)
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-
-    def detach(self) -> int:
-        """Close the file, and return the memfd, which the caller owns."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-        return self.memfd
-
-    def _give_up_file(self, error: OSError) -> None:
-        why = f"{error.strerror}; without it, a binder whose whole tree is killed cannot find its sockets again"
-        events.error("state-file-lost", path=self._path, why=why)
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+    [mark] = encode([Record(record.address, record.cookie, released=True)]).splitlines()
+    changes, offset = [], 0
+    for line in text.splitlines(keepends=True):
+        length = len(line.rstrip(b"\n"))
+        if re.search(rb'"cookie":%d\b' % record.cookie, line) and line.rstrip() != mark:
+            if length < len(mark):
+                raise ValueError(f"the line of {record.address} has no room")
+            changes.append((offset, mark.ljust(length)))
+        offset += len(line)
+    return changes
 
 
 def read(descriptor: int) -> Recorded:
-    """Read a journal from its memfd, which stays the caller's. Lines that make no sense are logged and skipped."""
+    """Read a journal from its memfd, which stays the caller's. Lines that make no sense are logged and skipped.
+
+    A memfd does not outlive its boot. So the lines with a checksum are believed even if the first line is damaged.
+    """
     with open(os.dup(descriptor), "rb") as file:
         file.seek(0)
-        return _parse(file.read(), f"descriptor {descriptor}")
+        return _parse(file.read(), f"descriptor {descriptor}", of_this_boot=True)
 
 
 def read_file(path: str) -> Recorded:
@@ -138,7 +123,7 @@ def read_file(path: str) -> Recorded:
             if not files.is_trusted_file(file.fileno()):
                 events.warning("state-file-unreadable", path=path, why="another user made it, or may write it")
                 return Recorded()
-            return _parse(file.read(), path)
+            return _parse(file.read(), path, of_this_boot=False)
     except FileNotFoundError:
         return Recorded()
     except OSError as error:
@@ -151,28 +136,99 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _parse(text: bytes, where: str) -> Recorded:
-    first, *lines = text.splitlines() or [b""]
-    try:
-        header = msgspec.json.decode(first, type=Header)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        events.warning("records-unreadable", where=where, why="its first line is not that of a journal of multibinder")
-        return Recorded()
-    if header.boot != boot_id():
+def _parse(text: bytes, where: str, *, of_this_boot: bool) -> Recorded:
+    first, *lines = text.split(b"\n")
+    header = _read_header(first)
+    if header is None:
+        why = "its first line is not that of a journal of multibinder"
+        events.warning("records-unreadable", where=where, why=why)
+        if not of_this_boot:
+            return Recorded()
+        lines = [line for line in lines if _is_intact(line)]
+    elif header.boot != boot_id():
         events.info("records-outdated", where=where, why="from before the last boot")
         return Recorded()
     found: dict[int, Record] = {}
-    damaged = 0
-    for line in lines:
-        try:
-            record = _record.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            damaged += 1
+    damaged: list[bytes] = []
+    for line in filter(None, lines):
+        record = _read_record(line)
+        if record is None or not _is_same_socket(record, found.get(record.cookie, record)):
+            damaged.append(line)
         else:
             found[record.cookie] = record
+    for line in damaged:
+        _salvage(line, found)
     if damaged:
-        events.warning("records-damaged", where=where, lines=damaged, why="owners or names of listeners may be lost")
+        why = "these lines make no sense; the owner or the name of a listener may be lost"
+        events.warning("records-damaged", where=where, lines=len(damaged), why=why)
     return Recorded(header, found)
+
+
+def _read_header(line: bytes) -> Header | None:
+    if _CHECKSUM in line and not _is_intact(line):
+        return None
+    try:
+        return msgspec.json.decode(line, type=Header)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _read_record(line: bytes) -> Record | None:
+    """Return the record of a line, or None if the line is damaged or makes no sense."""
+    if _CHECKSUM in line and not _is_intact(line):
+        return None
+    try:
+        record = _record.decode(line)
+        if not (0 < record.cookie < 2**64 and 0 <= record.inode < 2**64 and 0 <= (record.name_uid or 0) < 2**32):
+            return None
+        if record.address:  # a record that was saved from a damaged line has none
+            Address.parse(record.address)
+        Options(record.backlog, name=record.name)
+        if not all(map(_is_owner, record.claims)):
+            return None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AddressError):
+        return None
+    return record
+
+
+def _is_owner(text: str) -> bool:
+    """Return whether this is what ``str(Owner)`` prints. Raises AddressError if the label is not usable."""
+    label, colon, uid = text.rpartition(":")
+    if not colon:
+        label, uid = text, "0"
+    if label:
+        check_label("owner", label)
+    return uid.isascii() and uid.isdecimal() and len(uid) <= 10 and int(uid) < 2**32
+
+
+def _is_same_socket(one: Record, other: Record) -> bool:
+    return one.inode == other.inode or not one.inode or not other.inode
+
+
+def _salvage(line: bytes, found: dict[int, Record]) -> None:
+    """Save what a damaged line still says: that a socket was ours, and whether it was released.
+
+    The cookie and the inode together prove which socket is meant, whatever else is damaged.
+    """
+    cookie, inode = (
+        re.search(rb'"cookie":([1-9][0-9]{0,18}),', line),
+        re.search(rb'"inode":([1-9][0-9]{0,18})[,}]', line),
+    )
+    if cookie is None or inode is None:
+        return
+    record = Record("", int(cookie[1]), int(inode[1]), released=b'"released":true' in line)
+    known = found.get(record.cookie)
+    if known is None or (record.released and known.inode == record.inode):
+        found[record.cookie] = record
+
+
+def _with_checksum(line: bytes) -> bytes:
+    return b'%b,"crc":"%08x"}' % (line[:-1], crc32(line[:-1]))
+
+
+def _is_intact(line: bytes) -> bool:
+    content, _, checksum = line.rstrip().rpartition(_CHECKSUM)
+    return bool(content) and checksum == b'%08x"}' % crc32(content)
 
 
 def _open_without_link(path: str, flags: int) -> int:

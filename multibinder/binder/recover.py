@@ -12,10 +12,10 @@ import socket
 from collections.abc import Iterable
 
 from multibinder.binder import events
+from multibinder.binder.recorded_sockets import describes
 from multibinder.binder.records import Record
 from multibinder.kernel.descriptors import scan
 from multibinder.kernel.pidfd import duplicate_socket
-from multibinder.kernel.socket_options import cookie_of
 from multibinder.wire import kinds
 
 
@@ -42,7 +42,7 @@ def recover(records: Iterable[Record]) -> list[tuple[Record, socket.socket]]:
             continue
         except OSError:
             continue  # the holder has closed it, or ended
-        if cookie_of(sock) == record.cookie and kinds.of_socket(sock) is not None:
+        if describes(record, sock):
             recovered.append((record, sock))
             del missing[inode]
         else:

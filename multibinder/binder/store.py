@@ -7,13 +7,13 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 import msgspec
 
 from multibinder.binder import events, repair
 from multibinder.binder.bind_attempt import BindAttempt, Room
-from multibinder.binder.bind_refusal import Asker
+from multibinder.binder.bind_refusal import Asker, not_recorded
+from multibinder.binder.durable_records import DurableRecords
 from multibinder.binder.inherit import NOT_KEPT
 from multibinder.binder.listener import Claim, Grant, Listener, restored_listener
 from multibinder.binder.listener_index import ListenerIndex
@@ -24,19 +24,6 @@ from multibinder.wire.errors import BindError
 from multibinder.wire.messages import ListenerSpec, Released
 from multibinder.wire.options import Options
 from multibinder.wire.status import ListenerStatus
-
-
-class DurableRecords(Protocol):
-    """Storage for records of listeners that survives a crash of the binder."""
-
-    def write(self, changed: Sequence[Record]) -> None:
-        """Append records that have changed, or that are released."""
-
-    def recover(self, address: Address) -> tuple[Record, socket.socket] | None:
-        """Return a socket on ``address`` that an earlier binder lost and another process still holds.
-
-        The caller owns the socket.
-        """
 
 
 class ListenerStore:
@@ -107,8 +94,13 @@ class ListenerStore:
                 changed.append(listener)
             listener.held_outside_pid_namespace |= held_outside_pid_namespace
             grants.append(self._grant(listener, created, owner))
-        if changed:
-            self._durable.write([listener.record() for listener in changed])
+        try:
+            if changed:
+                self._durable.write([listener.record() for listener in changed])
+        except OSError as error:
+            # A crash would give a listener without a record back as no client's. So its client must not have it.
+            self.take_back(grants)
+            raise not_recorded(specs[0].address, error) from error
         return grants
 
     def check(self, specs: Sequence[ListenerSpec], owners: Sequence[Owner], *, asker: Asker | None = None) -> None:
@@ -131,7 +123,7 @@ class ListenerStore:
                 continue
             self._remove_claim(listener, grant.owner)
             if listener.claims:
-                self._durable.write([listener.record()])
+                self._durable.note([listener.record()])
             else:
                 events.limited(
                     events.info,
@@ -158,7 +150,7 @@ class ListenerStore:
             self._remove_claim(listener, claimant)
         if listener.claims:
             if dropped:
-                self._durable.write([listener.record()])
+                self._durable.note([listener.record()])
             return Released(address, "kept", listener.labels, listener.owners, had_claim=bool(dropped))
         # Also a listener that had no claim at all, of a damaged record.
         self._close(listener)
@@ -170,7 +162,7 @@ class ListenerStore:
         for listener in moved:
             self._move(listener, owner, Owner(owner.label, uid))
         if moved:
-            self._durable.write([listener.record() for listener in moved])
+            self._durable.note([listener.record() for listener in moved])
         return moved
 
     def close_orphan(self, listener: Listener) -> None:
@@ -288,7 +280,7 @@ class ListenerStore:
         for owner in list(listener.claims):
             self._remove_claim(listener, owner)
         # Record the release first: after a crash in between, the socket must not be restored if it turns up again.
-        self._durable.write([listener.record(released=True)])
+        self._durable.note([listener.record(released=True)])
         try:
             # Holders have copies, so close(2) alone would leave the port open. New clients must be refused at once.
             listener.kind.retire(listener.socket)

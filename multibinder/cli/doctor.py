@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 import sys
 import textwrap
 from pathlib import Path
@@ -23,8 +21,6 @@ from multibinder.observe.doctor.reader import read_facts
 
 #: The version of the JSON. A change that an old reader would misread raises it.
 _FORMAT = 1
-#: The control socket of the unit multibinder.service.
-_DEFAULT_SOCKET = "/run/multibinder/control.sock"
 
 OK, WARNING, PROBLEM, UNKNOWN = range(4)
 _WORDS = {OK: "ok", WARNING: "warning", PROBLEM: "problem", UNKNOWN: "unknown"}
@@ -53,7 +49,7 @@ class _Command(click.Command):
 
 
 @click.command("doctor", cls=_Command, short_help="Check this host for what loses clients, and name the remedies.")
-@socket_option(f"The binder's control socket. Default: {_DEFAULT_SOCKET}, if it exists.")
+@socket_option(required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 @click.option("--prefix", default="/", metavar="DIR", show_default=True, type=click.Path(file_okay=False),
               help="The root directory that the unit files were installed into.")  # fmt: skip
@@ -83,8 +79,6 @@ def doctor_command(socket_path: str | None, as_json: bool, prefix: str) -> None:
       multibinder doctor
       multibinder doctor --json | jq -r '.findings[] | select(.level == "problem") | .what'
     """
-    if socket_path is None and _is_socket(_DEFAULT_SOCKET):
-        socket_path = _DEFAULT_SOCKET
     report, code = _examine(socket_path, prefix)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(report)))
@@ -117,13 +111,6 @@ def _examine(socket_path: str | None, prefix: str) -> tuple[Report, int]:
 
 def _is_about_the_binder(unchecked: Unchecked) -> bool:
     return unchecked.what.startswith("the binder")
-
-
-def _is_socket(path: str) -> bool:
-    try:
-        return stat.S_ISSOCK(os.stat(path).st_mode)
-    except OSError:
-        return False
 
 
 def _no_binder(path: str, why: str) -> Finding:

@@ -25,7 +25,7 @@ class ExporterError(MultibinderError):
 @click.command("exporter", short_help="Serve Prometheus metrics of the binder and of HAProxy instances.")
 @click.option("--listen", type=AddressType(TcpAddress.parse), default="127.0.0.1:9847", show_default=True,
               metavar="HOST:PORT", help="The address to serve /metrics at.")  # fmt: skip
-@socket_option(required=True)
+@socket_option()
 @click.option("--runtime-dir", default="/run/multibinder-haproxy", show_default=True, metavar="DIR",
               help="The runtime directory of the HAProxy instances.")  # fmt: skip
 @click.option("--textfile", metavar="FILE",

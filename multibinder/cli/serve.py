@@ -21,7 +21,7 @@ from multibinder.cli.binder_main import Invocation
 from multibinder.cli.binder_main import command as binder_command
 from multibinder.cli.detach import detach
 from multibinder.cli.guard_main import command as guard_command
-from multibinder.cli.options import socket_option
+from multibinder.cli.options import server_socket_option
 
 _DEFAULTS = Limits()
 _F = TypeVar("_F", bound=Callable[..., object])
@@ -113,7 +113,7 @@ def _limit(flag: str, field: str, text: str, least: int = 1) -> Callable[[_F], _
 @click.command(
     "serve", context_settings={"show_default": True}, short_help="Run the binder, which owns the listening sockets."
 )
-@socket_option("The control socket, where clients connect.", required=True)
+@server_socket_option("The control socket, where clients connect.")
 @click.option("--mode", type=_ModeType(), metavar="OCTAL", show_default="0600; 0660 with --group",
               help="The file mode of the control socket: who may connect.")  # fmt: skip
 @click.option("--group", metavar="NAME", help="The group of the control socket.")

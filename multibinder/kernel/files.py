@@ -67,14 +67,14 @@ def is_trusted_file(descriptor: int) -> bool:
 
 
 def create(path: str, mode: int = 0o600) -> int:
-    """Create a file for writing, close-on-exec, and return its descriptor, which the caller owns.
+    """Create a file, open for reading and writing, close-on-exec. Return its descriptor, which the caller owns.
 
     A file that exists at ``path`` is removed first, and no link is followed. So another user can control neither the
     content nor the owner. Raises OSError.
     """
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
 
 
 def replace(path: str, content: bytes, mode: int = 0o600, *, sync: bool = False) -> None:
@@ -87,7 +87,7 @@ def replace(path: str, content: bytes, mode: int = 0o600, *, sync: bool = False)
 
 
 def replace_and_keep_open(path: str, content: bytes, mode: int = 0o600, *, sync: bool = False) -> int:
-    """Replace a file as ``replace`` does, and return its descriptor, open for writing, which the caller owns."""
+    """Replace a file as ``replace`` does, and return its open descriptor, which the caller owns."""
     # The name has another suffix: a program that reads all *.cfg files of a directory must not read the draft.
     draft = f"{path}.{os.getpid()}.new"
     descriptor = create(draft)

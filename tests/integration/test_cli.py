@@ -8,8 +8,10 @@ import socket
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from multibinder import BindError, Client, ListenerSpec, Options, TcpAddress
+from multibinder import BindError, Client, ConfigurationError, ListenerSpec, Options, TcpAddress
+from multibinder.cli import main, options
 from tests.support import Binder, can_connect, multibinder, require_ipv6
 
 
@@ -122,9 +124,35 @@ def test_without_a_socket_path_the_message_says_what_to_set(command: list[str]) 
     done = multibinder(*command)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "multibinder: MULTIBINDER_SOCK is not set: set it to the path of the binder's control socket "
-        "(as given to 'multibinder serve --socket'), or pass socket_path=\n"
+        "multibinder: no binder is named: --socket and MULTIBINDER_SOCK are not set, and "
+        "/run/multibinder/control.sock is not there; give --socket the path that 'multibinder serve --socket' has\n"
     )
+
+
+def test_client_commands_find_the_binder_at_its_usual_path(binder: Binder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MULTIBINDER_SOCK", raising=False)
+    monkeypatch.setattr(options, "DEFAULT_SOCKET", str(binder.socket_path))
+    for command in (["list"], ["status"], ["upgrade"]):
+        done = CliRunner().invoke(main.multibinder, command, catch_exceptions=False)
+        assert done.exit_code == 0, (command, done.output)
+    done = CliRunner().invoke(main.multibinder, ["release", "127.0.0.1:80"])
+    assert done.output == "127.0.0.1:80: absent\n"
+
+
+def test_the_option_and_the_variable_go_before_the_usual_path(binder: Binder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "DEFAULT_SOCKET", str(binder.socket_path))
+    monkeypatch.setenv("MULTIBINDER_SOCK", "/variable")
+    for command, path in ((["list"], "/variable"), (["list", "--socket", "/option"], "/option")):
+        done = CliRunner().invoke(main.multibinder, command)
+        assert f"cannot reach the binder at {path}:" in str(done.exception)
+
+
+def test_a_server_does_not_use_the_usual_path_by_itself(binder: Binder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MULTIBINDER_SOCK", raising=False)
+    monkeypatch.setattr(options, "DEFAULT_SOCKET", str(binder.socket_path))
+    assert CliRunner().invoke(main.multibinder, ["serve"]).exit_code == 2
+    with pytest.raises(ConfigurationError):
+        Client()
 
 
 @pytest.mark.parametrize("command", [["list"], ["release", "127.0.0.1:80"]])

@@ -175,6 +175,8 @@ def test_a_socket_with_the_recorded_inode_and_another_cookie_is_not_recovered(
     # The kernel reuses inode numbers but not cookies. A record of a closed socket can look like this one.
     state = Path(f"{first.socket_path}.state")
     header, *records = map(json.loads, state.read_text().splitlines())
+    for record in records:
+        record.pop("crc")
     changed = [header, *({**record, "cookie": record["cookie"] + 1} for record in records)]
     state.write_text("".join(f"{json.dumps(line)}\n" for line in changed))
     with successor(first) as binder, Client(binder.socket_path) as client:
@@ -185,13 +187,14 @@ def test_a_socket_with_the_recorded_inode_and_another_cookie_is_not_recovered(
 @pytest.mark.parametrize(
     ("damage", "event"),
     [
-        (lambda text: text[: len(text) // 2], "event=records-damaged"),
+        (lambda text: text[: text.index(b'"inode"')], "event=records-damaged"),
         (lambda text: text[:20], "event=records-unreadable"),
         (lambda text: os.urandom(5000), "event=records-unreadable"),
         (lambda text: b"", "event=records-unreadable"),
-        (lambda text: text.replace(b'"boot":"', b'"boot":"another'), "event=records-outdated"),
+        (lambda text: text.replace(b'"boot":"', b'"boot":"another'), "event=records-unreadable"),
+        (lambda text: b'{"multibinder":1,"boot":"another"}\n' + text, "event=records-outdated"),
     ],
-    ids=["cut", "cut short", "rubbish", "empty", "other boot"],
+    ids=["cut", "cut short", "rubbish", "empty", "damaged boot", "other boot"],
 )
 def test_a_damaged_state_file_is_logged_and_does_no_harm(
     first: Binder, holding: contextlib.ExitStack, host: str, damage: object, event: str
@@ -205,6 +208,57 @@ def test_a_damaged_state_file_is_logged_and_does_no_harm(
         assert client.list() == []
         client.bind([(host, 8001)])[0].close()
     assert state.read_bytes().startswith(b'{"multibinder":')
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"backlog": 0}, {"name": "a b"}, {"handoffs": -1}, {"claims": {"x:" + "9" * 5000: 1}}, {"address": "nowhere"}],
+    ids=str,
+)
+def test_the_socket_of_a_record_that_makes_no_sense_is_recovered_as_inherited(
+    first: Binder, holding: contextlib.ExitStack, host: str, damage: dict[str, object]
+) -> None:
+    bind_and_hold(first, holding, spec(host, 8000), spec(host, 8001))
+    before = identities(first.socket_path)
+    kill(first)
+    state = Path(f"{first.socket_path}.state")
+    header, *lines, last = state.read_text().splitlines()
+    state.write_text("\n".join([header, *lines, json.dumps(json.loads(last) | damage, separators=(",", ":")), ""]))
+    with successor(first) as binder, Client(binder.socket_path) as client:
+        assert [(status.address, status.cookie) for status in client.list()] == [one[:2] for one in before]
+        assert sorted(status.owners for status in client.list()) == [["inherited"], ["me"]]
+        binder.wait_for_log("event=records-damaged")
+
+
+def test_what_was_released_while_the_disk_was_full_does_not_come_back(
+    run_dir: Path, holding: contextlib.ExitStack, host: str
+) -> None:
+    require("root", os.geteuid() == 0, "mounting a small file system needs root")
+    small = run_dir / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8k,mode=0700", "none", str(small)], capture_output=True, check=False
+    )
+    require("mount", mounted.returncode == 0, f"cannot mount a tmpfs here: {mounted.stderr!r}")
+    try:
+        first = Binder(run_dir, command=[*PROGRAM, "serve", "--socket", str(small / "s")])
+        first.socket_path = small / "s"
+        with contextlib.suppress(AssertionError), first:
+            first.wait_until_ready()
+            bind_and_hold(first, holding, spec(host, 8000), spec(host, 8001))
+            with Client(first.socket_path) as client:
+                for port in range(8100, 8150):
+                    client.bind([(host, port)])[0].close()
+                first.wait_for_log("event=state-file-lost")
+                client.release([(host, 8000)], owner="me")
+            kill(first)
+        with Binder(run_dir, name="next", command=[*PROGRAM, "serve", "--socket", str(small / "s")]) as binder:
+            binder.wait_until_ready()
+            with Client(small / "s") as client:
+                assert [status.address for status in client.list()] == [f"{host}:8001"]
+            assert not can_connect((host, 8000))
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
 
 
 def test_a_full_disk_is_logged_once_and_does_no_harm(run_dir: Path, host: str) -> None:

@@ -17,6 +17,9 @@ class NothingDurable:
     def write(self, changed: Sequence[Record]) -> None:
         pass
 
+    def note(self, changed: Sequence[Record]) -> None:
+        pass
+
     def recover(self, address: Address) -> tuple[Record, socket.socket] | None:
         return None
 

@@ -196,10 +196,12 @@ def test_the_same_socket_twice_is_one_listener() -> None:
 def test_the_newest_records_win() -> None:
     said = in_a_process("""
         from multibinder.binder import records
+        from multibinder.binder.record_lines import new_journal
         pairs = []
         for number in (9, 10, 2):
-            journal = records.Journal([records.Record("127.0.0.1:1", 7, name=f"from-{number}")], None)
-            pairs.append((f"records-{number}", journal.memfd))
+            header = records.Header(records.FORMAT, records.boot_id())
+            journal = new_journal(records.encode([header, records.Record("127.0.0.1:1", 7, name=f"from-{number}")]))
+            pairs.append((f"records-{number}", journal.descriptor))
         environment = {}
         pass_listen_fds(pairs, environment)
         came = inherit.receive(environment)

@@ -171,7 +171,9 @@ EVENTS = Section(
         entry(
             "records-unreadable",
             "records-damaged",
-            cause="the record of owners and names is damaged; sockets are kept, owners or names may be lost",
+            "record-mismatch",
+            cause="a record of owners and names is damaged, or is about another socket; sockets are kept, as "
+            "`inherited`; owners or names may be lost",
             remedy="`multibinder list` shows what is known; the next bind of each server restores it",
         ),
         entry(
@@ -187,8 +189,21 @@ EVENTS = Section(
         ),
         entry(
             "state-file-lost",
-            cause="the file beside the control socket cannot be written",
+            "state-file-removed",
+            cause="the file beside the control socket cannot be written, and is out of date; it is removed if not even "
+            "a release can be marked in it. It is tried again every 15 s until that works (`state-file-written`)",
             remedy="free some space there",
+        ),
+        entry(
+            "state-file-gone",
+            cause="another program has removed or replaced the file beside the control socket; it is written again",
+            remedy="exclude the directory from what cleans it (tmpfiles.d(5), `x`)",
+        ),
+        entry(
+            "journal-lost",
+            cause="the kernel refuses memory, or a descriptor, for the journal of owners; binds are refused, releases "
+            "go on. It is tried again every 15 s (`journal-written`)",
+            remedy="free memory; raise `MemoryMax=` or `LimitNOFILE=`",
         ),
         entry(
             "signal-ignored",

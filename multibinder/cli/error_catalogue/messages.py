@@ -11,8 +11,20 @@ CLIENT = Section(
         entry(
             "MULTIBINDER_SOCK is not set: set it to the path of the binder's control socket",
             cause="nothing says where the binder is",
-            remedy="`export MULTIBINDER_SOCK=…`, or `--socket`, or `socket_path=`",
+            remedy="`export MULTIBINDER_SOCK=…`, or `socket_path=`",
             fragment="is not set: set it to the path of the binder's control socket",
+        ),
+        entry(
+            "no binder is named: --socket and MULTIBINDER_SOCK are not set, and … is not there",
+            cause="a client command was not told where the binder is, and no binder serves the usual path",
+            remedy="`systemctl start multibinder.socket`, or `--socket` with the path of another binder",
+            fragment="no binder is named: --socket and",
+        ),
+        entry(
+            "Could not bind: …: the binder cannot record the owner: …",
+            cause="the kernel refuses memory for the journal; without a record, a crash would lose the owner",
+            remedy="see `journal-lost` in the binder's log; try again",
+            fragment="the binder cannot record the owner",
         ),
         entry(
             "cannot reach the binder at …: there is no such socket",

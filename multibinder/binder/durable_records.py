@@ -1,0 +1,26 @@
+"""What the store of listeners needs of the state that outlives the process (``DurableState``)."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from typing import Protocol
+
+from multibinder.binder.records import Record
+from multibinder.wire.addresses import Address
+
+
+class DurableRecords(Protocol):
+    """Storage for records of listeners that survives a crash of the binder."""
+
+    def write(self, changed: Sequence[Record]) -> None:
+        """Append records of listeners that a bind has made or changed. Raises OSError; then nothing is recorded."""
+
+    def note(self, changed: Sequence[Record]) -> None:
+        """Append records that say that less is claimed, or that a listener is released. Raises nothing."""
+
+    def recover(self, address: Address) -> tuple[Record, socket.socket] | None:
+        """Return a socket on ``address`` that an earlier binder lost and another process still holds.
+
+        The caller owns the socket.
+        """
