@@ -165,3 +165,9 @@ def room_for_descriptors() -> int:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     by_names = _NAMES_BYTES // _BYTES_PER_NAME
     return by_names if limit == resource.RLIM_INFINITY else max(0, min(by_names, limit - _RESERVED_DESCRIPTORS))
+
+
+def promised_room(asked: str) -> int:
+    """Return the number of descriptors that a binder may store ($FDSTORE): what there is room for, or less if asked."""
+    room = room_for_descriptors()
+    return min(int(asked), room) if asked.isascii() and asked.isdigit() else room

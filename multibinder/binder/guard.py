@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 
 from multibinder.binder import events, guard_child, ready
-from multibinder.binder.descriptor_store import DescriptorStore, raise_limit, room_for_descriptors
+from multibinder.binder.descriptor_store import DescriptorStore, promised_room, raise_limit
 from multibinder.binder.failures import callback_failed
 from multibinder.binder.guard_child import BinderProcess
 from multibinder.binder.guard_rehearsal import GuardRehearsal
@@ -107,6 +107,9 @@ class Guard:
         """Serve. Return the binder's exit status after a stop, or None when a new guard is to take over."""
         signals = SignalQueue(_SIGNALS)
         self._loop.watch_always(signals.fileno(), lambda: self._obey_all(signals.read()))
+        if not self._socket.sockets():
+            with contextlib.suppress(OSError):  # it is tried again before the next start
+                self._socket.renew()
         self._watch_sockets()
         self._reap()  # a binder that died during the upgrade of the guard has sent its SIGCHLD already
         if self._child is None:
@@ -154,8 +157,8 @@ class Guard:
         self._started_at = time.monotonic()
         try:
             self._renew_socket()
-            promised = min(_number(os.environ.get("FDSTORE", "")), room_for_descriptors())
-            environment = {"NOTIFY_SOCKET": self._socket.address, GUARDED: ANSWERS, "FDSTORE": str(promised)}
+            room = str(promised_room(os.environ.get("FDSTORE", "")))
+            environment = {"NOTIFY_SOCKET": self._socket.address, GUARDED: ANSWERS, "FDSTORE": room}
             self._child = guard_child.start(self._binder, self._store.descriptors(), environment)
         except (OSError, MemoryError) as error:
             self._pause_s = min(self._pause_s * 2, _LAST_PAUSE_S)
@@ -207,7 +210,6 @@ class Guard:
         ready.report_ready()
 
     def _obey_all(self, signals: bytes) -> None:
-        # Some signals may not have been noted (the queue was full), so children are reaped with each of them.
         for number in signals:
             try:
                 self._obey(number)
@@ -285,14 +287,14 @@ class Guard:
             self._finish_rehearsal(why)
 
     def _finish_rehearsal(self, why: str | None) -> None:
-        self._rehearsal = None
+        rehearsal, self._rehearsal = self._rehearsal, None
         if why is not None:
             events.error("guard-upgrade-refused", why=why, done="the running guard goes on")
         elif not self._is_stopping:
             events.info("guard-upgrading", kept=len(self._store))
             self._is_upgrading = True
             self._loop.stop()
-
-
-def _number(text: str) -> int:
-    return int(text) if text.isascii() and text.isdigit() else 65536
+            if rehearsal is not None and rehearsal.is_older:
+                # It would keep a socket that it never reads, with descriptors in its queue.
+                self._receive_all()
+                self._socket.close_those_with_file()

@@ -21,7 +21,7 @@ import signal, sys
 signal.alarm({seconds})
 import {module} as guard
 getattr(guard, "rehearse", guard.main)()
-sys.stdout.write("\\n{word}\\n")
+sys.stdout.write("\\n{word}\\n" + ("" if hasattr(guard, "rehearse") else "{older}\\n"))
 """
 
 
@@ -38,9 +38,12 @@ class GuardRehearsal:
         self._tell = tell
         self._output = b""
         self._is_over = False
+        #: The new guard is of a version that knows only an abstract socket.
+        self.is_older = False
         self._word = f"multibinder-rehearsed {os.urandom(8).hex()}"
         program, *options, _, module, settings = command
-        code = _CODE.format(seconds=_REHEARSAL_S, module=module, word=self._word)
+        self._older = f"{self._word} older"
+        code = _CODE.format(seconds=_REHEARSAL_S, module=module, word=self._word, older=self._older)
         self._pipe, writing = os.pipe2(os.O_CLOEXEC)
         try:
             os.set_blocking(self._pipe, False)
@@ -87,6 +90,7 @@ class GuardRehearsal:
         self._close()
         lines = [line.strip() for line in self._output.decode(errors="replace").splitlines() if line.strip()]
         if self._word in lines:
+            self.is_older = self._older in lines
             self._tell(None)
         else:
             self._tell(lines[-1] if lines else "it ended without saying that it can start")

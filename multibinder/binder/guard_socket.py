@@ -72,6 +72,13 @@ class GuardSocket:
         del self._sockets[:-1]
         return older
 
+    def close_those_with_file(self) -> None:
+        """Close the sockets that an older guard does not know."""
+        abstract = [sock for sock in self._sockets if not isinstance(sock.getsockname(), str)]
+        self._sockets = [sock for sock in self._sockets if sock not in abstract]
+        self.close()
+        self._sockets = abstract
+
     def detach(self) -> list[tuple[str, int]]:
         """Give the descriptors, with their names, to the caller. The file stays."""
         named = []
