@@ -76,7 +76,7 @@ def _age(named: tuple[str, int]) -> tuple[int, str]:
 
 def warn_not_open(descriptor: int, error: OSError) -> None:
     """Log that a descriptor that was announced is not open."""
-    events.warning("inherited-unknown", descriptor=descriptor, what=error.strerror)
+    events.limited(events.warning, "inherited-unknown", None, descriptor=descriptor, what=error.strerror)
 
 
 class _Sorter:
@@ -146,5 +146,13 @@ class _Sorter:
 
 
 def _close(descriptor: int, name: str, what: str) -> None:
-    events.warning("inherited-unknown", descriptor=descriptor, called=name or "-", what=what, done="closed")
+    events.limited(
+        events.warning,
+        "inherited-unknown",
+        None,
+        descriptor=descriptor,
+        called=name[:64] or "-",
+        what=what,
+        done="closed",
+    )
     os.close(descriptor)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+
+from multibinder.kernel.line_writer import write_now
 
 #: Set in the environment of a binder or guard whose stderr is a pipe to the process that detached it.
 DETACHED = "MULTIBINDER_DETACHED"
@@ -21,6 +22,5 @@ def report_ready() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 2)
     os.close(null)
-    with contextlib.suppress(OSError):
-        os.write(pipe, READY)
+    write_now(pipe, READY)
     os.close(pipe)

@@ -20,6 +20,7 @@ from multibinder.binder.settings import Settings, Timings
 from multibinder.binder.trial import try_start
 from multibinder.binder.upgrade import NONCE, WORD
 from multibinder.cli.logs import log_to, try_log_file
+from multibinder.kernel.std_descriptors import open_std_descriptors
 from multibinder.observe.holders import holders_of, who_listen_on
 
 
@@ -63,6 +64,7 @@ def main(timings: Timings = Timings(), find_holders: FindHolders = holders_of) -
 
     Tests pass shorter timings, or a slower search for holders.
     """
+    open_std_descriptors()
     invocation = msgspec.json.decode(sys.argv[1], type=Invocation)
     try:
         # A binder that has inherited its listeners must serve them, also without its log file.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import gzip
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
@@ -19,6 +21,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import CollectorRegistry
 
 from multibinder import TcpAddress, __version__
+from multibinder.observe.sock_diag import uid_of_peer
 
 #: The most requests at the same time; an exporter usually has one or two scrapers.
 _MAX_REQUESTS = 16
@@ -26,9 +29,20 @@ _MAX_REQUESTS = 16
 _REQUEST_S = 30.0
 #: The time for open requests after SIGTERM; systemd waits longer.
 _DRAIN_S = 5.0
+#: If all places are taken, an answer that takes longer than this may be cut for another connection.
+_ANSWER_S = 2.0
 _PAGE = b"""<!DOCTYPE html><title>multibinder exporter</title>
 <h1>multibinder exporter</h1><p><a href="/metrics">Metrics</a></p>
 """
+
+
+@dataclass
+class _Connection:
+    """A connection: its peer's address and, on this host, uid; since when it is open (time.monotonic())."""
+
+    peer: tuple[str, int | None]
+    since: float
+    answering: bool = False
 
 
 class MetricsServer(ThreadingMixIn, TCPServer):
@@ -46,7 +60,7 @@ class MetricsServer(ThreadingMixIn, TCPServer):
         self.address_family = address.family
         self.registry = registry
         self._log = log
-        self._deadlines: dict[socket.socket, float] = {}
+        self._open: dict[socket.socket, _Connection] = {}
         self._lock = threading.Condition()
         super().__init__(address.sockaddr, _Handler)
 
@@ -62,13 +76,14 @@ class MetricsServer(ThreadingMixIn, TCPServer):
         self.serve_forever()
         notifier.notify("STOPPING=1")
         with self._lock:
-            self._lock.wait_for(lambda: not self._deadlines, _DRAIN_S)
+            self._lock.wait_for(lambda: not self._open, _DRAIN_S)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
-            full = len(self._deadlines) >= _MAX_REQUESTS
+            connection = _Connection((client_address[0], uid_of_peer(request)), time.monotonic())
+            full = len(self._open) >= _MAX_REQUESTS and not self._make_room(connection)
             if not full:
-                self._deadlines[request] = time.monotonic() + _REQUEST_S
+                self._open[request] = connection
         if full:
             with contextlib.suppress(OSError):
                 request.send(b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 15\r\n\r\n", socket.MSG_DONTWAIT)
@@ -78,9 +93,15 @@ class MetricsServer(ThreadingMixIn, TCPServer):
 
     def shutdown_request(self, request: Any) -> None:
         with self._lock:
-            self._deadlines.pop(request, None)
+            self._open.pop(request, None)
             super().shutdown_request(request)
             self._lock.notify_all()
+
+    def note_answering(self, request: socket.socket) -> None:
+        """Note that a request was read whole. It is evicted after those that send nothing."""
+        with self._lock:
+            if request in self._open:
+                self._open[request].answering = True
 
     def service_actions(self) -> None:
         """Cut requests that are past their deadline. The server's loop calls this twice a second.
@@ -89,10 +110,29 @@ class MetricsServer(ThreadingMixIn, TCPServer):
         """
         now = time.monotonic()
         with self._lock:  # requests are closed under the lock, so no descriptor here belongs to a later socket
-            for request, deadline in self._deadlines.items():
-                if now > deadline:
+            for request, connection in self._open.items():
+                if now > connection.since + _REQUEST_S:
                     with contextlib.suppress(OSError):
                         request.shutdown(socket.SHUT_RDWR)
+
+    def _make_room(self, new: _Connection) -> bool:
+        """Evict a connection of the peer that has most, and return whether there is room for ``new``.
+
+        It is the one that has been silent longest; else the oldest whose answer takes long. The thread of an evicted
+        connection ends by itself.
+        """
+        most = collections.Counter([new.peer, *(connection.peer for connection in self._open.values())])
+        (largest, count), *_ = most.most_common()
+        peer = new.peer if most[new.peer] == count else largest
+        theirs = [(request, each) for request, each in self._open.items() if each.peer == peer]
+        silent = [pair for pair in theirs if not pair[1].answering]
+        slow = [pair for pair in theirs if pair[1].since < new.since - _ANSWER_S or peer != new.peer]
+        for request, _ in silent or slow:  # the oldest is first
+            del self._open[request]
+            with contextlib.suppress(OSError):
+                request.shutdown(socket.SHUT_RDWR)
+            return True
+        return False
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exc_info()[1]
@@ -107,6 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
     sys_version = ""
 
     def do_GET(self) -> None:
+        self.server.note_answering(self.connection)
         path = self.path.partition("?")[0]
         if path == "/":
             self._answer(_PAGE, "text/html; charset=utf-8")

@@ -12,6 +12,7 @@ from multibinder.binder import guard
 from multibinder.binder.pidfile import try_to_write_pidfile
 from multibinder.cli import binder_main
 from multibinder.cli.logs import log_to, try_log_file
+from multibinder.kernel.std_descriptors import open_std_descriptors
 
 
 def command(settings: str) -> list[str]:
@@ -36,6 +37,7 @@ def rehearse() -> None:
 
 def main() -> None:
     """Run the guard with the settings in the first argument. With a second argument, only rehearse."""
+    open_std_descriptors()
     if len(sys.argv) > 2:  # a guard of an earlier version gives a second one
         rehearse()
         return

@@ -15,7 +15,9 @@ from multibinder import ConfigurationError
 from multibinder.binder import events
 from multibinder.cli.wording import reason_of
 from multibinder.kernel.files import open_log
+from multibinder.kernel.line_writer import LineWriter
 
+_STDERR = 2
 #: sd-daemon(3): a line that starts with <N> has syslog priority N.
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
 _BARE = re.compile(r"[^\s\"'=\\]+")
@@ -26,15 +28,16 @@ def log_to(path: str | None, log_format: str, level: int, *, required: bool = Tr
 
     Raises ConfigurationError if the file cannot be opened. If it is not ``required``, events go to stderr until it can.
     """
+    if path is not None and required:
+        try_log_file(path)
     journal = path is None and _stderr_is_the_journal()
-    # Both handlers flush after each line.
-    handler: logging.Handler = (
-        logging.StreamHandler(sys.stderr) if path is None else _file_handler(path, required=required)
-    )
+    stderr = LineWriter(_STDERR)
+    handler = _Lines(stderr) if path is None else _File(stderr, path)
     handler.setFormatter(_Json() if log_format == "json" else _KeyValue(timestamps=not journal))
     if journal:
         handler.setFormatter(_Prioritized(handler.formatter))
-    # If the disk behind stderr is full, the binder goes on, without a traceback for each lost line.
+    # Tracebacks and the message of sys.exit() are written here. No reader of stderr may stop them, either.
+    sys.stderr = _Stderr(stderr)
     logging.raiseExceptions = False
     events.logger.addHandler(handler)
     events.logger.setLevel(level)
@@ -49,27 +52,94 @@ def try_log_file(path: str) -> None:
         raise ConfigurationError(f"--log-file {path}: {reason_of(error)}") from error
 
 
-def _file_handler(path: str, *, required: bool) -> logging.Handler:
-    # Imported only with --log-file: it imports pickle, queue and more, which takes 1 MB of memory.
-    from logging.handlers import WatchedFileHandler
+class _Lines(logging.Handler):
+    """Write records as lines, and never wait for their reader. Say how many were lost as soon as one can be written."""
 
-    class File(WatchedFileHandler):
-        def _open(self) -> io.TextIOWrapper:
-            return open(self.baseFilename, "a", encoding="utf-8", errors="backslashreplace", opener=open_log)
+    def __init__(self, writer: LineWriter) -> None:
+        super().__init__()
+        self._writer = writer
 
-        def emit(self, record: logging.LogRecord) -> None:
-            try:
-                super().emit(record)
-            except OSError as error:
-                # The file was moved away and cannot be opened again. The next event retries.
-                self.stream = None
-                with contextlib.suppress(OSError):
-                    sys.stderr.write(f"{self.format(record)} log_file_lost={_quoted(str(error.strerror))}\n")
-                    sys.stderr.flush()
+    def emit(self, record: logging.LogRecord) -> None:
+        self.flush()
+        self._writer.write(self._line(record))
 
-    if required:
-        try_log_file(path)
-    return File(path, encoding="utf-8", delay=not required)
+    def flush(self) -> None:
+        self._writer.flush()
+        _tell_lost(self._writer)
+
+    def _line(self, record: logging.LogRecord) -> bytes:
+        return f"{self.format(record)}\n".encode(errors="backslashreplace")
+
+
+class _File(_Lines):
+    """Append records to a file, which is opened again if it was moved; to stderr while it cannot be opened."""
+
+    def __init__(self, stderr: LineWriter, path: str) -> None:
+        super().__init__(stderr)
+        self._path = path
+        self._file: tuple[int, LineWriter] | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            file = self._open()
+        except OSError as error:
+            # The next event tries again.
+            line = f"{self.format(record)} log_file_lost={_quoted(str(error.strerror))}\n"
+            self._writer.write(line.encode(errors="backslashreplace"))
+        else:
+            _tell_lost(file)
+            file.write(self._line(record))
+
+    def flush(self) -> None:
+        super().flush()
+        if self._file is not None:
+            self._file[1].flush()
+            _tell_lost(self._file[1])
+
+    def _open(self) -> LineWriter:
+        if self._file is not None:
+            number, writer = self._file
+            if _is_open_at(self._path, number):
+                return writer
+            self._file = None
+            with contextlib.suppress(OSError):
+                os.close(number)
+        number = open_log(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        self._file = number, LineWriter(number)
+        return self._file[1]
+
+
+class _Stderr(io.TextIOBase):
+    """sys.stderr of a process that must not wait for the reader of its stderr."""
+
+    def __init__(self, writer: LineWriter) -> None:
+        self._writer = writer
+
+    def write(self, text: str) -> int:
+        self._writer.write(text.encode(errors="backslashreplace"))
+        return len(text)
+
+    def fileno(self) -> int:
+        return _STDERR
+
+
+def _tell_lost(writer: LineWriter) -> None:
+    if not writer.lost or writer.is_waiting:
+        return
+    count, since = writer.lost, writer.lost_since
+    writer.lost = 0
+    moment = datetime.datetime.fromtimestamp(since, datetime.UTC).isoformat(timespec="milliseconds")
+    events.warning("log-lost", count=count, since=moment.replace("+00:00", "Z"), why="the log could not be written")
+    if writer.lost:
+        writer.lost, writer.lost_since = count, since  # this line could not be written, either
+
+
+def _is_open_at(path: str, number: int) -> bool:
+    try:
+        there, here = os.stat(path), os.fstat(number)
+    except OSError:
+        return False
+    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
 
 class _KeyValue(logging.Formatter):
@@ -131,7 +201,7 @@ def _quoted(value: str) -> str:
 def _stderr_is_the_journal() -> bool:
     """Return whether stderr is the stream that $JOURNAL_STREAM names by device and inode (systemd.exec(5))."""
     try:
-        status = os.fstat(sys.stderr.fileno())
+        status = os.fstat(_STDERR)
     except (OSError, ValueError):
         return False
     return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"

@@ -8,6 +8,7 @@ import sys
 import click
 
 from multibinder import MultibinderError, __version__
+from multibinder.kernel.std_descriptors import open_std_descriptors
 
 #: The module of each command. It is imported only if the command is used, which keeps every command fast to start.
 _COMMANDS = {
@@ -60,6 +61,7 @@ def multibinder() -> None:
 
 def main() -> None:
     """Run the console script. An error becomes a sentence on stderr and exit code 1; wrong usage is exit code 2."""
+    open_std_descriptors()
     try:
         multibinder(prog_name="multibinder")
     except MultibinderError as error:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import re
+import resource
+import sys
 from collections.abc import Callable, MutableMapping, Sequence
 
 FIRST = 3
+#: The announced descriptors that are not open are reported one by one up to this number.
+_NOT_OPEN_MAX = 20
+#: No number of descriptors has as many digits as this.
+_DIGITS = 12
 VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
 
@@ -19,18 +27,39 @@ def take_listen_fds(
     ``not_open`` is called with each number that was announced and is not open, and with the error.
     """
     given = {name: environment.pop(name, "") for name in VARIABLES}
-    if given["LISTEN_PID"] != str(os.getpid()) or not given["LISTEN_FDS"].isdigit():
+    if given["LISTEN_PID"] != str(os.getpid()) or not re.fullmatch("[0-9]+", given["LISTEN_FDS"]):
         return []
     names = given["LISTEN_FDNAMES"].split(":")
-    found = []
-    for index in range(int(given["LISTEN_FDS"])):
+    # int() refuses more than 4,300 digits.
+    announced = given["LISTEN_FDS"].lstrip("0")
+    count = int(announced or "0") if len(announced) < _DIGITS else sys.maxsize
+    room = _highest_open() - FIRST + 1
+    found, missing = [], []
+    for index in range(min(count, room + _NOT_OPEN_MAX)):
         try:
             os.set_inheritable(FIRST + index, False)
         except OSError as error:
-            not_open(FIRST + index, error)
+            missing.append((FIRST + index, error))
             continue
         found.append((names[index] if index < len(names) else "", FIRST + index))
+    if count > room + _NOT_OPEN_MAX:
+        what = f"LISTEN_FDS announces {announced[:_DIGITS]}, and none is open from this number on"
+        missing[-_NOT_OPEN_MAX:] = [(FIRST + room, OSError(errno.EBADF, what))]
+    # The log may open a descriptor for itself, which must not be one of those that are looked at.
+    for number, why in missing:
+        not_open(number, why)
     return found
+
+
+def _highest_open() -> int:
+    try:
+        listing = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    try:
+        return max((number for number in map(int, os.listdir(listing)) if number != listing), default=0)
+    finally:
+        os.close(listing)
 
 
 def pass_listen_fds(descriptors: Sequence[tuple[str, int]], environment: MutableMapping[str, str]) -> None:

@@ -7,6 +7,8 @@ from typing import Literal
 
 import sdnotify
 
+from multibinder.kernel.line_writer import write_now
+
 #: The priorities of syslog(3).
 _PRIORITIES = {"error": 3, "warning": 4, "notice": 5}
 
@@ -32,7 +34,8 @@ class InstanceLog:
             is_journal = os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
             prefix = f"<{_PRIORITIES[level]}>" if is_journal else ""
             lines = [f"{prefix}{self._program}[{self._name}] {level}: {line}\n" for line in text.splitlines()]
-            os.write(_STDERR, "".join(lines).encode(errors="backslashreplace"))
+            # HAProxy's master must not hang at a reload because nobody reads its stderr.
+            write_now(_STDERR, "".join(lines).encode(errors="backslashreplace"))
         except OSError:
             pass  # a log that cannot be written must not keep the daemon from starting
 

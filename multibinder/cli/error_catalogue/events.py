@@ -64,6 +64,11 @@ EVENTS = Section(
             remedy="free memory, or raise TasksMax= of the unit; orphans are not found meanwhile",
         ),
         entry(
+            "log-lost",
+            cause="the reader of the log did not read, or its disk was full; `count=` lines are missing",
+            remedy="look at what reads the binder's stderr, or free space for `--log-file`",
+        ),
+        entry(
             "refused",
             cause="a client asked for what it cannot have; `why=` is what it was told",
             remedy="see that message on this page",

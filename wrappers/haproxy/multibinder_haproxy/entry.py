@@ -6,8 +6,10 @@ HAPROXY_MWORKER_WAIT_ONLY set. Then this program only has to execute HAProxy, an
 import nothing but the standard library.
 """
 
+import contextlib
 import json
 import os
+import select
 import sys
 
 from multibinder_haproxy.haproxy_exec import exec_haproxy
@@ -18,6 +20,7 @@ _VARIABLE = "MULTIBINDER_HAPROXY"
 
 def main() -> None:
     """Become HAProxy again if HAProxy's master executed us, or run one of our own commands."""
+    _open_std_descriptors()
     arguments = sys.argv[1:]
     # HAProxy's arguments begin with an option, our own commands do not.
     if "HAPROXY_MWORKER_REEXEC" in os.environ and arguments and arguments[0].startswith("-"):
@@ -43,8 +46,36 @@ def _resume(invocation: str, arguments: list[str]) -> None:
         resume(invocation, arguments)
     except Exception as error:
         what = f"reload: {type(error).__name__}: {error}"
-        sys.stderr.write(f"multibinder-haproxy error: {what}; HAProxy goes on with the files as they are\n")
-        sys.stderr.flush()
+        _warn(f"multibinder-haproxy error: {what}; HAProxy goes on with the files as they are\n")
+
+
+def _warn(line: str) -> None:
+    """Write a line to stderr if that does not block: a pipe that poll(2) reports as writable takes 4,096 bytes."""
+    try:
+        poll = select.poll()
+        poll.register(2, select.POLLOUT)
+        if any(events & select.POLLOUT for _, events in poll.poll(0)):
+            os.write(2, line.encode(errors="backslashreplace")[:4096])
+    except OSError:
+        pass
+
+
+def _open_std_descriptors() -> None:
+    """Open /dev/null for each standard descriptor that is closed, as kernel/std_descriptors.py does.
+
+    Otherwise the first listener would become HAProxy's stderr.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            with contextlib.suppress(OSError):
+                # open(2) returns the lowest free number, which is this one.
+                os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
 def _read_invocation(arguments: list[str]) -> str | None:
