@@ -52,11 +52,13 @@ class Admission:
         to which descriptors are in flight: these no longer count against its user's quota.
         """
         for peer in self._clients.idle:
-            if peer.user is user and not peer.has_unread_input() and not peer.must_stay_open():
+            if peer.user is user and not (
+                peer.owes_acknowledgement or peer.has_unread_input() or peer.must_stay_open()
+            ):
                 return peer
         if 2 * newcomer.clients < user.clients and not user.privileged:
             for peer in self._clients.of(user):
-                if not peer.awaits_answer and not peer.must_stay_open():
+                if not (peer.awaits_answer or peer.owes_acknowledgement or peer.must_stay_open()):
                     return peer
         return next(iter(self._clients.of(user))) if newcomer.privileged and not user.privileged else None
 

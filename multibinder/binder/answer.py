@@ -15,12 +15,14 @@ class Answer(msgspec.Struct, frozen=True):
     """Messages to send in this order, each with the descriptors that it carries.
 
     The descriptors belong to the store and are not closed after sending. ``grants`` are taken back if the client goes
-    away before it has received all messages. ``id`` is the request's.
+    away before it has received all messages; with ``acknowledge``, if it does not say that it has. ``id`` is the
+    request's.
     """
 
     parts: Sequence[tuple[bytes, Sequence[int]]]
     grants: Sequence[Grant] = ()
     id: messages.Id = None
+    acknowledge: bool = False
 
 
 #: Takes the answer to a request that could not be answered at once.

@@ -8,7 +8,7 @@ import socket
 import time
 
 from multibinder.kernel import pidfd, process
-from multibinder.kernel.socket_options import peer_credentials, peer_groups, peer_pidfd
+from multibinder.kernel.socket_options import cookie_of, peer_credentials, peer_groups, peer_pidfd
 
 
 class Caller:
@@ -21,6 +21,11 @@ class Caller:
         self._socket = sock
         self._accepted_at = time.clock_gettime(time.CLOCK_BOOTTIME)
         self.pid, self.uid, self.gid = peer_credentials(sock)
+
+    @functools.cached_property
+    def connection(self) -> int:
+        """Return the number of the connection (SO_COOKIE). It stays the same when another process inherits it."""
+        return cookie_of(self._socket)
 
     @functools.cached_property
     def gids(self) -> frozenset[int]:

@@ -38,6 +38,14 @@ class Clients:
         return list(self._idle)
 
     @property
+    def to_pass_on(self) -> Sequence[Peer]:
+        """Return the peers that the next version takes over.
+
+        A lingering one is among them if the kernel will tell whether it has received its descriptors.
+        """
+        return [*self.without_answer_in_progress, *(peer for peer in self._lingering if peer.unconfirmed)]
+
+    @property
     def lingering(self) -> Sequence[Peer]:
         return list(self._lingering)
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from multibinder.binder import client_state, events, inherit, lifeboat, next_version
+from multibinder.binder import abandoned, client_state, events, inherit, lifeboat, next_version
 from multibinder.binder.address_search import AddressSearch
 from multibinder.binder.client_state import CLIENT, ClientState
 from multibinder.binder.control_socket import ControlSocket, open_control_socket
@@ -180,7 +180,7 @@ class Daemon:
             quotas=quotas,
             counters=counters,
             answer=methods.answer,
-            take_back=store.take_back,
+            handoffs=store.handoffs,
         )
 
     @property
@@ -213,8 +213,8 @@ class Daemon:
         )
         self._supervisor.report_ready(self._settings.socket_path)
         report_ready()
-        if inherited.lifeboat is not None:
-            lifeboat.dismiss(inherited.lifeboat)
+        abandoned.settle(self._loop, self._store.handoffs, self._monitor, inherited.peers, self._settings.limits)
+        lifeboat.dismiss(inherited.lifeboat)
         lifeboat.reap(os.environ, self._loop)
         for client in inherited.peers:
             self._server.accept(client, inherited.client_states.get(inode_of(client)))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 
 from multibinder.binder import events
 from multibinder.binder.admission import answer_to_evicted, answer_to_turned_away
@@ -14,7 +15,7 @@ from multibinder.binder.clients import Clients
 from multibinder.binder.counters import RequestCounters
 from multibinder.binder.deadlines import Deadlines
 from multibinder.binder.failures import callback_failed, told
-from multibinder.binder.listener import Grant
+from multibinder.binder.handoffs import Handoffs
 from multibinder.binder.loop import Loop
 from multibinder.binder.peer import Peer
 from multibinder.binder.quotas import Refusal
@@ -26,7 +27,7 @@ from multibinder.wire.errors import RemoteProtocolError
 class Disconnects:
     """End connections, and log and count why.
 
-    ``take_back`` gets the grants of answers that their client never received. Lingering clients are checked every
+    ``handoffs`` takes back the grants of answers that their client never received. Lingering clients are checked every
     ``linger_s`` seconds, and closed when they have received the descriptors that are in flight to them.
     """
 
@@ -37,7 +38,7 @@ class Disconnects:
         deadlines: Deadlines,
         turns: Turns,
         counters: RequestCounters,
-        take_back: Callable[[Sequence[Grant]], None],
+        handoffs: Handoffs,
         linger_s: float,
     ) -> None:
         self._loop = loop
@@ -45,7 +46,7 @@ class Disconnects:
         self._deadlines = deadlines
         self._turns = turns
         self._counters = counters
-        self._take_back = take_back
+        self._handoffs = handoffs
         self._linger_s = linger_s
 
     def turn_away(self, peer: Peer, refusal: Refusal) -> None:
@@ -53,6 +54,7 @@ class Disconnects:
         events.complaint("turned-away", peer.caller, clients=len(self._clients), why=refusal.sentence)
         self._counters.count_refusal(refusal.limit)
         _send_last(peer, answer_to_turned_away(refusal))
+        self._settle(peer)
         peer.close()
 
     def evict(self, peer: Peer) -> None:
@@ -65,7 +67,12 @@ class Disconnects:
 
     def time_out(self, peer: Peer, timeout_s: float) -> None:
         """Drop a client whose deadline has passed."""
-        if peer.idle:
+        if peer.owes_acknowledgement and peer.idle:
+            why = f"did not acknowledge its listeners within {timeout_s:g} s"
+            events.complaint("timed-out", peer.caller, why=why)
+            self._counters.count_refusal("timeout")
+            _send_last(peer, refuse(None, messages.LIMIT_REACHED, f"Taken back: this client {why}"))
+        elif peer.idle:
             events.debug("silent", pid=peer.caller.pid, uid=peer.caller.uid)
         else:
             why = "does not read its answer" if peer.backed_up else "sent half a request"
@@ -134,6 +141,8 @@ class Disconnects:
             self.close(peer)
             return
         self._forget(peer)
+        if peer.owes_acknowledgement:
+            self._settle(peer)
         peer.discard_input()
         with contextlib.suppress(OSError):
             peer.socket.shutdown(socket.SHUT_RDWR)
@@ -151,6 +160,7 @@ class Disconnects:
     def close(self, peer: Peer) -> None:
         """Close the connection of a client at once."""
         self._forget(peer)
+        self._settle(peer)
         self._clients.remove(peer)
         peer.close()
 
@@ -172,10 +182,28 @@ class Disconnects:
 
     def _discard_unsent(self, peer: Peer) -> None:
         for grants in peer.discard_unsent():
-            try:
-                self._take_back(grants)
-            except Exception as error:  # the client must end all the same, and so must its other grants
-                callback_failed(self._take_back, error)
+            self._try(partial(self._handoffs.take_back, grants))
+
+    def _settle(self, peer: Peer) -> None:
+        """Confirm what the client has received, and take the rest back, also what waits for the keeper."""
+        if not self._handoffs or not (pending := self._handoffs.of(peer.caller.connection)):
+            return
+
+        def settle() -> None:
+            if peer.owes_acknowledgement:
+                for notice in peer.last_notices():
+                    if grants := peer.take_noticed(notice.params.id):
+                        self._handoffs.settle(grants, received=notice.method == "received")
+            self._handoffs.confirm(peer.take_read_at_end())
+            self._handoffs.take_back(pending)
+
+        self._try(settle)
+
+    def _try(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Exception as error:  # the client must end all the same, and so must its other grants
+            callback_failed(step, error)
 
 
 def _send_last(peer: Peer, answer: Answer) -> None:

@@ -101,8 +101,10 @@ def _may_be_our_child(pid: int) -> bool:
         return False
 
 
-def dismiss(pipe: int) -> None:
-    """Tell the lifeboat that it is not needed, and close the pipe."""
+def dismiss(pipe: int | None) -> None:
+    """Tell the lifeboat that it is not needed, and close the pipe. None if there is no lifeboat."""
+    if pipe is None:
+        return
     with contextlib.suppress(OSError):
         os.write(pipe, _SERVING)
     os.close(pipe)

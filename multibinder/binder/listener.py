@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import time
 from collections.abc import Collection
+from typing import Any
 
 import msgspec
 
 from multibinder.binder.keeper_link import HasDescriptor
 from multibinder.binder.owner import Owner
-from multibinder.binder.records import Record
+from multibinder.binder.records import PendingHandoff, Record
 from multibinder.kernel.socket_options import cookie_of, inode_of
 from multibinder.wire import kinds
 from multibinder.wire.addresses import Address
+from multibinder.wire.errors import AddressError
 from multibinder.wire.kinds import Kind
-from multibinder.wire.messages import ListenerSpec
+from multibinder.wire.messages import Id, ListenerSpec
 from multibinder.wire.options import Options
 from multibinder.wire.status import ListenerStatus, OwnerStatus
 
 #: Characters that both FDNAME= (sd_notify(3)) and a file name may have.
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_-"
+#: At most this many pending handoffs of a listener are recorded. After a crash, the others count as confirmed.
+_RECORDED_PENDING = 16
 #: The owner of a socket that came without a record: a socket unit's, for example.
 _INHERITED = Owner("inherited", 0)
 
@@ -29,11 +34,12 @@ class Claim(msgspec.Struct):
     """One owner's claim to a listener.
 
     ``since`` is the number of the handoff that made the claim. ``handoffs`` counts its handoffs that were not
-    taken back.
+    taken back; ``unconfirmed`` of them are pending (``handoffs.py``).
     """
 
     since: int
     handoffs: int = 0
+    unconfirmed: int = 0
 
 
 class Listener(msgspec.Struct, eq=False):
@@ -45,6 +51,7 @@ class Listener(msgspec.Struct, eq=False):
     ``kernel_chose_port``           the first request was for port 0.
     ``held_outside_pid_namespace``  a process that our PID namespace does not show has received it.
     ``handoffs``                    the number of handoffs so far, which is also the number of the last one.
+    ``pending``                     the grants that are not confirmed, in the order in which they were made.
     ``last_handoff_at``             in seconds of time.monotonic().
     ``repaired_at``                 in seconds since the epoch; 0 if the listener was never repaired.
     ``created``                     in seconds since the epoch.
@@ -60,6 +67,7 @@ class Listener(msgspec.Struct, eq=False):
     kernel_chose_port: bool = False
     held_outside_pid_namespace: bool = False
     handoffs: int = 0
+    pending: dict[Grant, None] = msgspec.field(default_factory=dict)
     last_handoff_at: float = msgspec.field(default_factory=time.monotonic)
     repairs: int = 0
     repaired_at: float = 0.0
@@ -125,6 +133,7 @@ class Listener(msgspec.Struct, eq=False):
             kernel_chose_port=self.kernel_chose_port,
             held_outside_pid_namespace=self.held_outside_pid_namespace,
             released=released,
+            pending=[grant.record() for grant in itertools.islice(self.pending, _RECORDED_PENDING)],
         )
 
     def backlog_warning(self) -> str | None:
@@ -152,19 +161,58 @@ class Listener(msgspec.Struct, eq=False):
         )
 
 
-class Grant(msgspec.Struct, frozen=True):
+class Receiver(msgspec.Struct, frozen=True):
+    """Who confirms the handoffs of one answer.
+
+    ``connection`` is the SO_COOKIE of the client's connection, ``request`` the id of its request. ``acknowledges``: the
+    client has promised to say that it holds the descriptors. ``pid`` is the client's, 0 if it is not known.
+    """
+
+    connection: int = 0
+    request: Id = None
+    acknowledges: bool = False
+    pid: int = 0
+
+
+class Grant(msgspec.Struct, eq=False):
     """One handoff that an answer promises, with what is needed to take it back.
 
     ``handoff`` is its number among the listener's handoffs; ``created`` tells whether this request made the listener.
     ``warning`` is the sentence about a backlog that the kernel reduced, or None. It is about this request, even if
-    another one changes the backlog before the answer is sent.
+    another one changes the backlog before the answer is sent. ``former`` has the values of the options that this grant
+    has set, as they were before. ``settled``: it was confirmed or taken back.
     """
 
     listener: Listener
     owner: Owner
     handoff: int
-    created: bool
-    warning: str | None
+    created: bool = False
+    warning: str | None = None
+    receiver: Receiver = Receiver()
+    former: dict[str, Any] = {}
+    settled: bool = False
+
+    @property
+    def is_pending(self) -> bool:
+        """Return whether the client has to confirm this grant."""
+        return self in self.listener.pending
+
+    @property
+    def stands(self) -> bool:
+        """Return whether the owner has not released the listener since."""
+        return self.claim is not None
+
+    @property
+    def claim(self) -> Claim | None:
+        """Return the claim that this grant made or added to; None if its owner has released it since."""
+        claim = self.listener.claims.get(self.owner)
+        return None if claim is None or claim.since > self.handoff else claim
+
+    def record(self) -> PendingHandoff:
+        to = self.receiver
+        return PendingHandoff(
+            str(self.owner), self.handoff, to.connection, to.request, to.acknowledges, to.pid, **self.former
+        )
 
     @property
     def backlog(self) -> int:
@@ -211,6 +259,28 @@ def restored_listener(sock: socket.socket, record: Record | None) -> Listener:
         kernel_chose_port=record.kernel_chose_port,
         held_outside_pid_namespace=record.held_outside_pid_namespace,
     )
+
+
+def pending_grants(listener: Listener, record: Record) -> list[Grant]:
+    """Return the recorded pending grants of a restored listener. Those that make no sense are left out."""
+    grants: list[Grant] = []
+    for pending in sorted(record.pending, key=lambda pending: pending.number):
+        owner = Owner.parse(pending.owner)
+        if owner not in listener.claims:
+            continue
+        former: dict[str, Any] = {}
+        try:
+            if pending.backlog is not msgspec.UNSET:
+                former["backlog"] = Options(backlog=pending.backlog).backlog
+            if pending.name is not msgspec.UNSET:
+                former["name"] = (Options(name=pending.name[0]).name, pending.name[1])
+        except AddressError:
+            former.clear()
+        if pending.held_outside_pid_namespace is not msgspec.UNSET:
+            former["held_outside_pid_namespace"] = pending.held_outside_pid_namespace
+        receiver = Receiver(pending.connection, pending.request, pending.acknowledges, pending.pid)
+        grants.append(Grant(listener, owner, pending.number, receiver=receiver, former=former))
+    return grants
 
 
 def name_of_cookie(cookie: int) -> str:

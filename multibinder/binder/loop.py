@@ -146,6 +146,8 @@ class Loop:
             due = self._finish(finish_turn)
 
     def close(self) -> None:
+        """Stop watching everything. The owners of the files close them afterwards, and may call ``unwatch``."""
+        self._watched.clear()
         self._epoll.close()
 
     def _time_left(self, due: float | None) -> float:

@@ -18,7 +18,7 @@ from multibinder.binder.counters import RequestCounters
 from multibinder.binder.failures import told
 from multibinder.binder.keeper import OnConfirmed
 from multibinder.binder.keeper_link import HasDescriptor
-from multibinder.binder.listener import Grant, Listener
+from multibinder.binder.listener import Grant, Listener, Receiver
 from multibinder.binder.move import move
 from multibinder.binder.owner import Owner, is_privileged, owner_named
 from multibinder.binder.policy_in_force import PolicyInForce
@@ -182,21 +182,44 @@ class Methods:
         specs, owners, _ = self._allowed_params(request, caller, "bind")
         # SO_PEERCRED shows a process that our PID namespace does not have with the PID 0 (unix(7)).
         outside = not caller.pid
-        grants = self._store.bind(specs, owners, asker=self._asker(caller), held_outside_pid_namespace=outside)
+        grants = self._store.bind(
+            specs,
+            owners,
+            asker=self._asker(caller),
+            receiver=Receiver(caller.connection, request.id, request.acknowledge, caller.pid),
+            held_outside_pid_namespace=outside,
+        )
         self._counters.count_handoffs(len(grants))
         log_grants(grants, caller)
         not_kept = [grant.listener for grant in grants if not grant.listener.kept]
         if not not_kept or self._keeper is None:
-            return _hand_over(request, grants, "")
+            return self._hand_over(request, grants, "")
 
         def confirmed(kept: Collection[str]) -> None:
             for listener in not_kept:
                 listener.note_kept(kept)
-            reply(_hand_over(request, grants, _NOT_KEPT))
+            reply(self._hand_over(request, grants, _NOT_KEPT))
 
         # The client gets its answer after the keeper has the listeners: a crash of the binder cannot lose them then.
         self._keeper.keep([listener.for_keeper() for listener in not_kept], confirmed)
         return None
+
+    def _hand_over(self, request: Request, grants: Sequence[Grant], caution: str) -> Answer:
+        """Return the answer that carries the descriptors. ``caution`` is for listeners that the keeper does not have.
+
+        If one of them was released meanwhile, the answer is a refusal, and the others are taken back.
+        """
+        if gone := [str(grant.listener.address) for grant in grants if not grant.stands]:
+            self._store.handoffs.take_back(grants)
+            sentence = "released by its owner before it could be handed over; ask again"
+            return refuse(request.id, messages.COULD_NOT_BIND, f"Could not bind: {', '.join(gone)}: {sentence}")
+        acknowledge = request.acknowledge and any(grant.is_pending for grant in grants)
+        bound = BindResult([_handoff(grant, caution) for grant in grants], len(grants), acknowledge)
+        descriptors = [grant.listener.socket.fileno() for grant in grants]
+        parts = [(messages.encode_result(request.id, bound), descriptors[:MAX_DESCRIPTORS])]
+        for first in range(MAX_DESCRIPTORS, len(descriptors), MAX_DESCRIPTORS):
+            parts.append((messages.encode_continuation(first), descriptors[first : first + MAX_DESCRIPTORS]))
+        return Answer(parts, grants, request.id, acknowledge)
 
     def _check(self, request: Request, caller: Caller, reply: Reply) -> Answer:
         specs, owners, _ = self._allowed_params(request, caller, "bind")
@@ -259,19 +282,6 @@ class Methods:
             self._policy.require_allowed_for(caller, method, spec, self._store.find(spec, owner.uid))
         is_any = is_privileged(caller.uid)
         return specs, owners, [is_any and ":" not in element.owner for element in params]
-
-
-def _hand_over(request: Request, grants: Sequence[Grant], caution: str) -> Answer:
-    """Return the answer that carries the descriptors. ``caution`` is for listeners that the keeper does not have."""
-    if gone := [str(grant.listener.address) for grant in grants if grant.listener.socket.fileno() < 0]:
-        sentence = f"Could not bind: {', '.join(gone)}: released by its owner before it could be handed over; ask again"
-        return refuse(request.id, messages.COULD_NOT_BIND, sentence)
-    bound = BindResult([_handoff(grant, caution) for grant in grants], len(grants))
-    descriptors = [grant.listener.socket.fileno() for grant in grants]
-    parts = [(messages.encode_result(request.id, bound), descriptors[:MAX_DESCRIPTORS])]
-    for first in range(MAX_DESCRIPTORS, len(descriptors), MAX_DESCRIPTORS):
-        parts.append((messages.encode_continuation(first), descriptors[first : first + MAX_DESCRIPTORS]))
-    return Answer(parts, grants, request.id)
 
 
 def _handoff(grant: Grant, caution: str) -> Handoff:

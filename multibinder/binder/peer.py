@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import socket
 import struct
 import termios
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from multibinder.binder.answer import Answer
 from multibinder.binder.caller import Caller
@@ -16,8 +19,19 @@ from multibinder.binder.listener import Grant
 from multibinder.binder.loop import READ
 from multibinder.binder.quotas import Quotas
 from multibinder.kernel.socket_options import close_without_lingering, inode_of
-from multibinder.wire import transport
+from multibinder.wire import messages, notices, transport
 from multibinder.wire.decoder import Decoder
+from multibinder.wire.errors import RemoteProtocolError
+
+#: A client that acknowledges may leave at most this many answers without an acknowledgement.
+_UNACKNOWLEDGED_MAX = 1000
+
+
+class Handed(NamedTuple):
+    """The pending grants of one answer that was sent. ``acknowledge``: the client has to say that it received them."""
+
+    grants: Sequence[Grant]
+    acknowledge: bool
 
 
 class Peer:
@@ -37,7 +51,11 @@ class Peer:
         self._decoder = Decoder(quotas.limits.request_bytes)
         if state is not None:
             self._decoder.feed(state.input)
-        self._unsent: deque[tuple[memoryview, Sequence[int], Sequence[Grant]]] = deque()
+        # Each part with its answer if it is the last one: a peer that misses it misses descriptors of the grants.
+        self._unsent: deque[tuple[memoryview, Sequence[int], Answer | None]] = deque()
+        #: The answers that were sent and whose grants are not confirmed yet.
+        self.unconfirmed: list[Handed] = []
+        self._was_reset = False
         # Bytes of an unfinished request, and descriptors that may not have been received, as noted in the quotas.
         self._buffered = 0
         self._in_flight = 0
@@ -83,6 +101,9 @@ class Peer:
             arrived, descriptors = transport.receive(self.socket)
         except BlockingIOError:
             return
+        except ConnectionResetError:
+            self._was_reset = True
+            raise
         # No request of the protocol carries descriptors. Since Linux 6.16 they do not arrive (control_socket.py).
         for descriptor in descriptors:
             close_without_lingering(descriptor)
@@ -97,16 +118,15 @@ class Peer:
 
     def send(self, answer: Answer) -> None:
         """Queue an answer, and send as much of it as the kernel takes now. Raises OSError if the peer is gone."""
+        last = len(answer.parts) - 1
         for index, (message, descriptors) in enumerate(answer.parts):
-            # A peer that misses the last part misses descriptors of the grants.
-            last = index == len(answer.parts) - 1
-            self._unsent.append((memoryview(message), descriptors, answer.grants if last else ()))
+            self._unsent.append((memoryview(message), descriptors, answer if index == last else None))
         self.flush()
 
     def flush(self) -> None:
         """Send as much of the queued answers as the kernel takes now. Raises OSError if the peer is gone."""
         while self._unsent:
-            rest, descriptors, grants = self._unsent[0]
+            rest, descriptors, answer = self._unsent[0]
             try:
                 sent = transport.send(self.socket, rest, descriptors)
             except BlockingIOError:
@@ -114,15 +134,74 @@ class Peer:
             if descriptors:
                 self._note_in_flight(self._in_flight + len(descriptors))
             if sent < len(rest):
-                self._unsent[0] = (rest[sent:], (), grants)
-            else:
-                self._unsent.popleft()
+                self._unsent[0] = (rest[sent:], (), answer)
+                continue
+            self._unsent.popleft()
+            if answer is not None:
+                self._note_sent(answer)
 
     def discard_unsent(self) -> list[Sequence[Grant]]:
         """Drop the queued answers. Return their grants, which the caller takes back."""
-        undelivered = [grants for _, _, grants in self._unsent]
+        undelivered = [answer.grants for _, _, answer in self._unsent if answer is not None]
         self._unsent.clear()
         return undelivered
+
+    def inherit_unconfirmed(self, grants: Iterable[Grant]) -> None:
+        """Take over the pending grants of this connection from the version before, which has sent their answers."""
+        by_answer: dict[tuple[object, bool], list[Grant]] = {}
+        for grant in grants:
+            by_answer.setdefault((grant.receiver.request, grant.receiver.acknowledges), []).append(grant)
+        self.unconfirmed = [Handed(of_one, acknowledge) for (_, acknowledge), of_one in by_answer.items()]
+        self._note_in_flight(sum(len(handed.grants) for handed in self.unconfirmed))
+
+    @property
+    def owes_acknowledgement(self) -> bool:
+        """Return whether the client has to say that it holds the descriptors of an answer."""
+        return any(handed.acknowledge for handed in self.unconfirmed)
+
+    def require_acknowledgements(self) -> None:
+        """Raise RemoteProtocolError if the client has left too many answers without an acknowledgement."""
+        if len(self.unconfirmed) > _UNACKNOWLEDGED_MAX:
+            raise RemoteProtocolError(f"{len(self.unconfirmed)} answers were not acknowledged")
+
+    def take_noticed(self, request: messages.Id) -> Sequence[Grant] | None:
+        """Take out the answer to a request that the client acknowledges. None if there is no such answer."""
+        for index, handed in enumerate(self.unconfirmed):
+            if handed.acknowledge and handed.grants[0].receiver.request == request:
+                del self.unconfirmed[index]
+                return handed.grants
+        return None
+
+    def take_read(self) -> list[Grant]:
+        """Take out the grants that the client has received, as far as the kernel can tell.
+
+        Those that it has to acknowledge are not among them.
+        """
+        if not self._has_received_all():
+            return []
+        return self._take_unacknowledged()
+
+    def take_read_at_end(self) -> list[Grant]:
+        """Take out the grants that the client has received, at the end of the connection.
+
+        If it ended with an answer unread, that was the last one (ECONNRESET; unix_release_sock() in the kernel).
+        """
+        if self.unconfirmed and self._ended_unread():
+            self.unconfirmed.pop()
+        return self._take_unacknowledged()
+
+    def last_notices(self) -> Iterator[notices.Notice]:
+        """Receive what the client has sent, and return the notices in it. It cannot send any more then.
+
+        It learns from its next sendmsg(2), which fails, that an acknowledgement came too late.
+        """
+        with contextlib.suppress(OSError, RemoteProtocolError):
+            self.socket.shutdown(socket.SHUT_RD)
+            while not self.at_end:
+                self.receive()
+                while (message := self.next_message()) is not None:
+                    if (notice := notices.decode_notice(message)) is not None:
+                        yield notice
 
     def discard_input(self) -> None:
         """Drop the bytes of an unfinished request. Nothing can be received after this."""
@@ -143,11 +222,13 @@ class Peer:
             self._note_in_flight(0)
 
     def must_stay_open(self) -> bool:
-        """Return whether descriptors are in flight to a client with quotas.
+        """Return whether descriptors are in flight to a client with quotas, or to one that has not confirmed them.
 
         Only an open socket tells when they are received.
         """
-        return bool(self._in_flight) and not self.user.privileged and not self._has_received_all()
+        if not self._in_flight or (self.user.privileged and not self.unconfirmed):
+            return False
+        return not self._has_received_all()
 
     def has_unread_input(self) -> bool:
         """Return whether bytes wait in the socket to be read. A failed socket counts as one with input."""
@@ -167,6 +248,23 @@ class Peer:
         self.discard_input()
         self._note_in_flight(0)
         self.socket.close()
+
+    def _note_sent(self, answer: Answer) -> None:
+        pending = [grant for grant in answer.grants if grant.is_pending]
+        if pending or (self.unconfirmed and self.unconfirmed[-1].grants):
+            # One without grants is noted too: an answer before it is not the last one.
+            self.unconfirmed.append(Handed(pending, answer.acknowledge and bool(pending)))
+
+    def _take_unacknowledged(self) -> list[Grant]:
+        taken = [grant for handed in self.unconfirmed if not handed.acknowledge for grant in handed.grants]
+        self.unconfirmed = [handed for handed in self.unconfirmed if handed.acknowledge]
+        return taken
+
+    def _ended_unread(self) -> bool:
+        """Return whether the client has closed its end before it read all that was sent."""
+        if not self._was_reset:
+            self._was_reset = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
+        return self._was_reset
 
     def _note_in_flight(self, descriptors: int) -> None:
         self._quotas.note_in_flight(self.user, descriptors - self._in_flight)

@@ -45,13 +45,34 @@ class Header(msgspec.Struct, frozen=True):
     policy: bool = False
 
 
+class PendingHandoff(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A handoff that its client has not confirmed.
+
+    ``owner`` is the claim's, ``number`` that of the handoff. The client confirms it on the connection whose socket has
+    the SO_COOKIE ``connection``: it acknowledges the answer to ``request`` if it ``acknowledges``. ``pid`` is its PID.
+    ``name``, with the uid that it belongs to, ``backlog`` and ``held_outside_pid_namespace`` are what the handoff has
+    changed, as they were before.
+    """
+
+    owner: str
+    number: int
+    connection: int
+    request: str | int | float | None = None
+    acknowledges: bool = False
+    pid: int = 0
+    name: tuple[str | None, int] | msgspec.UnsetType = msgspec.UNSET
+    backlog: int | msgspec.UnsetType | None = msgspec.UNSET
+    held_outside_pid_namespace: bool | msgspec.UnsetType = msgspec.field(default=msgspec.UNSET, name="foreign")
+
+
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     """One listener.
 
     ``cookie`` is the socket's SO_COOKIE and ``inode`` its st_ino; both stay the same for its life. ``claims`` counts
-    the handoffs of each owner (``str(Owner)``). ``name_uid`` is the uid that the name belongs to; an older version does
-    not write it. ``held_outside_pid_namespace`` tells whether a process that our PID namespace does not show has
-    received it. A ``released`` listener is closed: it must not be restored if its socket turns up again.
+    the handoffs of each owner (``str(Owner)``), the ``pending`` ones included. ``name_uid`` is the uid that the name
+    belongs to; an older version does not write it. ``held_outside_pid_namespace`` tells whether a process that our PID
+    namespace does not show has received it. A ``released`` listener is closed: it must not be restored if its socket
+    turns up again.
     """
 
     address: str
@@ -66,6 +87,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     kernel_chose_port: bool = msgspec.field(default=False, name="chosen")
     held_outside_pid_namespace: bool = msgspec.field(default=False, name="foreign")
     released: bool = False
+    pending: list[PendingHandoff] = []
 
 
 class Recorded(msgspec.Struct, frozen=True):

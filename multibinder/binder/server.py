@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import msgspec
 
@@ -18,7 +18,7 @@ from multibinder.binder.clients import Clients
 from multibinder.binder.counters import RequestCounters
 from multibinder.binder.deadlines import Deadlines
 from multibinder.binder.disconnects import Disconnects
-from multibinder.binder.listener import Grant
+from multibinder.binder.handoffs import Handoffs
 from multibinder.binder.loop import Loop
 from multibinder.binder.peer import Peer
 from multibinder.binder.quotas import Quotas
@@ -36,7 +36,7 @@ class ServerTimings(msgspec.Struct, frozen=True):
     ``client_turn_s``     of that, the share of one client, so that a user's clients take turns too.
     ``shortage_pause_s``  the pause after accept(2) failed for lack of descriptors or memory.
     ``throttle_s``        the pause of a client that exceeded its rate.
-    ``linger_s``          the interval of checks for lingering clients that have received their descriptors.
+    ``linger_s``          the interval of checks whether clients have received their descriptors.
     ``drain_s``           how long answers in progress are waited for before an upgrade. Other clients wait as long.
     """
 
@@ -55,7 +55,7 @@ class ControlServer:
     """Serve the clients of ``listening`` on ``loop`` until ``stop`` or ``drain``. ``listening`` stays its caller's.
 
     ``answer`` is called with a request, its caller, and a function that takes a later answer. It returns the answer, or
-    None if the answer comes later. ``take_back`` gets the grants of an answer that its client never received.
+    None if the answer comes later. ``handoffs`` has the grants that the clients have to confirm.
     """
 
     def __init__(
@@ -66,23 +66,24 @@ class ControlServer:
         quotas: Quotas,
         counters: RequestCounters,
         answer: Callable[[bytes, Caller, Reply], Answer | None],
-        take_back: Callable[[Sequence[Grant]], None],
+        handoffs: Handoffs,
         timings: ServerTimings = DEFAULT_TIMINGS,
     ) -> None:
         self._loop = loop
         self._quotas = quotas
         self._counters = counters
+        self._handoffs = handoffs
         self._clients = Clients(quotas)
         self._admission = Admission(self._clients, quotas)
         self._turns = Turns(loop, timings.user_turn_s)
         self._deadlines = Deadlines(quotas.limits.timeout_s)
         self._disconnects = Disconnects(
-            loop, self._clients, self._deadlines, self._turns, counters, take_back, timings.linger_s
+            loop, self._clients, self._deadlines, self._turns, counters, handoffs, timings.linger_s
         )
         self._service = Service(
             loop,
             answer,
-            take_back,
+            handoffs,
             quotas=quotas,
             counters=counters,
             clients=self._clients,
@@ -91,6 +92,7 @@ class ControlServer:
             disconnects=self._disconnects,
             client_turn_s=timings.client_turn_s,
             throttle_s=timings.throttle_s,
+            confirm_s=timings.linger_s,
         )
         self._acceptor = Acceptor(
             loop,
@@ -109,7 +111,7 @@ class ControlServer:
         self._acceptor.start()
         try:
             self._loop.run(self._finish_turn)
-            return [] if self._stopping else [self._detach(peer) for peer in self._clients.without_answer_in_progress]
+            return [] if self._stopping else [self._detach(peer) for peer in self._clients.to_pass_on]
         finally:
             for peer in list(self._clients):
                 self._disconnects.interrupt(peer, is_upgrading=not self._stopping)
@@ -155,6 +157,8 @@ class ControlServer:
         else:
             self._clients.add(peer)
             self._deadlines.start(peer, began)
+            if self._handoffs and (inherited := self._handoffs.of(peer.caller.connection)):
+                peer.inherit_unconfirmed(inherited)
             self._service.begin(peer)
         self._turns.charge(peer.user, time.monotonic() - began)
 
@@ -177,6 +181,10 @@ class ControlServer:
     def _enforce_deadlines(self) -> None:
         for peer in self._deadlines.take_expired(time.monotonic(), _DROPPED_PER_TURN):
             try:
-                self._disconnects.time_out(peer, self._quotas.limits.timeout_s)
+                if peer.owes_acknowledgement and peer.has_unread_input():
+                    # Its word is perhaps in the socket's buffer: the client must not pay for a slow turn of ours.
+                    self._deadlines.start(peer, time.monotonic())
+                else:
+                    self._disconnects.time_out(peer, self._quotas.limits.timeout_s)
             except Exception as error:
                 self._disconnects.give_up(peer, error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 from multibinder.binder import events
@@ -13,12 +13,12 @@ from multibinder.binder.clients import Clients
 from multibinder.binder.counters import RequestCounters
 from multibinder.binder.deadlines import Deadlines
 from multibinder.binder.disconnects import Disconnects
-from multibinder.binder.listener import Grant
+from multibinder.binder.handoffs import Handoffs
 from multibinder.binder.loop import READ, WRITE, Loop
 from multibinder.binder.peer import Peer
 from multibinder.binder.quotas import Quotas, Refusal
 from multibinder.binder.turns import Turns
-from multibinder.wire import messages
+from multibinder.wire import messages, notices
 from multibinder.wire.errors import RemoteProtocolError
 
 
@@ -26,15 +26,16 @@ class Service:
     """Serve peers that are in ``clients``, each for ``client_turn_s`` seconds of a turn at most.
 
     ``answer`` is called with a request, its caller, and a function that takes a later answer. It returns the answer, or
-    None if the answer comes later. ``take_back`` gets the grants of an answer that its client never received. A
-    client that exceeds its rate is throttled for ``throttle_s`` seconds.
+    None if the answer comes later. ``handoffs`` learns which answers the clients have received. A client
+    that exceeds its rate is throttled for ``throttle_s`` seconds. The kernel is asked every ``confirm_s`` seconds
+    which clients have read their answers.
     """
 
     def __init__(
         self,
         loop: Loop,
         answer: Callable[[bytes, Caller, Reply], Answer | None],
-        take_back: Callable[[Sequence[Grant]], None],
+        handoffs: Handoffs,
         *,
         quotas: Quotas,
         counters: RequestCounters,
@@ -44,10 +45,11 @@ class Service:
         disconnects: Disconnects,
         client_turn_s: float,
         throttle_s: float,
+        confirm_s: float,
     ) -> None:
         self._loop = loop
         self._answer = answer
-        self._take_back = take_back
+        self._handoffs = handoffs
         self._quotas = quotas
         self._counters = counters
         self._clients = clients
@@ -56,7 +58,10 @@ class Service:
         self._disconnects = disconnects
         self._client_turn_s = client_turn_s
         self._throttle_s = throttle_s
+        self._confirm_s = confirm_s
         self._draining = False
+        # The clients that may have read answers since we asked the kernel.
+        self._unconfirmed: dict[Peer, None] = {}
 
     def begin(self, peer: Peer) -> None:
         """Serve a peer that was admitted, from now on."""
@@ -133,6 +138,8 @@ class Service:
             if request is None:
                 return progress
             progress = True
+            if peer.unconfirmed and self._settle_earlier(peer, request):
+                continue
             if refusal := self._quotas.rate_exceeded(peer.user):
                 self._note_refusal(peer, refusal)
                 self._throttle(peer)
@@ -148,10 +155,22 @@ class Service:
         self._turns.enqueue(peer, 0)
         return True
 
+    def _settle_earlier(self, peer: Peer, message: bytes) -> bool:
+        """Confirm earlier answers of which the client tells us now. Return whether the message was such a notice."""
+        if peer.owes_acknowledgement and (notice := notices.decode_notice(message)) is not None:
+            grants = peer.take_noticed(notice.params.id)
+            if grants is not None:
+                self._handoffs.settle(grants, received=notice.method == "received")
+                return True
+        # It may have sent this request before it read its answer; then the kernel has the answer still.
+        self._handoffs.confirm(peer.take_read())
+        peer.require_acknowledgements()
+        return False
+
     def _answer_later(self, peer: Peer, request_bytes: int, answer: Answer) -> None:
         """Send the answer to a request that could not be answered at once."""
         if not self._clients.is_served(peer):
-            self._take_back(answer.grants)
+            self._handoffs.take_back(answer.grants)
             return
         peer.awaits_answer = False
         try:
@@ -168,7 +187,7 @@ class Service:
         descriptors = sum(len(carried) for _, carried in answer.parts)
         if descriptors and (refusal := self._clients.in_flight_exceeded(peer.user, descriptors)):
             self._note_refusal(peer, refusal)
-            self._take_back(answer.grants)
+            self._handoffs.take_back(answer.grants)
             text = f"Not now: {refusal.sentence}; try again later"
             answer = refuse(answer.id, messages.LIMIT_REACHED, text, {"limit": refusal.limit})
         self._quotas.charge(peer.user, request_bytes, sum(len(text) for text, _ in answer.parts))
@@ -215,9 +234,25 @@ class Service:
             self._watch(peer, None)
             return
         self._clients.note_served(peer, answered=progress, idle=peer.idle)
-        if not peer.idle:
+        if peer.unconfirmed:
+            self._confirm_soon(peer)
+        if not peer.idle or peer.owes_acknowledgement:
             self._deadlines.start(peer, time.monotonic())
         self._watch(peer, WRITE if peer.backed_up else READ)
+
+    def _confirm_soon(self, peer: Peer) -> None:
+        """Ask the kernel in a moment whether the client has read its answers."""
+        if not self._unconfirmed:
+            self._loop.call_later(self._confirm_s, self._confirm_read)
+        self._unconfirmed[peer] = None
+
+    def _confirm_read(self) -> None:
+        asked, self._unconfirmed = self._unconfirmed, {}
+        for peer in asked:
+            if self._clients.is_served(peer) and peer.unconfirmed:
+                self._handoffs.confirm(peer.take_read())
+                if peer.unconfirmed:
+                    self._confirm_soon(peer)
 
     def _watch(self, peer: Peer, mask: int | None) -> None:
         if mask == peer.mask:

@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -14,8 +15,9 @@ from multibinder.binder import events, repair
 from multibinder.binder.bind_attempt import BindAttempt, Room
 from multibinder.binder.bind_refusal import Asker, not_recorded
 from multibinder.binder.durable_records import DurableRecords
+from multibinder.binder.handoffs import Handoffs, OptionsBefore
 from multibinder.binder.inherit import NOT_KEPT
-from multibinder.binder.listener import Claim, Grant, Listener, restored_listener
+from multibinder.binder.listener import Claim, Grant, Listener, Receiver, restored_listener
 from multibinder.binder.listener_index import ListenerIndex
 from multibinder.binder.owner import ClaimCounts, Owner, is_privileged
 from multibinder.binder.records import Record
@@ -38,6 +40,8 @@ class ListenerStore:
         self._limit_per_uid = limit_per_uid
         self._claims = ClaimCounts()
         self._index = ListenerIndex()
+        #: The handoffs that were granted and not confirmed yet.
+        self.handoffs = Handoffs(self, self._index)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -67,11 +71,12 @@ class ListenerStore:
         owners: Sequence[Owner],
         *,
         asker: Asker | None = None,
+        receiver: Receiver = Receiver(),  # noqa: B008 (frozen)
         held_outside_pid_namespace: bool = False,
     ) -> list[Grant]:
         """Grant all listeners of one request. Raises BindError or RequestError, and then nothing has changed.
 
-        Without ``asker``, the first owner asks, and may know all.
+        Without ``asker``, the first owner asks, and may know all. ``receiver`` has to confirm the grants.
         ``held_outside_pid_namespace`` is true if our PID namespace does not show the client's process.
         """
         attempt = self._attempt(asker or Asker(owners[0].uid))
@@ -84,22 +89,25 @@ class ListenerStore:
         grants: list[Grant] = []
         changed: list[Listener] = []
         for (listener, created), spec, owner in zip(found, specs, owners, strict=True):
-            options = listener.options
+            former: dict[str, Any] = {}
             if created:
                 self._index.add(listener)
+                listener.held_outside_pid_namespace = held_outside_pid_namespace
             else:
+                before = OptionsBefore(listener, spec.options, held_outside_pid_namespace=held_outside_pid_namespace)
                 self._apply_options(listener, spec.options, owner.uid)
-            hides_a_holder = held_outside_pid_namespace and not listener.held_outside_pid_namespace
-            if created or owner not in listener.claims or listener.options is not options or hides_a_holder:
+                listener.held_outside_pid_namespace |= held_outside_pid_namespace
+                former = before.changed()
+            grant = self._grant(listener, created, owner, receiver, former)
+            if grant.is_pending:
                 changed.append(listener)
-            listener.held_outside_pid_namespace |= held_outside_pid_namespace
-            grants.append(self._grant(listener, created, owner))
+            grants.append(grant)
         try:
             if changed:
                 self._durable.write([listener.record() for listener in changed])
         except OSError as error:
             # A crash would give a listener without a record back as no client's. So its client must not have it.
-            self.take_back(grants)
+            self.handoffs.take_back(grants)
             raise not_recorded(specs[0].address, error) from error
         return grants
 
@@ -110,29 +118,6 @@ class ListenerStore:
             attempt.require_possible(attempt.find_or_open(specs, owners))
         finally:
             attempt.close()
-
-    def take_back(self, grants: Sequence[Grant]) -> None:
-        """Undo the grants of an answer that the client never received. A claim with another handoff stays."""
-        for grant in grants:
-            listener = grant.listener
-            claim = listener.claims.get(grant.owner)
-            if claim is None or claim.since > grant.handoff:
-                continue  # The owner has released the listener since.
-            claim.handoffs -= 1
-            if claim.handoffs:
-                continue
-            self._remove_claim(listener, grant.owner)
-            if listener.claims:
-                self._durable.note([listener.record()])
-            else:
-                events.limited(
-                    events.info,
-                    "withdrawn",
-                    grant.owner.uid,
-                    address=listener.address,
-                    why="the client went away before its answer",
-                )
-                self._close(listener)
 
     def release(self, spec: ListenerSpec, owner: Owner, *, of_any_uid: bool = False) -> Released:
         """Drop the owner's claim. After the last claim, close the port for every holder.
@@ -147,7 +132,7 @@ class ListenerStore:
         if not dropped and of_any_uid:
             dropped = [claimant for claimant in listener.claims if claimant.label == owner.label]
         for claimant in dropped:
-            self._remove_claim(listener, claimant)
+            self.remove_claim(listener, claimant)
         if listener.claims:
             if dropped:
                 self._durable.note([listener.record()])
@@ -171,6 +156,10 @@ class ListenerStore:
         Its waiting clients are reset (inet_csk_listen_stop() in net/ipv4/inet_connection_sock.c).
         """
         self._close(listener)
+
+    def write_records(self, listeners: Sequence[Listener]) -> None:
+        """Write the records of listeners that have changed."""
+        self._durable.note([listener.record() for listener in listeners])
 
     def repair(self) -> None:
         """Let every listener listen with its own backlog again if a holder changed that."""
@@ -198,6 +187,8 @@ class ListenerStore:
         self._index.add(listener)
         for owner in listener.claims:
             self._claims.add(owner)
+        if record is not None:
+            self.handoffs.restore(listener, record)
 
     def detach_all(self) -> list[tuple[str, int]]:
         """Give all descriptors to the caller, each with the name that it has at the keeper. The store is empty then."""
@@ -243,7 +234,9 @@ class ListenerStore:
         except OSError as error:
             events.error("cannot-repair", address=listener.address, why=error)
 
-    def _grant(self, listener: Listener, created: bool, owner: Owner) -> Grant:
+    def _grant(
+        self, listener: Listener, created: bool, owner: Owner, receiver: Receiver, former: dict[str, Any]
+    ) -> Grant:
         listener.handoffs += 1
         listener.last_handoff_at = time.monotonic()
         claim = listener.claims.get(owner)
@@ -251,9 +244,12 @@ class ListenerStore:
             claim = listener.claims[owner] = Claim(listener.handoffs)
             self._claims.add(owner)
         claim.handoffs += 1
-        return Grant(listener, owner, listener.handoffs, created, listener.backlog_warning())
+        grant = Grant(listener, owner, listener.handoffs, created, listener.backlog_warning(), receiver, former)
+        self.handoffs.add(grant)
+        return grant
 
-    def _remove_claim(self, listener: Listener, owner: Owner) -> None:
+    def remove_claim(self, listener: Listener, owner: Owner) -> None:
+        """Remove an owner's claim. The listener stays open."""
         del listener.claims[owner]
         self._claims.remove(owner)
         if listener.claims and all(claimant.uid != listener.name_uid for claimant in listener.claims):
@@ -262,10 +258,13 @@ class ListenerStore:
 
     def _move(self, listener: Listener, owner: Owner, to: Owner) -> None:
         claim = listener.claims.pop(owner)
+        for grant in listener.pending:
+            grant.owner = to if grant.owner == owner else grant.owner
         self._claims.remove(owner)
         if (existing := listener.claims.get(to)) is not None:
             existing.since = min(existing.since, claim.since)
             existing.handoffs += claim.handoffs
+            existing.unconfirmed += claim.unconfirmed
         else:
             listener.claims[to] = claim
             self._claims.add(to)
@@ -278,7 +277,7 @@ class ListenerStore:
 
     def _close(self, listener: Listener) -> None:
         for owner in list(listener.claims):
-            self._remove_claim(listener, owner)
+            self.remove_claim(listener, owner)
         # Record the release first: after a crash in between, the socket must not be restored if it turns up again.
         self._durable.note([listener.record(released=True)])
         try:

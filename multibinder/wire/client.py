@@ -9,26 +9,21 @@ import time
 import warnings
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import TypeVar
 
-import msgspec
-
-from multibinder.wire import kinds, messages, transport
+from multibinder.wire import kinds, messages
 from multibinder.wire.addresses import Address, TcpAddress
 from multibinder.wire.connection import SOCKET_VARIABLE, Connection
 from multibinder.wire.errors import (
     BindError,
-    BinderTimeout,
     LocalProtocolError,
-    RemoteProtocolError,
     RequestError,
     errname,
 )
 from multibinder.wire.listener import SharedListener, close_all, verify_all_received
-from multibinder.wire.messages import BindResult, Handoff, Hello, ListenerParams, ListenerSpec, Released, Reply, Upgrade
+from multibinder.wire.messages import Hello, ListenerParams, ListenerSpec, Released, Reply, Upgrade
 from multibinder.wire.options import Options
+from multibinder.wire.reception import Reception, decode_result
 from multibinder.wire.status import BinderStatus, ListenerStatus
-from multibinder.wire.transport import MAX_DESCRIPTORS
 
 DEFAULT_TIMEOUT_S = 10.0
 
@@ -39,8 +34,6 @@ _Statuses = list[ListenerStatus]
 _Releases = list[Released]
 _Moves = list[messages.Moved]
 _Sockets = list[SharedListener]
-
-T = TypeVar("T")
 
 
 class Client:
@@ -84,7 +77,7 @@ class Client:
             if error.code != messages.METHOD_NOT_FOUND:
                 raise
             return Hello(name="unknown", capabilities=["bind"])
-        return _result(reply, Hello)
+        return decode_result(reply, Hello)
 
     def bind(self, wanted: Iterable[BindTarget], *, owner: str = "", inheritable: bool = False) -> list[SharedListener]:
         """Get LISTEN sockets in one round trip: all of them, in the order of ``wanted``, or none. The caller owns them.
@@ -106,11 +99,11 @@ class Client:
 
     def list(self) -> _Statuses:
         """Return every listener of the binder, in the order of their creation."""
-        return _result(self._ask("list", []), _Statuses)
+        return decode_result(self._ask("list", []), _Statuses)
 
     def status(self) -> BinderStatus:
         """Return the state of the binder, its counters since it started, and the health of its listeners."""
-        return _result(self._ask("status", []), BinderStatus)
+        return decode_result(self._ask("status", []), BinderStatus)
 
     def release(self, wanted: Iterable[BindTarget], *, owner: str = "") -> _Releases:
         """Give up the claim of ``owner``. A listener that has no claim left is shut down for every holder.
@@ -118,7 +111,7 @@ class Client:
         The outcome of each is ``closed``, ``kept`` (another claim remains: see ``owners``) or ``absent``.
         """
         params = [ListenerParams.of(_spec(item), owner) for item in wanted]
-        return _result(self._ask("release", params), _Releases) if params else []
+        return decode_result(self._ask("release", params), _Releases) if params else []
 
     def move(self, moves: Iterable[tuple[str, int]]) -> _Moves:
         """Give the claims and names of each owner, ``("haproxy@web:107", 33)``, to the same label of another uid.
@@ -126,7 +119,7 @@ class Client:
         Root and the binder's own user may: a service whose user has changed keeps its listeners.
         """
         params = [messages.MoveParams(owner, uid) for owner, uid in moves]
-        return _result(self._ask("move", params), _Moves) if params else []
+        return decode_result(self._ask("move", params), _Moves) if params else []
 
     def upgrade(self) -> Upgrade:
         """Make the binder execute the installed version. The PID, the listeners and the connections stay the same.
@@ -134,7 +127,7 @@ class Client:
         Returns when the new code has shown that it can start; from then on it answers ``hello``. Raises RequestError
         with the reason if it cannot start; then the running binder goes on.
         """
-        return _result(self._ask("upgrade", []), Upgrade)
+        return decode_result(self._ask("upgrade", []), Upgrade)
 
     def _bind(self, specs: Sequence[ListenerSpec], owner: str, inheritable: bool, stacklevel: int) -> _Sockets:
         sockets: list[SharedListener] = []
@@ -143,15 +136,18 @@ class Client:
                 # A binder answers for the whole list. The Ruby program binds only the first of it and answers true.
                 rest = specs[len(sockets) :]
                 deadline = time.monotonic() + self.timeout
-                reply = self._ask("bind", [ListenerParams.of(spec, owner) for spec in rest], deadline)
-                descriptors, handoffs = self._collect(reply, rest, deadline)
-                sockets += verify_all_received(descriptors, [spec.address for spec in rest[: len(descriptors)]])
-                for handoff in handoffs:
-                    if handoff.warning:
-                        warnings.warn(f"{handoff.address}: {handoff.warning}", RuntimeWarning, stacklevel=stacklevel)
-            if inheritable:
-                for sock in sockets:
-                    sock.set_inheritable(True)
+                params = [ListenerParams.of(spec, owner) for spec in rest]
+                reply = self._connection.ask("bind", params, self.timeout, deadline, acknowledge=True)
+                with Reception(self._connection, reply, len(rest)) as reception:
+                    descriptors = reception.descriptors(self.timeout, deadline)
+                    sockets += verify_all_received(descriptors, [spec.address for spec in rest[: len(descriptors)]])
+                    for handoff in reception.handoffs:
+                        if handoff.warning:
+                            text = f"{handoff.address}: {handoff.warning}"
+                            warnings.warn(text, RuntimeWarning, stacklevel=stacklevel)
+                    if inheritable:
+                        for sock in sockets:
+                            sock.set_inheritable(True)
         except BaseException:
             close_all(sockets)
             raise
@@ -159,31 +155,6 @@ class Client:
 
     def _ask(self, method: str, params: Sequence[object], deadline: float | None = None) -> Reply:
         return self._connection.ask(method, params, self.timeout, deadline or time.monotonic() + self.timeout)
-
-    def _collect(
-        self, reply: Reply, specs: Sequence[ListenerSpec], deadline: float
-    ) -> tuple[Sequence[int], Sequence[Handoff]]:
-        """Return the descriptors that belong to a reply to ``bind``, which the caller owns, and their handoffs."""
-        from_ruby = bytes(reply.result) == b"true"
-        result = BindResult([], 1) if from_ruby else _result(reply, BindResult)
-        if not from_ruby:
-            if result.descriptors != len(specs):
-                raise RemoteProtocolError(f"asked for {len(specs)} listeners, {result.descriptors} were announced")
-            try:
-                for _ in range(MAX_DESCRIPTORS, result.descriptors, MAX_DESCRIPTORS):
-                    self._connection.next_reply(deadline)
-            except TimeoutError as error:
-                raise BinderTimeout(
-                    f"{self._connection.received} of {result.descriptors} descriptors came from {self.socket_path} "
-                    f"within {self.timeout:g} s"
-                ) from error
-        descriptors = self._connection.take_descriptors()
-        if len(descriptors) != result.descriptors:
-            transport.close_all(descriptors)
-            raise RemoteProtocolError(
-                f"asked for {len(specs)} listeners; {result.descriptors} were announced, {len(descriptors)} came"
-            )
-        return descriptors, result.listeners
 
 
 def bind(
@@ -286,10 +257,3 @@ def _spec(item: BindTarget) -> ListenerSpec:
         case (str() as host, int() as port):
             return ListenerSpec(TcpAddress.of(host, port))
     raise LocalProtocolError(f"{item!r} is neither an address, a (host, port) tuple nor a ListenerSpec")
-
-
-def _result(reply: Reply, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(reply.result, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RemoteProtocolError(f"a result that makes no sense: {bytes(reply.result)[:80]!r} ({error})") from error

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 
 import msgspec
 
-from multibinder.wire import messages, transport
+from multibinder.wire import messages, notices, transport
 from multibinder.wire.decoder import Decoder
 from multibinder.wire.errors import (
     BindError,
     BinderTimeout,
     BinderUnavailable,
     ConfigurationError,
+    DescriptorsLost,
     LimitReached,
     NotAllowed,
     RemoteProtocolError,
@@ -57,6 +58,7 @@ class Connection:
         self._decoder = Decoder(_REPLY_LIMIT)
         #: The descriptors that were received and not taken yet.
         self._descriptors: list[int] = []
+        self._lost: DescriptorsLost | None = None
         self.socket, self._waits_s = _connect(self.path, timeout)
 
     def close(self) -> None:
@@ -66,8 +68,15 @@ class Connection:
         self._descriptors.clear()
 
     def take_descriptors(self) -> list[int]:
-        """Return the descriptors that came with the replies since the last call. The caller owns them."""
+        """Return the descriptors that came with the replies since the last call. The caller owns them.
+
+        Raises DescriptorsLost if the kernel had to drop some; none are left open then.
+        """
         descriptors, self._descriptors = self._descriptors, []
+        lost, self._lost = self._lost, None
+        if lost is not None:
+            transport.close_all(descriptors)
+            raise lost
         return descriptors
 
     @property
@@ -75,15 +84,24 @@ class Connection:
         """The number of descriptors that ``take_descriptors`` would return."""
         return len(self._descriptors)
 
-    def ask(self, method: str, params: Sequence[object], timeout: float, deadline: float) -> Reply:
+    def ask(
+        self,
+        method: str,
+        params: Sequence[object],
+        timeout: float,
+        deadline: float,
+        *,
+        acknowledge: bool = False,
+    ) -> Reply:
         """Send a request and return its reply.
 
-        ``deadline`` is in seconds of time.monotonic(); ``timeout`` is only named in messages. Raises BinderUnavailable,
-        BinderTimeout, RemoteProtocolError, and RequestError for a refusal.
+        ``acknowledge`` offers a notice about the reply to ``bind``. ``deadline`` is in seconds of time.monotonic();
+        ``timeout`` is only named in messages. Raises BinderUnavailable, BinderTimeout, RemoteProtocolError, and
+        RequestError for a refusal.
         """
         request_id = str(next(self._ids))
         try:
-            self._send(messages.encode_request(method, request_id, list(params)), deadline)
+            self._send(messages.encode_request(method, request_id, list(params), acknowledge=acknowledge), deadline)
             reply = self.next_reply(deadline)
         except TimeoutError as error:
             raise BinderTimeout(f"the binder at {self.path} did not answer '{method}' within {timeout:g} s") from error
@@ -93,6 +111,16 @@ class Connection:
         if reply.id != request_id:
             raise RemoteProtocolError(f"asked with id {request_id}, answered with id {reply.id!r}")
         return reply
+
+    def notify(self, reply: Reply, *, received: bool, deadline: float) -> bool:
+        """Tell the binder whether the descriptors of a reply have been received.
+
+        Return False if the binder cannot be told: it has ended the connection, and takes the listeners back.
+        """
+        try:
+            return self._send(notices.encode_notice(reply.id, received=received), deadline)
+        except TimeoutError:
+            return False
 
     def next_reply(self, deadline: float) -> Reply:
         """Return the next message of the binder. Raises TimeoutError, BinderUnavailable, RemoteProtocolError."""
@@ -104,6 +132,9 @@ class Connection:
                 raise TimeoutError from error
             except ConnectionResetError:
                 arrived, descriptors = b"", []
+            except DescriptorsLost as error:
+                # The rest of the reply is read first, so that the connection can be used for a smaller request.
+                arrived, descriptors, self._lost = error.arrived, [], error
             if not arrived:
                 raise BinderUnavailable(f"the binder at {self.path} closed the connection without an answer")
             self._descriptors += descriptors
@@ -113,7 +144,8 @@ class Connection:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise RemoteProtocolError(f"not a JSON-RPC reply: {text[:80]!r} ({error})") from error
 
-    def _send(self, request: bytes, deadline: float) -> None:
+    def _send(self, request: bytes, deadline: float) -> bool:
+        """Send a message. Return False if the binder has closed its end."""
         rest = memoryview(request)
         while rest:
             self._wait_until(deadline)
@@ -122,8 +154,9 @@ class Connection:
             except BlockingIOError as error:
                 raise TimeoutError from error
             except (BrokenPipeError, ConnectionResetError):
-                # The binder closed its end. Its last message says why, and is read next.
-                return
+                # Its last message says why, and is read next.
+                return False
+        return True
 
     def _wait_until(self, deadline: float) -> None:
         """Set the timeout of the next call on the socket to the deadline.

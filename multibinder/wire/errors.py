@@ -10,6 +10,7 @@
     ├── ProtocolError
     │   ├── LocalProtocolError    the caller asked for what the protocol cannot carry
     │   └── RemoteProtocolError   the peer sent what the protocol does not allow
+    │       └── DescriptorsLost   this process may not have so many open files
     └── RequestError              the binder answered with a refusal: ``code``, ``data``
         ├── BindError             an address cannot be bound: ``errno``, ``address``
         ├── NotAllowed            a policy, or the label of another user, forbids it
@@ -52,6 +53,14 @@ class LocalProtocolError(ProtocolError):
 
 class RemoteProtocolError(ProtocolError):
     """The peer sent what the protocol does not allow. The connection cannot be used any more."""
+
+
+class DescriptorsLost(RemoteProtocolError):
+    """The kernel dropped descriptors that came with ``arrived``: this process is at RLIMIT_NOFILE (unix(7))."""
+
+    def __init__(self, message: str, arrived: bytes = b"") -> None:
+        super().__init__(message)
+        self.arrived = arrived
 
 
 class RequestError(MultibinderError):

@@ -7,6 +7,10 @@ The ``params`` of a request are a list with one object for each listener::
 
 The descriptors travel beside the reply, in the order of ``listeners``. Those past the first 252 follow in further
 messages, which carry nothing else: ``{"jsonrpc":"2.0","method":"descriptors","params":{"from":252}}``.
+
+A request with ``"acknowledge":true`` promises that the client says whether it holds the descriptors, if the result has
+``"acknowledge":true`` too. It does so by a notification, which has no reply:
+``{"jsonrpc":"2.0","method":"received","params":{"id":"1"}}``, or ``declined``.
 """
 
 from __future__ import annotations
@@ -97,12 +101,16 @@ class ListenerParams(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
 
 
 class Request(msgspec.Struct):
-    """A request as the binder reads it. Its method decodes ``params``."""
+    """A request as the binder reads it. Its method decodes ``params``.
+
+    ``acknowledge`` belongs to ``bind``: the client promises a notice (``notices.py``) if the result asks for one.
+    """
 
     method: str
     id: Id
     params: msgspec.Raw = msgspec.Raw(b"[]")
     jsonrpc: str = "2.0"
+    acknowledge: bool = False
 
 
 class ErrorObject(msgspec.Struct, omit_defaults=True):
@@ -135,11 +143,15 @@ class Handoff(msgspec.Struct, frozen=True, omit_defaults=True):
     warning: str | None = None
 
 
-class BindResult(msgspec.Struct, frozen=True):
-    """The result of ``bind``: the listeners, and how many descriptors come with the reply and its continuations."""
+class BindResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The result of ``bind``: the listeners, and how many descriptors come with the reply and its continuations.
+
+    ``acknowledge`` asks the client for a notice; it is True only if the request offered one.
+    """
 
     listeners: list[Handoff]
     descriptors: int
+    acknowledge: bool = False
 
 
 class Released(msgspec.Struct, frozen=True):
@@ -251,8 +263,9 @@ def encode(message: object) -> bytes:
     return msgspec.json.encode(message) + b"\n"
 
 
-def encode_request(method: str, id: Id, params: Sequence[object]) -> bytes:  # noqa: A002 (JSON-RPC's word)
-    return encode({"jsonrpc": "2.0", "method": method, "id": id, "params": params})
+def encode_request(method: str, id: Id, params: Sequence[object], *, acknowledge: bool = False) -> bytes:  # noqa: A002 (JSON-RPC's word)
+    request = {"jsonrpc": "2.0", "method": method, "id": id, "params": params}
+    return encode(request | {"acknowledge": True} if acknowledge else request)
 
 
 def encode_result(id: Id, result: object) -> bytes:  # noqa: A002

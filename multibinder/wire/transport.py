@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from multibinder.kernel.socket_options import UCRED
-from multibinder.wire.errors import RemoteProtocolError
+from multibinder.wire.errors import DescriptorsLost
 
 #: The kernel takes 253 descriptors in one message (SCM_MAX_FD, include/net/scm.h); some libcs fail at that number.
 MAX_DESCRIPTORS = 252
@@ -22,14 +22,15 @@ CHUNK_BYTES = 16384
 def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
     """Return one chunk, empty at the end, and the descriptors that came with it, close-on-exec. The caller owns them.
 
-    Raises RemoteProtocolError if the kernel had to drop descriptors; none are left open then.
+    Raises DescriptorsLost if the kernel had to drop descriptors; none are left open then.
     """
     arrived, descriptors, _, is_whole = receive_datagram(sock)
     if not is_whole:
         close_all(descriptors)
-        raise RemoteProtocolError(
-            "the kernel dropped descriptors on their way to us: this process is at its limit of open files "
-            "(RLIMIT_NOFILE; see 'ulimit -n', or LimitNOFILE= in its unit)"
+        raise DescriptorsLost(
+            f"the kernel dropped descriptors on their way to us: this process is at its limit of {_most_files()} open "
+            "files (RLIMIT_NOFILE; see 'ulimit -n', or LimitNOFILE= in its unit)",
+            arrived,
         )
     return arrived, descriptors
 
@@ -72,6 +73,10 @@ def send(sock: socket.socket, message: bytes | memoryview, descriptors: Sequence
         return sock.send(message)
     rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
     return sock.sendmsg([message], [rights])
+
+
+def _most_files() -> int:
+    return os.sysconf("SC_OPEN_MAX")  # the soft limit, as it is now (sysconf(3))
 
 
 def close_all(descriptors: Iterable[int]) -> None:

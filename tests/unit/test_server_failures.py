@@ -13,6 +13,7 @@ from multibinder.binder.counters import RequestCounters
 from multibinder.binder.loop import Loop
 from multibinder.binder.quotas import Limits, Quotas
 from multibinder.binder.server import ControlServer
+from tests.support.stores import new_store
 
 
 def answer(text: bytes, caller: Caller, reply: Reply) -> Answer:
@@ -40,7 +41,7 @@ def test_a_client_whose_request_fails_unexpectedly_is_told_and_dropped_and_no_ot
         loop = Loop()
         quotas = Quotas(Limits())
         server = ControlServer(
-            loop, listening, quotas=quotas, counters=RequestCounters(), answer=answer, take_back=lambda grants: None
+            loop, listening, quotas=quotas, counters=RequestCounters(), answer=answer, handoffs=new_store().handoffs
         )
         thread = threading.Thread(target=server.run)
         thread.start()

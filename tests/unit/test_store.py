@@ -559,34 +559,34 @@ def test_closing_the_store_leaves_the_port_to_its_holders(store: ListenerStore) 
 def test_a_listener_made_for_an_answer_that_never_arrived_is_closed(store: ListenerStore) -> None:
     with descriptors_unchanged():
         grants = bind(store, spec(), spec(name="web"))
-        store.take_back(grants)
+        store.handoffs.take_back(grants)
         assert len(store) == 0
     assert not can_connect(sockaddr(grants[0]))
 
 
 def test_a_listener_that_was_asked_for_twice_in_such_a_request_is_closed_too(store: ListenerStore) -> None:
     address = free_address()
-    store.take_back(bind(store, spec(address), spec(address)))
+    store.handoffs.take_back(bind(store, spec(address), spec(address)))
     assert len(store) == 0
     assert not can_connect(TcpAddress.parse(address).sockaddr)
 
 
 def test_a_claim_made_for_an_answer_that_never_arrived_is_dropped(store: ListenerStore) -> None:
     grant = bind_one(store, owner="a")
-    store.take_back([bind_one(store, same(grant), owner="b")])
+    store.handoffs.take_back([bind_one(store, same(grant), owner="b")])
     assert store.release(same(grant), mine("a")).outcome == "closed"
 
 
 def test_an_earlier_claim_stays(store: ListenerStore) -> None:
     grant = bind_one(store, owner="a")
-    store.take_back([bind_one(store, same(grant), owner="a")])
+    store.handoffs.take_back([bind_one(store, same(grant), owner="a")])
     assert store.statuses()[0].owners == ["a"]
 
 
 def test_a_listener_that_another_owner_got_meanwhile_stays(store: ListenerStore) -> None:
     lost = bind_one(store, owner="a")
     bind_one(store, same(lost), owner="b")
-    store.take_back([lost])
+    store.handoffs.take_back([lost])
     assert can_connect(sockaddr(lost))
     assert store.release(same(lost), mine("b")).outcome == "closed", "the claim of 'a' never arrived"
 
@@ -594,7 +594,7 @@ def test_a_listener_that_another_owner_got_meanwhile_stays(store: ListenerStore)
 def test_a_claim_that_the_same_owner_repeated_meanwhile_stays(store: ListenerStore) -> None:
     lost = bind_one(store, owner="a")
     bind_one(store, same(lost), owner="a")
-    store.take_back([lost])
+    store.handoffs.take_back([lost])
     assert store.statuses()[0].owners == ["a"]
     assert can_connect(sockaddr(lost))
 
@@ -603,7 +603,7 @@ def test_taking_back_a_listener_that_was_released_meanwhile_changes_nothing(stor
     lost = bind_one(store, owner="a")
     store.release(same(lost), mine("a"))
     again = bind_one(store, same(lost), owner="b")
-    store.take_back([lost])
+    store.handoffs.take_back([lost])
     assert can_connect(sockaddr(again))
     assert len(store) == 1
 

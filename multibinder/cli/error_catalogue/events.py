@@ -85,7 +85,8 @@ EVENTS = Section(
         ),
         entry(
             "timed-out",
-            cause="a client sent half of a request, or did not read its answer, for `--request-timeout`",
+            cause="a client sent half of a request, did not read its answer, or did not acknowledge its listeners, for "
+            "`--request-timeout`",
             remedy="repair the client, or give a slow host a longer timeout",
         ),
         entry(

@@ -62,9 +62,15 @@ CLIENT = Section(
             remedy="ask again; its log says `event=turned-away` with the limit, or `event=evicted`",
         ),
         entry(
-            "the kernel dropped descriptors on their way to us: this process is at its limit of open files",
+            "the … listeners could not be received, and none was: …; raise the limit, or ask for fewer",
+            "the kernel dropped descriptors on their way to us: this process is at its limit of … open files",
             cause="RLIMIT_NOFILE of the client is too low for the listeners that it asked for",
             remedy="`ulimit -n`, or `LimitNOFILE=` in its unit",
+        ),
+        entry(
+            "the binder at … ended the connection, and took the listeners back, before it was told",
+            cause="this process was stopped for longer than `--request-timeout`, or the binder ended the connection",
+            remedy="ask again; the binder's log says `event=timed-out` or `event=evicted`",
         ),
         entry(
             "the program at …the Ruby … its listeners",
@@ -422,6 +428,11 @@ PROTOCOL = Section(
     "For authors of a client or a binder (`RemoteProtocolError`; JSON-RPC codes -32700 to -32600). A user sees "
     "them only if the program at the other end is no multibinder, or has a bug.",
     (
+        entry(
+            "… answers were not acknowledged",
+            cause="a client promised to acknowledge what it receives, and has not done so 1,000 times",
+            remedy="repair the client: a `received` for each result with `acknowledge`",
+        ),
         entry(
             "a message has more than … bytes",
             cause="a request above `--max-request`, or an answer that is no JSON-RPC",
