@@ -265,14 +265,14 @@ def pending_grants(listener: Listener, record: Record) -> list[Grant]:
     """Return the recorded pending grants of a restored listener. Those that make no sense are left out."""
     grants: list[Grant] = []
     for pending in sorted(record.pending, key=lambda pending: pending.number):
-        owner = Owner.parse(pending.owner)
-        if owner not in listener.claims:
+        if pending.owner not in record.claims:
             continue
+        owner = Owner.parse(pending.owner)
         former: dict[str, Any] = {}
         try:
             if pending.backlog is not msgspec.UNSET:
                 former["backlog"] = Options(backlog=pending.backlog).backlog
-            if pending.name is not msgspec.UNSET:
+            if pending.name is not msgspec.UNSET and 0 <= pending.name[1] < 2**32:
                 former["name"] = (Options(name=pending.name[0]).name, pending.name[1])
         except AddressError:
             former.clear()

@@ -222,8 +222,14 @@ def test_the_socket_of_a_record_that_makes_no_sense_is_recovered_as_inherited(
     before = identities(first.socket_path)
     kill(first)
     state = Path(f"{first.socket_path}.state")
-    header, *lines, last = state.read_text().splitlines()
-    state.write_text("\n".join([header, *lines, json.dumps(json.loads(last) | damage, separators=(",", ":")), ""]))
+    header, *lines = state.read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    of_last = [record["cookie"] == records[-1]["cookie"] for record in records]
+    lines = [
+        json.dumps(record | damage, separators=(",", ":")) if is_damaged else line
+        for record, line, is_damaged in zip(records, lines, of_last, strict=True)
+    ]
+    state.write_text("\n".join([header, *lines, ""]))
     with successor(first) as binder, Client(binder.socket_path) as client:
         assert [(status.address, status.cookie) for status in client.list()] == [one[:2] for one in before]
         assert sorted(status.owners for status in client.list()) == [["inherited"], ["me"]]
