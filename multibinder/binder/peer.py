@@ -159,6 +159,11 @@ class Peer:
         """Return whether the client has to say that it holds the descriptors of an answer."""
         return any(handed.acknowledge for handed in self.unconfirmed)
 
+    @property
+    def may_have_read(self) -> bool:
+        """Return whether only the kernel will tell that the client has received an answer."""
+        return any(handed.grants and not handed.acknowledge for handed in self.unconfirmed)
+
     def require_acknowledgements(self) -> None:
         """Raise RemoteProtocolError if the client has left too many answers without an acknowledgement."""
         if len(self.unconfirmed) > _UNACKNOWLEDGED_MAX:

@@ -234,7 +234,7 @@ class Service:
             self._watch(peer, None)
             return
         self._clients.note_served(peer, answered=progress, idle=peer.idle)
-        if peer.unconfirmed:
+        if peer.may_have_read:
             self._confirm_soon(peer)
         if not peer.idle or peer.owes_acknowledgement:
             self._deadlines.start(peer, time.monotonic())
@@ -249,9 +249,9 @@ class Service:
     def _confirm_read(self) -> None:
         asked, self._unconfirmed = self._unconfirmed, {}
         for peer in asked:
-            if self._clients.is_served(peer) and peer.unconfirmed:
+            if self._clients.is_served(peer):
                 self._handoffs.confirm(peer.take_read())
-                if peer.unconfirmed:
+                if peer.may_have_read:
                     self._confirm_soon(peer)
 
     def _watch(self, peer: Peer, mask: int | None) -> None:
