@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from multibinder.binder import events
 from multibinder.binder.loop import Loop
@@ -28,7 +29,7 @@ class Acceptor:
     def __init__(
         self,
         loop: Loop,
-        listening: socket.socket,
+        listening: Sequence[socket.socket],
         accepted: Callable[[socket.socket], None],
         quotas: Quotas,
         *,
@@ -36,7 +37,7 @@ class Acceptor:
         shortage_pause_s: float,
     ) -> None:
         self._loop = loop
-        self._listening = listening
+        self._listening = list(listening)
         self._accepted = accepted
         self._quotas = quotas
         self._turn_s = turn_s
@@ -44,21 +45,34 @@ class Acceptor:
         self._stopped = False
 
     def start(self) -> None:
-        self._listening.setblocking(False)
-        self._loop.watch_always(self._listening, self._accept_some)
+        for sock in self._listening:
+            sock.setblocking(False)
+            self._loop.watch_always(sock, partial(self._accept_some, sock))
 
     def stop(self) -> None:
-        """Accept no more connections. They wait in the queue of the listening socket."""
+        """Accept no more connections. They wait in the queues of the listening sockets."""
         self._stopped = True
-        self._loop.unwatch(self._listening)
+        self._unwatch()
 
-    def _accept_some(self) -> None:
+    def listen_on(self, listening: Sequence[socket.socket]) -> None:
+        """Accept connections on these sockets from now on. The caller closes a former one only afterwards."""
+        self._unwatch()
+        self._listening = list(listening)
+        if not self._stopped:
+            self.start()
+
+    def _unwatch(self) -> None:
+        for sock in self._listening:
+            if sock.fileno() >= 0:
+                self._loop.unwatch(sock)
+
+    def _accept_some(self, listening: socket.socket) -> None:
         end = time.monotonic() + self._turn_s
         for _ in range(_ACCEPTED_PER_TURN):
             if time.monotonic() > end:
                 return
             try:
-                sock, _ = self._listening.accept()
+                sock, _ = listening.accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -72,9 +86,9 @@ class Acceptor:
         events.error(
             "cannot-accept", error=error.strerror, clients=self._quotas.clients, retry_s=self._shortage_pause_s
         )
-        self._loop.unwatch(self._listening)
+        self._unwatch()
         self._loop.call_later(self._shortage_pause_s, self._resume)
 
     def _resume(self) -> None:
         if not self._stopped:
-            self._loop.watch_always(self._listening, self._accept_some)
+            self.start()

@@ -43,8 +43,7 @@ def take_lock(path: str) -> int:
                 )
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if is_at(descriptor, lock):
-                os.truncate(descriptor, 0)
-                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+                note_pid(descriptor)
                 return descriptor
         except BlockingIOError:
             pid = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
@@ -57,6 +56,13 @@ def take_lock(path: str) -> int:
             os.close(descriptor)
             raise cannot_create(path, error) from error
         os.close(descriptor)  # its last owner has removed the file between our open(2) and our flock(2)
+
+
+def note_pid(descriptor: int) -> None:
+    """Write the PID of this process into the lock, for the message of another binder. Without room, it has none."""
+    with contextlib.suppress(OSError):
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
 
 
 def release_lock(path: str, descriptor: int) -> None:

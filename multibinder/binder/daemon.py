@@ -176,7 +176,7 @@ class Daemon:
         )
         self._server = ControlServer(
             loop,
-            control.socket,
+            control.sockets,
             quotas=quotas,
             counters=counters,
             answer=methods.answer,
@@ -193,6 +193,8 @@ class Daemon:
 
         The clients of ``inherited`` belong to the server from now on.
         """
+        if self._keeper is not None and self._control.was_replaced:
+            self._keeper.forget([name for name, _ in self._control.for_keeper()])
         (keep := functools.partial(keep_the_rest, self._keeper, self._control, self._store))()
         signals = SignalQueue(_SIGNALS)
         self._loop.watch_always(signals.fileno(), lambda: self._obey_all(signals.read()))
@@ -200,6 +202,7 @@ class Daemon:
         self._store.repair()
         self._loop.call_every(self._program.timings.repair_every_s, self._store.repair)
         self._loop.call_every(self._program.timings.repair_every_s, self._durable.catch_up)
+        self._loop.call_every(self._program.timings.repair_every_s, self._look_at_control_socket)
         self._loop.call_every(self._program.timings.look_every_s, self._monitor.look)
         self._loop.call_every(_CATCH_UP_EVERY_S, events.catch_up)
         self._loop.call_every(self._program.timings.look_every_s, keep)
@@ -226,6 +229,15 @@ class Daemon:
         self._loop.close()
         signals.close()
         return remaining
+
+    def _look_at_control_socket(self) -> None:
+        kept = [name for name, _ in self._control.for_keeper()]
+        if self._control.look():
+            self._server.listen_on(self._control.sockets)
+            self._control.close_retired()
+            if self._keeper is not None:
+                self._keeper.forget(kept)
+                self._keeper.keep(self._control.for_keeper(), lambda confirmed: None)
 
     def detach_all(self, clients: Sequence[tuple[socket.socket, ClientState]]) -> list[tuple[str, int]]:
         """Return every descriptor that the next version needs, with its name. The caller owns them.

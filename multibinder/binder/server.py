@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -52,7 +52,7 @@ DEFAULT_TIMINGS = ServerTimings()
 
 
 class ControlServer:
-    """Serve the clients of ``listening`` on ``loop`` until ``stop`` or ``drain``. ``listening`` stays its caller's.
+    """Serve the clients of ``listening`` on ``loop`` until ``stop`` or ``drain``. The sockets stay their caller's.
 
     ``answer`` is called with a request, its caller, and a function that takes a later answer. It returns the answer, or
     None if the answer comes later. ``handoffs`` has the grants that the clients have to confirm.
@@ -61,7 +61,7 @@ class ControlServer:
     def __init__(
         self,
         loop: Loop,
-        listening: socket.socket,
+        listening: Sequence[socket.socket],
         *,
         quotas: Quotas,
         counters: RequestCounters,
@@ -115,6 +115,10 @@ class ControlServer:
         finally:
             for peer in list(self._clients):
                 self._disconnects.interrupt(peer, is_upgrading=not self._stopping)
+
+    def listen_on(self, listening: Sequence[socket.socket]) -> None:
+        """Accept clients on these sockets instead of the former ones. They stay their caller's."""
+        self._acceptor.listen_on(listening)
 
     def stop(self) -> None:
         """Make ``run`` return at the end of this turn, and close all clients."""

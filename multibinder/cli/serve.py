@@ -13,6 +13,7 @@ import click
 import msgspec
 
 from multibinder import Address, AddressError
+from multibinder.binder.control_socket import PATH_BYTES
 from multibinder.binder.next_version import MAX_LISTENERS
 from multibinder.binder.orphan_ttl import OrphanTtl
 from multibinder.binder.quotas import Limits
@@ -54,7 +55,7 @@ class ServeOptions(msgspec.Struct, frozen=True):
     def invocation(self) -> Invocation:
         """Return the argument of the binder's process. A detached binder changes to /, so its paths are absolute."""
         settings = Settings(
-            socket_path=os.path.abspath(self.socket_path) if self.detach else self.socket_path,
+            socket_path=self._absolute_socket_path(),
             mode=self.mode if self.mode is not None else 0o660 if self.group else 0o600,
             group=self.group,
             policy=_absolute(self.policy),
@@ -65,6 +66,11 @@ class ServeOptions(msgspec.Struct, frozen=True):
         )
         level = logging.DEBUG if self.verbose else logging.WARNING if self.quiet else logging.INFO
         return Invocation(settings, self.log_format, level, _absolute(self.log_file))
+
+    def _absolute_socket_path(self) -> str:
+        """Return the absolute path, unless only the relative one is short enough for a Unix socket (unix(7))."""
+        path = os.path.abspath(self.socket_path)
+        return path if self.detach or len(os.fsencode(path)) <= PATH_BYTES else self.socket_path
 
 
 class _ModeType(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic since click 8.4

@@ -41,7 +41,7 @@ def test_a_client_whose_request_fails_unexpectedly_is_told_and_dropped_and_no_ot
         loop = Loop()
         quotas = Quotas(Limits())
         server = ControlServer(
-            loop, listening, quotas=quotas, counters=RequestCounters(), answer=answer, handoffs=new_store().handoffs
+            loop, [listening], quotas=quotas, counters=RequestCounters(), answer=answer, handoffs=new_store().handoffs
         )
         thread = threading.Thread(target=server.run)
         thread.start()

@@ -206,6 +206,27 @@ EVENTS = Section(
             remedy="exclude the directory from what cleans it (tmpfiles.d(5), `x`)",
         ),
         entry(
+            "control-socket-gone",
+            cause="another program has removed or replaced the control socket, or its lock; it is served again",
+            remedy="exclude the directory from what cleans it (tmpfiles.d(5), `x`); with a socket unit, restart that",
+        ),
+        entry(
+            "control-socket-lost",
+            cause="the control socket was removed or replaced, and cannot be made again yet: another binder serves the "
+            "path, or its directory is gone. It is tried again every 15 s",
+            remedy="create the directory, remove the file in its place, or stop the other binder",
+        ),
+        entry(
+            "socket-path-differs",
+            cause="the control socket that was passed on, as by a socket unit, has another path than `--socket`",
+            remedy="give `--socket` the path of ListenStream=",
+        ),
+        entry(
+            "mode-not-set",
+            cause="the mode or the group of a control socket that was passed on cannot be set",
+            remedy="run as root or as a member of the group; `chmod`",
+        ),
+        entry(
             "journal-lost",
             cause="the kernel refuses memory, or a descriptor, for the journal of owners; binds are refused, releases "
             "go on. It is tried again every 15 s (`journal-written`)",

@@ -273,6 +273,12 @@ START = Section(
             remedy="find out who, remove the file, use a directory that others cannot write to",
         ),
         entry(
+            "…: cannot set the mode …",
+            cause="the control socket that was passed on belongs to another user",
+            remedy="run as that user, or as root",
+            fragment="cannot set the mode",
+        ),
+        entry(
             "cannot give the control socket to group …",
             "--group …: there is no such group",
             cause="the group does not exist, or the binder's user is not in it",
