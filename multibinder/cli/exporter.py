@@ -10,6 +10,7 @@ from prometheus_client.exposition import generate_latest
 from multibinder import MultibinderError, TcpAddress, __version__
 from multibinder.cli.exporter_server import MetricsServer
 from multibinder.cli.options import AddressType, socket_option
+from multibinder.cli.say import say
 from multibinder.cli.wording import reason_of
 from multibinder.kernel.files import replace
 from multibinder.observe.metrics.scrape import Scrape
@@ -80,7 +81,7 @@ def _log_change(source: str, complaint: str) -> None:
 
 def _log(sentence: str) -> None:
     with contextlib.suppress(OSError):
-        click.echo(f"multibinder exporter: {sentence}", err=True)
+        say(f"multibinder exporter: {sentence}", err=True)
 
 
 def _write(path: str, text: bytes) -> None:

@@ -7,11 +7,12 @@ import sys
 import time
 
 import click
-import msgspec
 
 from multibinder import Address, Client, ListenerStatus, Released
 from multibinder.cli.options import AddressType, socket_option
+from multibinder.cli.say import say, say_json
 from multibinder.cli.wording import NO_LABEL, age, owner_names
+from multibinder.kernel.terminal import printable_lines
 
 
 @click.command("list", short_help="Show every listener that the binder holds.")
@@ -27,9 +28,9 @@ def list_command(socket_path: str | None, as_json: bool) -> None:
     with Client(socket_path) as binder:
         listeners = binder.list()
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(listeners)))
+        say_json(listeners)
     elif not listeners:
-        click.echo("No listeners.", err=True)
+        say("No listeners.", err=True)
     else:
         _print_table(listeners)
 
@@ -61,7 +62,7 @@ def release_command(socket_path: str | None, owner: str, all_owners: bool, addre
             listener = held.get(str(address))
             for each in _claims_of(listener) if all_owners and listener else [owner]:
                 [outcome] = binder.release([address], owner=each)
-            click.echo(f"{outcome.address}: {outcome.outcome}{_kept_by(outcome)}")
+            say(f"{outcome.address}: {outcome.outcome}{_kept_by(outcome)}")
             absent |= outcome.outcome == "absent"
     sys.exit(1 if absent else 0)
 
@@ -92,9 +93,9 @@ def move_command(socket_path: str | None, owner: str, user: str) -> None:
     with Client(socket_path) as binder:
         [moved] = binder.move([(owner, uid)])
     for address in moved.addresses:
-        click.echo(f"{address}: moved to uid {uid}")
+        say(f"{address}: moved to uid {uid}")
     if not moved.addresses:
-        click.echo(f"{owner} has no claim; 'multibinder list --json' shows label and uid of each", err=True)
+        say(f"{owner} has no claim; 'multibinder list --json' shows label and uid of each", err=True)
     sys.exit(0 if moved.addresses else 1)
 
 
@@ -114,6 +115,7 @@ def _print_table(listeners: list[ListenerStatus]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading, justify in (
@@ -127,8 +129,12 @@ def _print_table(listeners: list[ListenerStatus]) -> None:
     for listener in listeners:
         name = f" ({listener.name})" if listener.name else ""
         table.add_row(
-            listener.address + name,
-            ", ".join(owner_names(listener.claims, "-") or [label or "-" for label in listener.owners]),
+            Text(printable_lines(listener.address + name)),
+            Text(
+                printable_lines(
+                    ", ".join(owner_names(listener.claims, "-") or [label or "-" for label in listener.owners])
+                )
+            ),
             str(listener.backlog),
             str(listener.handoffs),
             age(time.time() - listener.created),

@@ -8,6 +8,7 @@ import sys
 import click
 
 from multibinder import MultibinderError, __version__
+from multibinder.cli.say import say
 from multibinder.kernel.std_descriptors import open_std_descriptors
 
 #: The module of each command. It is imported only if the command is used, which keeps every command fast to start.
@@ -65,8 +66,8 @@ def main() -> None:
     try:
         multibinder(prog_name="multibinder")
     except MultibinderError as error:
-        click.echo(f"multibinder: {error}", err=True)
+        say(f"multibinder: {error}", err=True)
         sys.exit(1)
     except OSError as error:
-        click.echo(f"multibinder: {error.filename or ''}: {error.strerror or error}", err=True)
+        say(f"multibinder: {error.filename or ''}: {error.strerror or error}", err=True)
         sys.exit(1)

@@ -14,6 +14,7 @@ from multibinder import Address, AddressError, ListenerSpec, Options
 from multibinder.binder.policy import METHODS, AccessRequest, access_requests, explain
 from multibinder.binder.policy_file import lint, load
 from multibinder.binder.settings import DEFAULT_POLICY
+from multibinder.cli.say import say
 from multibinder.cli.wording import count
 from multibinder.wire.options import OPTION_NAMES
 
@@ -114,11 +115,11 @@ def check_command(**parameters: Any) -> None:
     for request in _access_requests(address, asked.options) if address else [None]:
         if not allowed:
             break
-        click.echo(f"{method}{f' {request.address}' if request else ''} ({who}):")
+        say(f"{method}{f' {request.address}' if request else ''} ({who}):")
         for line in explain(policy, asker, method, request):
-            click.echo(f"  {line}")
+            say(f"  {line}")
         allowed = policy.decide(asker, method, request).allowed
-    click.echo("allowed" if allowed else "denied")
+    say("allowed" if allowed else "denied")
     sys.exit(0 if allowed else 1)
 
 
@@ -139,9 +140,9 @@ def lint_command(path: str) -> None:
     policy = load(path)
     found = list(lint(policy))
     for sentence in found:
-        click.echo(f"{path}: {sentence}")
+        say(f"{path}: {sentence}")
     if not found:
-        click.echo(f"{path}: {count(len(policy.rules), 'rule')}, nothing to report")
+        say(f"{path}: {count(len(policy.rules), 'rule')}, nothing to report")
     sys.exit(1 if found else 0)
 
 

@@ -6,10 +6,10 @@ import shutil
 import sys
 
 import click
-import msgspec
 
 from multibinder import Client, MultibinderError
 from multibinder.cli.options import socket_option
+from multibinder.cli.say import say, say_json
 from multibinder.cli.status_check import UNKNOWN, WORDS, judge
 from multibinder.cli.status_report import report_of
 from multibinder.cli.status_text import lines_of, wants_colour
@@ -57,10 +57,10 @@ def status_command(socket_path: str | None, as_json: bool, check: bool, watch: b
     with Client(socket_path) as client:
         report = report_of(client)
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(report)))
+        say_json(report)
         return
     if not report.listeners:
-        click.echo("No listeners.", err=True)
+        say("No listeners.", err=True)
     click.echo("\n".join(lines_of(report, shutil.get_terminal_size().columns, colour=wants_colour())), color=True)
 
 
@@ -70,5 +70,5 @@ def _check(socket_path: str | None) -> None:
             code, text = judge(report_of(client))
     except (MultibinderError, OSError) as error:
         code, text = UNKNOWN, str(error)
-    click.echo(f"MULTIBINDER {WORDS[code]} - {text}")
+    say(f"MULTIBINDER {WORDS[code]} - {text}")
     sys.exit(code)

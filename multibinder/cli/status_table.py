@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from multibinder.cli.status_report import Report, Row
 from multibinder.cli.wording import age, owner_names, rate_text
+from multibinder.kernel.terminal import printable_lines
 
 _HEADINGS = ("STATE", "ADDRESS", "QUEUE", "DROPS", "DROPS/S", "HANDOFFS", "AGE")
 _ADDRESS = _HEADINGS.index("ADDRESS")
@@ -25,6 +26,11 @@ class Line(NamedTuple):
 
     text: str
     state: str = ""
+
+
+def _line(text: str, state: str = "") -> Line:
+    """Return a line. Names, labels and processes in it are of other users."""
+    return Line(printable_lines(text), state)
 
 
 def table(
@@ -53,14 +59,14 @@ def table(
     head = _join(_HEADINGS, widths)
     if total + sum(detail_widths) + len(_SEPARATOR) * sum(1 for size in detail_widths if size) <= width:
         blocks = [
-            [Line(_beside(_join(cell, widths), detail, detail_widths), row.state)]
+            [_line(_beside(_join(cell, widths), detail, detail_widths), row.state)]
             for row, cell, detail in zip(rows, cells, details, strict=True)
         ]
-        return Line(_beside(head, names, detail_widths)), blocks
+        return _line(_beside(head, names, detail_widths)), blocks
     blocks = [
         _several_lines(row, cell, detail, widths, width) for row, cell, detail in zip(rows, cells, details, strict=True)
     ]
-    return Line(head), blocks
+    return _line(head), blocks
 
 
 def _several_lines(
@@ -69,19 +75,19 @@ def _several_lines(
     """Return the lines of one listener, with its details indented below its cells."""
     history, owners, holders = details
     name = ""
-    lines = [Line(_join(cells, widths), row.state)]
+    lines = [_line(_join(cells, widths), row.state)]
     if len(lines[0].text) > width:
         lines = [
-            Line(_SEPARATOR.join([cells[0].ljust(widths[0]), row.address]), row.state),
-            Line(_join(("", "", *cells[2:]), widths)),
+            _line(_SEPARATOR.join([cells[0].ljust(widths[0]), row.address]), row.state),
+            _line(_join(("", "", *cells[2:]), widths)),
         ]
         name = f"({row.name})" if row.name else ""
     indent = " " * (widths[0] + len(_SEPARATOR))
     text = _SEPARATOR.join(filter(None, [history, name, f"{owners}: {holders}"]))
     if len(indent) + len(text) <= width:
-        return [*lines, Line(indent + text)]
+        return [*lines, _line(indent + text)]
     wrapped = textwrap.wrap(text, max(20, width - len(indent)), break_on_hyphens=False)
-    return [*lines, *(Line(indent + line) for line in wrapped)]
+    return [*lines, *(_line(indent + line) for line in wrapped)]
 
 
 def _cells(row: Row, now: float, rate: float) -> tuple[str, ...]:

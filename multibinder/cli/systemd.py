@@ -14,6 +14,7 @@ import click
 import msgspec
 
 from multibinder import MultibinderError
+from multibinder.cli.say import say
 from multibinder.cli.wording import reason_of
 from multibinder.kernel.files import replace
 
@@ -92,14 +93,14 @@ def install(prefix: str, dry_run: bool, force: bool) -> None:
     for file in files:
         if file in todo:
             _write(file)
-        click.echo(f"{file.path}: {_outcome(file, dry_run, force, blocked=bool(kept))}")
+        say(f"{file.path}: {_outcome(file, dry_run, force, blocked=bool(kept))}")
     if kept:
         raise InstallError(
             f"{', '.join(file.path.name for file in kept)}: changed by hand, so nothing was written; move the change "
             "to a drop-in ('systemctl edit') and use --force, which replaces the file"
         )
     if todo:
-        click.echo(_next_steps(root))
+        say(_next_steps(root))
 
 
 def installed_units(root: Path) -> list[tuple[Path, str]]:

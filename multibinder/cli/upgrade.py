@@ -6,6 +6,7 @@ import click
 
 from multibinder import Client
 from multibinder.cli.options import socket_option
+from multibinder.cli.say import say
 
 #: More than the 30 s that the binder gives the new version for its trial start.
 _TIMEOUT_S = 45.0
@@ -30,4 +31,4 @@ def upgrade_command(socket_path: str | None) -> None:
         raise click.ClickException(
             f"could not upgrade: {after.upgrade_failure}; version {after.version} goes on, pid {after.pid}"
         )
-    click.echo(f"upgraded: {upgraded.before} -> {after.version}, pid {after.pid}")
+    say(f"upgraded: {upgraded.before} -> {after.version}, pid {after.pid}")

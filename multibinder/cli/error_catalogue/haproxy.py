@@ -152,6 +152,11 @@ HAPROXY = Section(
             remedy="find out who made it, then remove it; or choose another `--runtime-dir`",
         ),
         entry(
+            "… did not end within … s; a file or process of that user hangs",
+            cause="root's command on another user's instance runs as that user, and waited: a template is a FIFO, say",
+            remedy="run the command as that user, to see what it waits for",
+        ),
+        entry(
             "… cannot be run as that user",
             cause="root's command on another user's instance runs as that user, who cannot execute this installation",
             remedy="install in `/opt`, where every user may read",

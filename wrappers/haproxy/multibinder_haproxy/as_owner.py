@@ -12,9 +12,10 @@ import msgspec
 from multibinder.launch.errors import LaunchError, UsageError
 from multibinder.launch.owner import other_owner, run_as
 from multibinder_haproxy.instance import PROGRAM, Instance
-from multibinder_haproxy.output import printable
 from multibinder_haproxy.status import Status, status_of
 
+#: The time for a command of another user's instance, without the time for which it waits for HAProxy.
+_LIMIT_S = 10.0
 RUNTIME_DIR_VARIABLE = "MULTIBINDER_HAPROXY_RUNTIME_DIR"
 
 
@@ -27,14 +28,24 @@ def wrapper_path() -> str:
     raise UsageError(f"cannot find the installed '{PROGRAM}' command, which HAProxy must execute to reload")
 
 
-def run_as_owner(instance: Instance, *arguments: str) -> subprocess.CompletedProcess[str] | None:
-    """Run a command of ours as the owner of the instance if we are root and that is another user; else return None."""
+def run_as_owner(instance: Instance, *arguments: str, timeout_s: float = 0) -> subprocess.CompletedProcess[str] | None:
+    """Run a command of ours as the owner of the instance if we are root and that is another user; else return None.
+
+    ``timeout_s`` is the command's own limit, if it has one. Its owner can stop it, and root must not wait for ever.
+    """
     owner = other_owner(instance.directory)
     if owner is None:
         return None
     wrapper = wrapper_path()
+    # A reload waits for its lock and for HAProxy, each for its limit.
+    limit_s = _LIMIT_S + 3 * timeout_s
     try:
-        return run_as(owner, [wrapper, *arguments], {RUNTIME_DIR_VARIABLE: instance.runtime_directory})
+        return run_as(owner, [wrapper, *arguments], {RUNTIME_DIR_VARIABLE: instance.runtime_directory}, limit_s)
+    except TimeoutError:
+        raise LaunchError(
+            f"{instance.name} belongs to {owner}, and its '{arguments[0]}' did not end within {limit_s:g} s; a file or "
+            "process of that user hangs"
+        ) from None
     except OSError as error:
         raise LaunchError(
             f"{instance.name} belongs to {owner}, and {wrapper} cannot be run as that user: {error.strerror}"
@@ -49,4 +60,4 @@ def status_by_owner(instance: Instance) -> Status:
     try:
         return msgspec.json.decode(finished.stdout, type=Status)
     except msgspec.DecodeError:
-        raise LaunchError(printable(finished.stderr).removeprefix(f"{PROGRAM}: ").strip()) from None
+        raise LaunchError(finished.stderr.removeprefix(f"{PROGRAM}: ").strip()) from None

@@ -7,7 +7,6 @@ import sys
 from typing import Any, NoReturn
 
 import click
-import msgspec
 
 from multibinder import SOCKET_VARIABLE, MultibinderError, __version__
 from multibinder.launch.errors import LaunchError, NoSuchInstance, NotRunning, UsageError
@@ -26,6 +25,8 @@ from multibinder_haproxy.output import (
     print_report,
     print_status,
     print_stopped,
+    say,
+    say_json,
     warn,
 )
 from multibinder_haproxy.reload_all import reload_all
@@ -54,7 +55,13 @@ def _complete_name(ctx: click.Context, param: click.Parameter, incomplete: str) 
     return [name for name in known_instances(directory) if name.startswith(incomplete)]
 
 
-_name = click.argument("name", shell_complete=_complete_name)
+def _require_name(ctx: click.Context, param: click.Parameter, name: str | None) -> str | None:
+    if name == "":
+        raise click.BadParameter("the name is empty; give the name of an instance, or no argument where it is optional")
+    return name
+
+
+_name = click.argument("name", callback=_require_name, shell_complete=_complete_name)
 _timeout = click.option(
     "--timeout",
     type=click.FloatRange(0.1),
@@ -96,7 +103,9 @@ def multibinder_haproxy() -> None:
 
 
 @multibinder_haproxy.command("run", short_help="Render the templates, get the sockets, and become HAProxy.")
-@click.option("--name", required=True, help="The instance's name, which the other commands take.")
+@click.option(
+    "--name", required=True, callback=_require_name, help="The instance's name, which the other commands take."
+)
 @_runtime_dir
 @_socket
 @_vars
@@ -124,7 +133,7 @@ def run_command(name: str, runtime_dir: str, **options: Any) -> None:
 @multibinder_haproxy.command(
     "reload", short_help="Load the configuration anew; the old worker finishes its connections.", epilog=EXIT_CODES
 )
-@click.argument("name", required=False, shell_complete=_complete_name)
+@click.argument("name", required=False, callback=_require_name, shell_complete=_complete_name)
 @click.option("--all", "every", is_flag=True, help="Reload every instance that runs, one after the other.")
 @click.option("--keep-going", is_flag=True, help="With --all, go on after a failure.")
 @_runtime_dir
@@ -145,7 +154,7 @@ def reload_command(name: str | None, every: bool, keep_going: bool, runtime_dir:
     if name is None:
         sys.exit(reload_all(runtime_dir, timeout, keep_going))
     instance = Instance(runtime_dir, name)
-    _leave_to_its_owner(instance, "reload", "--timeout", str(timeout), name)
+    _leave_to_its_owner(instance, "reload", "--timeout", str(timeout), name, timeout_s=timeout)
     report = reload.reload(instance, timeout)
     print_report(name, report)
     sys.exit(0 if report.ok else 1)
@@ -167,11 +176,13 @@ def check_command(name_or_command: tuple[str, ...], runtime_dir: str, **options:
       multibinder-haproxy check web
       multibinder-haproxy check -- /usr/sbin/haproxy -Ws -f /etc/haproxy/web.cfg.j2
     """
+    if name_or_command[0] == "":
+        raise click.BadParameter("the name is empty")
     if len(name_or_command) == 1:
         if options["sandbox"]:
             raise UsageError("--sandbox goes with '-- HAPROXY ARGS...': a NAME is checked as it was started")
         instance = Instance(runtime_dir, name_or_command[0])
-        _leave_to_its_owner(instance, "check", instance.name)
+        _leave_to_its_owner(instance, "check", instance.name, timeout_s=60)
         config = check_reload(instance, instance.read_invocation())
     else:
         invocation = _plan(Instance(runtime_dir, "check"), command=name_or_command, strict=True, wait=0, **options)
@@ -195,13 +206,13 @@ def render_command(file: str, name: str, variables: tuple[str, ...], sandbox: bo
     """
     renderer = Renderer(name, read_variables(variables), os.environ, sandbox=sandbox)
     config = renderer.render([(os.path.abspath(file), file)])
-    click.echo(config.files[file], nl=False)
+    say(config.files[file], nl=False)
     for warning in config.warnings:
         warn(warning)
 
 
 @multibinder_haproxy.command("status", short_help="Show the state of one instance, or of all.", epilog=EXIT_CODES)
-@click.argument("name", required=False, shell_complete=_complete_name)
+@click.argument("name", required=False, callback=_require_name, shell_complete=_complete_name)
 @_runtime_dir
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs (docs/instance-summary.md).")
 def status_command(name: str | None, runtime_dir: str, as_json: bool) -> None:
@@ -214,16 +225,22 @@ def status_command(name: str | None, runtime_dir: str, as_json: bool) -> None:
     Example:
       multibinder-haproxy status web --json | jq .state
     """
-    names = [name] if name else known_instances(runtime_dir)
-    statuses = [status_by_owner(Instance(runtime_dir, each)) for each in names]
+    statuses, failed = [], False
+    if name is not None:
+        statuses.append(status_by_owner(Instance(runtime_dir, name)))
+    for each in known_instances(runtime_dir) if name is None else ():
+        try:
+            statuses.append(status_by_owner(Instance(runtime_dir, each)))
+        except LaunchError as error:
+            print_error(f"{each}: {error}")
+            failed = True
     if as_json:
-        encoded = msgspec.json.encode(statuses[0] if name else statuses)
-        click.echo(msgspec.json.format(encoded))
-    elif not statuses:
-        click.echo(f"No instances in {runtime_dir}.", err=True)
-    for each in () if as_json else statuses:
-        print_status(each)
-    sys.exit(max((_STATUS_CODES[each.state] for each in statuses), default=0))
+        say_json(statuses[0] if name is not None else statuses)
+    elif not statuses and not failed:
+        say(f"No instances in {runtime_dir}.", err=True)
+    for status in () if as_json else statuses:
+        print_status(status)
+    sys.exit(max([int(failed), *(_STATUS_CODES[status.state] for status in statuses)]))
 
 
 @multibinder_haproxy.command("stop", short_help="Stop HAProxy gracefully, then close its ports.", epilog=EXIT_CODES)
@@ -240,7 +257,7 @@ def stop_command(name: str, runtime_dir: str, timeout: float, keep_listeners: bo
     """
     instance = Instance(runtime_dir, name)
     keep = ["--keep-listeners"] if keep_listeners else []
-    _leave_to_its_owner(instance, "stop", "--timeout", str(timeout), *keep, name)
+    _leave_to_its_owner(instance, "stop", "--timeout", str(timeout), *keep, name, timeout_s=timeout)
     print_stopped(name, stop.stop(instance, timeout, keep_listeners))
 
 
@@ -270,9 +287,9 @@ def _plan(instance: Instance, **options: Any) -> Invocation:
     return Invocation.plan(instance.name, instance.directory, RunOptions(wrapper=wrapper_path(), **options))
 
 
-def _leave_to_its_owner(instance: Instance, *arguments: str) -> None:
+def _leave_to_its_owner(instance: Instance, *arguments: str, timeout_s: float = 0) -> None:
     """If the instance is another user's, run the command as that user, print its output, and exit as it did."""
-    finished = run_as_owner(instance, *arguments)
+    finished = run_as_owner(instance, *arguments, timeout_s=timeout_s)
     if finished is not None:
         print_finished(finished)
         sys.exit(finished.returncode)

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
-from multibinder.kernel import process
+from multibinder.kernel.terminal import printable_json, printable_lines
 
 if TYPE_CHECKING:
     from multibinder_haproxy.config.model import Config
@@ -20,12 +21,22 @@ if TYPE_CHECKING:
 _COLUMNS = 80
 
 
+def say(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print lines without what a terminal obeys: names and paths are another user's, and HAProxy quotes its files."""
+    click.echo(printable_lines(text), err=err, nl=nl)
+
+
+def say_json(value: object) -> None:
+    """Print a value as JSON. What a terminal obeys is escaped; the value is exact."""
+    click.echo(printable_json(msgspec.json.format(msgspec.json.encode(value)).decode()))
+
+
 def warn(text: str) -> None:
-    click.echo(f"warning: {text}", err=True)
+    say(f"warning: {text}", err=True)
 
 
 def print_error(text: str) -> None:
-    click.echo(f"multibinder-haproxy: {text}", err=True)
+    say(f"multibinder-haproxy: {text}", err=True)
 
 
 def print_checked(config: Config) -> None:
@@ -33,11 +44,11 @@ def print_checked(config: Config) -> None:
     for warning in config.warnings:
         warn(warning)
     binds = ", ".join(slot.key for slot in config.slots) or "no bind_tcp()"
-    click.echo(f"ok: {len(config.files)} file(s), {binds}")
+    say(f"ok: {len(config.files)} file(s), {binds}")
 
 
 def print_stopped(name: str, closed: Sequence[str]) -> None:
-    click.echo(f"{name}: stopped{', closed ' + ', '.join(closed) if closed else ''}")
+    say(f"{name}: stopped{', closed ' + ', '.join(closed) if closed else ''}")
 
 
 def print_report(name: str, report: ReloadReport) -> None:
@@ -46,26 +57,26 @@ def print_report(name: str, report: ReloadReport) -> None:
         warn(warning)
     if report.ok:
         workers = f"worker {_list(report.old_workers)} -> {_list(report.new_workers)}"
-        click.echo(f"{name}: reloaded in {report.took_s:.2f} s, {workers}")
+        say(f"{name}: reloaded in {report.took_s:.2f} s, {workers}")
         for what, keys in (("added", report.added), ("kept", report.kept), ("dropped", report.dropped)):
             if keys:
                 _print_row(what, ", ".join(keys), width=8)
         for address in report.kept_by_others:
-            click.echo(f"  {address} stays open: another owner holds it")
+            say(f"  {address} stays open: another owner holds it")
         if report.message:
             warn(report.message)
     else:
         print_error(f"{name}: reload failed, the old worker serves as before:")
-        click.echo(report.message, err=True)
+        say(report.message, err=True)
 
 
 def print_status(status: Status) -> None:
     """Print the status of one instance."""
     if status.state == "stopped":
-        click.echo(f"{status.name}: stopped")
+        say(f"{status.name}: stopped")
         return
     version = f"HAProxy {status.version}, " if status.version else ""
-    click.echo(f"{status.name}: {status.state}, {version}master {status.master}")
+    say(f"{status.name}: {status.state}, {version}master {status.master}")
     reloads = f"{status.reloads_total}; last success {_ago(status.last_success)}"
     if status.last_failure:
         reloads += f"; {status.failures_total} failed, last {_ago(status.last_failure)} ({status.last_failure_phase})"
@@ -79,23 +90,18 @@ def print_status(status: Status) -> None:
     _print_row("binds", ", ".join(status.binds) or "none")
     for problem in status.problems:
         first, *rest = problem.splitlines()
-        click.echo("\n".join([f"  PROBLEM  {first}", *(f"           {line}" for line in rest)]))
+        say("\n".join([f"  PROBLEM  {first}", *(f"           {line}" for line in rest)]))
 
 
 def print_finished(finished: subprocess.CompletedProcess[str]) -> None:
     """Print the output of a command that was run as another user."""
-    click.echo(printable(finished.stdout), nl=False)
-    click.echo(printable(finished.stderr), nl=False, err=True)
-
-
-def printable(text: str) -> str:
-    """Return another user's lines without the characters that a terminal obeys."""
-    return "\n".join(map(process.printable, text.split("\n")))
+    say(finished.stdout, nl=False)
+    say(finished.stderr, nl=False, err=True)
 
 
 def _print_row(label: str, text: str, width: int = 9) -> None:
     """Print a label and its text in lines of 80 columns, also if the output is a pipe. Never splits an address."""
-    click.echo(
+    say(
         textwrap.fill(
             text,
             _COLUMNS,

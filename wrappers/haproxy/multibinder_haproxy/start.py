@@ -7,6 +7,7 @@ import time
 from typing import NoReturn
 
 from multibinder import MultibinderError
+from multibinder.kernel.process import stat_or_none
 from multibinder.launch.errors import LaunchError
 from multibinder_haproxy import sockets
 from multibinder_haproxy.check import check_with_haproxy
@@ -44,14 +45,27 @@ def run(invocation: Invocation) -> NoReturn:
 
 
 def _refuse_a_second(instance: Instance, invocation: Invocation) -> None:
+    running: int | None
     try:
         running = Master(invocation.master_socket).processes().master
     except LaunchError:
+        running = _loading(instance)
+    if running is None:
         return
     raise LaunchError(
         f"{instance.name} is running already, as process {running}; "
         f"'multibinder-haproxy reload {instance.name}' loads its new configuration"
     )
+
+
+def _loading(instance: Instance) -> int | None:
+    """Return the PID of the recorded master if it lives: it does not answer while it loads its configuration."""
+    summary = instance.summary.read_or_new()
+    master = summary.master if summary.state != "stopped" else None
+    if master is None or not master.start_ticks or master.pid == os.getpid():
+        return None
+    found = stat_or_none(master.pid)
+    return master.pid if found and not found.has_ended and found.start_ticks == master.start_ticks else None
 
 
 def _prepare(instance: Instance, invocation: Invocation) -> tuple[Invocation, LaunchError | None]:
