@@ -49,8 +49,6 @@ from multibinder.binder.upgrader import Upgrader
 from multibinder.kernel.socket_options import inode_of
 from multibinder.wire.errors import BindError
 
-#: Log lines that were left out or could not be written are made up for this often.
-_CATCH_UP_EVERY_S = 1.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -204,7 +202,7 @@ class Daemon:
         self._loop.call_every(self._program.timings.repair_every_s, self._durable.catch_up)
         self._loop.call_every(self._program.timings.repair_every_s, self._look_at_control_socket)
         self._loop.call_every(self._program.timings.look_every_s, self._monitor.look)
-        self._loop.call_every(_CATCH_UP_EVERY_S, events.catch_up)
+        self._loop.call_every(events.CATCH_UP_EVERY_S, events.catch_up)
         self._loop.call_every(self._program.timings.look_every_s, keep)
         self._supervisor.feed_watchdog()
         events.info(

@@ -11,6 +11,8 @@ logger = logging.getLogger("multibinder")
 
 Emit = Callable[..., None]
 
+#: Log lines that were left out or could not be written are made up for this often.
+CATCH_UP_EVERY_S = 1.0
 #: Pairs of event name and key that are counted at the same time. Above this, the pairs of a name share one count.
 _COUNTED_PAIRS = 1024
 

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from multibinder.binder import events, guard_child, ready
 from multibinder.binder.descriptor_store import DescriptorStore, promised_room, raise_limit
 from multibinder.binder.failures import callback_failed
-from multibinder.binder.guard_child import BinderProcess
 from multibinder.binder.guard_rehearsal import GuardRehearsal
 from multibinder.binder.guard_socket import GuardSocket, sorted_by_purpose
 from multibinder.binder.inherit import warn_not_open
@@ -28,7 +27,7 @@ from multibinder.binder.loop import Loop
 from multibinder.binder.pidfile import PidFileError, remove_pidfile, write_pidfile
 from multibinder.binder.signals import SignalQueue
 from multibinder.binder.upstream import Upstream
-from multibinder.kernel import handover
+from multibinder.kernel import handover, line_writer
 from multibinder.kernel.listen_fds import take_listen_fds
 from multibinder.wire import transport
 
@@ -86,7 +85,7 @@ class Guard:
         sockets, stored = sorted_by_purpose(descriptors)
         self._store = DescriptorStore(stored)
         self._socket = GuardSocket(f"{socket_path}.guard", sockets)
-        self._child = BinderProcess(child) if child else None
+        self._child = guard_child.BinderProcess(child) if child else None
         self._upstream = Upstream(self._loop)
         self._rehearsal: GuardRehearsal | None = None
         self._started_at = time.monotonic()
@@ -107,6 +106,7 @@ class Guard:
         """Serve. Return the binder's exit status after a stop, or None when a new guard is to take over."""
         signals = SignalQueue(_SIGNALS)
         self._loop.watch_always(signals.fileno(), lambda: self._obey_all(signals.read()))
+        self._loop.call_every(events.CATCH_UP_EVERY_S, events.catch_up)
         if not self._socket.sockets():
             with contextlib.suppress(OSError):  # it is tried again before the next start
                 self._socket.renew()
@@ -203,7 +203,7 @@ class Guard:
             except PidFileError as error:
                 events.error("no-pidfile", why=error)
                 if ready.DETACHED in os.environ:
-                    os.write(2, f"multibinder: {error}\n".encode())
+                    line_writer.write_now(2, f"multibinder: {error}\n".encode())
                     self._has_failed = True
                     self._obey(signal.SIGTERM)
                     return
