@@ -169,6 +169,16 @@ def test_reloads_at_the_same_time_become_one_or_two_and_all_succeed(web: Haproxy
     assert web.status()["state"] == "running"
 
 
+def test_a_report_of_a_longer_uptime_does_not_stand_for_a_reload(web: Haproxy) -> None:
+    """After a reboot, a runtime directory on a disk has reports whose boot time is ahead of the clock."""
+    web.must_reload()
+    path = web.runtime / "web" / "last-reload.json"
+    path.write_bytes(msgspec.json.encode({**msgspec.json.decode(path.read_bytes()), "started_s": 1e9}))
+    before = web.status()["generation"]
+    web.must_reload()
+    assert web.status()["generation"] == before + 1
+
+
 def test_a_reload_by_signal_adds_and_drops_binds_and_records_the_last_good_configuration(
     web: Haproxy, host: str
 ) -> None:

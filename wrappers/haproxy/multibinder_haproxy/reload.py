@@ -25,9 +25,11 @@ def reload(instance: Instance, timeout_s: float) -> ReloadReport:
     """
     asked_at = boottime_s()
     instance.check_known()
+    before = instance.read_report()
     with instance.locked(timeout_s):
         last = instance.read_report()
-        if last is not None and last.started_s > asked_at:
+        # A report that was there already may be of another boot, in which the clock was further on.
+        if last is not None and last != before and last.started_s > asked_at:
             return last
         return ReloadAttempt(instance, timeout_s).run()
 
