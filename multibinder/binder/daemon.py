@@ -29,6 +29,7 @@ from multibinder.binder.holder_scan import HolderScan
 from multibinder.binder.inherit import NOT_KEPT, Inheritance
 from multibinder.binder.keeper import Keeper, keeper_for
 from multibinder.binder.keeping import keep_the_rest
+from multibinder.binder.listings import Listings
 from multibinder.binder.loop import Loop
 from multibinder.binder.methods import Methods
 from multibinder.binder.pidfile import remove_pidfile, write_pidfile
@@ -42,9 +43,11 @@ from multibinder.binder.records import Record
 from multibinder.binder.server import ControlServer
 from multibinder.binder.settings import Settings
 from multibinder.binder.signals import SignalQueue
+from multibinder.binder.slices import Slices
 from multibinder.binder.status import BinderStatusSource
 from multibinder.binder.store import ListenerStore
 from multibinder.binder.supervisor import Supervisor
+from multibinder.binder.turns import Turns
 from multibinder.binder.upgrader import Upgrader
 from multibinder.kernel.socket_options import inode_of
 from multibinder.wire.errors import BindError
@@ -142,20 +145,19 @@ class Daemon:
         self._program = program
         self._control = control
         self._supervisor = Supervisor(restored.loop)
-        self._loop = loop = restored.loop
-        self._store = store = restored.store
+        self._loop, self._store = loop, store = restored.loop, restored.store
         self._durable = durable = restored.durable
         self._keeper = keeper = restored.keeper
         self._policy = policy = PolicyInForce(restored.policy)
-        self._is_stopping = False
-        self._is_upgrading = False
-        counters = RequestCounters()
+        self._is_stopping = self._is_upgrading = False
         self._quotas = quotas = Quotas(limits)
-        timings, version = program.timings, program.version
+        timings, version, counters = program.timings, program.version, RequestCounters()
         # The keeper is our parent, and has copies of all listeners.
         ignored_pids = () if keeper is None else (os.getppid(),)
-        scan = HolderScan(loop, program.find_holders, ignored_pids, timings.look_timeout_s)
-        self._monitor = HealthMonitor(loop, store, scan, settings.orphan_ttl, grace_s=timings.grace_s)
+        slices = Slices(loop, turns := Turns(loop))
+        scan = HolderScan(loop, slices, program.find_holders, ignored_pids, timings.look_timeout_s)
+        self._monitor = monitor = HealthMonitor(loop, slices, store, scan, settings.orphan_ttl, grace_s=timings.grace_s)
+        listings = Listings(slices, quotas, store, policy)
         self._upgrader = Upgrader(
             loop, program.command, version, store, check=self._check_upgrade, begin=self._begin_upgrade
         )
@@ -166,7 +168,8 @@ class Daemon:
             version,
             policy=policy,
             counters=counters,
-            status_source=BinderStatusSource(version, self._monitor, durable, keeper, quotas, policy, counters),
+            status_source=BinderStatusSource(version, monitor, listings, durable, keeper, quotas, policy, counters),
+            listings=listings,
             search=self._search,
             upgrader=self._upgrader,
             keeper=keeper,
@@ -176,6 +179,7 @@ class Daemon:
             loop,
             control.sockets,
             quotas=quotas,
+            turns=turns,
             counters=counters,
             answer=methods.answer,
             handoffs=store.handoffs,
@@ -198,10 +202,10 @@ class Daemon:
         self._loop.watch_always(signals.fileno(), lambda: self._obey_all(signals.read()))
         self._control.warn_who_may_connect(has_policy=self._policy.current is not None)
         self._store.repair()
-        self._loop.call_every(self._program.timings.repair_every_s, self._store.repair)
+        self._loop.call_every(self._program.timings.repair_every_s, self._monitor.repair)
         self._loop.call_every(self._program.timings.repair_every_s, self._durable.catch_up)
         self._loop.call_every(self._program.timings.repair_every_s, self._look_at_control_socket)
-        self._loop.call_every(self._program.timings.look_every_s, self._monitor.look)
+        self._loop.call_every(self._program.timings.look_every_s, self._monitor.look_regularly)
         self._loop.call_every(events.CATCH_UP_EVERY_S, events.catch_up)
         self._loop.call_every(self._program.timings.look_every_s, keep)
         self._supervisor.feed_watchdog()

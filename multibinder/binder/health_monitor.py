@@ -3,48 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-
-import msgspec
+from collections.abc import Callable, Iterator, Sequence
 
 from multibinder.binder import events
 from multibinder.binder.holder_scan import HolderScan
 from multibinder.binder.listener import Listener
 from multibinder.binder.loop import Loop
+from multibinder.binder.observation import Observation
 from multibinder.binder.orphan_ttl import OrphanTtl, orphan_ttl_of
+from multibinder.binder.queue_samples import QueueSamples
+from multibinder.binder.slices import Slices
 from multibinder.binder.store import ListenerStore
-from multibinder.observe.holders import Holder, Holders
+from multibinder.observe.holders import Holders
 from multibinder.wire.status import HolderStatus, ListenerHealth, OwnerStatus
 
 #: A listener is shown as repaired for this long after a repair.
 _REPAIRED_S = 3600.0
-#: The kernel counts drops in 32 bits.
-_DROPS_MODULUS = 2**32
+#: After a full look, the next one begins when its duration has passed again, but after a second at most. However many
+#: clients ask, looks leave the host half of a core.
+_LONGEST_REST_S = 1.0
 
-
-class _Observation(msgspec.Struct):
-    """The last observations of one listener.
-
-    Names with ``since`` are wall-clock times for display; names with ``at`` are times of time.monotonic() for
-    calculation.
-
-    ``drops`` were counted at ``drops_at``; the rate is calculated from them at the next look.
-    ``holders`` is None if none was found and some process may not be looked into.
-    ``unheld_since``, ``unheld_at`` are the times of the first of the looks that have found no holder.
-    """
-
-    drops: int
-    drops_at: float
-    drops_per_s: float = 0.0
-    holders: Sequence[Holder] | None = None
-    unheld_since: float | None = None
-    unheld_at: float = 0.0
-    is_orphan: bool = False
-    stalled_since: float | None = None
+OnLooked = Callable[[], None]
 
 
 class HealthMonitor:
-    """Looks at all listeners when ``look`` is called, and closes orphans whose time to live is over.
+    """Looks at all listeners, and closes orphans whose time to live is over.
+
+    A regular look costs what there are listeners: it verifies one known holder of each, and searches the processes of
+    the host only for listeners that have none left. A full look searches for all holders of all listeners.
 
     ``grace_s`` is explained at ``settings.Timings``. A queue that is not empty is sampled every ``sample_every_s``;
     its listener is stalled if the queue has not become shorter in any of ``samples`` samples.
@@ -53,6 +39,7 @@ class HealthMonitor:
     def __init__(
         self,
         loop: Loop,
+        slices: Slices,
         store: ListenerStore,
         scan: HolderScan,
         orphan_ttls: Sequence[OrphanTtl] = (),
@@ -62,113 +49,157 @@ class HealthMonitor:
         samples: int = 20,
     ) -> None:
         self._loop = loop
+        self._slices = slices
         self._store = store
         self._scan = scan
         self._orphan_ttls = orphan_ttls
         self._grace_s = grace_s
-        self._sample_every_s = sample_every_s
-        self._samples = samples
-        self._observations: dict[Listener, _Observation] = {}
-        self._on_looked: list[Callable[[], None]] = []
-        self._look_began_at = 0.0
+        self._observations: dict[Listener, Observation] = {}
+        self._samples = QueueSamples(loop, slices, self._observations, sample_every_s, samples)
+        self._is_looking = False
+        # Those who wait for the next full look, and for the end of the one that is under way.
+        self._asked: list[OnLooked] = []
+        self._waiting: list[OnLooked] = []
+        self._rests_until = 0.0
         self._extra_look_is_due = False
         self._looked_at: float | None = None
 
     @property
     def looked_at(self) -> float | None:
-        """Return the time of the last look that was complete, in seconds since the epoch; None before the first."""
+        """Return the time of the last full look that was complete, in seconds since the epoch; None before the first.
+
+        A regular look in which every listener was searched for is a full one.
+        """
         return self._looked_at
 
-    def look(self, on_looked: Callable[[], None] = lambda: None) -> None:
-        """Look at all listeners now. ``on_looked`` is called from the loop when that is done, also after a failure.
+    def look_regularly(self) -> None:
+        """Begin a regular look, unless a look is under way."""
+        if not self._is_looking:
+            self._begin(full=False)
 
-        During a look, further callers wait for the end of the same one.
+    def look(self, on_looked: OnLooked = lambda: None) -> None:
+        """Begin a full look now or soon. ``on_looked`` is called from the loop when it is over, also after a failure.
+
+        All who ask before it begins wait for the same one.
         """
         if not len(self._store):
             self._observations.clear()
             self._loop.call_later(0, on_looked)
             return
-        self._on_looked.append(on_looked)
-        if not self._scan.is_running:
-            self._look_began_at = time.monotonic()
-            self._scan.start([listener.inode for listener in self._store.listeners()], self._finish_look)
+        self._asked.append(on_looked)
+        if len(self._asked) == 1:
+            self._begin_full_look()
+
+    def repair(self) -> None:
+        """Let every listener listen with its own backlog again if a holder changed that."""
+        self._slices.run(self._store.repair_in_steps())
 
     def stop(self) -> None:
         """End a look that is under way. Its callers are not told."""
         self._scan.stop()
 
     def health(self, listeners: Sequence[Listener]) -> list[ListenerHealth]:
-        """Return the health of listeners: holders as of the last look, queues and drops as of now."""
-        now = time.time()
-        unknown = _Observation(0, 0.0)
-        return [self._health(listener, self._observations.get(listener, unknown), now) for listener in listeners]
+        """Return the health of listeners, as ``health_of`` does."""
+        return [self.health_of(listener) for listener in listeners]
 
-    def _finish_look(self, found: Holders | None) -> None:
-        if found is not None:
-            self._looked_at = time.time()
+    def health_of(self, listener: Listener) -> ListenerHealth:
+        """Return the health of a listener: holders as of the last look, queue and drops as of now."""
+        observation = self._observations.get(listener) or Observation(0, 0.0)
+        return self._health(listener, observation, time.time())
+
+    def _begin_full_look(self) -> None:
+        rest_s = self._rests_until - time.monotonic()
+        if not self._is_looking and self._asked and rest_s <= 0:
+            self._begin(full=True)
+        elif not self._is_looking and self._asked:
+            self._loop.call_later(rest_s, self._begin_full_look)
+
+    def _begin(self, *, full: bool) -> None:
+        self._is_looking = True
+        if full:
+            self._waiting, self._asked = self._asked, []
+        self._run(self._look(full), full)
+
+    def _run(self, steps: Iterator[None], full: bool) -> None:
+        def to_the_end() -> Iterator[None]:
+            try:
+                yield from steps
+            except Exception:  # A bug. The loop logs it; later looks must not wait for this one.
+                self._end(time.monotonic(), full)
+                raise
+
+        self._slices.run(to_the_end())
+
+    def _look(self, full: bool) -> Iterator[None]:
+        """Count drops, verify known holders, and choose the listeners whose holders must be searched for."""
+        began_at = time.monotonic()
         listeners = self._store.listeners()
         for gone in self._observations.keys() - set(listeners):
             del self._observations[gone]
         waiting: list[tuple[Listener, int]] = []
+        wanted: list[Listener] = []
+        inodes: list[int] = []
+        candidates: set[int] = set()
         for listener in listeners:
-            observation = self._count_drops(listener)
-            if found is not None:
-                self._note_holders(listener, observation, found)
-            length = listener.kind.queue(listener.socket).length
-            if length:
+            yield
+            if listener.socket.fileno() < 0:
+                continue  # released since the look began
+            observation = self._observations.get(listener)
+            if observation is None:
+                observation = self._observations[listener] = Observation(0, 0.0)
+            observation.count_drops(listener)
+            if length := listener.kind.queue(listener.socket).length:
                 waiting.append((listener, length))
             else:
                 observation.stalled_since = None
-        if waiting:
-            self._loop.call_later(self._sample_every_s, lambda: self._sample_queues(waiting, self._samples))
-        if found is not None:
-            # Only after a complete look, which has just confirmed that no process has them open.
-            for listener in listeners:
-                self._close_if_orphan_expired(listener)
-        callbacks, self._on_looked = self._on_looked, []
-        for on_looked in callbacks:
+            if observation.must_be_searched(listener) or full:
+                wanted.append(listener)
+                inodes.append(listener.inode)
+                candidates |= observation.candidates(listener)
+        self._samples.start(waiting)
+        if not wanted:
+            self._end(began_at, full)
+            return
+        searched_at = time.monotonic()
+
+        def note(found: Holders | None) -> None:
+            if found is None:
+                self._end(began_at, full)
+            else:
+                if len(wanted) == len(listeners):
+                    self._looked_at = time.time()
+                self._run(self._note(wanted, found, searched_at, began_at, full), full)
+
+        self._scan.start(inodes, () if full else candidates, note)
+
+    def _note(
+        self, searched: Sequence[Listener], found: Holders, searched_at: float, began_at: float, full: bool
+    ) -> Iterator[None]:
+        """Note the holders of the listeners that were searched for, and close orphans that have lived long enough."""
+        for listener in searched:
+            yield
+            observation = self._observations.get(listener)
+            if observation is None or listener.socket.fileno() < 0:
+                continue
+            ttl_s = self._orphan_ttl_s(listener)
+            observation.note_search(listener, found, searched_at, self._grace_s, ttl_s)
+            if observation.unheld_since is not None and not observation.is_orphan:
+                self._look_again(observation.unheld_at + self._grace_s)
+            # Only after a search which has just confirmed that no process has it open, and no handoff since.
+            unheld_s = observation.age_as_orphan_s(searched_at)
+            if ttl_s is not None and 0 < unheld_s >= ttl_s and listener.last_handoff_at < searched_at:
+                self._close_orphan(listener, unheld_s)
+        self._end(began_at, full)
+
+    def _end(self, began_at: float, full: bool) -> None:
+        self._is_looking = False
+        if full:
+            now = time.monotonic()
+            self._rests_until = now + min(_LONGEST_REST_S, now - began_at)
+        waiting, self._waiting = self._waiting, []
+        for on_looked in waiting:
             self._loop.call_later(0, on_looked)  # so that one that fails costs no other
-
-    def _count_drops(self, listener: Listener) -> _Observation:
-        now, drops = time.monotonic(), listener.kind.drops(listener.socket)
-        observation = self._observations.get(listener)
-        if observation is None:
-            # Drops from before the first look, perhaps from before an upgrade, say nothing about the rate now.
-            observation = self._observations[listener] = _Observation(drops, now)
-        elif now - observation.drops_at >= 1:
-            new_drops = (drops - observation.drops) % _DROPS_MODULUS
-            observation.drops_per_s = new_drops / (now - observation.drops_at)
-            observation.drops, observation.drops_at = drops, now
-        return observation
-
-    def _note_holders(self, listener: Listener, observation: _Observation, found: Holders) -> None:
-        holders = found.of(listener.inode)
-        hidden = found.hidden or listener.held_outside_pid_namespace
-        observation.holders = None if hidden and not holders else holders
-        if holders or hidden or listener.last_handoff_at > self._look_began_at - self._grace_s:
-            if observation.is_orphan:
-                why = holders[0] if holders else "some processes cannot be seen" if hidden else "it was asked for"
-                events.limited(events.info, "orphan-no-more", listener.log_key, address=listener.address, why=why)
-            observation.unheld_since, observation.is_orphan = None, False
-            return
-        if observation.unheld_since is None:
-            observation.unheld_since, observation.unheld_at = time.time(), self._look_began_at
-        if observation.is_orphan:
-            return
-        grace_ends_at = observation.unheld_at + self._grace_s
-        if self._look_began_at < grace_ends_at:
-            self._look_again(grace_ends_at)
-            return
-        observation.is_orphan = True
-        events.limited(
-            events.warning,
-            "orphan",
-            listener.log_key,
-            address=listener.address,
-            owners=",".join(label or "-" for label in listener.labels),
-            waiting=listener.kind.queue(listener.socket).length,
-            why="no process has it open: its clients are not accepted",
-        )
+        self._begin_full_look()
 
     def _look_again(self, at: float) -> None:
         """Look again when the grace of a listener without a holder ends, rather than at the next regular look."""
@@ -177,48 +208,12 @@ class HealthMonitor:
 
         def look() -> None:
             self._extra_look_is_due = False
-            self.look()
+            self.look_regularly()
 
         self._extra_look_is_due = True
         self._loop.call_later(max(0.0, at - time.monotonic()), look)
 
-    def _sample_queues(self, waiting: Sequence[tuple[Listener, int]], samples_left: int) -> None:
-        """Find stalled listeners among those with the queue lengths of the last sample.
-
-        A queue from which a process accepts becomes shorter now and then, however many clients connect.
-        """
-        unmoved = []
-        for listener, longest in waiting:
-            observation = self._observations.get(listener)
-            if observation is None or listener.socket.fileno() < 0:
-                continue
-            length = listener.kind.queue(listener.socket).length
-            if length < longest:
-                observation.stalled_since = None
-            else:
-                unmoved.append((listener, length))
-        if samples_left and unmoved:
-            self._loop.call_later(self._sample_every_s, lambda: self._sample_queues(unmoved, samples_left - 1))
-            return
-        now = time.time()
-        for listener, length in unmoved:
-            observation = self._observations[listener]
-            if observation.stalled_since is None and not observation.is_orphan:
-                observation.stalled_since = now - self._sample_every_s * self._samples
-                events.limited(
-                    events.warning,
-                    "stalled",
-                    listener.log_key,
-                    address=listener.address,
-                    waiting=length,
-                    why="no process accepts from its queue",
-                )
-
-    def _close_if_orphan_expired(self, listener: Listener) -> None:
-        observation, ttl_s = self._observations[listener], self._orphan_ttl_s(listener)
-        unheld_s = self._look_began_at - observation.unheld_at
-        if not observation.is_orphan or ttl_s is None or unheld_s < ttl_s:
-            return
+    def _close_orphan(self, listener: Listener, unheld_s: float) -> None:
         waiting = listener.kind.queue(listener.socket).length
         del self._observations[listener]
         self._store.close_orphan(listener)
@@ -227,9 +222,9 @@ class HealthMonitor:
         )
 
     def _orphan_ttl_s(self, listener: Listener) -> float | None:
-        return orphan_ttl_of(self._orphan_ttls, str(listener.address), listener.labels)
+        return orphan_ttl_of(self._orphan_ttls, str(listener.address), listener.labels) if self._orphan_ttls else None
 
-    def _health(self, listener: Listener, observation: _Observation, now: float) -> ListenerHealth:
+    def _health(self, listener: Listener, observation: Observation, now: float) -> ListenerHealth:
         queue = listener.kind.queue(listener.socket)
         holders = observation.holders
         if observation.is_orphan:

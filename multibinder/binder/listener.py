@@ -53,6 +53,7 @@ class Listener(msgspec.Struct, eq=False):
     ``handoffs``                    the number of handoffs so far, which is also the number of the last one.
     ``pending``                     the grants that are not confirmed, in the order in which they were made.
     ``last_handoff_at``             in seconds of time.monotonic().
+    ``received_by``                 the PID of the client of the last handoff; 0 if that is unknown.
     ``repaired_at``                 in seconds since the epoch; 0 if the listener was never repaired.
     ``created``                     in seconds since the epoch.
     """
@@ -69,6 +70,7 @@ class Listener(msgspec.Struct, eq=False):
     handoffs: int = 0
     pending: dict[Grant, None] = msgspec.field(default_factory=dict)
     last_handoff_at: float = msgspec.field(default_factory=time.monotonic)
+    received_by: int = 0
     repairs: int = 0
     repaired_at: float = 0.0
     created: float = msgspec.field(default_factory=time.time)

@@ -11,7 +11,7 @@ import msgspec
 
 from multibinder.binder import events
 from multibinder.binder.address_search import TellHolders
-from multibinder.binder.answer import Answer, Reply, refuse, result
+from multibinder.binder.answer import Answer, Pieces, Reply, listing, refuse, result
 from multibinder.binder.bind_refusal import AddressInUse, Asker
 from multibinder.binder.caller import Caller
 from multibinder.binder.counters import RequestCounters
@@ -19,6 +19,7 @@ from multibinder.binder.failures import told
 from multibinder.binder.keeper import OnConfirmed
 from multibinder.binder.keeper_link import HasDescriptor
 from multibinder.binder.listener import Grant, Listener, Receiver
+from multibinder.binder.listings import DescribeListeners, StatusSource
 from multibinder.binder.move import move
 from multibinder.binder.owner import Owner, is_privileged, owner_named
 from multibinder.binder.policy_in_force import PolicyInForce
@@ -36,7 +37,7 @@ from multibinder.wire.messages import (
     Request,
     Upgrade,
 )
-from multibinder.wire.status import BinderStatus
+from multibinder.wire.status_params import decode_status_params
 from multibinder.wire.transport import MAX_DESCRIPTORS
 
 #: Called with the version of the new code after its rehearsal; or with None and the reason why it cannot be used.
@@ -53,13 +54,6 @@ class StoreDescriptors(Protocol):
 
         The descriptors stay the caller's.
         """
-
-
-class StatusSource(Protocol):
-    """Makes the status of the binder."""
-
-    def status(self, visible: Callable[[], Sequence[Listener]], tell: Callable[[BinderStatus], None], /) -> None:
-        """Look at the listeners, then ``tell`` the status. It shows those that ``visible`` returns after the look."""
 
 
 class SearchHolders(Protocol):
@@ -91,6 +85,7 @@ class Methods:
         policy: PolicyInForce,
         counters: RequestCounters,
         status_source: StatusSource,
+        listings: DescribeListeners,
         search: SearchHolders,
         upgrader: Upgrader,
         keeper: StoreDescriptors | None,
@@ -101,6 +96,7 @@ class Methods:
         self._policy = policy
         self._counters = counters
         self._status_source = status_source
+        self._listings = listings
         self._search = search
         self._upgrader = upgrader
         self._keeper = keeper
@@ -238,15 +234,24 @@ class Methods:
     def _move(self, request: Request, caller: Caller, reply: Reply) -> Answer:
         return result(request.id, move(self._store, self._policy, request, caller))
 
-    def _list(self, request: Request, caller: Caller, reply: Reply) -> Answer:
+    def _list(self, request: Request, caller: Caller, reply: Reply) -> None:
         self._policy.require_allowed(caller, "list")
-        return result(request.id, self._store.statuses(self._visible(caller, "list")))
+
+        def tell(text: bytes | None) -> None:
+            reply(self._listing(request, None if text is None else (b"", text, b"")))
+
+        self._listings.ask("list", caller, Listener.status, tell)
 
     def _status(self, request: Request, caller: Caller, reply: Reply) -> None:
         self._policy.require_allowed(caller, "status")
-        self._status_source.status(
-            lambda: self._visible(caller, "status"), lambda status: reply(result(request.id, status))
-        )
+        params = decode_status_params(request.params)
+        self._status_source.status(caller, lambda status: reply(self._listing(request, status)), fresh=params.fresh)
+
+    def _listing(self, request: Request, pieces: Pieces | None) -> Answer:
+        if pieces is not None:
+            return listing(request.id, pieces)
+        self._counters.count_refusal("internal")
+        return refuse(request.id, messages.INTERNAL_ERROR, f"Internal error: no {request.method}; see the binder's log")
 
     def _upgrade(self, request: Request, caller: Caller, reply: Reply) -> None:
         self._policy.require_allowed(caller, "upgrade")
@@ -259,10 +264,6 @@ class Methods:
                 reply(result(request.id, Upgrade(self._version, version)))
 
         self._upgrader.upgrade(on_rehearsed)
-
-    def _visible(self, caller: Caller, method: str) -> list[Listener]:
-        """Return the listeners that the policy shows the caller."""
-        return [listener for listener in self._store.listeners() if self._policy.allows(caller, method, listener)]
 
     def _asker(self, caller: Caller) -> Asker:
         return Asker(caller.uid, lambda listener: self._policy.may_know(caller, listener))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import msgspec
 
 from multibinder.binder.caller import Caller
@@ -35,6 +37,15 @@ class PolicyInForce:
         """Raise NotAllowed if the caller may not ask ``method`` for ``spec``. ``listener`` is what ``spec`` finds."""
         if self._current is not None:
             _require_allowed(_decide(self._current, caller, method, spec, listener), caller, method, spec)
+
+    def view_of(self, caller: Caller) -> Hashable:
+        """Return a value that is equal for callers for which ``allows`` decides equally about every listener."""
+        if self._current is None:
+            return None
+        rules = self._current.rules
+        # Groups and unit cost system calls; most policies name one of them at most.
+        gids = caller.gids if any(rule.gids for rule in rules) else None
+        return caller.uid, gids, caller.unit if any(rule.units for rule in rules) else None
 
     def allows(self, caller: Caller, method: str, listener: Listener) -> bool:
         """Return whether the caller may ask ``method`` for a listener that exists."""

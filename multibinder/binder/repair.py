@@ -5,7 +5,7 @@ A holder may shut a shared socket down, or call listen(2) with another backlog. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from multibinder.binder import events
 from multibinder.binder.bind_refusal import refused_by_kernel
@@ -38,10 +38,16 @@ def make_ready_again(listener: Listener) -> None:
     )
 
 
-def repair_all(listeners: Iterable[Listener]) -> None:
-    """Repair each listener. A check takes some microseconds. A listener that cannot be repaired is logged."""
+def repair_all(listeners: Iterable[Listener]) -> Iterator[None]:
+    """Repair each listener, with a step for each. A check takes some microseconds.
+
+    A listener that cannot be repaired is logged. One that was closed since the first step is left alone.
+    """
     largest_by_kind: dict[str, int] = {}
     for listener in listeners:
+        yield
+        if listener.socket.fileno() < 0:
+            continue
         name = listener.kind.name
         if name not in largest_by_kind:
             largest_by_kind[name] = listener.kind.largest_queue()

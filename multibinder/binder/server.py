@@ -23,7 +23,7 @@ from multibinder.binder.loop import Loop
 from multibinder.binder.peer import Peer
 from multibinder.binder.quotas import Quotas
 from multibinder.binder.service import Service
-from multibinder.binder.turns import Turns
+from multibinder.binder.turns import USER_TURN_S, Turns
 
 #: At most this many clients whose deadline has passed are dropped in one turn of the loop.
 _DROPPED_PER_TURN = 16
@@ -40,7 +40,7 @@ class ServerTimings(msgspec.Struct, frozen=True):
     ``drain_s``           how long answers in progress are waited for before an upgrade. Other clients wait as long.
     """
 
-    user_turn_s: float = 0.0005
+    user_turn_s: float = USER_TURN_S
     client_turn_s: float = 0.0001
     shortage_pause_s: float = 1.0
     throttle_s: float = 0.1
@@ -64,6 +64,7 @@ class ControlServer:
         listening: Sequence[socket.socket],
         *,
         quotas: Quotas,
+        turns: Turns,
         counters: RequestCounters,
         answer: Callable[[bytes, Caller, Reply], Answer | None],
         handoffs: Handoffs,
@@ -75,7 +76,7 @@ class ControlServer:
         self._handoffs = handoffs
         self._clients = Clients(quotas)
         self._admission = Admission(self._clients, quotas)
-        self._turns = Turns(loop, timings.user_turn_s)
+        self._turns = turns
         self._deadlines = Deadlines(quotas.limits.timeout_s)
         self._disconnects = Disconnects(
             loop, self._clients, self._deadlines, self._turns, counters, handoffs, timings.linger_s

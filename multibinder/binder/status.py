@@ -5,17 +5,26 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
+import msgspec
+
+from multibinder.binder.answer import Pieces
+from multibinder.binder.caller import Caller
 from multibinder.binder.counters import RequestCounters
 from multibinder.binder.durable_state import DurableState
 from multibinder.binder.health_monitor import HealthMonitor
 from multibinder.binder.keeper import Keeper
-from multibinder.binder.listener import Listener
+from multibinder.binder.listings import Listings
 from multibinder.binder.policy_in_force import PolicyInForce
 from multibinder.binder.quotas import Quotas
 from multibinder.kernel.descriptors import count_own
 from multibinder.wire.status import BinderStatus
+
+#: Holders that were searched for longer ago are searched for again, in the background, when they are asked for.
+_OLDEST_S = 300.0
+#: An empty field, in whose place the listeners are put. In a JSON string the quotes would be escaped.
+_NO_LISTENERS = b'"listeners":[]'
 
 
 class BinderStatusSource:
@@ -25,6 +34,7 @@ class BinderStatusSource:
         self,
         version: str,
         monitor: HealthMonitor,
+        listings: Listings,
         durable: DurableState,
         keeper: Keeper | None,
         quotas: Quotas,
@@ -33,6 +43,7 @@ class BinderStatusSource:
     ) -> None:
         self._version = version
         self._monitor = monitor
+        self._listings = listings
         self._durable = durable
         self._keeper = keeper
         self._quotas = quotas
@@ -40,11 +51,32 @@ class BinderStatusSource:
         self._counters = counters
         self._started = time.time()
 
-    def status(self, visible: Callable[[], Sequence[Listener]], tell: Callable[[BinderStatus], None]) -> None:
-        """Look, and then ``tell`` a status of the binder and of the listeners that are ``visible`` by then."""
-        self._monitor.look(lambda: tell(self._status(visible())))
+    def status(self, caller: Caller, tell: Callable[[Pieces | None], None], *, fresh: bool) -> None:
+        """Look, and then ``tell`` a status of the binder and of the listeners that ``caller`` may see by then.
 
-    def _status(self, listeners: Sequence[Listener]) -> BinderStatus:
+        It is None if the status could not be made. Without ``fresh`` the holders are those of the last look, if there
+        was one.
+        """
+
+        def make() -> None:
+            self._listings.ask("status", caller, self._monitor.health_of, lambda text: tell(self._with_binder(text)))
+
+        looked_at = self._monitor.looked_at
+        if fresh or looked_at is None:
+            self._monitor.look(make)
+            return
+        # Where an exporter alone asks, roles and holders would be those of the binder's start for ever.
+        if time.time() - looked_at > _OLDEST_S:
+            self._monitor.look()
+        make()
+
+    def _with_binder(self, listeners: bytes | None) -> Pieces | None:
+        if listeners is None:
+            return None
+        before, after = msgspec.json.encode(self._status()).split(_NO_LISTENERS)
+        return before + b'"listeners":', listeners, after
+
+    def _status(self) -> BinderStatus:
         keeper, policy = self._keeper, self._policy.current
         return BinderStatus(
             format=1,
@@ -64,5 +96,5 @@ class BinderStatusSource:
             kept_limit=0 if keeper is None else keeper.limit,
             looked_at=self._monitor.looked_at,
             counters=self._counters.totals,
-            listeners=self._monitor.health(listeners),
+            listeners=[],
         )

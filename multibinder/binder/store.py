@@ -6,7 +6,7 @@ import contextlib
 import socket
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -163,7 +163,12 @@ class ListenerStore:
 
     def repair(self) -> None:
         """Let every listener listen with its own backlog again if a holder changed that."""
-        repair.repair_all(self._index)
+        for _ in self.repair_in_steps():
+            pass
+
+    def repair_in_steps(self) -> Iterator[None]:
+        """Do what ``repair`` does, with a step for each listener."""
+        return repair.repair_all(self.listeners())
 
     def restore(self, sock: socket.socket, record: Record | None) -> None:
         """Take over a LISTEN socket of an earlier binder. Its address and options come from the socket, the rest from
@@ -239,6 +244,7 @@ class ListenerStore:
     ) -> Grant:
         listener.handoffs += 1
         listener.last_handoff_at = time.monotonic()
+        listener.received_by = receiver.pid
         claim = listener.claims.get(owner)
         if claim is None:
             claim = listener.claims[owner] = Claim(listener.handoffs)

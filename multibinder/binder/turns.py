@@ -8,6 +8,9 @@ from multibinder.binder.loop import Loop
 from multibinder.binder.peer import Peer
 from multibinder.binder.quotas import User
 
+#: The share of one user in a turn of the loop, in seconds.
+USER_TURN_S = 0.0005
+
 
 class Turns:
     """Divide the turns of ``loop`` fairly: a user's clients together get ``user_turn_s`` of each.
@@ -16,7 +19,7 @@ class Turns:
     ended before all of its requests were answered.
     """
 
-    def __init__(self, loop: Loop, user_turn_s: float) -> None:
+    def __init__(self, loop: Loop, user_turn_s: float = USER_TURN_S) -> None:
         self._loop = loop
         self._user_turn_s = user_turn_s
         # The seconds that each user has spent of the turn with this number.
@@ -36,6 +39,11 @@ class Turns:
     def has_time(self, user: User) -> bool:
         """Return whether the user has time left in this turn."""
         return self._loop.turn != self._turn or self._spent_s.get(user, 0.0) <= self._user_turn_s
+
+    def left_s(self, user: User) -> float:
+        """Return the seconds that the user has left in this turn; less than zero if it has spent more."""
+        spent_s = self._spent_s.get(user, 0.0) if self._loop.turn == self._turn else 0.0
+        return self._user_turn_s - spent_s
 
     def must_wait(self, user: User) -> bool:
         """Return whether a peer of this user that is ready now has to wait."""

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
-from multibinder.kernel.descriptors import Scan, scan
+from multibinder.kernel.descriptors import Scan, has_socket, scan
 from multibinder.kernel.process import children_of, name_of, stat_or_none, uid_of
 from multibinder.observe.accepting import accepts_on
 from multibinder.wire import kinds
 from multibinder.wire.addresses import Address
 
 Role = Literal["accepting", "draining", "holding"]
+
+#: The most descriptors of one socket that ``Holders.places`` has.
+MAX_PLACES = 3
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -40,16 +43,30 @@ class Holder(Process, frozen=True):
     role: Role
 
 
+class Place(NamedTuple):
+    """A descriptor of a holder: the process, a thread whose table has it, and its number."""
+
+    pid: int
+    thread: int
+    descriptor: int
+
+    def has(self, inode: int) -> bool:
+        """Return whether the socket is still there. It takes some microseconds."""
+        return has_socket(self.pid, self.thread, self.descriptor, inode)
+
+
 class Holders(msgspec.Struct, frozen=True):
     """The result of ``holders_of``.
 
     ``hidden`` is True if some processes could not be read; each of them may be a holder. They run as ``hidden_users``
-    (user ids), which is empty if /proc does not list them.
+    (user ids), which is empty if /proc does not list them. ``places`` has up to MAX_PLACES descriptors of each socket,
+    in different processes.
     """
 
     by_inode: Mapping[int, tuple[Holder, ...]]
     hidden: bool
     hidden_users: tuple[int, ...] = ()
+    places: Mapping[int, tuple[Place, ...]] = {}
 
     def of(self, inode: int) -> tuple[Holder, ...]:
         return self.by_inode.get(inode, ())
@@ -68,16 +85,18 @@ class Listening(msgspec.Struct, frozen=True):
         return "a process that this user may not see"
 
 
-def holders_of(inodes: Collection[int], except_: Collection[int] = ()) -> Holders:
+def holders_of(inodes: Collection[int], except_: Collection[int] = (), first: Collection[int] = ()) -> Holders:
     """Return the processes that have these sockets open, except those in ``except_`` (the binder and its keeper).
 
-    One pass over /proc finds all of them; see ``scan`` for its cost and the rights that it needs. The result is a
-    snapshot: a process between two accepts is ``holding``, and a child between fork and exec is listed.
+    One pass over /proc finds all of them; see ``scan`` for its cost and the rights that it needs. If each of the
+    sockets is found in the processes ``first`` and their children, no other process is read. The result is a snapshot:
+    a process between two accepts is ``holding``, and a child between fork and exec is listed.
     """
     if not inodes:
         return Holders({}, hidden=False)
-    seen = scan(inodes, except_)
+    seen = _scan_first(inodes, except_, first) or scan(inodes, except_)
     found: dict[int, dict[int, Holder]] = {}
+    places: dict[int, tuple[Place, ...]] = {}
     haproxies: set[int] = set()
     for process in seen.processes:
         accepting = accepts_on(process)
@@ -86,9 +105,11 @@ def holders_of(inodes: Collection[int], except_: Collection[int] = ()) -> Holder
         if_accepting, if_holding = Holder(process.pid, name, "accepting"), Holder(process.pid, name, "holding")
         if _is_haproxy(if_accepting):
             haproxies.add(process.pid)
-        for inode in {inode for _, inode in process.sockets}:
+        for inode, descriptor in {inode: descriptor for descriptor, inode in process.sockets}.items():
             # A process may have several tables of descriptors. It accepts if the threads of one of them do.
             holders = found.setdefault(inode, {})
+            if len(holders) < MAX_PLACES and process.pid not in holders:
+                places[inode] = (*places.get(inode, ()), Place(process.pid, process.threads[0], descriptor))
             if inode in accepting:
                 holders[process.pid] = if_accepting
             else:
@@ -98,6 +119,7 @@ def holders_of(inodes: Collection[int], except_: Collection[int] = ()) -> Holder
         {inode: _with_draining([*holders.values()], workers) for inode, holders in found.items()},
         hidden=not seen.complete,
         hidden_users=tuple(sorted(_uids_of(seen.unreadable))),
+        places=places,
     )
 
 
@@ -131,6 +153,16 @@ def _colliding_inodes(addresses: Sequence[Address]) -> list[AbstractSet[int]]:
 def _listening(inodes: AbstractSet[int], seen: Scan) -> Listening:
     pids = [process.pid for process in seen.processes if any(inode in inodes for _, inode in process.sockets)]
     return Listening(tuple(Process(pid, name_of(pid)) for pid in dict.fromkeys(pids)), hidden=not seen.complete)
+
+
+def _scan_first(inodes: Collection[int], except_: Collection[int], first: Collection[int]) -> Scan | None:
+    """Return what is found in the processes ``first`` and their children; None if a socket is in none of them."""
+    if not first:
+        return None
+    pids = {*first, *(child for pid in first for child in children_of(pid))}
+    seen = scan(inodes, except_, pids)
+    found = {inode for process in seen.processes for _, inode in process.sockets}
+    return seen if found >= set(inodes) else None
 
 
 def _is_haproxy(process: Process) -> bool:

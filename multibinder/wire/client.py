@@ -24,6 +24,7 @@ from multibinder.wire.messages import Hello, ListenerParams, ListenerSpec, Relea
 from multibinder.wire.options import Options
 from multibinder.wire.reception import Reception, decode_result
 from multibinder.wire.status import BinderStatus, ListenerStatus
+from multibinder.wire.status_params import StatusParams
 
 DEFAULT_TIMEOUT_S = 10.0
 
@@ -101,9 +102,13 @@ class Client:
         """Return every listener of the binder, in the order of their creation."""
         return decode_result(self._ask("list", []), _Statuses)
 
-    def status(self) -> BinderStatus:
-        """Return the state of the binder, its counters since it started, and the health of its listeners."""
-        return decode_result(self._ask("status", []), BinderStatus)
+    def status(self, *, fresh: bool = True) -> BinderStatus:
+        """Return the state of the binder, its counters since it started, and the health of its listeners.
+
+        The binder looks for the holders of all listeners first, which costs the host some CPU. Without ``fresh`` it
+        answers with those of its last look.
+        """
+        return decode_result(self._ask("status", [] if fresh else [StatusParams(fresh=False)]), BinderStatus)
 
     def release(self, wanted: Iterable[BindTarget], *, owner: str = "") -> _Releases:
         """Give up the claim of ``owner``. A listener that has no claim left is shut down for every holder.

@@ -272,6 +272,11 @@ def encode_result(id: Id, result: object) -> bytes:  # noqa: A002
     return encode({"jsonrpc": "2.0", "id": id, "result": result})
 
 
+def around_result(id: Id) -> tuple[bytes, bytes]:  # noqa: A002
+    """Return what comes before and after the JSON text of a result."""
+    return msgspec.json.encode({"jsonrpc": "2.0", "id": id})[:-1] + b',"result":', b"}\n"
+
+
 def encode_error(id: Id, code: int, message: str, data: dict[str, Any] | None = None) -> bytes:  # noqa: A002
     return encode({"jsonrpc": "2.0", "id": id, "error": ErrorObject(code, message, data)})
 

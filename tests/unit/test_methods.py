@@ -10,19 +10,24 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from multibinder.binder.address_search import TellHolders
-from multibinder.binder.answer import Answer, turn_down
+from multibinder.binder.answer import Answer, Pieces, turn_down
 from multibinder.binder.caller import Caller
 from multibinder.binder.counters import RequestCounters
 from multibinder.binder.keeper import OnConfirmed
 from multibinder.binder.keeper_link import HasDescriptor
 from multibinder.binder.listener import Listener
+from multibinder.binder.listings import Listings
+from multibinder.binder.loop import Loop
 from multibinder.binder.methods import Methods, OnRehearsed
 from multibinder.binder.policy import Policy
 from multibinder.binder.policy_in_force import PolicyInForce
+from multibinder.binder.quotas import Limits, Quotas
+from multibinder.binder.slices import Slices
+from multibinder.binder.turns import Turns
 from multibinder.wire.addresses import Address
 from multibinder.wire.messages import INTERNAL_ERROR, LIMIT_REACHED, METHOD_NOT_FOUND, NOT_ALLOWED
-from multibinder.wire.status import BinderStatus
 from tests.support import Json
+from tests.support.loops import run_until
 from tests.support.stores import new_store
 
 
@@ -31,7 +36,7 @@ class Surroundings:
 
     def __init__(self) -> None:
         self.stored: list[tuple[Sequence[tuple[str, HasDescriptor]], OnConfirmed]] = []
-        self.looks: list[Callable[[], Sequence[Listener]]] = []
+        self.looks: list[tuple[bool, Callable[[Pieces | None], None]]] = []
         self.upgrades: list[OnRehearsed] = []
         self.searches: list[tuple[Address, int, TellHolders]] = []
         self.is_throttled = False
@@ -39,8 +44,8 @@ class Surroundings:
     def keep(self, descriptors: Sequence[tuple[str, HasDescriptor]], confirmed: OnConfirmed, /) -> None:
         self.stored.append((descriptors, confirmed))
 
-    def status(self, visible: Callable[[], Sequence[Listener]], tell: Callable[[BinderStatus], None], /) -> None:
-        self.looks.append(visible)
+    def status(self, caller: Caller, tell: Callable[[Pieces | None], None], /, *, fresh: bool) -> None:
+        self.looks.append((fresh, tell))
 
     def begin(self, address: Address, uid: int, tell: TellHolders, /) -> bool:
         self.searches.append((address, uid, tell))
@@ -60,12 +65,15 @@ class Bench:
         self.counters = RequestCounters()
         self.caller = caller
         self.later: list[Answer] = []
+        self.loop = Loop()
+        slices = Slices(self.loop, Turns(self.loop))
         self.methods = Methods(
             self.store,
             "1.2.3",
             policy=self.policy,
             counters=self.counters,
             status_source=self.surroundings,
+            listings=Listings(slices, Quotas(Limits()), self.store, self.policy),
             search=self.surroundings,
             upgrader=self.surroundings,
             keeper=self.surroundings,
@@ -75,6 +83,13 @@ class Bench:
         text = json.dumps({"jsonrpc": "2.0", "method": method, "id": "1", "params": params}).encode()
         return self.methods.answer(text, self.caller, self.later.append)
 
+    def list(self) -> Answer | None:
+        """Ask for ``list``, and return the answer, which comes in a later turn of the loop."""
+        if (refusal := self.ask("list")) is not None:
+            return refusal
+        run_until(self.loop, lambda: bool(self.later))
+        return self.later.pop()
+
 
 @pytest.fixture
 def bench() -> Iterator[Bench]:
@@ -83,6 +98,7 @@ def bench() -> Iterator[Bench]:
         bench = Bench(Caller(ours))
         yield bench
         bench.store.close()
+        bench.loop.close()
 
 
 def said(answer: Answer | None) -> Json:
@@ -146,10 +162,14 @@ def test_hello_tells_the_client_which_user_it_is(bench: Bench) -> None:
     assert said(bench.ask("hello"))["result"]["uid"] == os.geteuid()
 
 
-def test_a_status_shows_the_listeners_that_exist_after_the_look(bench: Bench) -> None:
+def test_a_status_is_answered_after_the_look_and_its_client_may_take_the_last_one(bench: Bench) -> None:
     assert bench.ask("status") is None
-    bench.ask("bind", local())
-    assert bench.surroundings.looks[0]() == bench.store.listeners()
+    assert bench.ask("status", {"fresh": False}) is None
+    assert [fresh for fresh, _ in bench.surroundings.looks] == [True, False]
+    bench.surroundings.looks[0][1]((b'{"listeners":', b"[]", b"}"))
+    assert said(bench.later[0])["result"] == {"listeners": []}
+    bench.surroundings.looks[1][1](None)
+    assert said(bench.later[1])["error"]["code"] == INTERNAL_ERROR
 
 
 def test_an_upgrade_is_answered_when_the_rehearsal_has_ended(bench: Bench) -> None:
@@ -164,14 +184,14 @@ def test_an_upgrade_is_answered_when_the_rehearsal_has_ended(bench: Bench) -> No
 
 
 def test_a_new_policy_decides_from_the_next_request_on(bench: Bench) -> None:
-    assert "result" in said(bench.ask("list"))
+    assert "result" in said(bench.list())
     # The binder has another user than the caller, so that the caller has no right as the binder's own user.
     bench.caller.uid = os.geteuid() + 4242
-    assert "result" in said(bench.ask("list"))
+    assert "result" in said(bench.list())
     bench.policy.replace(Policy("/etc/policy.toml", (), os.geteuid()))
-    assert said(bench.ask("list"))["error"]["code"] == NOT_ALLOWED
+    assert said(bench.list())["error"]["code"] == NOT_ALLOWED
     bench.policy.replace(None)
-    assert "result" in said(bench.ask("list"))
+    assert "result" in said(bench.list())
     assert bench.counters.totals.refusals == {"policy": 1}
 
 
@@ -181,8 +201,8 @@ def test_an_internal_error_fails_only_one_request(bench: Bench, monkeypatch: pyt
 
     with monkeypatch.context() as patch:
         patch.setattr(bench.store, "listeners", broken)
-        assert said(bench.ask("list"))["error"]["code"] == INTERNAL_ERROR
-    assert "result" in said(bench.ask("list"))
+        assert said(bench.list())["error"]["code"] == INTERNAL_ERROR
+    assert "result" in said(bench.list())
     assert bench.counters.totals.refusals == {"internal": 1}
 
 

@@ -13,6 +13,7 @@ from multibinder.binder.counters import RequestCounters
 from multibinder.binder.loop import Loop
 from multibinder.binder.quotas import Limits, Quotas
 from multibinder.binder.server import ControlServer
+from multibinder.binder.turns import Turns
 from tests.support.stores import new_store
 
 
@@ -41,7 +42,13 @@ def test_a_client_whose_request_fails_unexpectedly_is_told_and_dropped_and_no_ot
         loop = Loop()
         quotas = Quotas(Limits())
         server = ControlServer(
-            loop, [listening], quotas=quotas, counters=RequestCounters(), answer=answer, handoffs=new_store().handoffs
+            loop,
+            [listening],
+            quotas=quotas,
+            turns=Turns(loop),
+            counters=RequestCounters(),
+            answer=answer,
+            handoffs=new_store().handoffs,
         )
         thread = threading.Thread(target=server.run)
         thread.start()

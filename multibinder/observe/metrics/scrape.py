@@ -88,7 +88,7 @@ class Scrape(Collector):
     def _ask(self) -> BinderStatus | None:
         try:
             with Client(self._socket_path, timeout=self._timeout_s) as client:
-                status = client.status()
+                status = client.status(fresh=False)
         except (MultibinderError, OSError) as error:
             self._note("binder", f"the binder cannot be asked: {error}{_remedy(error)}")
             return None
