@@ -12,11 +12,10 @@ import os
 import resource
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from multibinder.binder import events
 from multibinder.kernel.socket_options import close_without_lingering
-from multibinder.wire import transport
 from multibinder.wire.transport import Datagram
 
 #: Descriptors of the guard that are not in the store: log, selector, signals, sockets, the pipes of a start, slack.
@@ -77,14 +76,13 @@ class DescriptorStore:
             # Every user can send to the abstract address of an older guard.
             why = "a message to the guard from another user"
             events.limited(events.warning, "guard-refused", datagram.uid, uid=datagram.uid, why=why)
-            for descriptor in datagram.descriptors:
-                close_without_lingering(descriptor)
+            _close_all(datagram.descriptors)
             return
         descriptors = list(datagram.descriptors)
         try:
             self._obey(datagram, descriptors, pass_on)
         finally:
-            transport.close_all(descriptors)
+            _close_all(descriptors)
 
     def _obey(self, datagram: Datagram, descriptors: list[int], pass_on: PassOn) -> None:
         """Obey one message. A descriptor that the store keeps is taken out of ``descriptors``."""
@@ -131,7 +129,7 @@ class DescriptorStore:
 
     def _forget(self, name: str) -> None:
         if name in self._descriptors:
-            os.close(self._descriptors.pop(name))
+            close_without_lingering(self._descriptors.pop(name))
             self._names_bytes -= len(name.encode()) + 1
 
     def _confirm(self, descriptors: list[int]) -> None:
@@ -151,6 +149,12 @@ class DescriptorStore:
                 self._withheld.extend((now + _WITHHELD_S, descriptor) for descriptor in descriptors)
                 descriptors.clear()
             self._lost.clear()
+
+
+def _close_all(descriptors: Iterable[int]) -> None:
+    # A program of our own user may send sockets that would linger, too.
+    for descriptor in descriptors:
+        close_without_lingering(descriptor)
 
 
 def raise_limit() -> None:

@@ -24,6 +24,7 @@ from multibinder.binder.guard_socket import GuardSocket, sorted_by_purpose
 from multibinder.binder.inherit import warn_not_open
 from multibinder.binder.keeper import ANSWERS, GUARDED
 from multibinder.binder.loop import Loop
+from multibinder.binder.patience import patiently
 from multibinder.binder.pidfile import PidFileError, remove_pidfile, write_pidfile
 from multibinder.binder.signals import SignalQueue
 from multibinder.binder.upstream import Upstream
@@ -78,9 +79,8 @@ class Guard:
         descriptors: Sequence[tuple[str, int]],
         child: int,
     ) -> None:
-        self._loop = Loop()
-        self._binder = list(binder)
-        self._itself = list(itself)
+        self._loop = patiently(Loop, bool(descriptors))
+        self._binder, self._itself = list(binder), list(itself)
         self._pidfile = pidfile
         sockets, stored = sorted_by_purpose(descriptors)
         self._store = DescriptorStore(stored)
@@ -104,7 +104,7 @@ class Guard:
 
     def run(self) -> int | None:
         """Serve. Return the binder's exit status after a stop, or None when a new guard is to take over."""
-        signals = SignalQueue(_SIGNALS)
+        signals = patiently(lambda: SignalQueue(_SIGNALS), len(self._store) > 0)
         self._loop.watch_always(signals.fileno(), lambda: self._obey_all(signals.read()))
         self._loop.call_every(events.CATCH_UP_EVERY_S, events.catch_up)
         if not self._socket.sockets():

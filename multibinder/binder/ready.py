@@ -14,13 +14,17 @@ READY = b"READY\n"
 def report_ready() -> None:
     """Write READY to the process that detached us, and replace stderr by /dev/null: that process exits now.
 
-    Does nothing if this process is not detached, or has reported before.
+    Does nothing if this process is not detached, or has reported before. Works without a free descriptor.
     """
     if os.environ.pop(DETACHED, None) is None:
         return
-    pipe = os.dup(2)
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 2)
-    os.close(null)
-    write_now(pipe, READY)
-    os.close(pipe)
+    # The input of a detached process is /dev/null.
+    try:
+        pipe = os.dup(2)
+    except OSError:  # no descriptor is free
+        write_now(2, READY)
+        os.dup2(0, 2)
+    else:
+        os.dup2(0, 2)
+        write_now(pipe, READY)
+        os.close(pipe)

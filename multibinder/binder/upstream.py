@@ -11,12 +11,16 @@ from multibinder.binder.loop import Loop
 _AGAIN_S = 0.1
 #: A message that has waited is dropped when this many newer ones wait.
 _WAITING_MAX = 16
+#: Set for the next guard by an upgrade: messages that wait, each with ``_END`` behind it but the last. An environment
+#: string has at most 128 KiB (MAX_ARG_STRLEN, execve(2)).
+_UNSENT, _END, _UNSENT_CHARACTERS = "MULTIBINDER_UNSENT", "\n\n", 1024
 
 
 class Upstream:
     """Pass messages on to the supervisor that $NOTIFY_SOCKET names, if there is one. No call waits for it.
 
     READY=1 and STOPPING=1 wait until the supervisor has room for them. Other messages are lost then: a newer one comes.
+    What still waits at an upgrade of the guard is sent by the next one.
     """
 
     def __init__(self, loop: Loop) -> None:
@@ -24,8 +28,10 @@ class Upstream:
         self._address = os.environ.get("NOTIFY_SOCKET", "")
         if self._address.startswith("@"):
             self._address = f"\0{self._address[1:]}"
-        self._waiting: list[str] = []
+        self._waiting: list[str] = list(filter(None, os.environ.pop(_UNSENT, "").split(_END)))
         self._socket: socket.socket | None = None
+        if self._waiting:
+            loop.call_later(0, self._send_waiting)
 
     def send(self, fields: dict[str, str], message: str) -> None:
         """Send a message of the binder, whose fields are ``fields``."""
@@ -39,6 +45,12 @@ class Upstream:
             self._waiting = [*self._waiting[-_WAITING_MAX + 1 :], message]
 
     def close(self) -> None:
+        self._disconnect()
+        if self._waiting:
+            texts = (message.replace("\0", "").strip("\n") for message in self._waiting)
+            os.environ[_UNSENT] = _END.join(text[:_UNSENT_CHARACTERS] for text in texts)
+
+    def _disconnect(self) -> None:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -57,7 +69,7 @@ class Upstream:
                 self._socket.connect(self._address)
             self._socket.send(message.encode())
         except (ConnectionError, FileNotFoundError):
-            self.close()
+            self._disconnect()
         except OSError:  # its queue is full, or this process is short of something
             return False
         return True

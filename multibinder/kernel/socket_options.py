@@ -91,7 +91,8 @@ def refuse_descriptors(sock: socket.socket) -> None:
 def close_without_lingering(descriptor: int) -> None:
     """Close a descriptor that another process sent, without waiting.
 
-    With SO_LINGER (socket(7)), close(2) of the last copy could block.
+    With SO_LINGER (socket(7)), close(2) of the last copy could block. A socket that listens never does; its option
+    stays, because its other holders share it and accepted connections inherit it.
     """
     try:
         sock = socket.socket(fileno=descriptor)
@@ -99,7 +100,8 @@ def close_without_lingering(descriptor: int) -> None:
         os.close(descriptor)
         return
     with contextlib.suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
     sock.close()
 
 

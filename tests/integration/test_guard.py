@@ -313,6 +313,129 @@ def test_the_guard_leaks_no_descriptors(guard: Guard, host: str) -> None:
     assert children(guard.pid) == [pid]
 
 
+def test_a_guard_whose_starter_ignored_sigchld_believes_only_the_word_of_its_rehearsal(run_dir: Path) -> None:
+    code = BrokenCode(run_dir / "code")
+    ignoring = [sys.executable, "-c", _IGNORE_SIGCHLD]
+    with Guard(run_dir, "--guard", environment=code.environment, prefix=ignoring) as guard:
+        guard.wait_until_ready()
+        pid = serving_pid(guard.socket_path)
+        code.breaks("a traceback is no version")
+        guard.send_signal(signal.SIGUSR2)
+        assert "a traceback is no version" in guard.wait_for_log("event=guard-upgrade-refused")
+        code.mend()
+        guard.send_signal(signal.SIGUSR2)
+        guard.wait_for_log("event=guard-upgrading")
+        assert serving_pid(guard.socket_path) == pid
+        guard.kill_binder()
+        assert guard.stop() == 0
+
+
+def test_a_release_whose_removal_was_unsent_at_an_upgrade_stays_released(guard: Guard, host: str) -> None:
+    addresses: list[tuple[str, int] | TcpAddress] = [(host, port) for port in range(8000, 8100)]
+    with Client(guard.socket_path) as client:
+        for listener in client.bind([*addresses, (host, 9000)]):
+            listener.close()
+        # The queue of the guard's socket takes some ten messages (net.unix.max_dgram_qlen).
+        guard.suspend()
+        assert {released.outcome for released in client.release(addresses)} == {"closed"}
+        os.kill(client.hello().pid, signal.SIGUSR1)
+    wait_until(lambda: guard.log().count("event=serving") == 2, "the binder has upgraded", log=guard.log)
+    guard.resume()
+    for _ in range(2):
+        guard.kill_binder()
+        assert [address for address, *_ in identities(guard.socket_path)] == [f"{host}:9000"]
+
+
+_FLOOD = r"""
+import os, socket, struct, sys, threading, time
+until = time.monotonic() + 2
+with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+    sock.connect(sys.argv[1])
+    peers = []
+    while time.monotonic() < until:
+        lingering = socket.create_connection(listening.getsockname())
+        peers.append(listening.accept()[0])
+        lingering.setblocking(False)
+        try:
+            while True:
+                lingering.send(b"x" * 65536)
+        except BlockingIOError:
+            lingering.setblocking(True)
+        lingering.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 20))
+        try:
+            for text in (b"X=1", b"FDSTORE=1\nFDNAME=x", b"FDSTORE=1\nFDNAME=x", b"BARRIER=1", b"\xff="):
+                socket.send_fds(sock, [text], [lingering.fileno()])
+        except BrokenPipeError:
+            pass
+        # Whoever closes the last copy waits, which should be the guard. The kernel ends a wait of ours at the exit.
+        threading.Thread(target=lingering.close, daemon=True).start()
+    socket.send_fds(sock, [b"FDSTOREREMOVE=1\nFDNAME=x"], [])
+os._exit(0)
+"""
+
+
+def test_a_flood_of_its_own_user_with_lingering_sockets_does_not_hold_up_the_guard(guard: Guard, host: str) -> None:
+    before = len(guard.descriptors())
+    command = [sys.executable, "-c", _FLOOD, f"{guard.socket_path}.guard"]
+    with (
+        subprocess.Popen(command, env=clean_environment()) as flooding,
+        Client(guard.socket_path) as client,
+        warnings.catch_warnings(),
+    ):
+        # A message of another program within a batch makes the guard confirm less than it has.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        port = 8000
+        while flooding.poll() is None:
+            began = time.monotonic()
+            client.bind([(host, port)])[0].close()
+            assert time.monotonic() - began < 5
+            port += 1
+        assert flooding.returncode == 0
+        kept = [listener.address for listener in client.status().listeners if listener.kept]
+    wait_until(lambda: len(guard.descriptors()) <= before + port - 8000, "nothing is left of the flood", log=guard.log)
+    assert guard.log_path.read_text().count("\n") < 60 + port - 8000
+    guard.kill_binder()
+    assert kept
+    assert {address for address, *_ in identities(guard.socket_path)} >= set(kept)
+
+
+_GUARD_WITHOUT_DESCRIPTORS = """
+import os, resource, socket, sys
+from multibinder.binder import guard
+from multibinder.cli.logs import log_to
+log_to(None, "text", 20)
+sock = socket.create_server(("127.0.0.1", 0))
+port = sock.getsockname()[1]
+if sock.fileno() != 3:
+    os.dup2(sock.detach(), 3)
+os.closerange(4, 100)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="kept")
+sys.stderr.write(f"port={port}\\n")
+# Another process lowers the limit at the worst moment.
+guard.raise_limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (4, 4096))
+guard.run([sys.executable, "-P", "-m", "multibinder.cli.binder_main", sys.argv[2]], ["-"], None, sys.argv[1])
+"""
+
+
+def test_a_guard_without_a_descriptor_for_itself_keeps_the_sockets_and_waits(run_dir: Path) -> None:
+    settings = msgspec.json.encode({"settings": {"socket_path": str(run_dir / "mb.sock")}}).decode()
+    with Guard(
+        run_dir, command=[sys.executable, "-P", "-c", _GUARD_WITHOUT_DESCRIPTORS, str(run_dir / "mb.sock"), settings]
+    ) as guard:
+        port = int(guard.wait_for_log("port=").partition("=")[2])
+        assert "Too many open files" in guard.wait_for_log("event=guard-waits")
+        assert can_connect(("127.0.0.1", port))
+        resource.prlimit(guard.pid, resource.RLIMIT_NOFILE, (4096, 4096))
+        guard.wait_until_ready()
+        assert [address for address, *_ in identities(guard.socket_path)] == [f"127.0.0.1:{port}"]
+
+
+_IGNORE_SIGCHLD = """
+import os, signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
 _SEND = """
 import socket, sys
 with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:

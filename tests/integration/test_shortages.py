@@ -8,6 +8,7 @@ import resource
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +63,22 @@ def test_the_number_of_open_descriptors_is_known_without_a_free_one() -> None:
         assert count_own() == before
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+_READY_WITHOUT_DESCRIPTOR = """
+import os, resource, sys
+from multibinder.binder.ready import DETACHED, report_ready
+os.environ[DETACHED] = "1"
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+report_ready()
+sys.exit(DETACHED in os.environ or os.fstat(2).st_rdev != os.fstat(0).st_rdev)
+"""
+
+
+def test_a_detached_process_reports_ready_without_a_free_descriptor() -> None:
+    command = [sys.executable, "-P", "-c", _READY_WITHOUT_DESCRIPTOR]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"READY\n")
 
 
 def test_a_limit_lowered_below_what_is_open_costs_new_descriptors_only(binder: Binder, host: str) -> None:

@@ -279,6 +279,11 @@ EVENTS = Section(
             remedy="see the directory of the control socket",
         ),
         entry(
+            "guard-waits",
+            cause="the guard began after an upgrade of itself, and has no descriptor or memory left for its own work",
+            remedy="raise LimitNOFILE=, or `prlimit --nofile=` for the guard; it keeps the sockets, and tries again",
+        ),
+        entry(
             "guard-refused",
             cause="another user sent a message to the abstract socket of an older guard",
             remedy="SIGTERM to the binder: the next one uses the new socket, which others cannot reach",
