@@ -9,6 +9,7 @@ import msgspec
 
 from multibinder.binder.answer import Pieces
 from multibinder.binder.caller import Caller
+from multibinder.binder.failures import callback_failed
 from multibinder.binder.listener import Listener
 from multibinder.binder.policy_in_force import PolicyInForce
 from multibinder.binder.quotas import Quotas
@@ -79,6 +80,9 @@ class Listings:
         finally:
             # Also after an error, which the loop logs: the clients must not wait for ever.
             for tell in waiting:
-                tell(text)
+                try:
+                    tell(text)
+                except Exception as error:  # the others must not wait for ever either
+                    callback_failed(tell, error)
                 if text is not None:
                     yield

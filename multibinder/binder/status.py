@@ -13,6 +13,7 @@ from multibinder.binder.answer import Pieces
 from multibinder.binder.caller import Caller
 from multibinder.binder.counters import RequestCounters
 from multibinder.binder.durable_state import DurableState
+from multibinder.binder.failures import callback_failed
 from multibinder.binder.health_monitor import HealthMonitor
 from multibinder.binder.keeper import Keeper
 from multibinder.binder.listings import Listings
@@ -58,8 +59,16 @@ class BinderStatusSource:
         was one.
         """
 
+        def finish(listeners: bytes | None) -> None:
+            pieces = None
+            try:
+                pieces = self._with_binder(listeners)
+            except Exception as error:  # the client must not wait for ever
+                callback_failed(self._with_binder, error)
+            tell(pieces)
+
         def make() -> None:
-            self._listings.ask("status", caller, self._monitor.health_of, lambda text: tell(self._with_binder(text)))
+            self._listings.ask("status", caller, self._monitor.health_of, finish)
 
         looked_at = self._monitor.looked_at
         if fresh or looked_at is None:

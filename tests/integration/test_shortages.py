@@ -115,3 +115,17 @@ def test_a_client_that_cannot_be_watched_is_turned_away_and_no_other(
         wait_until(lambda: "client-failed" in binder.log_path.read_text(), "it is logged", log=binder.log)
         with RawClient(binder.socket_path) as served:
             assert "result" in served.ask(HELLO)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="strace attaches as root")
+def test_a_status_that_cannot_be_made_is_an_error_and_nobody_waits_for_it(
+    binder: Binder, host: str, run_dir: Path
+) -> None:
+    with Client(binder.socket_path) as client:
+        client.bind([(host, 8000)])[0].close()
+        with injected(binder, "prlimit64", "EPERM", run_dir):
+            for fresh in (True, False):
+                with pytest.raises(MultibinderError, match="Internal error: no status; see the binder's log"):
+                    client.status(fresh=fresh)
+        assert "Operation not permitted" in binder.wait_for_log("event=callback-failed")
+        assert len(client.status().listeners) == 1

@@ -98,6 +98,15 @@ def test_who_waits_for_a_list_that_cannot_be_made_is_told(bench: Bench, monkeypa
     assert bench.answers(2) == [None, None]
 
 
+def test_a_client_whose_answer_fails_costs_the_others_nothing(bench: Bench) -> None:
+    def broken(text: bytes | None) -> None:
+        raise ZeroDivisionError("its connection is of no use")
+
+    for tell in (broken, bench.told.append, broken, bench.told.append):
+        bench.listings.ask("list", Caller(bench.sock), bench.describe, tell)
+    assert [len(answer or ()) for answer in bench.answers(2)] == [3, 3]
+
+
 def test_a_listener_that_is_released_meanwhile_is_left_out(bench: Bench) -> None:
     bench.ask()
     run_until(bench.loop, lambda: len(bench.described) >= 1)
