@@ -19,8 +19,8 @@ class DurableRecords(Protocol):
     def note(self, changed: Sequence[Record]) -> None:
         """Append records that say that less is claimed, or that a listener is released. Raises nothing."""
 
-    def recover(self, address: Address) -> tuple[Record, socket.socket] | None:
+    def recover(self, address: Address, uid: int) -> tuple[Record, socket.socket] | None:
         """Return a socket on ``address`` that an earlier binder lost and another process still holds.
 
-        The caller owns the socket.
+        ``uid`` is that of the client that asks. The caller owns the socket.
         """

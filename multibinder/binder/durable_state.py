@@ -14,6 +14,7 @@ from multibinder.binder import events, records
 from multibinder.binder.inherit import RECORDS, Inheritance
 from multibinder.binder.keeper import Keeper
 from multibinder.binder.listener import Listener, name_of_cookie
+from multibinder.binder.owner import Owner, is_privileged
 from multibinder.binder.record_lines import RecordLines, new_journal
 from multibinder.binder.recorded_sockets import RecordedSockets
 from multibinder.binder.records import Record
@@ -24,8 +25,9 @@ from multibinder.wire.addresses import Address
 #: A journal grows with each bind and release. One with this many bytes more than its listeners need is replaced.
 _SPARE_BYTES = 1024 * 1024
 _BYTES_PER_LISTENER = 512
-#: A search for the holder of a missing socket, which blocks the loop, is not repeated sooner.
-_SEARCH_EVERY_S = 1.0
+#: A search for the holder of a missing socket, which blocks the loop, is not repeated sooner, nor before this many
+#: times the time that it took.
+_SEARCH_EVERY_S, _SEARCH_PAUSE = 1.0, 50
 
 
 class HeldListeners(Protocol):
@@ -93,13 +95,22 @@ class DurableState:
             self._missing.pop(listener.cookie, None)
         yield from self._recover(list(self._missing.values()))
 
-    def recover(self, address: Address) -> tuple[Record, socket.socket] | None:
-        """Recover the listener of one address that is in use. The caller owns the socket. None if that fails."""
+    def recover(self, address: Address, uid: int) -> tuple[Record, socket.socket] | None:
+        """Recover the listener of one address that is in use. The caller owns the socket. None if that fails.
+
+        The search for its holder blocks the loop. So it is made only for a client that had the listener, or that is
+        privileged, and takes a small share of the time.
+        """
         missing = [record for record in self._missing.values() if record.address == str(address)]
+        missing = [record for record in missing if is_privileged(uid) or uid in _uids_of(record)]
         if not missing or time.monotonic() < self._search_again_at:
             return None
-        self._search_again_at = time.monotonic() + _SEARCH_EVERY_S
-        return next(self._recover(missing), None)
+        began = time.monotonic()
+        try:
+            return next(self._recover(missing), None)
+        finally:
+            now = time.monotonic()
+            self._search_again_at = now + max(_SEARCH_EVERY_S, (now - began) * _SEARCH_PAUSE)
 
     def begin(self, *, policy: bool) -> None:
         """Begin the journal of this process when the inherited and recovered listeners are in the store."""
@@ -270,6 +281,10 @@ def _next_header(previous: records.Header | None, *, upgraded: bool) -> records.
     return msgspec.structs.replace(
         previous, starts=previous.starts + (not upgraded), upgrades=previous.upgrades + upgraded
     )
+
+
+def _uids_of(record: Record) -> set[int]:
+    return {Owner.parse(claimant).uid for claimant in record.claims}
 
 
 def _highest_number(journal_names: Sequence[str]) -> int:

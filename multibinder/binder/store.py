@@ -213,10 +213,10 @@ class ListenerStore:
         uid = asker.uid
         claims = sys.maxsize if is_privileged(uid) else self._limit_per_uid - self._claims.of_uid(uid)
         room = Room(uid, self._limit, self._limit_per_uid, self._limit - len(self), claims)
-        return BindAttempt(room, self._index, asker, self._recover)
+        return BindAttempt(room, self._index, asker, lambda address: self._recover(address, uid))
 
-    def _recover(self, address: Address) -> Listener | None:
-        if (found := self._durable.recover(address)) is None:
+    def _recover(self, address: Address, uid: int) -> Listener | None:
+        if (found := self._durable.recover(address, uid)) is None:
             return None
         record, sock = found
         try:

@@ -20,7 +20,7 @@ class NothingDurable:
     def note(self, changed: Sequence[Record]) -> None:
         pass
 
-    def recover(self, address: Address) -> tuple[Record, socket.socket] | None:
+    def recover(self, address: Address, uid: int) -> tuple[Record, socket.socket] | None:
         return None
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from multibinder.binder import inherit, records
+from multibinder import TcpAddress
+from multibinder.binder import durable_state, inherit, records
 from multibinder.binder.durable_state import DurableState
 from multibinder.binder.records import Record
 from tests.support.stores import new_store
@@ -43,6 +45,39 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         monkeypatch.setattr(os, "pwrite", pwrite_within_size)
 
     return refuse
+
+
+def test_only_the_owner_of_a_lost_listener_makes_the_binder_search_for_its_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "state")
+    own = os.geteuid()
+    writer = new_state(path)
+    writer.write([Record("127.0.0.1:80", 1, inode=11, claims={f"web:{own + 7}": 1})])
+    searched: list[list[Record]] = []
+    now = 1000.0
+
+    def search(missing: list[Record]) -> list[object]:
+        nonlocal now
+        searched.append(missing)
+        now += 0.5  # the host has many descriptors
+        return []
+
+    monkeypatch.setattr(durable_state, "recover", search)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    durable = DurableState(path, inherit.receive({}), None, new_store, upgraded=False)
+    address = TcpAddress.parse("127.0.0.1:80")
+    for _ in range(10):
+        assert durable.recover(address, own + 8) is None  # a stranger
+    assert searched == []
+    for uid in (own + 7, own):
+        durable.recover(address, uid)
+        assert len(searched) == 1
+        now += 20.0  # the search must not take more than a small part of the time
+        durable.recover(address, uid)
+        assert len(searched) == 1
+        now += 10.0
+        searched.clear()
 
 
 def test_a_journal_that_cannot_be_replaced_is_written_further(
