@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -112,6 +112,12 @@ class BindAttempt:
                     listener.kind.open(listener.address, listener.options).close()
                 except OSError as error:
                     raise refused_by_kernel(listener.address, error) from error
+
+    def close_in_steps(self) -> Iterator[None]:
+        """Do what ``close`` does, with a step for each socket."""
+        for listener in self._opened.values():
+            yield
+            listener.socket.close()
 
     def close(self) -> None:
         for listener in self._opened.values():

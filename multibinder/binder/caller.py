@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import select
 import socket
 import time
 
@@ -26,6 +27,14 @@ class Caller:
     def connection(self) -> int:
         """Return the number of the connection (SO_COOKIE). It stays the same when another process inherits it."""
         return cookie_of(self._socket)
+
+    def has_gone(self) -> bool:
+        """Return whether the client has closed its end. One that only sends no more still waits for its answers."""
+        if self._socket.fileno() < 0:
+            return True
+        poll = select.poll()
+        poll.register(self._socket, 0)  # POLLHUP is always reported: both directions are shut down
+        return bool(poll.poll(0))
 
     @functools.cached_property
     def gids(self) -> frozenset[int]:

@@ -47,7 +47,6 @@ from multibinder.binder.slices import Slices
 from multibinder.binder.status import BinderStatusSource
 from multibinder.binder.store import ListenerStore
 from multibinder.binder.supervisor import Supervisor
-from multibinder.binder.turns import Turns
 from multibinder.binder.upgrader import Upgrader
 from multibinder.kernel.socket_options import inode_of
 from multibinder.wire.errors import BindError
@@ -154,7 +153,7 @@ class Daemon:
         timings, version, counters = program.timings, program.version, RequestCounters()
         # The keeper is our parent, and has copies of all listeners.
         ignored_pids = () if keeper is None else (os.getppid(),)
-        slices = Slices(loop, turns := Turns(loop))
+        slices = Slices(loop)
         scan = HolderScan(loop, slices, program.find_holders, ignored_pids, timings.look_timeout_s)
         self._monitor = monitor = HealthMonitor(loop, slices, store, scan, settings.orphan_ttl, grace_s=timings.grace_s)
         listings = Listings(slices, quotas, store, policy)
@@ -173,13 +172,14 @@ class Daemon:
             search=self._search,
             upgrader=self._upgrader,
             keeper=keeper,
+            run=lambda steps, uid: slices.run(steps, quotas.user(uid)),
             upgrade_failure=upgrade_failure,
         )
         self._server = ControlServer(
             loop,
             control.sockets,
             quotas=quotas,
-            turns=turns,
+            slices=slices,
             counters=counters,
             answer=methods.answer,
             handoffs=store.handoffs,

@@ -19,6 +19,7 @@ from multibinder.binder.handoffs import Handoffs
 from multibinder.binder.loop import Loop
 from multibinder.binder.peer import Peer
 from multibinder.binder.quotas import Refusal
+from multibinder.binder.settlements import Settlements
 from multibinder.binder.turns import Turns
 from multibinder.wire import messages
 from multibinder.wire.errors import RemoteProtocolError
@@ -27,8 +28,8 @@ from multibinder.wire.errors import RemoteProtocolError
 class Disconnects:
     """End connections, and log and count why.
 
-    ``handoffs`` takes back the grants of answers that their client never received. Lingering clients are checked every
-    ``linger_s`` seconds, and closed when they have received the descriptors that are in flight to them.
+    ``settlements`` takes back the grants of answers that their client never received. Lingering clients are checked
+    every ``linger_s`` seconds, and closed when they have received the descriptors that are in flight to them.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Disconnects:
         turns: Turns,
         counters: RequestCounters,
         handoffs: Handoffs,
+        settlements: Settlements,
         linger_s: float,
     ) -> None:
         self._loop = loop
@@ -47,6 +49,7 @@ class Disconnects:
         self._turns = turns
         self._counters = counters
         self._handoffs = handoffs
+        self._settlements = settlements
         self._linger_s = linger_s
 
     def turn_away(self, peer: Peer, refusal: Refusal) -> None:
@@ -182,7 +185,7 @@ class Disconnects:
 
     def _discard_unsent(self, peer: Peer) -> None:
         for grants in peer.discard_unsent():
-            self._try(partial(self._handoffs.take_back, grants))
+            self._try(partial(self._settlements.take_back, peer.user, grants))
 
     def _settle(self, peer: Peer) -> None:
         """Confirm what the client has received, and take the rest back, also what waits for the keeper."""
@@ -193,9 +196,9 @@ class Disconnects:
             if peer.owes_acknowledgement:
                 for notice in peer.last_notices():
                     if grants := peer.take_noticed(notice.params.id):
-                        self._handoffs.settle(grants, received=notice.method == "received")
-            self._handoffs.confirm(peer.take_read_at_end())
-            self._handoffs.take_back(pending)
+                        self._settlements.settle(peer.user, grants, received=notice.method == "received")
+            self._settlements.confirm(peer.user, peer.take_read_at_end())
+            self._settlements.take_back(peer.user, pending)
 
         self._try(settle)
 

@@ -8,7 +8,7 @@ version, or the binder after a crash, settles them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -19,6 +19,9 @@ from multibinder.binder.listener_index import ListenerIndex
 from multibinder.binder.owner import Owner
 from multibinder.binder.records import Record
 from multibinder.wire.options import Options
+
+#: As many are taken back in a millisecond.
+_GRANTS_PER_STEP = 32
 
 
 class Claims(Protocol):
@@ -70,6 +73,10 @@ class Handoffs:
 
     def confirm(self, grants: Iterable[Grant]) -> None:
         """Note that the client holds what was granted."""
+        self.write(self.note_confirmed(grants))
+
+    def note_confirmed(self, grants: Iterable[Grant]) -> list[Listener]:
+        """Do what ``confirm`` does, but return the listeners whose records have changed instead of writing them."""
         changed: dict[Listener, None] = {}
         for grant in grants:
             if not self._remove(grant):
@@ -80,7 +87,7 @@ class Handoffs:
                     if other.handoff < grant.handoff:
                         other.former = {name: was for name, was in other.former.items() if name not in grant.former}
             changed[grant.listener] = None
-        self._write(changed)
+        return list(changed)
 
     def take_back(self, grants: Iterable[Grant]) -> None:
         """Undo grants that the client does not hold. A claim with another handoff stays.
@@ -109,7 +116,14 @@ class Handoffs:
                 why = "its client never received it"
                 events.limited(events.info, "withdrawn", grant.owner.uid, address=listener.address, why=why)
                 self._claims.close_orphan(listener)
-        self._write(changed)
+        self.write(changed)
+
+    def take_back_in_steps(self, grants: Sequence[Grant]) -> Iterator[None]:
+        """Do what ``take_back`` does, some grants in each step."""
+        for first in range(0, len(grants), _GRANTS_PER_STEP):
+            if first:
+                yield
+            self.take_back(grants[first : first + _GRANTS_PER_STEP])
 
     def settle(self, grants: Iterable[Grant], *, received: bool) -> None:
         """Confirm grants that were received; take others back."""
@@ -159,7 +173,8 @@ class Handoffs:
             except OSError as error:
                 events.error("cannot-repair", address=listener.address, why=error)
 
-    def _write(self, changed: Iterable[Listener]) -> None:
+    def write(self, changed: Iterable[Listener]) -> None:
+        """Write the records of listeners whose grants have changed."""
         if still_open := [listener for listener in changed if listener.socket.fileno() >= 0]:
             self._claims.write_records(still_open)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Generator, Iterator
 from typing import Protocol
 
 import msgspec
@@ -12,48 +12,38 @@ import msgspec
 from multibinder.binder import events
 from multibinder.binder.address_search import TellHolders
 from multibinder.binder.answer import Answer, Pieces, Reply, listing, refuse, result
-from multibinder.binder.bind_refusal import AddressInUse, Asker
+from multibinder.binder.bind_refusal import AddressInUse
 from multibinder.binder.caller import Caller
 from multibinder.binder.counters import RequestCounters
 from multibinder.binder.failures import told
-from multibinder.binder.keeper import OnConfirmed
-from multibinder.binder.keeper_link import HasDescriptor
-from multibinder.binder.listener import Grant, Listener, Receiver
+from multibinder.binder.listener import Listener
+from multibinder.binder.listener_methods import Answering, ListenerMethods, StoreDescriptors
 from multibinder.binder.listings import DescribeListeners, StatusSource
 from multibinder.binder.move import move
-from multibinder.binder.owner import Owner, is_privileged, owner_named
 from multibinder.binder.policy_in_force import PolicyInForce
-from multibinder.binder.request_log import log_grants, log_releases
 from multibinder.binder.store import ListenerStore
 from multibinder.wire import messages
 from multibinder.wire.addresses import Address
 from multibinder.wire.errors import RequestError
 from multibinder.wire.messages import (
-    BindResult,
-    Handoff,
     Hello,
     InvalidParamsError,
-    ListenerSpec,
     Request,
     Upgrade,
 )
 from multibinder.wire.status_params import decode_status_params
-from multibinder.wire.transport import MAX_DESCRIPTORS
 
 #: Called with the version of the new code after its rehearsal; or with None and the reason why it cannot be used.
 OnRehearsed = Callable[[str | None, str], None]
 
-_NOT_KEPT = "this listener would not survive a crash of the binder; its log says why"
+#: A request with longer params is answered in slices: a few dozen listeners take the loop for a millisecond.
+_LONG_BYTES = 2048
 
 
-class StoreDescriptors(Protocol):
-    """Stores descriptors where a crash of the binder does not lose them."""
+class RunInSlices(Protocol):
+    """Runs work on behalf of a user between that of others."""
 
-    def keep(self, descriptors: Sequence[tuple[str, HasDescriptor]], confirmed: OnConfirmed, /) -> None:
-        """Store (name, descriptor) each, and call ``confirmed`` from the loop with the names that are stored then.
-
-        The descriptors stay the caller's.
-        """
+    def __call__(self, steps: Iterator[None], uid: int, /) -> None: ...
 
 
 class SearchHolders(Protocol):
@@ -89,6 +79,7 @@ class Methods:
         search: SearchHolders,
         upgrader: Upgrader,
         keeper: StoreDescriptors | None,
+        run: RunInSlices,
         upgrade_failure: str | None = None,
     ) -> None:
         self._store = store
@@ -99,14 +90,15 @@ class Methods:
         self._listings = listings
         self._search = search
         self._upgrader = upgrader
-        self._keeper = keeper
+        self._run = run
         self._upgrade_failure = upgrade_failure
-        self._methods: dict[str, Callable[[Request, Caller, Reply], Answer | None]] = {
+        about_listeners = ListenerMethods(store, policy=policy, counters=counters, keeper=keeper)
+        self._methods: dict[str, Callable[[Request, Caller, Reply], Answer | Answering | None]] = {
             "hello": self._hello,
-            "bind": self._bind,
-            "check": self._check,
+            "bind": about_listeners.bind,
+            "check": about_listeners.check,
             "list": self._list,
-            "release": self._release,
+            "release": about_listeners.release,
             "status": self._status,
             "upgrade": self._upgrade,
             "move": self._move,
@@ -127,9 +119,49 @@ class Methods:
             sentence = f"Method not found: {request.method[:64]!r}; this binder knows {known}"
             return self._refuse_invalid(request.id, messages.METHOD_NOT_FOUND, sentence)
         self._counters.count_request(request.method)
+        answering = self._answering(method, request, caller, reply)
+        if len(request.params) > _LONG_BYTES:
+            self._run(self._answer_in_slices(answering, caller, reply), caller.uid)
+            return None
         began = time.perf_counter()
         try:
-            return method(request, caller, reply)
+            while True:
+                next(answering)
+        except StopIteration as end:
+            answer: Answer | None = end.value
+            return answer
+        finally:
+            self._counters.observe_request(time.perf_counter() - began)
+
+    def _answer_in_slices(self, answering: Answering, caller: Caller, reply: Reply) -> Iterator[None]:
+        """Do the work of a long request, and send its answer. Other clients are served between two steps."""
+        if caller.has_gone():  # while earlier requests of its user were answered
+            reply(refuse(None, messages.INVALID_REQUEST, "the client has gone"))
+            return
+        spent_s = 0.0
+        while True:
+            began = time.perf_counter()
+            try:
+                next(answering)
+            except StopIteration as end:
+                self._counters.observe_request(spent_s + time.perf_counter() - began)
+                if end.value is not None:
+                    reply(end.value)
+                return
+            spent_s += time.perf_counter() - began
+            yield
+
+    def _answering(
+        self,
+        method: Callable[[Request, Caller, Reply], Answer | Answering | None],
+        request: Request,
+        caller: Caller,
+        reply: Reply,
+    ) -> Answering:
+        """Do what ``method`` does. An error is an answer too."""
+        try:
+            work = method(request, caller, reply)
+            return (yield from work) if isinstance(work, Generator) else work
         except InvalidParamsError as error:
             return self._refuse_invalid(request.id, messages.INVALID_PARAMS, f"Invalid params: {error}")
         except AddressInUse as error:
@@ -142,8 +174,6 @@ class Methods:
                 events.error, "internal-error", caller.uid, method=request.method, pid=caller.pid, **told(error)
             )
             return refuse(request.id, messages.INTERNAL_ERROR, f"Internal error: {error!r}; please report it")
-        finally:
-            self._counters.observe_request(time.perf_counter() - began)
 
     def _refuse(self, request: Request, caller: Caller, error: RequestError) -> Answer:
         self._counters.count_error(error)
@@ -173,63 +203,6 @@ class Methods:
             upgrade_failure=self._upgrade_failure,
         )
         return result(request.id, hello)
-
-    def _bind(self, request: Request, caller: Caller, reply: Reply) -> Answer | None:
-        specs, owners, _ = self._allowed_params(request, caller, "bind")
-        # SO_PEERCRED shows a process that our PID namespace does not have with the PID 0 (unix(7)).
-        outside = not caller.pid
-        grants = self._store.bind(
-            specs,
-            owners,
-            asker=self._asker(caller),
-            receiver=Receiver(caller.connection, request.id, request.acknowledge, caller.pid),
-            held_outside_pid_namespace=outside,
-        )
-        self._counters.count_handoffs(len(grants))
-        log_grants(grants, caller)
-        not_kept = [grant.listener for grant in grants if not grant.listener.kept]
-        if not not_kept or self._keeper is None:
-            return self._hand_over(request, grants, "")
-
-        def confirmed(kept: Collection[str]) -> None:
-            for listener in not_kept:
-                listener.note_kept(kept)
-            reply(self._hand_over(request, grants, _NOT_KEPT))
-
-        # The client gets its answer after the keeper has the listeners: a crash of the binder cannot lose them then.
-        self._keeper.keep([listener.for_keeper() for listener in not_kept], confirmed)
-        return None
-
-    def _hand_over(self, request: Request, grants: Sequence[Grant], caution: str) -> Answer:
-        """Return the answer that carries the descriptors. ``caution`` is for listeners that the keeper does not have.
-
-        If one of them was released meanwhile, the answer is a refusal, and the others are taken back.
-        """
-        if gone := [str(grant.listener.address) for grant in grants if not grant.stands]:
-            self._store.handoffs.take_back(grants)
-            sentence = "released by its owner before it could be handed over; ask again"
-            return refuse(request.id, messages.COULD_NOT_BIND, f"Could not bind: {', '.join(gone)}: {sentence}")
-        acknowledge = request.acknowledge and any(grant.is_pending for grant in grants)
-        bound = BindResult([_handoff(grant, caution) for grant in grants], len(grants), acknowledge)
-        descriptors = [grant.listener.socket.fileno() for grant in grants]
-        parts = [(messages.encode_result(request.id, bound), descriptors[:MAX_DESCRIPTORS])]
-        for first in range(MAX_DESCRIPTORS, len(descriptors), MAX_DESCRIPTORS):
-            parts.append((messages.encode_continuation(first), descriptors[first : first + MAX_DESCRIPTORS]))
-        return Answer(parts, grants, request.id, acknowledge)
-
-    def _check(self, request: Request, caller: Caller, reply: Reply) -> Answer:
-        specs, owners, _ = self._allowed_params(request, caller, "bind")
-        self._store.check(specs, owners, asker=self._asker(caller))
-        return result(request.id, True)
-
-    def _release(self, request: Request, caller: Caller, reply: Reply) -> Answer:
-        specs, owners, are_of_any_uid = self._allowed_params(request, caller, "release")
-        outcomes = [
-            self._store.release(spec, owner, of_any_uid=of_any_uid)
-            for spec, owner, of_any_uid in zip(specs, owners, are_of_any_uid, strict=True)
-        ]
-        log_releases(outcomes, owners, caller)
-        return result(request.id, outcomes)
 
     def _move(self, request: Request, caller: Caller, reply: Reply) -> Answer:
         return result(request.id, move(self._store, self._policy, request, caller))
@@ -264,27 +237,3 @@ class Methods:
                 reply(result(request.id, Upgrade(self._version, version)))
 
         self._upgrader.upgrade(on_rehearsed)
-
-    def _asker(self, caller: Caller) -> Asker:
-        return Asker(caller.uid, lambda listener: self._policy.may_know(caller, listener))
-
-    def _allowed_params(
-        self, request: Request, caller: Caller, method: str
-    ) -> tuple[Sequence[ListenerSpec], Sequence[Owner], Sequence[bool]]:
-        """Return spec and owner of each element, after the policy allowed ``method`` for all of them.
-
-        The third value is true for a label by which a privileged client may mean any user's. Raises
-        InvalidParamsError, NotAllowed with the first refusal, and RequestError for an owner of another uid.
-        """
-        params = messages.decode_listener_params(request.params)
-        specs = [messages.check_spec(index, element) for index, element in enumerate(params)]
-        owners = [owner_named(element.owner, caller.uid) for element in params]
-        for spec, owner in zip(specs, owners, strict=True):
-            self._policy.require_allowed_for(caller, method, spec, self._store.find(spec, owner.uid))
-        is_any = is_privileged(caller.uid)
-        return specs, owners, [is_any and ":" not in element.owner for element in params]
-
-
-def _handoff(grant: Grant, caution: str) -> Handoff:
-    warning = "; ".join(filter(None, [grant.warning, caution if not grant.listener.kept else ""])) or None
-    return Handoff(str(grant.listener.address), grant.backlog, grant.created, warning)

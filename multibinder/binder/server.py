@@ -23,7 +23,9 @@ from multibinder.binder.loop import Loop
 from multibinder.binder.peer import Peer
 from multibinder.binder.quotas import Quotas
 from multibinder.binder.service import Service
-from multibinder.binder.turns import USER_TURN_S, Turns
+from multibinder.binder.settlements import Settlements
+from multibinder.binder.slices import Slices
+from multibinder.binder.turns import USER_TURN_S
 
 #: At most this many clients whose deadline has passed are dropped in one turn of the loop.
 _DROPPED_PER_TURN = 16
@@ -64,7 +66,7 @@ class ControlServer:
         listening: Sequence[socket.socket],
         *,
         quotas: Quotas,
-        turns: Turns,
+        slices: Slices,
         counters: RequestCounters,
         answer: Callable[[bytes, Caller, Reply], Answer | None],
         handoffs: Handoffs,
@@ -74,17 +76,18 @@ class ControlServer:
         self._quotas = quotas
         self._counters = counters
         self._handoffs = handoffs
+        settlements = Settlements(handoffs, slices)
         self._clients = Clients(quotas)
         self._admission = Admission(self._clients, quotas)
-        self._turns = turns
+        self._turns = slices.turns
         self._deadlines = Deadlines(quotas.limits.timeout_s)
         self._disconnects = Disconnects(
-            loop, self._clients, self._deadlines, self._turns, counters, handoffs, timings.linger_s
+            loop, self._clients, self._deadlines, self._turns, counters, handoffs, settlements, timings.linger_s
         )
         self._service = Service(
             loop,
             answer,
-            handoffs,
+            settlements,
             quotas=quotas,
             counters=counters,
             clients=self._clients,

@@ -13,10 +13,10 @@ from multibinder.binder.clients import Clients
 from multibinder.binder.counters import RequestCounters
 from multibinder.binder.deadlines import Deadlines
 from multibinder.binder.disconnects import Disconnects
-from multibinder.binder.handoffs import Handoffs
 from multibinder.binder.loop import READ, WRITE, Loop
 from multibinder.binder.peer import Peer
 from multibinder.binder.quotas import Quotas, Refusal
+from multibinder.binder.settlements import Settlements
 from multibinder.binder.turns import Turns
 from multibinder.wire import messages, notices
 from multibinder.wire.errors import RemoteProtocolError
@@ -26,7 +26,7 @@ class Service:
     """Serve peers that are in ``clients``, each for ``client_turn_s`` seconds of a turn at most.
 
     ``answer`` is called with a request, its caller, and a function that takes a later answer. It returns the answer, or
-    None if the answer comes later. ``handoffs`` learns which answers the clients have received. A client
+    None if the answer comes later. ``settlements`` learns which answers the clients have received. A client
     that exceeds its rate is throttled for ``throttle_s`` seconds. The kernel is asked every ``confirm_s`` seconds
     which clients have read their answers.
     """
@@ -35,7 +35,7 @@ class Service:
         self,
         loop: Loop,
         answer: Callable[[bytes, Caller, Reply], Answer | None],
-        handoffs: Handoffs,
+        settlements: Settlements,
         *,
         quotas: Quotas,
         counters: RequestCounters,
@@ -49,7 +49,7 @@ class Service:
     ) -> None:
         self._loop = loop
         self._answer = answer
-        self._handoffs = handoffs
+        self._settlements = settlements
         self._quotas = quotas
         self._counters = counters
         self._clients = clients
@@ -160,17 +160,17 @@ class Service:
         if peer.owes_acknowledgement and (notice := notices.decode_notice(message)) is not None:
             grants = peer.take_noticed(notice.params.id)
             if grants is not None:
-                self._handoffs.settle(grants, received=notice.method == "received")
+                self._settlements.settle(peer.user, grants, received=notice.method == "received")
                 return True
         # It may have sent this request before it read its answer; then the kernel has the answer still.
-        self._handoffs.confirm(peer.take_read())
+        self._settlements.confirm(peer.user, peer.take_read())
         peer.require_acknowledgements()
         return False
 
     def _answer_later(self, peer: Peer, request_bytes: int, answer: Answer) -> None:
         """Send the answer to a request that could not be answered at once."""
         if not self._clients.is_served(peer):
-            self._handoffs.take_back(answer.grants)
+            self._settlements.take_back(peer.user, answer.grants)
             return
         peer.awaits_answer = False
         try:
@@ -187,7 +187,7 @@ class Service:
         descriptors = sum(len(carried) for _, carried in answer.parts)
         if descriptors and (refusal := self._clients.in_flight_exceeded(peer.user, descriptors)):
             self._note_refusal(peer, refusal)
-            self._handoffs.take_back(answer.grants)
+            self._settlements.take_back(peer.user, answer.grants)
             text = f"Not now: {refusal.sentence}; try again later"
             answer = refuse(answer.id, messages.LIMIT_REACHED, text, {"limit": refusal.limit})
         self._quotas.charge(peer.user, request_bytes, sum(len(text) for text, _ in answer.parts))
@@ -250,7 +250,7 @@ class Service:
         asked, self._unconfirmed = self._unconfirmed, {}
         for peer in asked:
             if self._clients.is_served(peer):
-                self._handoffs.confirm(peer.take_read())
+                self._settlements.confirm(peer.user, peer.take_read())
                 if peer.may_have_read:
                     self._confirm_soon(peer)
 

@@ -25,9 +25,9 @@ class Slices:
     has it in the next turn.
     """
 
-    def __init__(self, loop: Loop, turns: Turns) -> None:
+    def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self._turns = turns
+        self.turns = Turns(loop)
         # In the order of their turns. No queue is empty.
         self._pieces: dict[User | None, deque[Steps]] = {}
         self._is_due = False
@@ -52,7 +52,7 @@ class Slices:
                 finally:
                     before, now = now, time.monotonic()
                     if user is not None:
-                        self._turns.charge(user, now - before)
+                        self.turns.charge(user, now - before)
                 if now - began > _TURN_S:
                     return
         finally:
@@ -63,7 +63,7 @@ class Slices:
         began = time.monotonic()
         # At the end of the order: in the next turn, the others are first.
         pieces = self._pieces[user] = self._pieces.pop(user)
-        left_s = max(0.0, self._turns.left_s(user)) if user is not None else end - began
+        left_s = max(0.0, self.turns.left_s(user)) if user is not None else end - began
         until = min(end, began + left_s)
         try:
             while True:

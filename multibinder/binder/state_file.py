@@ -26,10 +26,10 @@ class StateFile:
         self._lines: RecordLines | None = None
         self._is_behind = False
 
-    def write_anew(self) -> None:
-        """Replace the file with one that has the present content."""
+    def write_anew(self, content: bytes | None = None) -> None:
+        """Replace the file with one that has the present content, which is ``content`` if the caller has it."""
         try:
-            descriptor = files.replace_and_keep_open(self._path, self._content())
+            descriptor = files.replace_and_keep_open(self._path, self._content() if content is None else content)
         except OSError as error:
             if self._lines is None:
                 self._lines = self._open_previous()

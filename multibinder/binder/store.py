@@ -79,7 +79,7 @@ class ListenerStore:
         Without ``asker``, the first owner asks, and may know all. ``receiver`` has to confirm the grants.
         ``held_outside_pid_namespace`` is true if our PID namespace does not show the client's process.
         """
-        attempt = self._attempt(asker or Asker(owners[0].uid))
+        attempt = self.attempt(asker or Asker(owners[0].uid))
         try:
             found = attempt.find_or_open(specs, owners)
             attempt.make_ready(found)
@@ -113,7 +113,7 @@ class ListenerStore:
 
     def check(self, specs: Sequence[ListenerSpec], owners: Sequence[Owner], *, asker: Asker | None = None) -> None:
         """Raise what ``bind`` would raise. The sockets that it opens never listen, and are closed again."""
-        attempt = self._attempt(asker or Asker(owners[0].uid))
+        attempt = self.attempt(asker or Asker(owners[0].uid))
         try:
             attempt.require_possible(attempt.find_or_open(specs, owners))
         finally:
@@ -209,7 +209,8 @@ class ListenerStore:
             listener.socket.close()
         self._index.clear()
 
-    def _attempt(self, asker: Asker) -> BindAttempt:
+    def attempt(self, asker: Asker) -> BindAttempt:
+        """Return a new attempt to bind listeners, which its caller closes."""
         uid = asker.uid
         claims = sys.maxsize if is_privileged(uid) else self._limit_per_uid - self._claims.of_uid(uid)
         room = Room(uid, self._limit, self._limit_per_uid, self._limit - len(self), claims)

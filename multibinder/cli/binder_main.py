@@ -5,6 +5,7 @@ The process lives for months and keeps every module that it imported, so it does
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -22,6 +23,10 @@ from multibinder.binder.upgrade import NONCE, WORD
 from multibinder.cli.logs import log_to, try_log_file
 from multibinder.kernel.std_descriptors import open_std_descriptors
 from multibinder.observe.holders import holders_of, who_listen_on
+
+#: A collection of the oldest objects takes the loop for 25 ms with 14,000 listeners, which stay. By default there would
+#: be one for each few thousand binds. Those of young objects find nearly all garbage.
+_GC_THRESHOLDS = (700, 10, 1000)
 
 
 class Invocation(msgspec.Struct, frozen=True):
@@ -65,6 +70,7 @@ def main(timings: Timings = Timings(), find_holders: FindHolders = holders_of) -
     Tests pass shorter timings, or a slower search for holders.
     """
     open_std_descriptors()
+    gc.set_threshold(*_GC_THRESHOLDS)
     invocation = msgspec.json.decode(sys.argv[1], type=Invocation)
     try:
         # A binder that has inherited its listeners must serve them, also without its log file.

@@ -17,7 +17,6 @@ from multibinder.binder.loop import Loop
 from multibinder.binder.orphan_ttl import OrphanTtl
 from multibinder.binder.owner import Owner
 from multibinder.binder.slices import Slices
-from multibinder.binder.turns import Turns
 from multibinder.observe.holders import Holder, Holders, Place
 from multibinder.wire.messages import ListenerSpec
 from tests.support.loops import run_until
@@ -44,7 +43,7 @@ class Bench:
         self.loop = Loop()
         self.store = new_store()
         self.searches = Searches(self.loop)
-        slices = Slices(self.loop, Turns(self.loop))
+        slices = Slices(self.loop)
         self.monitor = HealthMonitor(self.loop, slices, self.store, self.searches, ttls, grace_s=grace_s)
         self.bind(0)
         self.bind(0)

@@ -19,7 +19,6 @@ from multibinder.binder.policy import Policy
 from multibinder.binder.policy_in_force import PolicyInForce
 from multibinder.binder.quotas import Limits, Quotas
 from multibinder.binder.slices import Slices
-from multibinder.binder.turns import Turns
 from multibinder.wire.messages import ListenerSpec
 from tests.support.loops import run_until
 from tests.support.stores import new_store
@@ -30,7 +29,7 @@ class Bench:
         self.loop = Loop()
         self.store = new_store()
         self.policy = PolicyInForce(None)
-        self.listings = Listings(Slices(self.loop, Turns(self.loop)), Quotas(Limits()), self.store, self.policy)
+        self.listings = Listings(Slices(self.loop), Quotas(Limits()), self.store, self.policy)
         self.sock = sock
         self.described: list[Listener] = []
         self.told: list[bytes | None] = []

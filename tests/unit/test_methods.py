@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
+from multibinder.binder.address_patterns import parse_pattern
 from multibinder.binder.address_search import TellHolders
 from multibinder.binder.answer import Answer, Pieces, turn_down
 from multibinder.binder.caller import Caller
@@ -19,13 +20,13 @@ from multibinder.binder.listener import Listener
 from multibinder.binder.listings import Listings
 from multibinder.binder.loop import Loop
 from multibinder.binder.methods import Methods, OnRehearsed
-from multibinder.binder.policy import Policy
+from multibinder.binder.owner import Owner
+from multibinder.binder.policy import Policy, Rule
 from multibinder.binder.policy_in_force import PolicyInForce
 from multibinder.binder.quotas import Limits, Quotas
 from multibinder.binder.slices import Slices
-from multibinder.binder.turns import Turns
 from multibinder.wire.addresses import Address
-from multibinder.wire.messages import INTERNAL_ERROR, LIMIT_REACHED, METHOD_NOT_FOUND, NOT_ALLOWED
+from multibinder.wire.messages import INTERNAL_ERROR, LIMIT_REACHED, METHOD_NOT_FOUND, NOT_ALLOWED, ListenerSpec
 from tests.support import Json
 from tests.support.loops import run_until
 from tests.support.stores import new_store
@@ -66,17 +67,19 @@ class Bench:
         self.caller = caller
         self.later: list[Answer] = []
         self.loop = Loop()
-        slices = Slices(self.loop, Turns(self.loop))
+        slices = Slices(self.loop)
+        quotas = Quotas(Limits())
         self.methods = Methods(
             self.store,
             "1.2.3",
             policy=self.policy,
             counters=self.counters,
             status_source=self.surroundings,
-            listings=Listings(slices, Quotas(Limits()), self.store, self.policy),
+            listings=Listings(slices, quotas, self.store, self.policy),
             search=self.surroundings,
             upgrader=self.surroundings,
             keeper=self.surroundings,
+            run=lambda steps, uid: slices.run(steps, quotas.user(uid)),
         )
 
     def ask(self, method: str, *params: Json) -> Answer | None:
@@ -92,13 +95,23 @@ class Bench:
 
 
 @pytest.fixture
-def bench() -> Iterator[Bench]:
+def connection() -> Iterator[tuple[socket.socket, socket.socket]]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        bench = Bench(Caller(ours))
-        yield bench
-        bench.store.close()
-        bench.loop.close()
+        yield ours, theirs
+
+
+@pytest.fixture
+def client(connection: tuple[socket.socket, socket.socket]) -> socket.socket:
+    return connection[1]
+
+
+@pytest.fixture
+def bench(connection: tuple[socket.socket, socket.socket]) -> Iterator[Bench]:
+    bench = Bench(Caller(connection[0]))
+    yield bench
+    bench.store.close()
+    bench.loop.close()
 
 
 def said(answer: Answer | None) -> Json:
@@ -229,3 +242,77 @@ def test_a_throttled_request_is_answered_with_its_id() -> None:
         "error": {"code": LIMIT_REACHED, "message": "Not now: too many; try again later", "data": {"limit": "rate"}},
     }
     assert said(turn_down(b"{", "rate", "too many"))["id"] is None
+
+
+def many() -> list[Json]:
+    """Return 90 addresses that tests in other processes do not use."""
+    network = f"127.{100 + os.getpid() % 100}.{os.getpid() // 100 % 250}"
+    return [{"address": f"{network}.{number}", "port": 8000} for number in range(1, 91)]
+
+
+def ask_long(bench: Bench, method: str, params: list[Json]) -> Json:
+    """Ask about many listeners. Return the answer, which comes after several turns of the loop."""
+    before = bench.loop.turn
+    assert bench.ask(method, *params) is None
+    run_until(bench.loop, lambda: bool(bench.later) or bool(bench.surroundings.stored))
+    for descriptors, confirmed in bench.surroundings.stored:
+        confirmed([name for name, _ in descriptors])
+    bench.surroundings.stored.clear()
+    assert bench.loop.turn > before, "other clients are served meanwhile"
+    answer = bench.later.pop()
+    return said(answer)
+
+
+def test_a_request_about_many_listeners_is_answered_in_slices(bench: Bench) -> None:
+    params = many()
+    assert ask_long(bench, "check", params)["result"] is True
+    assert len(bench.store) == 0
+    bound = ask_long(bench, "bind", params)["result"]
+    assert [each["address"] for each in bound["listeners"]] == [f"{each['address']}:{each['port']}" for each in params]
+    assert {each["outcome"] for each in ask_long(bench, "release", params)["result"]} == {"closed"}
+    assert len(bench.store) == 0
+
+
+def test_of_many_listeners_of_which_the_last_is_refused_none_is_bound(bench: Bench) -> None:
+    params = many()
+    with socket.socket() as taken:
+        taken.bind((params[-1]["address"], 8000))
+        taken.listen()
+        bench.surroundings.is_throttled = True  # no search for who has it
+        for method in ("check", "bind"):
+            error = ask_long(bench, method, params)["error"]
+            assert params[-1]["address"] in error["message"]
+            assert len(bench.store) == 0
+    assert "result" in ask_long(bench, "bind", params), "nothing is left behind"
+
+
+def test_of_many_listeners_none_is_bound_if_the_policy_denies_one(bench: Bench) -> None:
+    params = many()
+    denied = Rule(1, "", False, frozenset({"bind"}), addresses=(parse_pattern(f"{params[-1]['address']}:*"),))
+    bench.policy.replace(Policy("/etc/policy.toml", (denied,), os.geteuid()))
+    assert ask_long(bench, "bind", params)["error"]["code"] == NOT_ALLOWED
+    assert len(bench.store) == 0
+
+
+def test_what_the_policy_allowed_for_one_listener_is_not_done_to_another(bench: Bench) -> None:
+    # Between two steps of a release the listener is closed, and another user's is bound at its address.
+    params = many()
+    ask_long(bench, "bind", params)
+    assert bench.ask("release", *params) is None
+    last = bench.store.listeners()[-1]
+    deny = Rule(1, "", False, frozenset({"release"}))
+    run_until(bench.loop, lambda: len(bench.store) < 90)  # the policy has decided about all of them
+    bench.store.close_orphan(last)
+    bench.store.bind([ListenerSpec(last.address)], [Owner("other", os.geteuid())])
+    bench.policy.replace(Policy("/etc/policy.toml", (deny,), os.geteuid()))
+    run_until(bench.loop, lambda: bool(bench.later))
+    assert said(bench.later.pop())["error"]["code"] == NOT_ALLOWED
+    assert [str(each.address) for each in bench.store.listeners()] == [str(last.address)]
+
+
+def test_a_long_request_of_a_client_that_has_gone_is_not_begun(bench: Bench, client: socket.socket) -> None:
+    assert bench.ask("bind", *many()) is None
+    client.close()
+    run_until(bench.loop, lambda: bool(bench.later))
+    assert "gone" in said(bench.later[0])["error"]["message"]
+    assert len(bench.store) == 0

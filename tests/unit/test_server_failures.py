@@ -13,7 +13,7 @@ from multibinder.binder.counters import RequestCounters
 from multibinder.binder.loop import Loop
 from multibinder.binder.quotas import Limits, Quotas
 from multibinder.binder.server import ControlServer
-from multibinder.binder.turns import Turns
+from multibinder.binder.slices import Slices
 from tests.support.stores import new_store
 
 
@@ -45,7 +45,7 @@ def test_a_client_whose_request_fails_unexpectedly_is_told_and_dropped_and_no_ot
             loop,
             [listening],
             quotas=quotas,
-            turns=Turns(loop),
+            slices=Slices(loop),
             counters=RequestCounters(),
             answer=answer,
             handoffs=new_store().handoffs,

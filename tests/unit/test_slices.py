@@ -10,15 +10,15 @@ import pytest
 from multibinder.binder.loop import Loop
 from multibinder.binder.quotas import Limits, Quotas
 from multibinder.binder.slices import Slices
-from multibinder.binder.turns import USER_TURN_S, Turns
+from multibinder.binder.turns import USER_TURN_S
 from tests.support.loops import run_until
 
 
 class Bench:
     def __init__(self) -> None:
         self.loop = Loop()
-        self.turns = Turns(self.loop)
-        self.slices = Slices(self.loop, self.turns)
+        self.slices = Slices(self.loop)
+        self.turns = self.slices.turns
         quotas = Quotas(Limits())
         self.users = [quotas.user(64001), quotas.user(64002)]
         self.done: list[str] = []

@@ -1,0 +1,189 @@
+"""The methods about the listeners that a request names: bind, check and release.
+
+Each is a generator: a request about thousands of listeners is answered in steps, between those of other clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Generator, Sequence
+from typing import Protocol
+
+import msgspec
+
+from multibinder.binder.answer import Answer, Reply, refuse, result
+from multibinder.binder.bind_refusal import Asker
+from multibinder.binder.caller import Caller
+from multibinder.binder.counters import RequestCounters
+from multibinder.binder.keeper import OnConfirmed
+from multibinder.binder.keeper_link import HasDescriptor
+from multibinder.binder.listener import Grant, Listener, Receiver
+from multibinder.binder.owner import Owner, is_privileged, owner_named
+from multibinder.binder.policy_in_force import PolicyInForce
+from multibinder.binder.request_log import log_grants, log_releases
+from multibinder.binder.store import ListenerStore
+from multibinder.wire import messages
+from multibinder.wire.messages import BindResult, Handoff, ListenerSpec, Released, Request
+from multibinder.wire.transport import MAX_DESCRIPTORS
+
+#: The work of a request, in steps. It returns the answer, or None if that comes later.
+Answering = Generator[None, None, Answer | None]
+
+#: As many are bound in a millisecond. If a later one is refused, they are taken back.
+_LISTENERS_PER_STEP = 32
+_NOT_KEPT = "this listener would not survive a crash of the binder; its log says why"
+
+
+class StoreDescriptors(Protocol):
+    """Stores descriptors where a crash of the binder does not lose them."""
+
+    def keep(self, descriptors: Sequence[tuple[str, HasDescriptor]], confirmed: OnConfirmed, /) -> None:
+        """Store (name, descriptor) each, and call ``confirmed`` from the loop with the names that are stored then.
+
+        The descriptors stay the caller's.
+        """
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    """One element of a request that the policy allows.
+
+    ``found`` is the listener that the decision was about. ``of_any_uid`` is true for a label by which a privileged
+    client may mean any user's.
+    """
+
+    spec: ListenerSpec
+    owner: Owner
+    found: Listener | None
+    of_any_uid: bool
+
+
+class ListenerMethods:
+    """Answer requests about listeners.
+
+    ``keeper`` stores new ones before they are handed over; None if there is no keeper.
+    """
+
+    def __init__(
+        self,
+        store: ListenerStore,
+        *,
+        policy: PolicyInForce,
+        counters: RequestCounters,
+        keeper: StoreDescriptors | None,
+    ) -> None:
+        self._store = store
+        self._policy = policy
+        self._counters = counters
+        self._keeper = keeper
+
+    def bind(self, request: Request, caller: Caller, reply: Reply) -> Answering:
+        asked = yield from self._allowed(request, caller, "bind")
+        grants: list[Grant] = []
+        try:
+            for first in range(0, len(asked), _LISTENERS_PER_STEP):
+                if first:
+                    yield
+                some = asked[first : first + _LISTENERS_PER_STEP]
+                self._require_still_allowed(caller, "bind", some)
+                grants += self._grant(request, caller, some)
+        except Exception:
+            yield from self._store.handoffs.take_back_in_steps(grants)
+            raise
+        self._counters.count_handoffs(len(grants))
+        log_grants(grants, caller)
+        not_kept = [grant.listener for grant in grants if not grant.listener.kept]
+        if not not_kept or self._keeper is None:
+            return self._hand_over(request, grants, "")
+
+        def confirmed(kept: Collection[str]) -> None:
+            for listener in not_kept:
+                listener.note_kept(kept)
+            reply(self._hand_over(request, grants, _NOT_KEPT))
+
+        # The client gets its answer after the keeper has the listeners: a crash of the binder cannot lose them then.
+        self._keeper.keep([listener.for_keeper() for listener in not_kept], confirmed)
+        return None
+
+    def check(self, request: Request, caller: Caller, reply: Reply) -> Answering:
+        asked = yield from self._allowed(request, caller, "bind")
+        attempt = self._store.attempt(self._asker(caller))
+        try:
+            for each in asked:
+                yield
+                attempt.require_possible(attempt.find_or_open([each.spec], [each.owner]))
+            yield from attempt.close_in_steps()
+        finally:
+            attempt.close()
+        return result(request.id, True)
+
+    def release(self, request: Request, caller: Caller, reply: Reply) -> Answering:
+        asked = yield from self._allowed(request, caller, "release")
+        outcomes: list[Released] = []
+        for each in asked:
+            yield
+            if self._store.find(each.spec, each.owner.uid) is not None:  # else there is nothing to release any more
+                self._require_still_allowed(caller, "release", [each])
+            outcomes.append(self._store.release(each.spec, each.owner, of_any_uid=each.of_any_uid))
+        log_releases(outcomes, [each.owner for each in asked], caller)
+        return result(request.id, outcomes)
+
+    def _grant(self, request: Request, caller: Caller, asked: Sequence[_Asked]) -> list[Grant]:
+        return self._store.bind(
+            [each.spec for each in asked],
+            [each.owner for each in asked],
+            asker=self._asker(caller),
+            receiver=Receiver(caller.connection, request.id, request.acknowledge, caller.pid),
+            # SO_PEERCRED shows a process that our PID namespace does not have with the PID 0 (unix(7)).
+            held_outside_pid_namespace=not caller.pid,
+        )
+
+    def _hand_over(self, request: Request, grants: Sequence[Grant], caution: str) -> Answer:
+        """Return the answer that carries the descriptors. ``caution`` is for listeners that the keeper does not have.
+
+        If one of them was released meanwhile, the answer is a refusal, and the others are taken back.
+        """
+        if gone := [str(grant.listener.address) for grant in grants if not grant.stands]:
+            self._store.handoffs.take_back(grants)
+            sentence = "released by its owner before it could be handed over; ask again"
+            return refuse(request.id, messages.COULD_NOT_BIND, f"Could not bind: {', '.join(gone)}: {sentence}")
+        acknowledge = request.acknowledge and any(grant.is_pending for grant in grants)
+        bound = BindResult([_handoff(grant, caution) for grant in grants], len(grants), acknowledge)
+        descriptors = [grant.listener.socket.fileno() for grant in grants]
+        parts = [(messages.encode_result(request.id, bound), descriptors[:MAX_DESCRIPTORS])]
+        for first in range(MAX_DESCRIPTORS, len(descriptors), MAX_DESCRIPTORS):
+            parts.append((messages.encode_continuation(first), descriptors[first : first + MAX_DESCRIPTORS]))
+        return Answer(parts, grants, request.id, acknowledge)
+
+    def _asker(self, caller: Caller) -> Asker:
+        return Asker(caller.uid, lambda listener: self._policy.may_know(caller, listener))
+
+    def _allowed(self, request: Request, caller: Caller, method: str) -> Generator[None, None, list[_Asked]]:
+        """Return the elements of a request, after the policy allowed ``method`` for all of them.
+
+        Raises InvalidParamsError, NotAllowed with the first refusal, and RequestError for an owner of another uid.
+        """
+        params = messages.decode_listener_params(request.params)
+        specs: list[tuple[ListenerSpec, Owner, bool]] = []
+        is_any = is_privileged(caller.uid)
+        for index, element in enumerate(params):
+            yield
+            spec, owner = messages.check_spec(index, element), owner_named(element.owner, caller.uid)
+            specs.append((spec, owner, is_any and ":" not in element.owner))
+        asked: list[_Asked] = []
+        for spec, owner, of_any_uid in specs:
+            yield
+            found = self._store.find(spec, owner.uid)
+            self._policy.require_allowed_for(caller, method, spec, found)
+            asked.append(_Asked(spec, owner, found, of_any_uid))
+        return asked
+
+    def _require_still_allowed(self, caller: Caller, method: str, asked: Sequence[_Asked]) -> None:
+        """Raise NotAllowed if a spec finds another listener than the policy has decided about, and may not."""
+        for each in asked:
+            found = self._store.find(each.spec, each.owner.uid)
+            if found is not each.found:
+                self._policy.require_allowed_for(caller, method, each.spec, found)
+
+
+def _handoff(grant: Grant, caution: str) -> Handoff:
+    warning = "; ".join(filter(None, [grant.warning, caution if not grant.listener.kept else ""])) or None
+    return Handoff(str(grant.listener.address), grant.backlog, grant.created, warning)
