@@ -27,7 +27,7 @@ from multibinder.binder.failures import callback_failed
 from multibinder.binder.health_monitor import HealthMonitor
 from multibinder.binder.holder_scan import HolderScan
 from multibinder.binder.inherit import NOT_KEPT, Inheritance
-from multibinder.binder.keeper import Keeper, keeper_for
+from multibinder.binder.keeper import GUARDED, Keeper, keeper_for
 from multibinder.binder.keeping import keep_the_rest
 from multibinder.binder.listings import Listings
 from multibinder.binder.loop import Loop
@@ -161,7 +161,7 @@ class Daemon:
             loop, program.command, version, store, check=self._check_upgrade, begin=self._begin_upgrade
         )
         self._policy_source = PolicySource(loop, settings.policy, policy, self._note_policy, timeout_s=timings.policy_s)
-        self._search = AddressSearch(loop, program.who_listens, ignored_pids)
+        self._search = AddressSearch(loop, program.who_listens, ignored_pids if GUARDED in os.environ else ())
         methods = Methods(
             store,
             version,
@@ -206,7 +206,7 @@ class Daemon:
         self._loop.call_every(self._program.timings.repair_every_s, self._durable.catch_up)
         self._loop.call_every(self._program.timings.repair_every_s, self._look_at_control_socket)
         self._loop.call_every(self._program.timings.look_every_s, self._monitor.look_regularly)
-        self._loop.call_every(events.CATCH_UP_EVERY_S, events.catch_up)
+        events.catch_up_by(self._loop.call_later)
         self._loop.call_every(self._program.timings.look_every_s, keep)
         self._supervisor.feed_watchdog()
         events.info(

@@ -10,9 +10,11 @@ from typing import Protocol
 logger = logging.getLogger("multibinder")
 
 Emit = Callable[..., None]
+#: Calls a function once, after this many seconds.
+CallLater = Callable[[float, Callable[[], None]], None]
 
-#: Log lines that were left out or could not be written are made up for this often.
-CATCH_UP_EVERY_S = 1.0
+#: Log lines that were left out or could not be written are made up for this often, while there are any.
+_CATCH_UP_EVERY_S = 1.0
 #: Pairs of event name and key that are counted at the same time. Above this, the pairs of a name share one count.
 _COUNTED_PAIRS = 1024
 
@@ -91,6 +93,12 @@ class Limit:
             count.left_out += 1
             count.emit = emit
             count.whom = {field: fields[field] for field in _WHOM if field in fields}
+            _catching_up.note()
+
+    @property
+    def is_behind(self) -> bool:
+        """Return whether lines were left out and their number was not logged yet."""
+        return any(count.left_out for count in self._counts.values())
 
     def tell(self) -> None:
         """Log how many lines were left out in each period that is over. Forget counts that are not needed any more."""
@@ -115,11 +123,45 @@ _limit = Limit()
 limited = _limit.log
 
 
+class _CatchingUp:
+    """Makes up for lines that were left out or could not be written. While there are none, it wakes nobody."""
+
+    def __init__(self) -> None:
+        self._call_later: CallLater | None = None
+        self._is_due = False
+
+    def begin(self, call_later: CallLater) -> None:
+        self._call_later, self._is_due = call_later, False
+        self.note()
+
+    def note(self) -> None:
+        """Catch up soon if something is left out or not written."""
+        if self._call_later is not None and not self._is_due and _is_behind():
+            self._is_due = True
+            self._call_later(_CATCH_UP_EVERY_S, self._again)
+
+    def _again(self) -> None:
+        self._is_due = False
+        try:
+            catch_up()
+        finally:
+            self.note()
+
+
+_catching_up = _CatchingUp()
+#: Let ``Loop.call_later`` call back while there is something to catch up with. A later loop replaces an earlier one.
+catch_up_by = _catching_up.begin
+
+
 def catch_up() -> None:
-    """Log what ``limited`` left out, and write what could not be written before. Call this now and then."""
+    """Log what ``limited`` left out, and write what could not be written before."""
     _limit.tell()
     for handler in logger.handlers:
         handler.flush()
+
+
+def _is_behind() -> bool:
+    return _limit.is_behind or any(getattr(handler, "is_behind", False) for handler in logger.handlers)
 
 
 def complaint(name: str, client: Client, **fields: object) -> None:
@@ -131,3 +173,4 @@ def complaint(name: str, client: Client, **fields: object) -> None:
 def _emit(level: int, name: str, fields: dict[str, object]) -> None:
     if logger.isEnabledFor(level):
         logger.log(level, name, extra={"fields": fields})
+        _catching_up.note()

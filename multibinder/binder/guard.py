@@ -106,7 +106,7 @@ class Guard:
         """Serve. Return the binder's exit status after a stop, or None when a new guard is to take over."""
         signals = patiently(lambda: SignalQueue(_SIGNALS), len(self._store) > 0)
         self._loop.watch_always(signals.fileno(), lambda: self._obey_all(signals.read()))
-        self._loop.call_every(events.CATCH_UP_EVERY_S, events.catch_up)
+        events.catch_up_by(self._loop.call_later)
         if not self._socket.sockets():
             with contextlib.suppress(OSError):  # it is tried again before the next start
                 self._socket.renew()

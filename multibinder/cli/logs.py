@@ -59,6 +59,11 @@ class _Lines(logging.Handler):
         super().__init__()
         self._writer = writer
 
+    @property
+    def is_behind(self) -> bool:
+        """Return whether lines wait for the reader, or were lost and their number was not written yet."""
+        return _is_behind(self._writer)
+
     def emit(self, record: logging.LogRecord) -> None:
         self.flush()
         self._writer.write(self._line(record))
@@ -78,6 +83,10 @@ class _File(_Lines):
         super().__init__(stderr)
         self._path = path
         self._file: tuple[int, LineWriter] | None = None
+
+    @property
+    def is_behind(self) -> bool:
+        return super().is_behind or (self._file is not None and _is_behind(self._file[1]))
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -121,6 +130,10 @@ class _Stderr(io.TextIOBase):
 
     def fileno(self) -> int:
         return _STDERR
+
+
+def _is_behind(writer: LineWriter) -> bool:
+    return writer.is_waiting or writer.lost > 0
 
 
 def _tell_lost(writer: LineWriter) -> None:
