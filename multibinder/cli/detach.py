@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 
 from multibinder.binder.ready import DETACHED, READY
+from multibinder.cli.say import say
 from multibinder.kernel.listen_fds import pass_listen_fds, take_listen_fds
 
 
@@ -40,6 +40,6 @@ def _exit_when_ready(reading: int) -> None:
         output += chunk
         if READY in output.splitlines(keepends=True):  # a guard's binder may write more in the same chunk
             os._exit(0)
-    sys.stderr.write(output.decode(errors="replace") or "multibinder: the binder ended without an error message\n")
-    sys.stderr.flush()
+    text = output.decode(errors="replace") or "multibinder: the binder ended without an error message\n"
+    say(text, err=True, nl=False)
     os._exit(1)

@@ -15,7 +15,7 @@ from multibinder.cli.options import socket_option
 from multibinder.cli.say import say_json
 from multibinder.cli.systemd import InstallError, commands_directory, installed_units
 from multibinder.cli.wording import count
-from multibinder.kernel.terminal import printable_lines
+from multibinder.kernel.process import printable
 from multibinder.observe.doctor.checks import diagnose
 from multibinder.observe.doctor.facts import Unit
 from multibinder.observe.doctor.finding import Finding, Unchecked
@@ -143,7 +143,7 @@ def _print(report: Report) -> None:
     console = Console(highlight=False, soft_wrap=True)
 
     def paragraph(word: str, style: str, text: str) -> None:
-        first, *rest = textwrap.wrap(printable_lines(f"{word} {text}"), console.width, subsequent_indent="  ")
+        first, *rest = textwrap.wrap(printable(f"{word} {text}"), console.width, subsequent_indent="  ")
         console.print(Text.assemble((word, style), first[len(word) :]))
         for line in rest:
             console.print(Text(line))
@@ -154,12 +154,12 @@ def _print(report: Report) -> None:
         paragraph(finding.level.upper(), styles[finding.level], f" {finding.what}")
         paragraph("  where:", "", finding.where)
         paragraph("  why:", "", finding.why)
-        console.print(Text.assemble("  do: ", (printable_lines(finding.remedy), "bold")))
+        console.print(Text.assemble("  do: ", (printable(finding.remedy), "bold")))
         console.print()
     for each in report.unchecked:
         paragraph("NOT CHECKED", "bold", f" {each.what}: {each.why}")
         if each.remedy:
-            console.print(Text.assemble("  do: ", (printable_lines(each.remedy), "bold")))
+            console.print(Text.assemble("  do: ", (printable(each.remedy), "bold")))
     if report.unchecked:
         console.print()
     console.print(Text(_summary(report)))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import click
 from prometheus_client.exposition import generate_latest
 
 from multibinder import MultibinderError, TcpAddress, __version__
 from multibinder.cli.exporter_server import MetricsServer
 from multibinder.cli.options import AddressType, socket_option
-from multibinder.cli.say import say
 from multibinder.cli.wording import reason_of
 from multibinder.kernel.files import replace
+from multibinder.kernel.line_writer import write_now
+from multibinder.kernel.process import printable
 from multibinder.observe.metrics.scrape import Scrape
 
 #: Less than Prometheus's default for a scrape (scrape_timeout: 10s), so that it still receives 'multibinder_up 0'.
@@ -80,8 +79,8 @@ def _log_change(source: str, complaint: str) -> None:
 
 
 def _log(sentence: str) -> None:
-    with contextlib.suppress(OSError):
-        say(f"multibinder exporter: {sentence}", err=True)
+    # A terminal or pipe that is not read must not stop the answers to scrapes.
+    write_now(2, f"multibinder exporter: {printable(sentence)}\n".encode(errors="replace"))
 
 
 def _write(path: str, text: bytes) -> None:

@@ -12,7 +12,7 @@ from multibinder import Address, Client, ListenerStatus, Released
 from multibinder.cli.options import AddressType, socket_option
 from multibinder.cli.say import say, say_json
 from multibinder.cli.wording import NO_LABEL, age, owner_names
-from multibinder.kernel.terminal import printable_lines
+from multibinder.kernel.process import printable
 
 
 @click.command("list", short_help="Show every listener that the binder holds.")
@@ -129,11 +129,9 @@ def _print_table(listeners: list[ListenerStatus]) -> None:
     for listener in listeners:
         name = f" ({listener.name})" if listener.name else ""
         table.add_row(
-            Text(printable_lines(listener.address + name)),
+            Text(printable(listener.address + name)),
             Text(
-                printable_lines(
-                    ", ".join(owner_names(listener.claims, "-") or [label or "-" for label in listener.owners])
-                )
+                printable(", ".join(owner_names(listener.claims, "-") or [label or "-" for label in listener.owners]))
             ),
             str(listener.backlog),
             str(listener.handoffs),

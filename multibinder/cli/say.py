@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 import msgspec
 
@@ -11,6 +13,11 @@ from multibinder.kernel.terminal import printable_json, printable_lines
 def say(text: str, *, err: bool = False, nl: bool = True) -> None:
     """Print lines to stdout, or to stderr. Never print other people's words in another way."""
     click.echo(printable_lines(text), err=err, nl=nl)
+
+
+def say_rows(lines: Sequence[str]) -> None:
+    """Print lines that have our own colours. Other people's words in them must be ``printable`` already."""
+    click.echo("\n".join(lines), color=True)
 
 
 def say_json(value: object) -> None:

@@ -9,7 +9,7 @@ import click
 
 from multibinder import Client, MultibinderError
 from multibinder.cli.options import socket_option
-from multibinder.cli.say import say, say_json
+from multibinder.cli.say import say, say_json, say_rows
 from multibinder.cli.status_check import UNKNOWN, WORDS, judge
 from multibinder.cli.status_report import report_of
 from multibinder.cli.status_text import lines_of, wants_colour
@@ -61,7 +61,7 @@ def status_command(socket_path: str | None, as_json: bool, check: bool, watch: b
         return
     if not report.listeners:
         say("No listeners.", err=True)
-    click.echo("\n".join(lines_of(report, shutil.get_terminal_size().columns, colour=wants_colour())), color=True)
+    say_rows(lines_of(report, shutil.get_terminal_size().columns, colour=wants_colour()))
 
 
 def _check(socket_path: str | None) -> None:

@@ -9,12 +9,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-import click
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
 from multibinder import BinderTimeout, BinderUnavailable, Client, RemoteProtocolError
+from multibinder.cli.say import say
 from multibinder.cli.status_report import Report, report_of
 from multibinder.cli.status_table import Line, table
 from multibinder.cli.status_text import COLOURS, lines_of, remarks, summary, wants_colour
@@ -149,4 +149,4 @@ def _repeat(live: LiveStatus, interval_s: float, show: Callable[[], None]) -> No
 
 def _print(live: LiveStatus) -> None:
     lines = lines_of(report, 80, colour=False) if (report := live.report) else [live.silence]
-    click.echo("\n".join([*lines, ""]))
+    say("\n".join([*lines, ""]))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from multibinder.cli.status_report import Report, Row
 from multibinder.cli.wording import age, owner_names, rate_text
-from multibinder.kernel.terminal import printable_lines
+from multibinder.kernel.process import printable
 
 _HEADINGS = ("STATE", "ADDRESS", "QUEUE", "DROPS", "DROPS/S", "HANDOFFS", "AGE")
 _ADDRESS = _HEADINGS.index("ADDRESS")
@@ -29,8 +29,8 @@ class Line(NamedTuple):
 
 
 def _line(text: str, state: str = "") -> Line:
-    """Return a line. Names, labels and processes in it are of other users."""
-    return Line(printable_lines(text), state)
+    """Return a line. Names, labels and processes in it are of other users, who must not end it."""
+    return Line(printable(text), state)
 
 
 def table(
@@ -83,7 +83,7 @@ def _several_lines(
         ]
         name = f"({row.name})" if row.name else ""
     indent = " " * (widths[0] + len(_SEPARATOR))
-    text = _SEPARATOR.join(filter(None, [history, name, f"{owners}: {holders}"]))
+    text = printable(_SEPARATOR.join(filter(None, [history, name, f"{owners}: {holders}"])))
     if len(indent) + len(text) <= width:
         return [*lines, _line(indent + text)]
     wrapped = textwrap.wrap(text, max(20, width - len(indent)), break_on_hyphens=False)

@@ -13,6 +13,7 @@ import click
 from multibinder.cli.status_report import STATES, Report, Row
 from multibinder.cli.status_table import Line, table
 from multibinder.cli.wording import age, count
+from multibinder.kernel.process import printable
 
 #: Red and magenta are readable on a light and on a dark background. The state is also written out.
 COLOURS = {"orphan": "red", "stalled": "red", "repaired": "magenta"}
@@ -25,7 +26,7 @@ def lines_of(report: Report, width: int, *, colour: bool) -> list[str]:
         head, blocks = table(report, width)
         lines = [head.text, *(_coloured(line) if colour else line.text for block in blocks for line in block), ""]
     for sentence in [summary(report), *remarks(report)]:
-        lines += textwrap.wrap(sentence, max(20, width), break_long_words=False, break_on_hyphens=False)
+        lines += textwrap.wrap(printable(sentence), max(20, width), break_long_words=False, break_on_hyphens=False)
     return lines
 
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import multibinder
 from tests.haproxy.conftest import MakeHaproxy
 from tests.haproxy.support import Haproxy, bind_tcp, config, get
-from tests.support import PATIENCE_S, Binder, can_connect, wait_until
+from tests.support import PATIENCE_S, Binder, can_connect, descriptors, wait_until
 from tests.support.load import Load
 
 
@@ -188,6 +189,43 @@ def test_a_reload_by_signal_adds_and_drops_binds_and_records_the_last_good_confi
     assert (get((host, 8001)), can_connect((host, 8000))) == ("ok", False)
     good = msgspec.json.decode((web.runtime / "web" / "last-good.json").read_bytes())
     assert [slot["port"] for slot in good["config"]["slots"]] == [8001]
+
+
+def test_a_reload_goes_through_although_nobody_reads_the_messages_of_the_wrapper(haproxy: Haproxy, host: str) -> None:
+    haproxy.template.write_text(config(bind_tcp((host, 8000))))
+    fifo = haproxy.directory / "stuck"
+    os.mkfifo(fifo)
+    pipe = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(pipe, b"x")
+    # HAProxy's own messages would make it wait; -q ends them.
+    haproxy.start(
+        prefix=[sys.executable, "-c", f"import os, sys; os.dup2(os.open('{fifo}', os.O_RDWR), 2); {_BECOME}"],
+        arguments=["-Ws", "-q", "-f", str(haproxy.template)],
+    )
+    haproxy.template.write_text("{{ broken }}" + config(bind_tcp((host, 8000))))
+    os.kill(haproxy.pid, signal.SIGUSR2)  # a broken template: the wrapper has something to say
+    haproxy.wait_until_settled(2)
+    haproxy.template.write_text(config(bind_tcp((host, 8001))))
+    os.kill(haproxy.pid, signal.SIGUSR2)
+    haproxy.wait_until_settled(3)
+    assert get((host, 8001)) == "ok"
+    os.close(pipe)
+
+
+def test_a_reload_goes_through_with_closed_standard_descriptors(haproxy: Haproxy, host: str) -> None:
+    haproxy.template.write_text(config(bind_tcp((host, 8000))))
+    haproxy.start(prefix=[sys.executable, "-c", f"import os, sys; os.closerange(0, 3); {_BECOME}"])
+    for generation, port in enumerate((8001, 8002), 2):
+        haproxy.template.write_text(config(bind_tcp((host, port))))
+        os.kill(haproxy.pid, signal.SIGUSR2)
+        haproxy.wait_until_settled(generation)
+        assert get((host, port)) == "ok"
+        assert not any(what.startswith("socket:") for number, what in descriptors(haproxy.pid).items() if number < 3)
+
+
+_BECOME = "os.execv(sys.argv[1], sys.argv[1:])"
 
 
 def test_a_reload_on_haproxys_own_cli_works(web: Haproxy, host: str) -> None:

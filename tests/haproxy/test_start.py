@@ -129,6 +129,50 @@ def test_a_second_run_of_the_same_instance_is_refused_and_names_the_first(haprox
     assert get((host, 8000)) == "ok"
 
 
+def test_a_second_run_is_refused_while_the_first_one_still_loads(haproxy: Haproxy, host: str) -> None:
+    haproxy.template.write_text(config(bind_tcp((host, 8000))))
+    # HAProxy takes a while to load thousands of certificates: until this file is there.
+    loaded, slow = haproxy.directory / "loaded", haproxy.directory / "haproxy"
+    slow.write_text(f"""#!/bin/sh
+case " $* " in *" -c "*) ;; *) until [ -e {loaded} ]; do sleep 0.1; done;; esac
+exec {HAPROXY} "$@"
+""")
+    slow.chmod(0o755)
+    haproxy.haproxy = str(slow)
+    haproxy.start(ready=False)
+    wait_until(
+        lambda: Path(f"/proc/{haproxy.pid}/cmdline").read_bytes().startswith(b"/bin/sh"),
+        "the wrapper has become HAProxy",
+        log=haproxy.log,
+    )
+    second = haproxy.command("run", "--name", "web", "--", HAPROXY, "-Ws", "-f", str(haproxy.template))
+    assert second.returncode == 1
+    assert f"web is running already, as process {haproxy.pid}" in second.stderr
+    loaded.touch()
+    wait_until(haproxy.is_up, "the first one is up", log=haproxy.log)
+    assert get((host, 8000)) == "ok"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--name", "", "--", HAPROXY, "-Ws", "-f", "T"],
+        ["reload", ""],
+        ["check", ""],
+        ["render", "--name", "", "T"],
+        ["status", ""],
+        ["stop", ""],
+        ["settle", ""],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_an_empty_name_is_a_usage_error_of_every_command(haproxy: Haproxy, host: str, arguments: list[str]) -> None:
+    haproxy.template.write_text(config(bind_tcp((host, 8000))))
+    refused = haproxy.command(*(str(haproxy.template) if each == "T" else each for each in arguments))
+    assert refused.returncode == 2
+    assert "the name is empty" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -332,6 +332,41 @@ def test_an_exporter_of_another_user_needs_only_the_right_to_ask_for_the_status(
     assert "in the control socket's group (multibinder)" in exporter.log()
 
 
+def test_a_reader_of_its_log_that_stops_reading_does_not_stop_the_exporter(
+    start_binder: StartBinder, run_dir: Path, host: str
+) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"x" * 4096)
+    os.set_blocking(writing, True)
+    with socket.create_server((host, 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [*PROGRAM, "exporter", "--listen", f"{host}:{port}", "--socket", str(run_dir / "mb.sock")]
+    with subprocess.Popen(command, env=clean_environment(), stdin=subprocess.DEVNULL, stderr=writing) as exporter:
+
+        def up() -> float | None:
+            connection = http.client.HTTPConnection(host, port, timeout=PATIENCE_S)
+            with contextlib.closing(connection), contextlib.suppress(ConnectionRefusedError):
+                connection.request("GET", "/metrics")
+                return samples_of(connection.getresponse().read().decode())["multibinder_up"]
+            return None
+
+        try:
+            wait_until(lambda: up() == 0, "it answers")
+            binder = start_binder()
+            assert up() == 1  # each change is a line of its log
+            binder.stop()
+            assert up() == 0
+            exporter.terminate()
+            assert exporter.wait(PATIENCE_S) == 0
+        finally:
+            exporter.kill()
+    os.close(reading)
+    os.close(writing)
+
+
 def test_the_exporter_listens_on_an_ipv6_address(binder: Binder, start_exporter: StartExporter) -> None:
     require_ipv6()
     exporter = start_exporter(binder.socket_path, listen="[::1]:0")

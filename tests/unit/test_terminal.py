@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from multibinder import HolderStatus, OwnerStatus
+from multibinder.cli.status_report import Report, Row
+from multibinder.cli.status_text import lines_of
 from multibinder.kernel.terminal import printable_json, printable_lines
 from multibinder.launch.owner import Owner, run_as
 
+ROOT = Path(__file__).parents[2]
 #: The title of a window, the same by a C1 control, an override of the writing direction, a carriage return.
 HOSTILE = "a\x1b]0;owned\x07b\x9d0;owned\x9cc\u202ed\re"
 
@@ -27,6 +33,58 @@ def test_json_is_exact_and_safe_for_a_terminal() -> None:
     assert json.loads(shown) == json.loads(text)
     assert all(line.isprintable() for line in shown.split("\n"))
     assert "é" in shown
+
+
+#: The modules that print: two by ``printable_lines``, three by rich with ``printable`` fields.
+PRINTING = {"say.py", "output.py"}
+RICH = {"doctor.py", "listeners.py", "status_live.py"}
+#: binder_main.py prints to the binder that rehearses it.
+FOR_PROGRAMS = {"binder_main.py"}
+
+
+def test_what_people_read_is_printed_in_one_place() -> None:
+    found = []
+    for path in [*(ROOT / "multibinder/cli").rglob("*.py"), *(ROOT / "wrappers/haproxy").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            prints = called in {"print", "click.echo", "click.secho", "sys.stdout.write", "sys.stderr.write"}
+            if (prints and path.name not in PRINTING | FOR_PROGRAMS) or (called == "Console" and path.name not in RICH):
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {called}")
+    assert found == []
+
+
+def test_a_newline_in_a_field_forges_no_line() -> None:
+    row = Row(
+        address="127.0.0.1:80\nserving  192.0.2.9:80",
+        name="web\tx",
+        owners=[OwnerStatus("me\r\nforged", 0)],
+        holders=[HolderStatus(7, "sh\nforged", "holding")],
+        state="serving",
+        handoffs=1,
+        created=0.0,
+        cookie=1,
+        inode=1,
+        orphan_since=None,
+        orphan_ttl_s=None,
+        stalled_since=None,
+        repairs=0,
+        repaired_at=None,
+        kept=True,
+        holders_complete=True,
+        queue=0,
+        limit=1,
+        backlog_requested=None,
+        v6only=None,
+        drops=0,
+        drops_per_s=0.0,
+    )
+    binder = {"version": "1\n2", "pid": 1, "started": 0.0, "keeper": "guard", "kept": 1, "kept_limit": 9}
+    for width in (40, 400):
+        lines = lines_of(Report(1, 1.0, (), binder, (row,)), width, colour=False)
+        assert not any(control in line for line in lines for control in "\n\t\r")
+        assert not any(line.lstrip().startswith("forged") for line in lines)
 
 
 def me() -> Owner:

@@ -193,7 +193,7 @@ def check_command(name_or_command: tuple[str, ...], runtime_dir: str, **options:
 
 
 @multibinder_haproxy.command("render", short_help="Print the text of a template, without asking a binder.")
-@click.option("--name", default="NAME", help="The value of 'name' in the template.")
+@click.option("--name", default="NAME", callback=_require_name, help="The value of 'name' in the template.")
 @_vars
 @_sandbox
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))

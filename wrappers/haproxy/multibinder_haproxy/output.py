@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from multibinder.kernel.process import printable
 from multibinder.kernel.terminal import printable_json, printable_lines
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def say_json(value: object) -> None:
 
 
 def warn(text: str) -> None:
-    say(f"warning: {text}", err=True)
+    """Print a warning. Its further lines are indented: another user's words must not look like a message of ours."""
+    say("\n  ".join(f"warning: {text}".splitlines()), err=True)
 
 
 def print_error(text: str) -> None:
@@ -62,7 +64,7 @@ def print_report(name: str, report: ReloadReport) -> None:
             if keys:
                 _print_row(what, ", ".join(keys), width=8)
         for address in report.kept_by_others:
-            say(f"  {address} stays open: another owner holds it")
+            say(f"  {printable(address)} stays open: another owner holds it")
         if report.message:
             warn(report.message)
     else:
@@ -76,7 +78,7 @@ def print_status(status: Status) -> None:
         say(f"{status.name}: stopped")
         return
     version = f"HAProxy {status.version}, " if status.version else ""
-    say(f"{status.name}: {status.state}, {version}master {status.master}")
+    say(f"{status.name}: {status.state}, {printable(version)}master {status.master}")
     reloads = f"{status.reloads_total}; last success {_ago(status.last_success)}"
     if status.last_failure:
         reloads += f"; {status.failures_total} failed, last {_ago(status.last_failure)} ({status.last_failure_phase})"
