@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCKS := requirements-build.lock requirements-dev.lock
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation
 
-.PHONY: demo test unit lint docs bench fuzz screenshots lock clean
+.PHONY: demo test unit lint docs bench fuzz chaos screenshots lock clean
 
 demo: $(VENV)/ready
 	@tools/need haproxy:haproxy
@@ -50,6 +50,13 @@ fuzz: $(VENV)/ready
 		echo 'atheris cannot be installed here: going on without it'
 	@PYTHONPATH=$(VENV)/fuzz $(BIN)/python -m tests.fuzz.decoder --runs 1000000
 	@$(BIN)/python -m tests.fuzz.server --runs 100000
+
+# A guarded binder and two HAProxy under load, while random things fail: as root, make chaos SEED=7 MINUTES=20
+SEED ?= $(shell date +%s)
+MINUTES ?= 5
+chaos: $(VENV)/ready
+	@tools/need haproxy:haproxy setpriv:util-linux
+	@$(BIN)/python -m tests.chaos --seed $(SEED) --minutes $(MINUTES)
 
 # The lock files name each package that is installed, with its hash. Only sdnotify is built here, by the setuptools of
 # the first lock file, because it is published only as source. '--clear' removes packages that are no longer locked.

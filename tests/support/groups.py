@@ -12,6 +12,7 @@ from xdist.scheduler import LoadScopeScheduling
 #: ``policy``   has a test about what the one before it did.
 _GROUPS = {
     "tests/systemd/": "systemd",
+    "tests/chaos/": "load",
     "tests/haproxy/test_no_connection_is_lost.py": "load",
     "tests/haproxy/test_the_binder_may_die.py": "load",
     "tests/integration/test_policy_property.py": "policy",
