@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCKS := requirements-build.lock requirements-dev.lock
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation
 
-.PHONY: demo test unit lint docs bench fuzz chaos screenshots lock clean
+.PHONY: demo test unit lint docs bench sweep fuzz chaos screenshots lock clean
 
 demo: $(VENV)/ready
 	@tools/need haproxy:haproxy
@@ -38,6 +38,12 @@ docs: $(VENV)/ready
 bench: $(VENV)/ready
 	@tools/need haproxy:haproxy
 	@for each in exporter handoff holders hostile memory rendering restart status; do echo "== benchmarks/$$each.py"; $(BIN)/python -m benchmarks.$$each || exit 1; done
+
+# Let each system call of the binder and of the guard fail once, with each of its errors. It takes an hour or so; a part:
+# make sweep SWEEP='--only guard --every 10'
+sweep: $(VENV)/ready
+	@tools/need strace:strace
+	@$(BIN)/python -m tests.sweep $(SWEEP)
 
 # Generate docs/images/*.svg from real runs, as root.
 screenshots: $(VENV)/ready

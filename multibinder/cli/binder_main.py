@@ -13,7 +13,7 @@ import sys
 import msgspec
 
 from multibinder import MultibinderError, __version__
-from multibinder.binder import daemon
+from multibinder.binder import daemon, failures
 from multibinder.binder.holder_scan import FindHolders
 from multibinder.binder.next_version import POLICY_REQUIRED
 from multibinder.binder.program import Program
@@ -90,6 +90,14 @@ def main(timings: Timings = Timings(), find_holders: FindHolders = holders_of) -
         daemon.run(invocation.settings, program)
     except MultibinderError as error:
         sys.exit(f"multibinder: {error}")
+    except (OSError, MemoryError) as error:
+        sys.exit(shortage(error))
+
+
+def shortage(error: Exception) -> str:
+    """Return the sentence about an error that no part of a start expects, such as a lack of descriptors or memory."""
+    told = failures.told(error)
+    return f"multibinder: the system refused what a start needs: {told['error']} (at {told['at']})"
 
 
 def _inherits() -> bool:

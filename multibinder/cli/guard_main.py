@@ -48,10 +48,15 @@ def main() -> None:
         log_to(invocation.log_file, invocation.log_format, invocation.log_level, required=required)
     except MultibinderError as error:
         sys.exit(f"multibinder: {error}")
+    except (OSError, MemoryError) as error:
+        sys.exit(binder_main.shortage(error))
     pidfile = invocation.settings.pidfile
     guarded = msgspec.structs.replace(invocation, settings=msgspec.structs.replace(invocation.settings, pidfile=None))
     binder_command = binder_main.command(msgspec.json.encode(guarded).decode())
-    status = guard.run(binder_command, command(sys.argv[1]), pidfile, invocation.settings.socket_path)
+    try:
+        status = guard.run(binder_command, command(sys.argv[1]), pidfile, invocation.settings.socket_path)
+    except (OSError, MemoryError) as error:
+        sys.exit(binder_main.shortage(error))
     sys.exit(128 - status if status < 0 else status)  # the exit code of a shell for a program that a signal ended
 
 

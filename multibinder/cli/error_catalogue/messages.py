@@ -243,6 +243,11 @@ START = Section(
     "`multibinder serve` and `multibinder upgrade` exit with 1.",
     (
         entry(
+            "the system refused what a start needs: … (at …)",
+            cause="the kernel had no descriptors or memory, or a file system failed, and a start needs them",
+            remedy="as the error says; a keeper has the sockets still, and starts the binder again",
+        ),
+        entry(
             "… is served by … already",
             cause="a second binder on the same path",
             remedy="stop the first, or choose another `--socket`",
