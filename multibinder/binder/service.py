@@ -85,10 +85,13 @@ class Service:
             self._turns.remove(peer)
 
     def _ready(self, peer: Peer) -> None:
-        if peer not in self._clients or peer in self._turns:
+        if peer not in self._clients:
             return
-        if self._turns.must_wait(peer.user):
-            self._turns.enqueue(peer, peer.mask or 0)
+        if peer in self._turns or self._turns.must_wait(peer.user):
+            mask = peer.mask or 0
+            # The kernel would report it again in each turn until it is served. It is watched again then.
+            self._watch(peer, None)
+            self._turns.enqueue(peer, mask)
         else:
             self._serve_in_turn(peer, peer.mask or 0)
 
