@@ -11,6 +11,7 @@ from typing import Protocol
 import msgspec
 
 from multibinder.binder import events, records
+from multibinder.binder.earlier_journals import EarlierJournals
 from multibinder.binder.inherit import RECORDS, Inheritance
 from multibinder.binder.keeper import Keeper
 from multibinder.binder.listener import Listener, name_of_cookie
@@ -68,6 +69,7 @@ class DurableState:
         self._inherited_names = inherited.kept_names
         self._journal_number = _highest_number(inherited.record_names)
         self._journal: RecordLines | None = None
+        self._earlier = EarlierJournals(inherited.journals)
         self._journal_is_behind = False
         self._file = None if state_file is None else StateFile(state_file, self._content)
 
@@ -141,6 +143,7 @@ class DurableState:
         """
         text = records.encode(changed)
         released = [record for record in changed if record.released]
+        self._earlier.note_released(released)
         if self._keeper is not None:
             self._tombstones |= {record.cookie: record for record in released}
         try:
@@ -186,7 +189,8 @@ class DurableState:
                     previous.close()
         if self._file is not None:
             self._file.close()
-        return [] if self._journal is None else [(self._journal_name, self._journal.descriptor)]
+        present = [] if self._journal is None else [(self._journal_name, self._journal.descriptor)]
+        return [*self._earlier.detach(), *present]
 
     def remove_file_if_useless(self) -> None:
         """Remove the state file if no listener is left that could be recovered."""
@@ -239,9 +243,9 @@ class DurableState:
         """
         listeners, content = self._held().listeners(), self._content()
         previous, self._journal = self._journal, new_journal(content)
-        # Closed sooner, its number would be another descriptor's.
         if previous is not None:
-            previous.close()
+            self._earlier.add(self._journal_name, previous)
+        earlier = self._earlier.names()
         if self._journal_is_behind:
             self._journal_is_behind = False
             events.info("journal-written", listeners=len(listeners))
@@ -250,6 +254,7 @@ class DurableState:
         if self._file is not None:
             self._file.write_anew(content)
         if (keeper := self._keeper) is None:
+            self._earlier.close(earlier)
             return
 
         name = self._journal_name
@@ -259,6 +264,7 @@ class DurableState:
                 listener.note_kept(kept)
             if name in kept:
                 keeper.forget(outdated)
+                self._earlier.close(earlier)
 
         journal = (name, self._journal.descriptor)
         keeper.keep([journal, *(listener.for_keeper() for listener in listeners)], confirm)

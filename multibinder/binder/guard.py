@@ -20,7 +20,7 @@ from multibinder.binder import events, guard_child, ready
 from multibinder.binder.descriptor_store import DescriptorStore, promised_room, raise_limit
 from multibinder.binder.failures import callback_failed
 from multibinder.binder.guard_rehearsal import GuardRehearsal
-from multibinder.binder.guard_socket import GuardSocket, sorted_by_purpose
+from multibinder.binder.guard_socket import LOOK_EVERY_S, GuardSocket, sorted_by_purpose
 from multibinder.binder.inherit import warn_not_open
 from multibinder.binder.keeper import ANSWERS, GUARDED
 from multibinder.binder.loop import Loop
@@ -90,10 +90,7 @@ class Guard:
         self._rehearsal: GuardRehearsal | None = None
         self._started_at = time.monotonic()
         self._pause_s = _FIRST_PAUSE_S
-        self._is_start_due = False
-        self._is_stopping = False
-        self._is_upgrading = False
-        self._has_failed = False
+        self._is_start_due = self._is_stopping = self._is_upgrading = self._has_failed = False
         self._said = ""
         self._status: int | None = None
 
@@ -111,6 +108,7 @@ class Guard:
             with contextlib.suppress(OSError):  # it is tried again before the next start
                 self._socket.renew()
         self._watch_sockets()
+        self._loop.call_every(LOOK_EVERY_S, self._watch_sockets)
         self._reap()  # a binder that died during the upgrade of the guard has sent its SIGCHLD already
         if self._child is None:
             self._start()
@@ -127,7 +125,12 @@ class Guard:
         """Return every descriptor that the next guard needs, with its name. The caller owns them."""
         return sorted([*self._socket.detach(), *self._store.detach_all()], key=lambda named: named[1])
 
-    def _watch_sockets(self) -> None:
+    def _watch_sockets(self, retired: Sequence[socket.socket] = ()) -> None:
+        """Receive on all sockets, also on a new one in place of one whose file was removed."""
+        for sock in (*retired, *self._socket.look()):
+            self._receive(sock, _LAST_MESSAGES)
+            self._loop.unwatch(sock)
+            sock.close()
         for sock in self._socket.sockets():
             self._loop.unwatch(sock)
             self._loop.watch_always(sock, lambda sock=sock: self._receive(sock, _MESSAGES_A_TURN))  # type: ignore[misc]
@@ -175,10 +178,7 @@ class Guard:
         """See that the next binder can reach the guard. No binder runs that is connected to an older socket."""
         self._socket.renew()
         self._receive_all()
-        for sock in self._socket.retire_older():
-            self._loop.unwatch(sock)
-            sock.close()
-        self._watch_sockets()
+        self._watch_sockets(self._socket.retire_older())
 
     def _start_later(self) -> None:
         def start() -> None:

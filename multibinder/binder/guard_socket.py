@@ -16,6 +16,9 @@ from multibinder.binder import events
 WITH_FILE, ABSTRACT = "notify-path", "notify"
 #: sizeof(sun_path), less the NUL that unix(7) asks for.
 _PATH_BYTES = 107
+#: How often the guard looks whether its file is there, and the most sockets that it has at once.
+LOOK_EVERY_S = 5.0
+_MOST_SOCKETS = 4
 
 
 class GuardSocket:
@@ -65,6 +68,22 @@ class GuardSocket:
             return
         self._sockets.append(sock)
         self._path, self._file = path, os.lstat(path)
+
+    def look(self) -> list[socket.socket]:
+        """Make the file again if another program has removed it: an upgraded binder connects by its path.
+
+        The running binder may be connected to any of the sockets, so they stay. If they become too many, the oldest is
+        given to the caller: a binder that is connected to it connects anew when it is closed.
+        """
+        if not self._sockets or self.address.startswith("@") or self._has_its_file():
+            return []
+        with contextlib.suppress(OSError):  # it is tried again at the next look
+            path = self.address
+            self._sockets.append(_bind(path))
+            self._path, self._file = path, os.lstat(path)
+            why = "another program has removed or replaced it"
+            events.warning("guard-socket-gone", socket=path, why=why, done="it is there again")
+        return [self._sockets.pop(0)] if len(self._sockets) > _MOST_SOCKETS else []
 
     def retire_older(self) -> list[socket.socket]:
         """Give all sockets but the newest one to the caller. No binder is connected to them any more."""

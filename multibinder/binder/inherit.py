@@ -31,7 +31,7 @@ class Inheritance(msgspec.Struct, frozen=True):
     """The descriptors that were passed to this process, sorted by type.
 
     All are close-on-exec, and belong to the object that takes them. ``listeners`` have the names that they came with.
-    The journals, whose names are ``record_names``, are read and closed: ``header`` and ``records`` are their content.
+    ``journals`` are the journals by their names, the oldest first; ``header`` and ``records`` are their content.
     ``peers`` are the clients of the version before, and ``client_states`` has what it knew of them, by their inodes.
     ``lifeboat`` is the pipe of the process that takes over if this one ends before it serves.
     """
@@ -42,9 +42,13 @@ class Inheritance(msgspec.Struct, frozen=True):
     peers: Sequence[socket.socket]
     header: Header | None
     records: Mapping[int, Record]
-    record_names: Sequence[str]
+    journals: Sequence[tuple[str, int]]
     client_states: Mapping[int, ClientState]
     lifeboat: int | None
+
+    @property
+    def record_names(self) -> list[str]:
+        return [name for name, _ in self.journals]
 
     @property
     def kept_names(self) -> list[str]:
@@ -89,7 +93,7 @@ class _Sorter:
         self._peers: list[socket.socket] = []
         self._header: Header | None = None
         self._records: dict[int, Record] = {}
-        self._record_names: list[str] = []
+        self._journals: list[tuple[str, int]] = []
         self._client_states: dict[int, ClientState] = {}
         self._lifeboat: int | None = None
 
@@ -119,17 +123,16 @@ class _Sorter:
             self._peers,
             self._header,
             self._records,
-            self._record_names,
+            self._journals,
             self._client_states,
             self._lifeboat,
         )
 
     def _read_journal(self, name: str, descriptor: int) -> None:
         recorded = records.read(descriptor)
-        os.close(descriptor)
         self._records |= recorded.records
         self._header = recorded.header or self._header
-        self._record_names.append(name)
+        self._journals.append((name, descriptor))
 
     def _sort_socket(self, name: str, sock: socket.socket) -> None:
         if sock.family == socket.AF_UNIX and sock.type == socket.SOCK_STREAM:

@@ -24,6 +24,8 @@ class HasDescriptor(Protocol):
 class DescriptorCopy:
     """A duplicate of a descriptor, for one whose owner may close it before it is sent."""
 
+    _descriptor = -1  # if dup(2) fails
+
     def __init__(self, descriptor: int) -> None:
         self._descriptor = os.dup(descriptor)
 

@@ -97,10 +97,11 @@ class Chaos:
         self._judge_log(service.log.text())
 
     def _judge_log(self, log: str) -> None:
-        """A traceback is a bug, but for that of a start while the installation is broken."""
+        """A traceback is a bug, but for that of a start while the installation is broken, or without descriptors."""
         self.broken += [f"the log has: {line}" for line in log.splitlines() if "event=callback-failed" in line]
         for traceback_ in log.split("Traceback (most recent call last):")[1:]:
-            if HALF_REPLACED not in traceback_.partition("time=")[0]:
+            # Lines of the guard's log may be between those of a traceback.
+            if HALF_REPLACED not in traceback_[:4000] and "OSError: [Errno 24]" not in traceback_[:4000]:
                 self.broken.append(f"the log has a traceback: {traceback_[:1000]}")
 
     def _act(self, actions: Actions, ledger: Ledger, customer: Customer, service: Service, load: Load) -> None:

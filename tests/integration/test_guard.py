@@ -651,3 +651,38 @@ take_listen_fds(os.environ, warn_not_open)
 """
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert 'event=inherited-unknown descriptor=3 what="Bad file descriptor"' in done.stderr
+
+
+def test_a_guard_makes_the_file_of_its_socket_again_and_an_upgraded_binder_finds_it(guard: Guard, host: str) -> None:
+    os.unlink(f"{guard.socket_path}.guard")
+    pid = serving_pid(guard.socket_path)
+    os.kill(pid, signal.SIGUSR1)
+    guard.wait_for_log("event=upgrading ")
+    guard.wait_for_log("event=guard-socket-gone ")
+    guard.wait_for_log("event=store-answers ")  # it had connected by the path, in vain
+    with Client(guard.socket_path) as client, warnings.catch_warnings():
+        warnings.simplefilter("error")  # a caution would say that the listener is not kept
+        client.bind([(host, 8000)])[0].close()
+    guard.kill_binder()
+    assert can_connect((host, 8000))
+
+
+def test_a_listener_released_while_the_guard_cannot_be_reached_does_not_listen_after_a_crash(
+    guard: Guard, host: str
+) -> None:
+    with Client(guard.socket_path) as client:
+        for sock in client.bind([(host, 8000), (host, 8001)]):
+            sock.close()
+    path = Path(f"{guard.socket_path}.guard")
+    path.unlink()
+    path.mkdir()  # so that the guard cannot make the file again
+    # The journal that the guard has is now that of the life before: none of these two lives reaches the guard.
+    for number in (1, 2):
+        os.kill(serving_pid(guard.socket_path), signal.SIGUSR1)
+        wait_until(lambda n=number: guard.log().count("event=store-unreachable ") >= n, "the guard is out of reach")  # type: ignore[misc]
+        serving_pid(guard.socket_path)
+    with Client(guard.socket_path) as client:
+        assert [each.outcome for each in client.release([(host, 8000)])] == ["closed"]
+    guard.kill_binder()
+    assert can_connect((host, 8001))
+    assert not can_connect((host, 8000))

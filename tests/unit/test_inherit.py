@@ -205,6 +205,6 @@ def test_the_newest_records_win() -> None:
         environment = {}
         pass_listen_fds(pairs, environment)
         came = inherit.receive(environment)
-        result = [came.records[7].name, sorted(came.record_names), there()]
+        result = [came.records[7].name, came.record_names, len(there())]
     """)
-    assert said == {"result": ["from-10", ["records-10", "records-2", "records-9"], []], "logged": []}
+    assert said == {"result": ["from-10", ["records-2", "records-9", "records-10"], 3], "logged": []}

@@ -273,6 +273,12 @@ EVENTS = Section(
             remedy="`why=` names the shortage",
         ),
         entry(
+            "guard-socket-gone",
+            cause="another program removed the file of the guard's socket, beside the control socket; the guard has "
+            "made it again",
+            remedy="make the cleaner of temporary files leave out the directory of the control socket",
+        ),
+        entry(
             "guard-socket-lost",
             cause="the file of the guard's socket, beside the control socket, was removed and cannot be made again; "
             "the older socket is used",
