@@ -28,7 +28,7 @@ def listen_at(path: str, mode: int, group: str | None) -> tuple[socket.socket, o
         try:
             remove_stale(path)
             sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            bind(sock, path, mode if group_number is None else mode & 0o700)
+            files.bind_socket(sock, path, mode if group_number is None else mode & 0o700)
             file = os.lstat(path)
             undo.callback(remove, path, file)
             if group_number is not None:
@@ -90,15 +90,6 @@ def remove_stale(path: str) -> None:
         except BlockingIOError:
             raise already_served(path, "") from None  # its queue is full, so it is alive
         raise already_served(path, str(peer_credentials(probe).pid))
-
-
-def bind(sock: socket.socket, path: str, mode: int) -> None:
-    # bind(2) makes the file with 0777 less the umask.
-    before = os.umask(0o777 & ~mode)
-    try:
-        sock.bind(path)
-    finally:
-        os.umask(before)
 
 
 def give_rights(path: str, mode: int, group: str | None) -> None:

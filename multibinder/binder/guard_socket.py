@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterable, Sequence
 
 from multibinder.binder import events
+from multibinder.kernel import files
 
 #: The names of the sockets on their way to the next guard. Older guards know only ``notify``, and only with an abstract
 #: address.
@@ -166,12 +167,8 @@ def _bind(path: str) -> socket.socket:
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        # bind(2) makes the file with 0777 less the umask. To connect, a user must be able to write to it (unix(7)).
-        before = os.umask(0o177)
-        try:
-            sock.bind(path)
-        finally:
-            os.umask(before)
+        # To connect, a user must be able to write to the file (unix(7)).
+        files.bind_socket(sock, path, 0o600)
     except OSError:
         sock.close()
         raise

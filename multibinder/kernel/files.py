@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 import stat
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
@@ -149,3 +150,13 @@ def _walk(directory: str) -> tuple[list[tuple[str, os.stat_result]], str]:
             rest += target.split("/")[::-1]
             path = "/" if target.startswith("/") else os.path.dirname(path)
     return steps, path
+
+
+def bind_socket(sock: socket.socket, path: str, mode: int) -> None:
+    """Bind a Unix socket to a new file with this mode. It has no other mode at any moment. Raises OSError."""
+    # bind(2) makes the file with 0777 less the umask.
+    before = os.umask(0o777 & ~mode)
+    try:
+        sock.bind(path)
+    finally:
+        os.umask(before)
