@@ -385,12 +385,13 @@ def test_a_link_that_replaced_the_control_socket_before_its_group_was_set_is_not
     code = (
         "import os, sys\n"
         "from multibinder import MultibinderError\n"
-        "from multibinder.binder import control_file, control_socket\n"
+        "from multibinder.binder import control_socket\n"
+        "from multibinder.kernel import files\n"
         "path, target = sys.argv[1:]\n"
-        "bind = control_file.bind\n"
+        "bind = files.bind_socket\n"
         "def swapped(*args):\n"
         "    bind(*args); os.unlink(path); os.symlink(target, path)\n"
-        "control_file.bind = swapped\n"
+        "files.bind_socket = swapped\n"
         "try: control_socket.open_control_socket(path, 0o666, 'tty')\n"
         "except MultibinderError as error: print(error)\n"
     )
