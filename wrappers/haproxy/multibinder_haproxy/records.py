@@ -1,6 +1,8 @@
-"""The records of an instance: the loaded configuration, the last good one, and the report of the last reload.
+"""The records of an instance: what HAProxy was given, what came up, what did not, and the report of the last reload.
 
-After an upgrade this version reads the records of an earlier one: an added field needs a default.
+After an upgrade this version reads the records of an earlier one: an added field needs a default. The modules of
+``reexec`` read and write ``loaded.json``, ``last-good.json`` and ``prepared.json`` as plain JSON, so a field that is
+renamed here must be renamed there.
 """
 
 from __future__ import annotations
@@ -13,12 +15,32 @@ import msgspec
 from multibinder_haproxy.config.model import Config
 
 
+class Identity(msgspec.Struct, frozen=True):
+    """A process, for all time: the boot and the machine that it runs on, its PID, and its start time in clock ticks."""
+
+    boot: str
+    machine: str
+    pid: int
+    start_ticks: int
+
+
+class UnusedBind(msgspec.Struct, frozen=True):
+    """A bind in the text of a configuration that HAProxy does not accept on. ``why`` is a part of a sentence."""
+
+    key: str
+    file: str
+    line: int
+    why: str
+
+
 class Loaded(msgspec.Struct, frozen=True):
     """The configuration that HAProxy was given at one start or reload.
 
-    ``generation`` counts them. ``at`` is in seconds since the epoch. ``master`` is HAProxy's PID. ``fallback`` says why
-    this is the last good configuration and not the current one. ``settled`` is set once the end of the load was seen,
-    and the binder's listeners were made to agree with it.
+    ``generation`` counts them. ``at`` is in seconds since the epoch. ``master`` is HAProxy's PID, and ``identity``
+    tells it from a later process with that PID. ``fallback`` says why this is the last good configuration and not the
+    current one. ``came_up`` is set once a worker has answered with this configuration. ``settled`` is set once the end
+    of the load was seen, and the binder's listeners were made to agree with it. ``unused`` are the binds that HAProxy
+    does not accept on.
     """
 
     generation: int
@@ -28,6 +50,32 @@ class Loaded(msgspec.Struct, frozen=True):
     old_workers: list[int] = []
     fallback: str | None = None
     settled: bool = False
+    identity: Identity | None = None
+    came_up: bool = False
+    unused: list[UnusedBind] = []
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """A configuration that ``reload`` has rendered and checked, for the re-exec of HAProxy's master.
+
+    It is valid while ``command``, the reload that wrote it, lives.
+    """
+
+    config: Config
+    command: Identity
+
+
+class Condemned(msgspec.Struct, frozen=True):
+    """A configuration with which no worker came up.
+
+    ``digest`` is that of the configuration, ``inputs`` that of all that it was made of. ``at`` is in seconds since the
+    epoch. ``reason`` is a sentence.
+    """
+
+    digest: str
+    inputs: str
+    reason: str
+    at: float
 
 
 class LastGood(msgspec.Struct, frozen=True):
