@@ -1,0 +1,47 @@
+"""The slots of a configuration record: places in its text for the descriptors of listeners.
+
+A slot has ``host``, ``port``, and perhaps ``backlog``, ``v6only`` and ``name``, as ``config.model.Slot``.
+"""
+
+import re
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+_PLACEHOLDER = re.compile(r"fd@\{([^{}]*)\}")
+
+
+def key_of(slot: "Mapping[str, Any]") -> str:
+    """Return a text that is equal for two slots that share a descriptor: ``[::1]:80``, ``127.0.0.1:0 (stats)``."""
+    name = slot.get("name")
+    return f"{address_of(slot)} ({name})" if name is not None else address_of(slot)
+
+
+def address_of(slot: "Mapping[str, Any]") -> str:
+    """Return the address of a slot as HAProxy and we write it."""
+    host = f"[{slot['host']}]" if ":" in slot["host"] else slot["host"]
+    return f"{host}:{slot['port']}"
+
+
+def fill(text: str, numbers: "Mapping[str, int]") -> str:
+    """Return a text with the descriptor of each slot, by key. Other text that looks like a slot stays."""
+
+    def number(match: "re.Match[str]") -> str:
+        return f"fd@{numbers[match[1]]}" if match[1] in numbers else match[0]
+
+    return _PLACEHOLDER.sub(number, text)
+
+
+def fill_plain(text: str, slots: "Mapping[str, Mapping[str, Any]]") -> str:
+    """Return a text with addresses that HAProxy binds by itself. ``slots`` are by key."""
+
+    def plain(match: "re.Match[str]") -> str:
+        slot = slots.get(match[1])
+        if slot is None:
+            return match[0]
+        options = f" backlog {slot['backlog']}" if slot.get("backlog") else ""
+        return f"{address_of(slot)}{options}{' v6only' if slot.get('v6only') else ''}"
+
+    return _PLACEHOLDER.sub(plain, text)
