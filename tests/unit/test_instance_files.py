@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from multibinder_haproxy.config.model import Config
 from multibinder_haproxy.entry import _read_invocation
@@ -51,7 +52,7 @@ def invocation_of(instance: Instance) -> Invocation:
 def fill(instance: Instance) -> None:
     instance.create()
     config = Config({"web.cfg": "global\n", "conf.d/a.cfg": "# a\n"}, [])
-    instance.write_config(config.files, ["conf.d"])
+    instance.write_config(config.fill({}), ["conf.d"])
     instance.write_loaded(Loaded(1, 0.0, config, 1))
     instance.write_last_good(config)
     instance.write_invocation(invocation_of(instance))
@@ -77,7 +78,7 @@ def test_files_and_directories_are_private_under_any_umask(run_dir: Path, no_uma
 def test_a_reader_sees_either_the_whole_old_file_or_the_whole_new_one(instance: Instance) -> None:
     instance.create()
     texts = {letter * 1_000_000 for letter in "ab"}
-    instance.write_config({"web.cfg": "a" * 1_000_000}, [])
+    instance.write_config({"web.cfg": b"a" * 1_000_000}, [])
     wrong: list[int] = []
     done = threading.Event()
 
@@ -91,7 +92,7 @@ def test_a_reader_sees_either_the_whole_old_file_or_the_whole_new_one(instance: 
     reader.start()
     for _ in range(50):
         for text in texts:
-            instance.write_config({"web.cfg": text}, [])
+            instance.write_config({"web.cfg": text.encode()}, [])
     done.set()
     reader.join()
     assert wrong == []
@@ -111,7 +112,7 @@ def test_a_planted_file_at_the_path_of_a_draft_is_neither_followed_nor_written_t
         victim.chmod(0o644)
     else:
         draft.symlink_to(victim)
-    instance.write_config({"web.cfg": "password"}, [])
+    instance.write_config({"web.cfg": b"password"}, [])
     assert victim.read_text() == "precious"
     written = Path(instance.directory, "web.cfg")
     assert (written.read_text(), mode(written)) == ("password", 0o600)
@@ -286,6 +287,15 @@ OF_VERSION_0_1_0 = {
 }
 
 
+def has(new: object, old: object) -> bool:
+    """Return whether ``new`` has everything that ``old`` has, by the same names. It may have more."""
+    if isinstance(new, dict) and isinstance(old, dict):
+        return all(key in new and has(new[key], value) for key, value in old.items())
+    if isinstance(new, list) and isinstance(old, list):
+        return len(new) == len(old) and all(map(has, new, old))
+    return new == old
+
+
 def test_the_records_of_version_0_1_0_are_read_and_written_as_it_did(instance: Instance) -> None:
     """Version 0.1.0 may have started the HAProxy that we reload, or may reload it after a downgrade."""
     instance.create()
@@ -302,7 +312,8 @@ def test_the_records_of_version_0_1_0_are_read_and_written_as_it_did(instance: I
     instance.write_loaded(loaded)
     instance.write_report(report)
     for name in ("instance.json", "loaded.json", "last-reload.json"):
-        assert Path(instance.directory, name).read_bytes() == OF_VERSION_0_1_0[name]
+        written = msgspec.json.decode(Path(instance.directory, name).read_bytes())
+        assert has(written, msgspec.json.decode(OF_VERSION_0_1_0[name]))
 
 
 def test_an_unknown_instance_is_distinguished_from_one_that_is_not_trusted(instance: Instance) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from multibinder_haproxy.config.jinja import Renderer
 from multibinder_haproxy.config.model import Config
@@ -36,13 +37,13 @@ def erb(tmp_path: Path) -> Path:
 def test_a_bind_becomes_a_slot_and_the_slot_a_descriptor(template: Path) -> None:
     config = render(template, "bind {{ bind_tcp('0.0.0.0', 443) }} ssl\nbind {{ bind_tcp('::', 443, v6only=true) }}\n")
     assert config.files == {"web.cfg": "bind fd@{0.0.0.0:443} ssl\nbind fd@{[::]:443}\n"}
-    assert config.fill({"0.0.0.0:443": 7, "[::]:443": 8}) == {"web.cfg": "bind fd@7 ssl\nbind fd@8\n"}
-    assert config.plain() == {"web.cfg": "bind 0.0.0.0:443 ssl\nbind [::]:443 v6only\n"}
+    assert config.fill({"0.0.0.0:443": 7, "[::]:443": 8}) == {"web.cfg": b"bind fd@7 ssl\nbind fd@8\n"}
+    assert config.plain() == {"web.cfg": b"bind 0.0.0.0:443 ssl\nbind [::]:443 v6only\n"}
 
 
 def test_text_that_only_looks_like_a_slot_is_left_alone(template: Path) -> None:
     config = render(template, "# fd@{whatever}\nbind {{ bind_tcp('0.0.0.0', 80) }}\n")
-    assert config.fill({"0.0.0.0:80": 3}) == {"web.cfg": "# fd@{whatever}\nbind fd@3\n"}
+    assert config.fill({"0.0.0.0:80": 3}) == {"web.cfg": b"# fd@{whatever}\nbind fd@3\n"}
 
 
 def test_a_slot_without_a_descriptor_is_an_error_and_not_a_wrong_number(template: Path) -> None:
@@ -233,3 +234,26 @@ def test_the_sandbox_applies_to_erb_files_too(erb: Path) -> None:
     text = "bind <%= bind_tcp('0.0.0.0', 80) %>"
     boxed, plain = render(erb, text, sandbox=True), render(erb, text)
     assert (boxed.files, boxed.slots) == (plain.files, plain.slots)
+
+
+def test_a_file_that_is_no_template_is_copied_byte_by_byte_and_its_record_is_json(tmp_path: Path) -> None:
+    content = b"# M\xfcller\r\n\x00\x0b{{ not ours }} fd@{0.0.0.0:80}\n"
+    (tmp_path / "global.cfg").write_bytes(content)
+    config = Renderer("web", {}, {}).render([(str(tmp_path / "global.cfg"), "global.cfg")])
+    assert msgspec.json.decode(msgspec.json.encode(config), type=Config).fill({}) == {"global.cfg": content}
+    assert config.plain() == {"global.cfg": content}
+
+
+def test_the_digest_tells_configurations_apart_by_their_files_and_the_options_of_their_slots(template: Path) -> None:
+    one, same, other_text, other_options = (
+        render(template, text)
+        for text in (
+            "bind {{ bind_tcp('::1', 80) }}\n",
+            "bind {{ bind_tcp('0::1', '80') }}\n",
+            "bind {{ bind_tcp('::1', 80) }} ssl\n",
+            "bind {{ bind_tcp('::1', 80, backlog=5) }}\n",
+        )
+    )
+    assert one.same_as(same)
+    assert not one.same_as(None)
+    assert len({each.digest() for each in (one, other_text, other_options)}) == 3

@@ -100,13 +100,13 @@ def _check_new_binds(invocation: Invocation, slots: Sequence[Slot]) -> None:
         raise BinderAway(f"the new configuration binds {new}, and the binder cannot be asked: {error}") from error
 
 
-def _write(directory: str, invocation: Invocation, files: Mapping[str, str]) -> None:
+def _write(directory: str, invocation: Invocation, files: Mapping[str, bytes]) -> None:
     with _write_errors_explained(directory):
         for target in invocation.rendered_directories:
             os.makedirs(os.path.join(directory, target), exist_ok=True)
-        for target, text in files.items():
-            with open(os.path.join(directory, target), "w", encoding="utf-8", newline="") as file:
-                file.write(text)
+        for target, content in files.items():
+            with open(os.path.join(directory, target), "wb") as file:
+                file.write(content)
 
 
 def _rebase(value: str, old: str, new: str) -> str:

@@ -71,10 +71,10 @@ class Instance(InstanceFiles):
     def write_report(self, report: ReloadReport) -> None:
         self.write_record(LAST_RELOAD_FILE, report)
 
-    def write_config(self, files: Mapping[str, str], directories: list[str]) -> None:
+    def write_config(self, files: Mapping[str, bytes], directories: list[str]) -> None:
         """Write the rendered files, and remove all others from the rendered ``directories``, which HAProxy reads."""
-        for target, text in files.items():
-            records.write_file(self.path(target), text.encode())
+        for target, content in files.items():
+            records.write_file(self.path(target), content)
         for directory in directories:
             path = self.path(directory)
             with contextlib.suppress(FileNotFoundError):

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from multibinder_haproxy.config.model import Config
+from multibinder_haproxy.config.model import Config, UnusedBind
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -22,15 +22,6 @@ class Identity(msgspec.Struct, frozen=True):
     machine: str
     pid: int
     start_ticks: int
-
-
-class UnusedBind(msgspec.Struct, frozen=True):
-    """A bind in the text of a configuration that HAProxy does not accept on. ``why`` is a part of a sentence."""
-
-    key: str
-    file: str
-    line: int
-    why: str
 
 
 class Loaded(msgspec.Struct, frozen=True):

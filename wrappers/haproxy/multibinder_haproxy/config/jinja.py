@@ -18,6 +18,7 @@ from multibinder_haproxy.config.model import Config, Slot
 from multibinder_haproxy.config.sources import SourceRecorder
 from multibinder_haproxy.config.template_files import is_template
 from multibinder_haproxy.errors import TemplateFailure
+from multibinder_haproxy.reexec.slots import decode
 
 
 class Renderer:
@@ -43,15 +44,23 @@ class Renderer:
     def render(self, files: Sequence[tuple[str, str]]) -> Config:
         """Render ``(path, target)`` pairs; a path that is no template is copied. Raises TemplateFailure."""
         texts: dict[str, str] = {}
+        latin1: list[str] = []
         for path, target in files:
             self._recorder.record_file(path)
-            texts[target] = self._render(path)
-        return Config(texts, list(self._slots.values()), lint(texts), self._recorder.sources())
+            content = _read(path)
+            if is_template(path):
+                texts[target] = self._render(path, content)
+                continue
+            texts[target], is_latin1 = decode(content)
+            if is_latin1:
+                latin1.append(target)
+        return Config(texts, list(self._slots.values()), lint(texts), self._recorder.sources(), latin1)
 
-    def _render(self, path: str) -> str:
-        text = _read(path)
-        if not is_template(path):
-            return text
+    def _render(self, path: str, content: bytes) -> str:
+        try:
+            text = content.decode()
+        except UnicodeDecodeError as error:
+            raise TemplateFailure(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
         delimiters = {}
         if erb.is_erb(os.path.splitext(path)[1], text):
             erb.refuse_ruby(path, text)
@@ -128,14 +137,12 @@ _Environment.__name__ = _Environment.__qualname__ = "environment"
 _Environment.__module__ = "builtins"
 
 
-def _read(path: str) -> str:
+def _read(path: str) -> bytes:
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, "rb") as file:
             return file.read()
     except OSError as error:
         raise TemplateFailure(f"{path}: cannot read it: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise TemplateFailure(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
 
 
 def _where(path: str, error: Exception) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
+import hashlib
 from collections.abc import Mapping
 
 import msgspec
 
 from multibinder import ListenerSpec, Options, TcpAddress
 from multibinder_haproxy.config.sources import Sources
-
-_SLOT = re.compile(r"fd@\{([^{}]*)\}")
+from multibinder_haproxy.reexec import slots
 
 
 class Slot(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -36,17 +35,32 @@ class Slot(msgspec.Struct, frozen=True, omit_defaults=True):
         """Return the text that stands in a rendered file until the descriptor is known."""
         return f"fd@{{{self.key}}}"
 
-    @property
-    def plain(self) -> str:
-        """Return the address with which HAProxy binds by itself if there is no binder."""
-        options = f" backlog {self.backlog}" if self.backlog else ""
-        return f"{self.spec.address}{options}{' v6only' if self.v6only else ''}"
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a slot stands: in which line of which rendered file. Lines count from 1."""
+
+    key: str
+    file: str
+    line: int
+
+
+class UnusedBind(msgspec.Struct, frozen=True):
+    """A bind in the text of a configuration that HAProxy does not accept on. ``why`` is a part of a sentence."""
+
+    key: str
+    file: str
+    line: int
+    why: str
 
 
 class Config(msgspec.Struct, frozen=True):
     """A whole configuration: the text of each file by its target name, with a placeholder in each slot.
 
-    ``sources`` are the files that it was made of; equal configurations may have different ones.
+    ``slots`` are those that HAProxy reads as a bind, and ``places`` says where they stand. ``unused`` are those that
+    it does not read; the text has their plain address already. ``latin1`` names the files that are not UTF-8:
+    ``files`` has their bytes as Latin-1. ``warnings`` are for every load, ``notes`` for ``check`` alone. ``rendered``
+    is the digest of what the templates gave, before anything was taken out of it. ``sources`` are the files that it
+    was made of; equal configurations may have different ones.
     """
 
     files: dict[str, str]
@@ -54,23 +68,32 @@ class Config(msgspec.Struct, frozen=True):
     warnings: list[str] = []
     # "origins" is the key of records that version 0.1.0 wrote and reads.
     sources: Sources = msgspec.field(default=Sources(), name="origins")
+    latin1: list[str] = []
+    places: list[Place] = []
+    unused: list[UnusedBind] = []
+    notes: list[str] = []
+    rendered: str = ""
 
-    def fill(self, descriptors: Mapping[str, int]) -> dict[str, str]:
+    def fill(self, descriptors: Mapping[str, int]) -> dict[str, bytes]:
         """Return the files with a descriptor in each slot; KeyError names a slot without one."""
-        keys = {slot.key for slot in self.slots}
+        return slots.filled_files(self.files, self.latin1, {slot.key: descriptors[slot.key] for slot in self.slots})
 
-        def number(match: re.Match[str]) -> str:
-            return f"fd@{descriptors[match[1]]}" if match[1] in keys else match[0]
-
-        return {target: _SLOT.sub(number, text) for target, text in self.files.items()}
-
-    def plain(self) -> dict[str, str]:
+    def plain(self) -> dict[str, bytes]:
         """Return the files with HAProxy's own binds in the slots."""
-        binds = {slot.key: slot.plain for slot in self.slots}
-        return {
-            target: _SLOT.sub(lambda match: binds.get(match[1], match[0]), text) for target, text in self.files.items()
-        }
+        return slots.plain_files(
+            self.files, self.latin1, {slot.key: msgspec.structs.asdict(slot) for slot in self.slots}
+        )
+
+    def digest(self) -> str:
+        """Return a text that is equal for two configurations that ask for the same files and sockets.
+
+        Neither the sources count, nor what HAProxy's conditions left unread.
+        """
+        if self.rendered:
+            return self.rendered
+        asked = [self.files, sorted(self.slots, key=lambda slot: slot.key), sorted(self.latin1)]
+        return hashlib.blake2b(msgspec.json.encode(asked), digest_size=16).hexdigest()
 
     def same_as(self, other: Config | None) -> bool:
         """Return whether HAProxy would get the same files and sockets. The sources do not count."""
-        return other is not None and (self.files, self.slots) == (other.files, other.slots)
+        return other is not None and self.digest() == other.digest()

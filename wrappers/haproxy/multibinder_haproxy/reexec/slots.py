@@ -7,10 +7,10 @@ import re
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from typing import Any
 
-_PLACEHOLDER = re.compile(r"fd@\{([^{}]*)\}")
+PLACEHOLDER = re.compile(r"fd@\{([^{}]*)\}")
 
 
 def key_of(slot: "Mapping[str, Any]") -> str:
@@ -31,7 +31,7 @@ def fill(text: str, numbers: "Mapping[str, int]") -> str:
     def number(match: "re.Match[str]") -> str:
         return f"fd@{numbers[match[1]]}" if match[1] in numbers else match[0]
 
-    return _PLACEHOLDER.sub(number, text)
+    return PLACEHOLDER.sub(number, text)
 
 
 def fill_plain(text: str, slots: "Mapping[str, Mapping[str, Any]]") -> str:
@@ -44,4 +44,30 @@ def fill_plain(text: str, slots: "Mapping[str, Mapping[str, Any]]") -> str:
         options = f" backlog {slot['backlog']}" if slot.get("backlog") else ""
         return f"{address_of(slot)}{options}{' v6only' if slot.get('v6only') else ''}"
 
-    return _PLACEHOLDER.sub(plain, text)
+    return PLACEHOLDER.sub(plain, text)
+
+
+def decode(content: bytes) -> "tuple[str, bool]":
+    """Return the text of a file, and whether it is Latin-1. ``encode`` is the inverse, for any bytes."""
+    try:
+        return content.decode(), False
+    except UnicodeDecodeError:
+        return content.decode("latin-1"), True
+
+
+def encode(text: str, latin1: bool) -> bytes:
+    return text.encode("latin-1" if latin1 else "utf-8")
+
+
+def filled_files(
+    files: "Mapping[str, str]", latin1: "Collection[str]", numbers: "Mapping[str, int]"
+) -> "dict[str, bytes]":
+    """Return the files of a configuration with the descriptor of each slot, by key."""
+    return {target: encode(fill(text, numbers), target in latin1) for target, text in files.items()}
+
+
+def plain_files(
+    files: "Mapping[str, str]", latin1: "Collection[str]", slots: "Mapping[str, Mapping[str, Any]]"
+) -> "dict[str, bytes]":
+    """Return the files of a configuration with addresses that HAProxy binds by itself. ``slots`` are by key."""
+    return {target: encode(fill_plain(text, slots), target in latin1) for target, text in files.items()}
