@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from multibinder.binder import events, guard_child, ready
 from multibinder.binder.descriptor_store import DescriptorStore, promised_room, raise_limit
 from multibinder.binder.failures import callback_failed
-from multibinder.binder.guard_rehearsal import GuardRehearsal
+from multibinder.binder.guard_rehearsal import GuardRehearsal, Upgrade
 from multibinder.binder.guard_socket import LOOK_EVERY_S, GuardSocket, sorted_by_purpose
 from multibinder.binder.inherit import warn_not_open
 from multibinder.binder.keeper import ANSWERS, GUARDED
@@ -42,22 +42,21 @@ _SIGNALS = (*_PASSED_ON, signal.SIGUSR2, signal.SIGCHLD)
 _CHILD = "MULTIBINDER_GUARDED_PID"
 
 
-def run(binder: Sequence[str], itself: Sequence[str], pidfile: str | None, socket_path: str) -> int:
+def run(binder: Sequence[str], upgrade: Upgrade, pidfile: str | None, socket_path: str) -> int:
     """Run the guard until SIGTERM or SIGINT has ended the binder, and return the binder's exit status.
 
-    ``binder`` is the command of the binder. ``itself`` is the guard's own, which SIGUSR2 executes to upgrade it.
-    ``socket_path`` is the control socket's path; the guard's socket is beside it.
+    ``binder`` is the binder's command. The guard's socket is beside the control socket, ``socket_path``.
     """
     raise_limit()
     descriptors = take_listen_fds(os.environ, warn_not_open)
     child = guard_child.of_before(os.environ.pop(_CHILD, ""))
     while True:
-        guard = Guard(binder, itself, pidfile, socket_path, descriptors, child)
+        guard = Guard(binder, upgrade, pidfile, socket_path, descriptors, child)
         if (status := guard.run()) is not None:
             break
         descriptors, child = guard.detach_all(), guard.child_pid
-        environment = {**os.environ, _CHILD: str(child)}
-        descriptors, error = handover.execute(itself, descriptors, environment)
+        environment = {**os.environ, **upgrade.variables, _CHILD: str(child)}
+        descriptors, error = handover.execute(upgrade.executed, descriptors, environment)
         events.error("guard-upgrade-failed", why=error.strerror, done="the running guard goes on")
     if pidfile is not None:
         remove_pidfile(pidfile)
@@ -73,15 +72,14 @@ class Guard:
     def __init__(
         self,
         binder: Sequence[str],
-        itself: Sequence[str],
+        upgrade: Upgrade,
         pidfile: str | None,
         socket_path: str,
         descriptors: Sequence[tuple[str, int]],
         child: int,
     ) -> None:
         self._loop = patiently(Loop, bool(descriptors))
-        self._binder, self._itself = list(binder), list(itself)
-        self._pidfile = pidfile
+        self._binder, self._next, self._pidfile = list(binder), upgrade, pidfile
         sockets, stored = sorted_by_purpose(descriptors)
         self._store = DescriptorStore(stored)
         self._socket = GuardSocket(f"{socket_path}.guard", sockets)
@@ -109,6 +107,8 @@ class Guard:
                 self._socket.renew()
         self._watch_sockets()
         self._loop.call_every(LOOK_EVERY_S, self._watch_sockets)
+        for name in self._next.variables:
+            os.environ.pop(name, None)
         self._reap()  # a binder that died during the upgrade of the guard has sent its SIGCHLD already
         if self._child is None:
             self._start()
@@ -280,7 +280,7 @@ class Guard:
         why = self._store.refusal_to_pass_on(len(self._socket.sockets()))
         if why is None:
             try:
-                self._rehearsal = GuardRehearsal(self._loop, self._itself, self._finish_rehearsal)
+                self._rehearsal = GuardRehearsal(self._loop, self._next, self._finish_rehearsal)
             except OSError as error:
                 why = f"its rehearsal cannot be started: {error.strerror}"
         if why is not None:

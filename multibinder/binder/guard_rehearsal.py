@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
 
 from multibinder.binder.loop import Loop
 
@@ -25,15 +27,26 @@ sys.stdout.write("\\n{word}\\n" + ("" if hasattr(guard, "rehearse") else "{older
 """
 
 
+class Upgrade(msgspec.Struct, frozen=True):
+    """What an upgrade of the guard, by SIGUSR2, runs on trial and then executes.
+
+    ``rehearsed`` is the command of the guard: python, options, -m, module, settings. ``variables`` are added to the
+    environment of the command that is executed, and the new guard removes them when it serves.
+    """
+
+    rehearsed: Sequence[str]
+    executed: Sequence[str]
+    variables: Mapping[str, str] = {}
+
+
 class GuardRehearsal:
     """A child process that runs the new guard's trial start, and prints a word that no other program knows.
 
-    ``command`` is the guard's own: python, options, -m, module, settings. ``tell`` is called once, from the loop: with
-    None if the new code can start, else with the reason. The guard reaps the process. Raises OSError if the process
-    cannot be started.
+    ``tell`` is called once, from the loop: with None if the new code can start, else with the reason. The guard reaps
+    the process. Raises OSError if the process cannot be started.
     """
 
-    def __init__(self, loop: Loop, command: Sequence[str], tell: Callable[[str | None], None]) -> None:
+    def __init__(self, loop: Loop, upgrade: Upgrade, tell: Callable[[str | None], None]) -> None:
         self._loop = loop
         self._tell = tell
         self._output = b""
@@ -41,7 +54,7 @@ class GuardRehearsal:
         #: The new guard is of a version that knows only an abstract socket.
         self.is_older = False
         self._word = f"multibinder-rehearsed {os.urandom(8).hex()}"
-        program, *options, _, module, settings = command
+        program, *options, _, module, settings = upgrade.rehearsed
         self._older = f"{self._word} older"
         code = _CODE.format(seconds=_REHEARSAL_S, module=module, word=self._word, older=self._older)
         self._pipe, writing = os.pipe2(os.O_CLOEXEC)

@@ -9,15 +9,18 @@ import msgspec
 
 from multibinder import MultibinderError
 from multibinder.binder import guard
+from multibinder.binder.guard_rehearsal import Upgrade
 from multibinder.binder.pidfile import try_to_write_pidfile
-from multibinder.cli import binder_main
+from multibinder.cli import binder_main, guard_start
 from multibinder.cli.logs import log_to, try_log_file
 from multibinder.kernel.std_descriptors import open_std_descriptors
+
+_MODULE = "multibinder.cli.guard_main"
 
 
 def command(settings: str) -> list[str]:
     """Return the command that becomes the guard, in the version that is installed now."""
-    return [sys.executable, "-P", "-m", "multibinder.cli.guard_main", settings]
+    return [sys.executable, "-P", "-m", _MODULE, settings]
 
 
 def rehearse() -> None:
@@ -54,7 +57,12 @@ def main() -> None:
     guarded = msgspec.structs.replace(invocation, settings=msgspec.structs.replace(invocation.settings, pidfile=None))
     binder_command = binder_main.command(msgspec.json.encode(guarded).decode())
     try:
-        status = guard.run(binder_command, command(sys.argv[1]), pidfile, invocation.settings.socket_path)
+        upgrade = Upgrade(
+            rehearsed=command(sys.argv[1]),
+            executed=guard_start.command(sys.executable, _MODULE, sys.argv[1]),
+            variables=guard_start.variables(),
+        )
+        status = guard.run(binder_command, upgrade, pidfile, invocation.settings.socket_path)
     except (OSError, MemoryError) as error:
         sys.exit(binder_main.shortage(error))
     sys.exit(128 - status if status < 0 else status)  # the exit code of a shell for a program that a signal ended

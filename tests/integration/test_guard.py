@@ -402,6 +402,7 @@ def test_a_flood_of_its_own_user_with_lingering_sockets_does_not_hold_up_the_gua
 _GUARD_WITHOUT_DESCRIPTORS = """
 import os, resource, socket, sys
 from multibinder.binder import guard
+from multibinder.binder.guard_rehearsal import Upgrade
 from multibinder.cli.logs import log_to
 log_to(None, "text", 20)
 sock = socket.create_server(("127.0.0.1", 0))
@@ -413,7 +414,8 @@ os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="k
 sys.stderr.write(f"port={port}\\n")
 # Another process lowers the limit at the worst moment.
 guard.raise_limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (4, 4096))
-guard.run([sys.executable, "-P", "-m", "multibinder.cli.binder_main", sys.argv[2]], ["-"], None, sys.argv[1])
+binder = [sys.executable, "-P", "-m", "multibinder.cli.binder_main", sys.argv[2]]
+guard.run(binder, Upgrade(["-"], ["-"]), None, sys.argv[1])
 """
 
 
@@ -530,6 +532,7 @@ def test_what_a_guard_without_room_cannot_take_is_never_said_to_be_kept(guard: G
 _GUARD_OF_A_QUICK_BINDER = """
 import sys
 from multibinder.binder import guard
+from multibinder.binder.guard_rehearsal import Upgrade
 from multibinder.cli.logs import log_to
 binder = '''
 from multibinder.binder.settings import Timings
@@ -537,7 +540,7 @@ from multibinder.cli import binder_main
 binder_main.main(Timings(look_every_s=0.2))
 '''
 log_to(None, "text", 20)
-guard.run([sys.executable, "-P", "-c", binder, sys.argv[2]], ["-"], None, sys.argv[1])
+guard.run([sys.executable, "-P", "-c", binder, sys.argv[2]], Upgrade(["-"], ["-"]), None, sys.argv[1])
 """
 
 
@@ -597,9 +600,10 @@ def test_a_guard_whose_interpreter_is_missing_says_so_and_goes_on(run_dir: Path)
     code = """
 import sys
 from multibinder.binder import guard
+from multibinder.binder.guard_rehearsal import Upgrade
 from multibinder.cli.logs import log_to
 log_to(None, "text", 20)
-guard.run(["/nowhere/python"], ["/nowhere/python", "-m", "x", "{}"], None, sys.argv[1])
+guard.run(["/nowhere/python"], Upgrade(["/nowhere/python", "-m", "x", "{}"], ["-"]), None, sys.argv[1])
 """
     command = [sys.executable, "-P", "-c", code, str(run_dir / "mb.sock")]
     with Guard(run_dir, command=command) as guard:

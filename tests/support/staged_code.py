@@ -8,7 +8,11 @@ from pathlib import Path
 
 from tests.support.installation import CHECKOUT
 
-_WHEN = {"rehearsal": "MULTIBINDER_REHEARSAL", "start": "MULTIBINDER_UPGRADED"}
+_WHEN = {
+    "rehearsal": "MULTIBINDER_REHEARSAL",
+    "start": "MULTIBINDER_UPGRADED",
+    "start of the guard": "MULTIBINDER_GUARDED_PID",
+}
 
 
 class StagedCode:
@@ -28,7 +32,7 @@ class StagedCode:
         self.program = (str(self.python), "-m", "multibinder")
 
     def runs(self, stage: str, statements: str) -> None:
-        """Run ``statements`` in the ``rehearsal``, or in the ``start`` of the new version that follows it."""
+        """Run ``statements`` at a stage: the ``rehearsal``, or the ``start`` of the new version that follows it."""
         body = "".join(f"    {line}\n" for line in statements.splitlines())
         self._module.write_text(f"import os, sys, signal, time\nif {_WHEN[stage]!r} in os.environ:\n{body}")
 

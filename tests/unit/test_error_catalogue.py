@@ -142,6 +142,11 @@ def events() -> Iterator[Said]:
                 ):
                     if level in LEVELS:
                         yield Said(module.at(node), name)
+                case ast.Dict():  # a line that is made without a logger
+                    for key, value in zip(node.keys, node.values, strict=True):
+                        match key, value:
+                            case ast.Constant(value="event"), ast.Constant(value=str() as name):
+                                yield Said(module.at(node), name)
 
 
 def every_text() -> str:

@@ -262,6 +262,12 @@ EVENTS = Section(
             remedy="repair the installation, SIGUSR2",
         ),
         entry(
+            "guard-start-failed",
+            cause="the installation broke in the moment between the trial of a new guard and its start; the guard "
+            "keeps the sockets, and tries to start every 2 s; the binder runs on; what is bound meanwhile is not kept",
+            remedy="repair the installation; `why=` says what is missing",
+        ),
+        entry(
             "binder-died",
             cause="the binder ended without being told to; the guard keeps its sockets and starts it again",
             remedy="`status=` says how (a negative number is a signal); report a crash",
