@@ -42,9 +42,9 @@ def test_the_workers_to_replace_and_the_files_are_found() -> None:
     assert arguments.master_socket(parsed) == "/run/m.sock"
 
 
-def test_a_check_neither_forks_nor_touches_the_running_process() -> None:
+def test_a_check_keeps_the_mode_and_touches_no_running_process() -> None:
     assert arguments.join(arguments.for_check(arguments.parse(LINE))) == (
-        ["-c", "-dM", "-f", "a.cfg.j2", "-C", "/etc", "--", "b.cfg", "c.cfg"]
+        ["-c", "-V", "-Ws", "-dM", "-f", "a.cfg.j2", "-C", "/etc", "--", "b.cfg", "c.cfg"]
     )
 
 

@@ -54,10 +54,26 @@ HAPROXY = Section(
         entry(
             "-c did not end within … s",
             "cannot run …",
-            "cannot check: writing to … failed",
-            cause="the check itself failed: HAProxy hangs, cannot be executed, or there is no room for the rendered "
+            "cannot check: memfd_create failed: …",
+            "cannot check: no room in memory for …",
+            cause="the check itself failed: HAProxy hangs, cannot be executed, or there is no memory for the rendered "
             "files",
             remedy="as the message says",
+        ),
+        entry(
+            "… need … open files at once, and RLIMIT_NOFILE allows …",
+            cause="one descriptor for each bind, and the hard limit of this process or unit is lower",
+            remedy="`LimitNOFILE=` in the unit, `ulimit -n` in a shell",
+        ),
+        entry(
+            "the working directory was removed, and HAProxy loads nothing there",
+            cause="the directory in which the command was started is gone (a deployment removed it)",
+            remedy="change to a directory that exists, or give HAProxy an absolute one with `-C`",
+        ),
+        entry(
+            "'daemon' would take HAProxy away from its supervisor",
+            cause="a warning: `daemon` in a configuration that is started with -W",
+            remedy="leave it out, or use -Ws, with which HAProxy itself ignores it",
         ),
         entry(
             "the new configuration binds …, and the binder cannot be asked",

@@ -11,8 +11,9 @@ from multibinder.launch.errors import UsageError
 
 _WITH_VALUE = {"-C", "-L", "-N", "-S", "-f", "-m", "-n", "-p", "-x", "-cc"}
 _WITH_PIDS = {"-sf", "-st"}
-#: The options that start a process, or touch a running one; a check must do neither.
-_NOT_FOR_CHECK = {"-W", "-Ws", "-D", "-S", "-p", "-x", *_WITH_PIDS}
+#: The options that touch a running process or a file, and -q, which hides why a configuration is refused. -W and -Ws
+#: stay: a 'program' section is refused without them, and with -c neither of them forks.
+_NOT_FOR_CHECK = {"-D", "-S", "-p", "-q", "-x", *_WITH_PIDS}
 
 
 class Argument(msgspec.Struct, frozen=True):
@@ -80,8 +81,12 @@ def master_socket(arguments: Sequence[Argument]) -> str | None:
 
 
 def for_check(arguments: Sequence[Argument]) -> list[Argument]:
-    """Return the arguments with which ``haproxy -c`` parses the same configuration, and does nothing else."""
-    return [Argument("-c"), *(argument for argument in arguments if argument.flag not in _NOT_FOR_CHECK)]
+    """Return the arguments with which ``haproxy -c`` parses the same configuration, and does nothing else.
+
+    With -V it prints its warnings also if the configuration says ``quiet``.
+    """
+    kept = [argument for argument in arguments if argument.flag not in _NOT_FOR_CHECK]
+    return [Argument("-c"), Argument("-V"), *kept]
 
 
 def old_workers(arguments: Sequence[Argument]) -> list[int]:

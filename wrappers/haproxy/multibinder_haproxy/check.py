@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+
+import msgspec
 
 from multibinder import SOCKET_VARIABLE
 from multibinder_haproxy import sockets
-from multibinder_haproxy.arguments import Argument, for_check, join, parse
+from multibinder_haproxy.arguments import parse, working_directory
 from multibinder_haproxy.config.model import Config, Slot
+from multibinder_haproxy.descriptors import Inherited, inherited_by_this_process, make_room, named_by, stand_ins
+from multibinder_haproxy.dry_run import DryRun
 from multibinder_haproxy.errors import BinderAway, ConfigRefused
 from multibinder_haproxy.instance import Instance
-from multibinder_haproxy.invocation import Invocation, without_haproxys_variables
+from multibinder_haproxy.invocation import Invocation
 from multibinder_haproxy.master import Master, environment_of
-
-#: Thousands of certificates take minutes to load. Without a limit, a check that hangs would never report it.
-_HAPROXY_TIMEOUT_S = 600
+from multibinder_haproxy.plan import config_files
 
 
-def check_reload(instance: Instance, invocation: Invocation) -> Config:
+class Checked(msgspec.Struct, frozen=True):
+    """A configuration that passed the checks.
+
+    ``warnings`` are HAProxy's own, and what makes it likely that HAProxy fails all the same. ``config.warnings`` are
+    not among them: each load logs those. ``notes`` are for a person who asks for a check.
+    """
+
+    config: Config
+    warnings: list[str] = []
+    notes: list[str] = []
+
+
+def check_reload(instance: Instance, invocation: Invocation) -> Checked:
     """Return the configuration that a reload would load. Raises LaunchError if the reload would fail.
 
     It changes nothing, so it cannot find every fault.
@@ -32,62 +44,71 @@ def check_reload(instance: Instance, invocation: Invocation) -> Config:
     config = invocation.render(environment)
     held = {slot.key: slot for slot in loaded.config.slots} if loaded else {}
     _check_new_binds(invocation, [slot for slot in config.slots if held.get(slot.key) != slot])
-    check_with_haproxy(invocation, config, environment)
-    return config
+    return Checked(config, check_with_haproxy(invocation, config, environment, master))
 
 
-def check_start(invocation: Invocation, environment: Mapping[str, str]) -> tuple[Config, list[str]]:
-    """Return the configuration that a start would load, and a sentence for each check that was not possible.
+def check_start(invocation: Invocation, environment: Mapping[str, str]) -> Checked:
+    """Return the configuration that a start would load, with a warning for each check that was not possible.
 
     Raises LaunchError if the start would fail. Changes nothing.
     """
     config = invocation.render(environment)
-    check_with_haproxy(invocation, config, environment)
+    warnings = check_with_haproxy(invocation, config, environment)
     if not invocation.binder:
-        return config, [f"{SOCKET_VARIABLE} is not set: HAProxy would bind by itself"]
+        return Checked(config, [*warnings, f"{SOCKET_VARIABLE} is not set: HAProxy would bind by itself"])
     try:
         sockets.check_binds(invocation.binder, config.slots, invocation.owner)
     except BinderAway as error:
-        return config, [f"whether the binder would grant the binds is unknown: {error}"]
-    return config, []
+        return Checked(config, [*warnings, f"whether the binder would grant the binds is unknown: {error}"])
+    return Checked(config, warnings)
 
 
-def check_with_haproxy(invocation: Invocation, config: Config, environment: Mapping[str, str]) -> None:
-    """Run ``haproxy -c`` on the configuration, with placeholders for its sockets.
+def check_with_haproxy(
+    invocation: Invocation, config: Config, environment: Mapping[str, str], master: int | None = None
+) -> list[str]:
+    """Run ``haproxy -c`` on the configuration, with placeholders for its sockets, and return HAProxy's warnings.
 
-    Raises ConfigRefused with HAProxy's message.
+    ``master`` is the process that would load it; None if this process would. Raises ConfigRefused with HAProxy's
+    message, LaunchError if there are too few descriptors.
     """
+    make_room(len(config.slots) + len(config.files), f"{len(config.slots)} binds")
+    directory, warnings = _directory(invocation, master)
     with (
-        tempfile.TemporaryDirectory(prefix="multibinder-check-") as directory,
+        _inherited(invocation, config, master) as inherited,
         sockets.placeholders(config.slots) as fds,
     ):
         files = config.fill(fds) if invocation.binder else config.plain()
-        _write(directory, invocation, files)
-        arguments = [
-            Argument(argument.flag, tuple(_rebase(value, invocation.directory, directory) for value in argument.values))
-            for argument in for_check(parse(invocation.arguments))
-        ]
-        try:
-            finished = subprocess.run(  # noqa: S603
-                [invocation.haproxy, *join(arguments)],
-                env=without_haproxys_variables(environment),
-                cwd=invocation.cwd,
-                pass_fds=list(fds.values()),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                timeout=_HAPROXY_TIMEOUT_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise ConfigRefused(f"{invocation.haproxy} -c did not end within {_HAPROXY_TIMEOUT_S} s") from error
-        except OSError as error:
-            raise ConfigRefused(f"cannot run {invocation.haproxy}: {error.strerror}") from error
-    if finished.returncode != 0:
-        output = finished.stdout.replace(f"{directory}/", "").strip()
-        raise ConfigRefused(f"HAProxy refuses the configuration (exit code {finished.returncode}):\n{output}")
+        outcome = DryRun(invocation, environment, directory, inherited).run(files, list(fds.values()))
+    if outcome.code != 0:
+        raise ConfigRefused(f"HAProxy refuses the configuration (exit code {outcome.code}):\n{outcome.text}")
+    return [*warnings, *outcome.warnings]
+
+
+def _directory(invocation: Invocation, master: int | None) -> tuple[str | None, list[str]]:
+    """Return the directory in which HAProxy would read its files, and a warning if that is not where it was started.
+
+    None stands for the directory of this process.
+    """
+    if master is None or os.path.isdir(invocation.cwd):
+        return (None if master is None else invocation.cwd), []
+    # Without a directory HAProxy loads nothing; the re-exec therefore goes to the root directory, too.
+    return "/", [f"the working directory {invocation.cwd} is gone; HAProxy runs in / from now on"]
+
+
+@contextlib.contextmanager
+def _inherited(invocation: Invocation, config: Config, master: int | None) -> Iterator[Inherited]:
+    """Yield the descriptors that HAProxy would inherit from its supervisor (fd@N in the configuration)."""
+    if master is None:
+        yield inherited_by_this_process()
+        return
+    arguments = parse(invocation.arguments)
+    files = config_files(arguments, working_directory(arguments, invocation.cwd))
+    named = named_by(config, [path for path in files if not path.startswith(f"{invocation.directory}/")])
+    if named is None:
+        yield Inherited()
+        return
+    with stand_ins(master, invocation.fds.values(), named) as inherited:
+        yield inherited
 
 
 def _check_new_binds(invocation: Invocation, slots: Sequence[Slot]) -> None:
@@ -98,29 +119,3 @@ def _check_new_binds(invocation: Invocation, slots: Sequence[Slot]) -> None:
     except BinderAway as error:
         new = ", ".join(slot.key for slot in slots)
         raise BinderAway(f"the new configuration binds {new}, and the binder cannot be asked: {error}") from error
-
-
-def _write(directory: str, invocation: Invocation, files: Mapping[str, bytes]) -> None:
-    with _write_errors_explained(directory):
-        for target in invocation.rendered_directories:
-            os.makedirs(os.path.join(directory, target), exist_ok=True)
-        for target, content in files.items():
-            with open(os.path.join(directory, target), "wb") as file:
-                file.write(content)
-
-
-def _rebase(value: str, old: str, new: str) -> str:
-    """Return the path below ``new`` for a path below ``old``. Any other value stays as it is."""
-    return os.path.join(new, value.removeprefix(old + "/")) if value.startswith(old + "/") else value
-
-
-@contextlib.contextmanager
-def _write_errors_explained(directory: str) -> Iterator[None]:
-    """Turn an OSError into a ConfigRefused with a remedy."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigRefused(
-            f"cannot check: writing to {directory} failed: {(error.strerror or str(error)).lower()}; "
-            "free some space there or set TMPDIR"
-        ) from error

@@ -183,13 +183,11 @@ def check_command(name_or_command: tuple[str, ...], runtime_dir: str, **options:
             raise UsageError("--sandbox goes with '-- HAPROXY ARGS...': a NAME is checked as it was started")
         instance = Instance(runtime_dir, name_or_command[0])
         _leave_to_its_owner(instance, "check", instance.name, timeout_s=60)
-        config = check_reload(instance, instance.read_invocation())
+        checked = check_reload(instance, instance.read_invocation())
     else:
         invocation = _plan(Instance(runtime_dir, "check"), command=name_or_command, strict=True, wait=0, **options)
-        config, doubts = check_start(invocation, os.environ)
-        for doubt in doubts:
-            warn(doubt)
-    print_checked(config)
+        checked = check_start(invocation, os.environ)
+    print_checked(checked)
 
 
 @multibinder_haproxy.command("render", short_help="Print the text of a template, without asking a binder.")

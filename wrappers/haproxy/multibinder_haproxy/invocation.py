@@ -12,7 +12,9 @@ import msgspec
 from multibinder.launch.errors import UsageError
 from multibinder.launch.instance_files import INVOCATION_FILE, LOCK_FILE
 from multibinder.wire import instance_summary
+from multibinder_haproxy import plan
 from multibinder_haproxy.arguments import Argument, join, master_socket, parse, working_directory
+from multibinder_haproxy.config.default_path import ConfigFile, relocate
 from multibinder_haproxy.config.jinja import Renderer
 from multibinder_haproxy.config.model import Config
 from multibinder_haproxy.config.sources import SourceRecorder
@@ -100,9 +102,9 @@ class Invocation(msgspec.Struct, frozen=True):
     @classmethod
     def plan(cls, name: str, directory: str, options: RunOptions) -> Invocation:
         """Read HAProxy's command line for an instance in ``directory``. Raises UsageError."""
-        haproxy, arguments = _executable(options.command[0]), parse(options.command[1:])
-        _check_mode(arguments)
-        base = working_directory(arguments)
+        haproxy, arguments = plan.executable(options.command[0]), parse(options.command[1:])
+        cwd = plan.started_in(arguments)
+        base = working_directory(arguments, cwd)
         templates: list[TemplateArgument] = []
         planned: list[Argument] = []
         for argument in arguments:
@@ -116,6 +118,7 @@ class Invocation(msgspec.Struct, frozen=True):
                 planned.append(Argument(argument.flag, (os.path.join(directory, template.target),)))
         if not any(argument.names_config for argument in arguments):
             raise UsageError("HAProxy's arguments name no configuration: add -f FILE.j2")
+        planned = [*plan.mode(arguments, base), *planned]
         if master_socket(planned) is None:
             planned.insert(0, Argument("-S", (f"{_own_master_socket(directory)},mode,600",)))
         return cls(
@@ -129,7 +132,7 @@ class Invocation(msgspec.Struct, frozen=True):
             binder=os.path.abspath(options.socket) if options.socket else None,
             strict=options.strict,
             wait_s=options.wait,
-            cwd=os.getcwd(),
+            cwd=cwd,
             sandbox=options.sandbox,
         )
 
@@ -169,7 +172,29 @@ class Invocation(msgspec.Struct, frozen=True):
             else:
                 files.append((template.path, template.target))
         environment = without_haproxys_variables(environment)
-        return Renderer(self.name, variables, environment, recorder, sandbox=self.sandbox).render(files)
+        config = Renderer(self.name, variables, environment, recorder, sandbox=self.sandbox).render(files)
+        texts, warnings = relocate(self._in_haproxys_order({target: path for path, target in files}), config.files)
+        warnings += plan.overruled(parse(self.arguments), texts)
+        return msgspec.structs.replace(config, files=texts, warnings=[*config.warnings, *warnings])
+
+    def _in_haproxys_order(self, rendered: Mapping[str, str]) -> list[ConfigFile]:
+        """Return all files of the configuration as HAProxy reads them. ``rendered`` has the user's paths by target."""
+        found = []
+        arguments = parse(self.arguments)
+        for argument in arguments:
+            if not argument.names_config:
+                continue
+            path = argument.values[0]
+            name = path.removeprefix(f"{self.directory}/")
+            # HAProxy reads a directory in the order of scandir(3) with alphasort, in the C locale.
+            inside = sorted((each for each in rendered if os.path.dirname(each) == name), key=os.fsencode)
+            targets = [name] if name in rendered else inside
+            if targets:
+                found += [ConfigFile(os.path.dirname(rendered[target]), target) for target in targets]
+            else:
+                paths = plan.config_files([argument], working_directory(arguments, self.cwd))
+                found += [ConfigFile(os.path.dirname(each), None, plan.text_of(each)) for each in paths]
+        return found
 
     def _record_what_haproxy_reads(self, recorder: SourceRecorder) -> None:
         """Record the files and directories of -f that have no template: HAProxy gets their own paths."""
@@ -195,27 +220,6 @@ def without_haproxys_variables(environment: Mapping[str, str]) -> dict[str, str]
     HAPROXY_MWORKER_WAIT_ONLY would read no configuration at all.
     """
     return {key: value for key, value in environment.items() if key != VARIABLE and not _SET_BY_HAPROXY.fullmatch(key)}
-
-
-def _executable(program: str) -> str:
-    if "/" in program:
-        candidates = [os.path.abspath(program)]
-    else:
-        candidates = [os.path.join(entry, program) for entry in os.get_exec_path()]
-    for path in candidates:
-        if os.path.isfile(path) and os.access(path, os.X_OK):
-            return path
-    raise UsageError(f"{program}: no such program; install HAProxy (Debian: apt-get install haproxy) or give its path")
-
-
-def _check_mode(arguments: Sequence[Argument]) -> None:
-    flags = {argument.flag for argument in arguments}
-    if not flags & {"-W", "-Ws"}:
-        raise UsageError("HAProxy must run in master-worker mode to reload: add -Ws (or -W) to its arguments")
-    if "-c" in flags:
-        raise UsageError("-c only checks: use 'multibinder-haproxy check' for that")
-    if "-D" in flags:
-        raise UsageError("-D would take HAProxy away from its supervisor: leave it out and use -Ws")
 
 
 def _own_master_socket(directory: str) -> str:

@@ -15,7 +15,7 @@ from multibinder.kernel.process import printable
 from multibinder.kernel.terminal import printable_json, printable_lines
 
 if TYPE_CHECKING:
-    from multibinder_haproxy.config.model import Config
+    from multibinder_haproxy.check import Checked
     from multibinder_haproxy.records import ReloadReport
     from multibinder_haproxy.status import Status
 
@@ -41,10 +41,18 @@ def print_error(text: str) -> None:
     say(f"multibinder-haproxy: {text}", err=True)
 
 
-def print_checked(config: Config) -> None:
+def note(text: str) -> None:
+    """Print a note, as ``warn`` does a warning."""
+    say("\n  ".join(f"note: {text}".splitlines()), err=True)
+
+
+def print_checked(checked: Checked) -> None:
     """Print that a configuration passed the checks, with its binds."""
-    for warning in config.warnings:
+    config = checked.config
+    for warning in [*config.warnings, *checked.warnings]:
         warn(warning)
+    for each in [*config.notes, *checked.notes]:
+        note(each)
     binds = ", ".join(slot.key for slot in config.slots) or "no bind_tcp()"
     say(f"ok: {len(config.files)} file(s), {binds}")
 

@@ -47,8 +47,8 @@ class ReloadAttempt:
     def run(self) -> ReloadReport:
         """Reload, and write the report. Raises LaunchError, OSError."""
         try:
-            config = check_reload(self._instance, self._invocation)
-            report = self._perform(config.warnings)
+            checked = check_reload(self._instance, self._invocation)
+            report = self._perform([*checked.config.warnings, *checked.warnings])
         except (LaunchError, OSError) as error:
             self._summarize(error)
             self._instance.write_report(self._draft.ended(message=str(error)))

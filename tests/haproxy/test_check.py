@@ -1,0 +1,188 @@
+"""A check says what HAProxy would say, reads what HAProxy would read, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.haproxy.support import HAPROXY, WRAPPER, Haproxy, bind_tcp, config, get
+from tests.support import wait_until
+
+NO_TIMEOUTS = """global
+    maxconn 100
+defaults
+    mode http
+frontend web
+    bind {bind}
+    http-request return status 200 content-type text/plain string ok
+"""
+
+
+def check(haproxy: Haproxy, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return haproxy.command("check", "--", HAPROXY, *(arguments or ("-Ws", "-f", str(haproxy.template))))
+
+
+def test_a_program_section_passes_a_check_and_runs(haproxy: Haproxy, host: str) -> None:
+    program = "program side\n    command /bin/sleep 300\n"
+    haproxy.template.write_text(config(bind_tcp((host, 8000)), after=program))
+    checked = check(haproxy)
+    if "unknown keyword 'program'" in checked.stderr:
+        pytest.skip("this HAProxy has no program section")
+    assert checked.returncode == 0, checked.stderr
+    haproxy.start()
+    haproxy.must_reload()
+    assert get((host, 8000)) == "ok"
+
+
+def test_a_daemon_in_the_configuration_does_not_take_haproxy_away(haproxy: Haproxy, host: str) -> None:
+    haproxy.template.write_text(config(bind_tcp((host, 8000)), before="    daemon"))
+    haproxy.start(arguments=["-W", "-f", str(haproxy.template)])
+    assert haproxy.status()["master"] == haproxy.pid
+    haproxy.wait_for_log("web.cfg:3: 'daemon' would take HAProxy away from its supervisor")
+    haproxy.must_reload()
+    assert haproxy.status()["master"] == haproxy.pid
+
+
+def test_master_worker_in_the_configuration_is_enough(haproxy: Haproxy, host: str) -> None:
+    haproxy.template.write_text(config(bind_tcp((host, 8000)), before="    master-worker no-exit-on-failure"))
+    haproxy.start(arguments=["-f", str(haproxy.template)])
+    haproxy.must_reload()
+    assert get((host, 8000)) == "ok"
+
+
+@pytest.mark.parametrize("mode", ["config", "parent"])
+def test_relative_paths_are_beside_the_template(haproxy: Haproxy, host: str, mode: str) -> None:
+    place = haproxy.directory / "a b'c"
+    (place / "etc").mkdir(parents=True)
+    (place / ("etc" if mode == "config" else ".") / "answer.txt").write_text("from the file")
+    template = place / "etc" / "web.cfg.j2"
+    answer = "    http-request return status 200 content-type text/plain file answer.txt if { path / }"
+    text = config(bind_tcp((host, 8000)), before=f"    default-path {mode}")
+    template.write_text(text.replace("    http-request", f"{answer}\n    http-request", 1))
+    arguments = ["-Ws", "-f", str(template)]
+    assert check(haproxy, *arguments).returncode == 0
+    haproxy.start(arguments=arguments)
+    assert get((host, 8000)) == "from the file"
+    haproxy.must_reload()
+    assert get((host, 8000)) == "from the file"
+
+
+def test_a_file_of_any_bytes_beside_a_template_is_taken_as_it_is(haproxy: Haproxy, host: str) -> None:
+    directory = haproxy.directory / "conf.d"
+    directory.mkdir()
+    (directory / "00-old.cfg").write_bytes(b"# gepfl\xfcgt\n")
+    (directory / "10-web.cfg.j2").write_text(config(bind_tcp((host, 8000))))
+    assert check(haproxy, "-Ws", "-f", str(directory)).returncode == 0
+
+
+def test_haproxys_warnings_are_shown_by_check_and_by_reload(haproxy: Haproxy, host: str) -> None:
+    haproxy.template.write_text(NO_TIMEOUTS.format(bind=bind_tcp((host, 8000))))
+    checked = check(haproxy)
+    assert checked.returncode == 0
+    assert checked.stderr.startswith("warning: missing timeouts for frontend 'web'.\n")
+    haproxy.start()
+    assert "warning: missing timeouts for frontend 'web'." in haproxy.reload().stderr
+
+
+@pytest.mark.parametrize("quiet", ["argument", "configuration"])
+def test_a_quiet_haproxy_says_why_it_refuses_all_the_same(haproxy: Haproxy, host: str, quiet: str) -> None:
+    before = "    quiet" if quiet == "configuration" else ""
+    haproxy.template.write_text(config(bind_tcp((host, 8000)), before=before, after="    bogus"))
+    checked = check(haproxy, "-Ws", *(["-q"] if quiet == "argument" else []), "-f", str(haproxy.template))
+    assert checked.returncode == 1
+    line = haproxy.template.read_text().splitlines().index("    bogus") + 1
+    assert f"[ALERT] parsing [{haproxy.template} (rendered):{line}]" in checked.stderr
+    assert "unknown keyword 'bogus'" in checked.stderr
+
+
+def test_a_descriptor_of_the_users_own_survives_check_start_and_reload(haproxy: Haproxy, host: str) -> None:
+    haproxy.template.write_text(config(bind_tcp((host, 8000)), "fd@3", 'fd@"${MINE}"'))
+    haproxy.environment["MINE"] = "9"
+    with socket.create_server((host, 8003)) as third, socket.create_server((host, 8009)) as ninth:
+        hand_over = (
+            "import os, sys; os.dup2(int(sys.argv[1]), 103); os.dup2(int(sys.argv[2]), 109); "
+            "os.dup2(103, 3); os.dup2(109, 9); os.execv(sys.argv[3], sys.argv[3:])"
+        )
+        for sock in (third, ninth):
+            sock.set_inheritable(True)
+        command = [str(WRAPPER), "run", "--name", "web", "--", HAPROXY, "-Ws", "-f", str(haproxy.template)]
+        with haproxy.log_path.open("ab") as log:
+            haproxy.process = subprocess.Popen(
+                ["python3", "-c", hand_over, str(third.fileno()), str(ninth.fileno()), *command],
+                env=haproxy.environment,
+                pass_fds=[third.fileno(), ninth.fileno()],
+                stdout=log,
+                stderr=log,
+            )
+    wait_until(haproxy.is_up, "web is up", log=haproxy.log)
+    for _ in range(2):
+        assert [get((host, port)) for port in (8000, 8003, 8009)] == ["ok"] * 3
+        assert haproxy.command("check", "web").returncode == 0
+        haproxy.must_reload()
+
+
+def test_a_check_writes_no_file(haproxy: Haproxy, host: str, tmp_path: Path) -> None:
+    haproxy.template.write_text(config(bind_tcp((host, 8000))))
+    nowhere = tmp_path / "nowhere"
+    haproxy.environment["TMPDIR"] = str(nowhere)
+    trace = haproxy.directory / "trace"
+    command = [str(WRAPPER), "check", "--", HAPROXY, "-Ws", "-f", str(haproxy.template)]
+    traced = subprocess.run(
+        [
+            "strace",
+            "-f",
+            "-qq",
+            "-e",
+            "trace=openat,open,creat,mkdir,mkdirat,unlink,rename",
+            "-o",
+            str(trace),
+            *command,
+        ],
+        env=haproxy.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert traced.returncode == 0, traced.stderr
+    written = [
+        line
+        for line in trace.read_text().splitlines()
+        if ("O_WRONLY" in line or "O_RDWR" in line or "O_CREAT" in line or "mkdir" in line) and "/dev/" not in line
+    ]
+    assert [line for line in written if ".pyc" not in line and "__pycache__" not in line] == []
+
+
+def test_too_few_descriptors_are_named_before_haproxy_is_run(haproxy: Haproxy, host: str) -> None:
+    haproxy.template.write_text(config(*(bind_tcp((host, 8000 + number)) for number in range(100))))
+    haproxy.start(ready=False, prefix=["prlimit", "--nofile=64:64"])
+    assert haproxy.wait() == 1
+    assert "100 binds need " in haproxy.log()
+    assert "RLIMIT_NOFILE allows 64 here" in haproxy.log()
+
+
+def test_a_low_soft_limit_of_descriptors_is_raised_as_haproxy_itself_would(haproxy: Haproxy, host: str) -> None:
+    haproxy.template.write_text(config(*(bind_tcp((host, 8000 + number)) for number in range(100)), before=""))
+    haproxy.start(prefix=["prlimit", "--nofile=64:20000"])
+    assert get((host, 8099)) == "ok"
+
+
+def test_a_start_in_a_directory_that_was_removed_says_so(haproxy: Haproxy, host: str) -> None:
+    haproxy.template.write_text(config(bind_tcp((host, 8000))))
+    gone = haproxy.directory / "gone"
+    gone.mkdir()
+    script = 'cd "$1"; rmdir "$1"; shift; exec "$@"'
+    command = [str(WRAPPER), "check", "--", HAPROXY, "-Ws"]
+    for directory, code in (([], 2), (["-C", "/"], 0)):
+        gone.mkdir(exist_ok=True)
+        done = subprocess.run(
+            ["sh", "-c", script, "sh", str(gone), *command, *directory, "-f", str(haproxy.template)],
+            env=haproxy.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr
+        assert ("the working directory was removed" in done.stderr) == (code == 2)

@@ -1,0 +1,27 @@
+"""RLIMIT_NOFILE: room for the listeners that this process is about to receive, and HAProxy to inherit."""
+
+import os
+import resource
+
+#: What this process opens at once beside them: pipes, a directory, a connection, a log.
+_SPARE = 24
+#: Listeners get no number from 100 to 199 (sockets.py, _MASTERS_OWN).
+_KEPT_FREE = 100
+
+
+def make_room(more: int) -> "tuple[int, int] | None":
+    """Raise the soft limit of open files as far as ``more`` descriptors need.
+
+    It stays raised: HAProxy inherits the descriptors, and must be able to open others. Returns the number that is
+    needed and the hard limit, if that is too low.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = len(os.listdir("/proc/self/fd")) + more + _SPARE
+    if needed > _KEPT_FREE:
+        needed += _KEPT_FREE
+    if soft == resource.RLIM_INFINITY or needed <= soft:
+        return None
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        return needed, hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    return None
