@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -19,7 +20,8 @@ from multibinder.binder.bind_refusal import (
 )
 from multibinder.binder.listener import Listener, open_listener
 from multibinder.binder.listener_index import ListenerIndex, TakenAddresses
-from multibinder.binder.owner import Owner
+from multibinder.binder.owner import Owner, is_privileged
+from multibinder.wire import kinds
 from multibinder.wire.addresses import Address
 from multibinder.wire.errors import RequestError
 from multibinder.wire.messages import LIMIT_REACHED, ListenerSpec
@@ -93,12 +95,15 @@ class BindAttempt:
         return [self._find_or_open(spec, owner) for spec, owner in zip(specs, owners, strict=True)]
 
     def make_ready(self, found: Sequence[Found]) -> None:
-        """Let clients reach each of these listeners. Raises BindError."""
-        for listener, created in found:
+        """Let clients reach each of these listeners. Raises BindError.
+
+        One that takes more addresses goes first: ``side_by_side`` protects the port best if ``::`` is not the last.
+        """
+        for listener, created in sorted(found, key=_narrowness):
             if created:
-                repair.make_ready(listener)
+                repair.make_ready(listener, self._beside(listener))
             elif not listener.kind.is_ready(listener.socket):
-                repair.make_ready_again(listener)
+                repair.make_ready_again(listener, self._beside(listener))
 
     def require_possible(self, found: Sequence[Found]) -> None:
         """Raise BindError if ``make_ready`` would, and let no client in.
@@ -109,7 +114,7 @@ class BindAttempt:
         for listener, created in found:
             if not created and not listener.kind.is_ready(listener.socket):
                 try:
-                    listener.kind.open(listener.address, listener.options).close()
+                    listener.kind.open(listener.address, listener.options, self._beside(listener)).close()
                 except OSError as error:
                     raise refused_by_kernel(listener.address, error) from error
 
@@ -161,26 +166,73 @@ class BindAttempt:
         try:
             listener = open_listener(spec, owner.uid)
         except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                if (recovered := self._recover(spec.address)) is not None:
-                    return Found(recovered, created=False)
-                if (holder := self._index.colliding(spec.address, spec.options.v6only)) is not None:
-                    raise held_by_binder(spec, holder, self._asker) from error
-            raise refused_by_kernel(spec.address, error) from error
+            if error.errno != errno.EADDRINUSE:
+                raise refused_by_kernel(spec.address, error) from error
+            if (recovered := self._recover(spec.address)) is not None:
+                return Found(recovered, created=False)
+            listener = self._open_beside(spec, owner, error)
         self._opened[listener.address] = listener
-        self._require_no_collision(listener, spec)
+        self._require_no_collision(listener, spec, owner)
         self._taken.add(listener)
         return Found(listener, created=True)
 
-    def _require_no_collision(self, listener: Listener, spec: ListenerSpec) -> None:
+    def _open_beside(self, spec: ListenerSpec, owner: Owner, in_use: OSError) -> Listener:
+        """Open a listener on an address that is in use, beside the listeners of the binder that overlap with it.
+
+        Raises BindError if they may not be beside each other, or if another process has the address.
+        """
+        address, v6only = spec.address, spec.options.v6only
+        overlapping = self._index.overlapping(address, v6only)
+        if not overlapping:
+            raise refused_by_kernel(address, in_use) from in_use
+        for other in overlapping:
+            if not self._may_be_beside(address, v6only, owner, other):
+                raise held_by_binder(spec, other, self._asker) from in_use
+        try:
+            return open_listener(spec, owner.uid, overlapping)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE and _are_alone(overlapping, address):
+                # They were opened by another user: systemd, for a socket unit, or a binder that ran as root.
+                raise held_by_binder(spec, next(iter(overlapping)), self._asker) from error
+            raise refused_by_kernel(address, error) from error
+
+    def _require_no_collision(self, listener: Listener, spec: ListenerSpec, owner: Owner) -> None:
         """Raise BindError if the listener could not listen, although it could be bound.
 
         With SO_REUSEADDR, two sockets can be bound to one address while neither listens; listen(2) refuses the second.
         """
-        v6only = listener.options.v6only
-        if (other := self._taken.colliding(listener.address, v6only)) is not None:
-            raise collides_in_request(spec.address, other.address)
-        holder = self._index.colliding(listener.address, v6only)
-        # One that listens is in another network namespace: here, bind(2) would have been refused.
-        if holder is not None and not holder.kind.is_ready(holder.socket):
-            raise held_by_binder(spec, holder, self._asker)
+        address, v6only = listener.address, listener.options.v6only
+        for other in self._taken.overlapping(address, v6only):
+            if not self._may_be_beside(address, v6only, owner, other):
+                raise collides_in_request(spec.address, other.address)
+        for other in self._index.overlapping(address, v6only):
+            # One that listens is in another network namespace, if it may not be beside: here, bind(2) would have been
+            # refused.
+            if not self._may_be_beside(address, v6only, owner, other) and not other.kind.is_ready(other.socket):
+                raise held_by_binder(spec, other, self._asker)
+
+    def _may_be_beside(self, address: Address, v6only: bool | None, owner: Owner, other: Listener) -> bool:
+        """Return whether a listener of ``owner`` on this address may take clients that ``other`` would have got.
+
+        Only a listener of the same user may: the clients of a wildcard address go to the specific one.
+        """
+        is_allowed = is_privileged(owner.uid) or all(claim.uid == owner.uid for claim in self._owners_of(other))
+        return is_allowed and other.kind.can_be_beside(address, v6only, other.address, other.options.v6only)
+
+    def _beside(self, listener: Listener) -> list[socket.socket]:
+        """Return the sockets of the other listeners, of this attempt too, that overlap with this one."""
+        taken = self._taken.overlapping(listener.address, listener.options.v6only)
+        return [other.socket for other in taken if other is not listener] + self._index.beside(listener)
+
+
+def _are_alone(listeners: Iterable[Listener], address: Address) -> bool:
+    """Return whether no socket but those of ``listeners`` keeps ``address`` from being bound."""
+    try:
+        return kinds.of_address(address).colliding_inodes(address) <= {listener.inode for listener in listeners}
+    except OSError:
+        return False
+
+
+def _narrowness(found: Found) -> int:
+    listener = found.listener
+    return -len(listener.kind.effective_addresses(listener.address, listener.options.v6only))

@@ -78,6 +78,13 @@ def _age(named: tuple[str, int]) -> tuple[int, str]:
     return (len(name), name) if name.startswith(RECORDS) else (0, "")
 
 
+def _needs_repair(named: tuple[str, socket.socket]) -> bool:
+    """Return the key that sorts a listener that was shut down after the others. It may overlap with them, and can
+    listen again only beside listeners that the store has."""
+    kind = kinds.of_socket(named[1])
+    return kind is not None and not kind.is_ready(named[1])
+
+
 def warn_not_open(descriptor: int, error: OSError) -> None:
     """Log that a descriptor that was announced is not open."""
     events.limited(events.warning, "inherited-unknown", None, descriptor=descriptor, what=error.strerror)
@@ -119,7 +126,7 @@ class _Sorter:
         return Inheritance(
             self._control,
             self._lock,
-            self._listeners,
+            sorted(self._listeners, key=_needs_repair),
             self._peers,
             self._header,
             self._records,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import socket
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import msgspec
@@ -222,13 +222,13 @@ class Grant(msgspec.Struct, eq=False):
         return self.listener.queue_limit
 
 
-def open_listener(spec: ListenerSpec, uid: int) -> Listener:
+def open_listener(spec: ListenerSpec, uid: int, beside: Iterable[Listener] = ()) -> Listener:
     """Return a new listener that is bound and not ready yet. Its name belongs to ``uid``.
 
-    Raises OSError; no socket is left open then.
+    ``beside`` are the listeners that overlap with it. Raises OSError; no socket is left open then.
     """
     kind = kinds.of_address(spec.address)
-    sock = kind.open(spec.address, spec.options)
+    sock = kind.open(spec.address, spec.options, [other.socket for other in beside])
     address = kind.address_of(sock)
     # The bound address differs from the requested one only if the kernel chose the port.
     options = kind.actual_options(sock, spec.options)

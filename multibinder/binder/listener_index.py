@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 
 import msgspec
@@ -14,46 +15,45 @@ from multibinder.wire.messages import ListenerSpec
 
 
 class TakenAddresses:
-    """The addresses that listeners take, with the listener of each: ``[::]:443`` takes ``0.0.0.0:443`` as well."""
+    """The addresses that listeners take, with the listeners of each: ``[::]:443`` takes ``0.0.0.0:443`` as well."""
 
     def __init__(self) -> None:
-        self._taken: dict[Address, Listener] = {}
-        #: The listeners that a wildcard address collides with.
-        self._below: dict[Address, list[Listener]] = {}
+        self._taken: dict[Address, dict[Listener, None]] = {}
+        #: The listeners that a wildcard address overlaps with.
+        self._below: dict[Address, dict[Listener, None]] = {}
 
     def add(self, listener: Listener) -> None:
         for address in _effective(listener):
-            self._taken[address] = listener
-            self._below.setdefault(address.wildcard(), []).append(listener)
+            self._taken.setdefault(address, {})[listener] = None
+            self._below.setdefault(address.wildcard(), {})[listener] = None
 
     def remove(self, listener: Listener) -> None:
         for address in _effective(listener):
-            if self._taken.get(address) is listener:
-                del self._taken[address]
-            below = self._below.get(address.wildcard(), [])
-            if listener in below:
-                below.remove(listener)
-            if not below:
-                self._below.pop(address.wildcard(), None)
+            for listeners, key in ((self._taken, address), (self._below, address.wildcard())):
+                listeners.get(key, {}).pop(listener, None)
+                if not listeners.get(key):
+                    listeners.pop(key, None)
 
     def clear(self) -> None:
         self._taken.clear()
         self._below.clear()
 
-    def colliding(self, address: Address, v6only: bool | None) -> Listener | None:
-        """Return a listener that keeps another socket on ``address`` from listening, or None.
+    def overlapping(self, address: Address, v6only: bool | None) -> dict[Listener, None]:
+        """Return the listeners with which a socket on ``address`` competes for clients, in the order of a set.
 
-        Two sockets collide if they are on one port, and one has the address of the other or a wildcard address that
-        includes it (inet_rcv_saddr_equal() in net/ipv4/inet_connection_sock.c).
+        Two sockets overlap if they are on one port, and one has the address of the other or a wildcard address that
+        includes it (inet_rcv_saddr_equal() in net/ipv4/inet_connection_sock.c). Then the kernel lets both listen only
+        if they share the port (kernel/port_sharing.py).
         """
+        found: dict[Listener, None] = {}
         for taken in kinds.of_address(address).effective_addresses(address, v6only):
             wildcard = taken.wildcard()
-            found = self._taken.get(taken) or self._taken.get(wildcard)
-            if found is None and taken == wildcard:
-                found = next(iter(self._below.get(wildcard, ())), None)
-            if found is not None:
-                return found
-        return None
+            if taken != wildcard:
+                found |= self._taken.get(taken, {})
+                found |= self._taken.get(wildcard, {})
+            else:
+                found |= self._below.get(wildcard, {})
+        return found
 
 
 class ListenerIndex:
@@ -85,9 +85,14 @@ class ListenerIndex:
             return named
         return self._by_address.get(spec.address)
 
-    def colliding(self, address: Address, v6only: bool | None) -> Listener | None:
-        """Return a listener that keeps another socket on ``address`` from listening, or None."""
-        return self._taken.colliding(address, v6only)
+    def overlapping(self, address: Address, v6only: bool | None) -> dict[Listener, None]:
+        """Return the listeners with which a socket on ``address`` competes for clients (``TakenAddresses``)."""
+        return self._taken.overlapping(address, v6only)
+
+    def beside(self, listener: Listener) -> list[socket.socket]:
+        """Return the sockets of the other listeners that overlap with this one."""
+        overlapping = self.overlapping(listener.address, listener.options.v6only)
+        return [other.socket for other in overlapping if other is not listener]
 
     def add(self, listener: Listener) -> None:
         """Add a listener. A name that another one has already is taken from the new one, and that is logged."""

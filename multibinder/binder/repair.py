@@ -5,31 +5,38 @@ A holder may shut a shared socket down, or call listen(2) with another backlog. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from multibinder.binder import events
 from multibinder.binder.bind_refusal import refused_by_kernel
 from multibinder.binder.listener import Listener
 from multibinder.wire.errors import BindError
 
+#: Returns the sockets of the other listeners that overlap with this one.
+Beside = Callable[[Listener], Sequence[socket.socket]]
 
-def set_backlog(listener: Listener) -> None:
+
+def set_backlog(listener: Listener, beside: Sequence[socket.socket] = ()) -> None:
     """Give the socket the listener's backlog, and note the queue limit that the kernel sets. Raises OSError."""
-    listener.queue_limit = listener.kind.make_ready(listener.socket, listener.options.backlog)
+    listener.queue_limit = listener.kind.make_ready(listener.socket, listener.options.backlog, beside)
 
 
-def make_ready(listener: Listener) -> None:
-    """Let clients reach a new listener. Raises BindError."""
+def make_ready(listener: Listener, beside: Sequence[socket.socket]) -> None:
+    """Let clients reach a new listener. ``beside`` are those that overlap with it. Raises BindError."""
     try:
-        set_backlog(listener)
+        set_backlog(listener, beside)
     except OSError as error:
         raise refused_by_kernel(listener.address, error) from error
 
 
-def make_ready_again(listener: Listener) -> None:
-    """Let clients reach a listener again that a holder has shut down. Raises BindError."""
+def make_ready_again(listener: Listener, beside: Sequence[socket.socket]) -> None:
+    """Let clients reach a listener again that a holder has shut down. Raises BindError.
+
+    ``beside`` are the listeners that overlap with it.
+    """
     try:
-        listener.queue_limit = listener.kind.repair(listener.socket, listener.address, listener.options.backlog)
+        listener.queue_limit = listener.kind.repair(listener.socket, listener.address, listener.options.backlog, beside)
     except OSError as error:
         raise refused_by_kernel(listener.address, error) from error
     listener.note_repair()
@@ -38,7 +45,7 @@ def make_ready_again(listener: Listener) -> None:
     )
 
 
-def repair_all(listeners: Iterable[Listener]) -> Iterator[None]:
+def repair_all(listeners: Iterable[Listener], beside: Beside) -> Iterator[None]:
     """Repair each listener, with a step for each. A check takes some microseconds.
 
     A listener that cannot be repaired is logged. One that was closed since the first step is left alone.
@@ -52,19 +59,19 @@ def repair_all(listeners: Iterable[Listener]) -> Iterator[None]:
         if name not in largest_by_kind:
             largest_by_kind[name] = listener.kind.largest_queue()
         try:
-            _repair(listener, largest_by_kind[name])
+            _repair(listener, largest_by_kind[name], beside)
         except (OSError, BindError) as error:
             events.limited(events.error, "cannot-repair", listener.log_key, address=listener.address, why=error)
 
 
-def _repair(listener: Listener, largest: int) -> None:
+def _repair(listener: Listener, largest: int, beside: Beside) -> None:
     """Repair one listener. ``largest`` is the longest queue that the kernel allows now.
 
     If the administrator has raised that, a listener that was limited by it gets a longer queue.
     """
     queue = listener.kind.queue(listener.socket)
     if not queue.ready:
-        make_ready_again(listener)
+        make_ready_again(listener, beside(listener))
     elif queue.limit == listener.queue_limit < min(listener.options.backlog or largest, largest):
         set_backlog(listener)
         events.limited(

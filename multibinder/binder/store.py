@@ -168,7 +168,7 @@ class ListenerStore:
 
     def repair_in_steps(self) -> Iterator[None]:
         """Do what ``repair`` does, with a step for each listener."""
-        return repair.repair_all(self.listeners())
+        return repair.repair_all(self.listeners(), self._index.beside)
 
     def restore(self, sock: socket.socket, record: Record | None) -> None:
         """Take over a LISTEN socket of an earlier binder. Its address and options come from the socket, the rest from
@@ -187,8 +187,9 @@ class ListenerStore:
             events.warning("inherited-twice", address=listener.address, done="closed one")
             sock.close()
             return
+        listener.kind.end_sharing(sock)
         if not listener.kind.is_ready(sock):
-            repair.make_ready_again(listener)
+            repair.make_ready_again(listener, self._index.beside(listener))
         self._index.add(listener)
         for owner in listener.claims:
             self._claims.add(owner)

@@ -17,7 +17,6 @@ from multibinder.binder.listener import Grant
 from multibinder.binder.owner import Owner
 from multibinder.binder.store import ListenerStore
 from multibinder.kernel.accept_queue import accept_queue
-from multibinder.wire.kinds.tcp import TCP
 from multibinder.wire.status import OwnerStatus
 from tests.support import (
     can_connect,
@@ -238,59 +237,211 @@ def on(host: str, port: int) -> ListenerSpec:
     return spec(f"{bare}:{port}", v6only=("+" in host) if bare == "[::]" else None)
 
 
-def kernel_refuses(specs: Sequence[ListenerSpec]) -> bool:
-    """Return whether the kernel refuses to let sockets on these addresses listen beside each other."""
-    with contextlib.ExitStack() as stack:
-        opened = [stack.enter_context(TCP.open(each.address, each.options)) for each in specs]
+#: Where clients connect: to each specific address, and to addresses that only a wildcard takes.
+TARGETS = ["127.0.0.1", "127.0.0.2", "127.0.0.3", "::1"]
+
+
+def served_by(sockets: Sequence[socket.socket], port: int) -> dict[str, int]:
+    """Return, for each target, the index of the listening socket that gets its clients. Refused ones are left out."""
+    served: dict[str, int] = {}
+    for target in TARGETS:
         try:
-            for sock in opened:
+            clients = [socket.create_connection((target, port)) for _ in range(3)]
+        except ConnectionRefusedError:
+            continue
+        with contextlib.ExitStack() as stack:
+            for client in clients:
+                stack.enter_context(client)
+            waiting = [accept_queue(sock).length for sock in sockets]
+            for sock, number in zip(sockets, waiting, strict=True):
+                for _ in range(number):
+                    sock.accept()[0].close()
+        assert sorted(waiting) == [0] * (len(sockets) - 1) + [3], f"the clients of {target} were divided"
+        served[target] = waiting.index(3)
+    return served
+
+
+def kernel_serves(specs: Sequence[ListenerSpec], *, reuseport: bool) -> dict[str, int] | None:
+    """Return ``served_by`` of sockets on these addresses; None if the kernel refuses to let them listen together."""
+    with contextlib.ExitStack() as stack:
+        opened = []
+        try:
+            for each in specs:
+                sock = stack.enter_context(socket.socket(each.address.family))
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, reuseport)
+                if each.options.v6only is not None:
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, each.options.v6only)
+                sock.bind(each.address.sockaddr)
                 sock.listen()
+                opened.append(sock)
         except OSError:
-            return True
-    return False
+            return None
+        return served_by(opened, TcpAddress.parse(str(specs[0].address)).port)
+
+
+def expected_of(one: str, other: str) -> dict[str, int] | None:
+    """Return which of two addresses gets the clients of each target; None if they cannot be beside each other.
+
+    They can if the kernel gives each target to the same one in both orders, and each gets some.
+    """
+    port = TcpAddress.parse(free_address()).port
+    there = kernel_serves([on(one, port), on(other, port)], reuseport=False)
+    if there is not None:
+        return there
+    there = kernel_serves([on(one, port), on(other, port)], reuseport=True)
+    back = kernel_serves([on(other, port), on(one, port)], reuseport=True)
+    assert there is not None
+    assert back is not None
+    is_certain = there == {target: 1 - index for target, index in back.items()}
+    # This host may have no second IPv6 address that only "::" takes.
+    each_gets_some = {*there.values()} == {0, 1} or (one, other) == ("[::]+v6only", "[::1]")
+    return there if is_certain and each_gets_some else None
+
+
+def shares_a_port(grant: Grant) -> bool:
+    return bool(grant.listener.socket.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
+
+
+def a_stranger_is_refused(address: str, v6only: bool | None = None) -> bool:
+    """Return whether the kernel refuses another program of the same user on this address, also with SO_REUSEPORT."""
+    return kernel_serves([spec(address, v6only=v6only)], reuseport=True) is None
 
 
 @pytest.mark.parametrize(("one", "other"), PAIRS)
-def test_check_and_bind_refuse_new_addresses_that_collide_as_the_kernel_does(
-    store: ListenerStore, one: str, other: str
+@pytest.mark.parametrize("together", [True, False], ids=["in one request", "one after the other"])
+def test_check_and_bind_grant_overlapping_addresses_if_the_kernel_always_prefers_the_same_one(
+    one: str, other: str, together: bool
 ) -> None:
-    # With SO_REUSEADDR both can be bound while neither listens; the kernel refuses the second listen().
     require_ipv6()
+    expected = expected_of(one, other)
     for hosts in ((one, other), (other, one)):
-        port = TcpAddress.parse(free_address()).port
-        specs = [on(host, port) for host in hosts]
-        if not kernel_refuses(specs):
-            store.check(specs, [mine()] * 2)
-            assert len(bind(store, *specs)) == 2
-            continue
-        for ask in (store.check, store.bind):
-            with descriptors_unchanged(), pytest.raises(BindError) as refusal:
-                ask(specs, [mine()] * 2)
-            assert str(refusal.value).startswith(
-                f"Could not bind: {specs[1].address}: it collides with {specs[0].address} of the same request; "
-            )
-            assert refusal.value.data["errname"] == "EADDRINUSE"
-            assert refusal.value.address == str(specs[1].address)
-            assert not store.listeners() or len(store) == 2
-            assert not can_connect(("127.0.0.1", port))
+        with contextlib.closing(new_store()) as store:
+            port = TcpAddress.parse(free_address()).port
+            specs = [on(host, port) for host in hosts]
+            if not together:
+                bind_one(store, specs[0])
+            asked = specs if together else specs[1:]
+            if expected is not None:
+                store.check(asked, [mine()] * len(asked))
+                grants = bind(store, *specs)
+                assert not any(map(shares_a_port, grants))
+                served = served_by([grant.listener.socket for grant in grants], port)
+                assert served == {target: index if hosts[0] == one else 1 - index for target, index in expected.items()}
+                # "::" last is the exception of side_by_side(), for a process without CAP_CHOWN.
+                if os.geteuid() == 0 or hosts[1] != "[::]":
+                    for each in specs:
+                        assert a_stranger_is_refused(str(each.address), each.options.v6only)
+                continue
+            for ask in (store.check, store.bind):
+                with descriptors_unchanged(), pytest.raises(BindError) as refusal:
+                    ask(asked, [mine()] * len(asked))
+                how = (
+                    f"it collides with {specs[0].address} of the same request; "
+                    if together
+                    else f"address already in use, by {specs[0].address}, which this binder holds for a client without "
+                )
+                assert str(refusal.value).startswith(f"Could not bind: {specs[1].address}: {how}")
+                assert refusal.value.data["errname"] == "EADDRINUSE"
+                assert refusal.value.address == str(specs[1].address)
+                assert len(store) == (0 if together else 1)
+                assert not together or not can_connect(("127.0.0.1", port))
+                assert not any(listener.socket.getsockopt(1, socket.SO_REUSEPORT) for listener in store.listeners())
+
+
+def test_a_listener_beside_another_is_repaired_and_neither_shares_its_port_afterwards(store: ListenerStore) -> None:
+    require_ipv6()
+    port = TcpAddress.parse(free_address()).port
+    grants = bind(store, spec(f"0.0.0.0:{port}"), spec(f"[::]:{port}", v6only=False), spec(f"127.0.0.1:{port}"))
+    sockets = [grant.listener.socket for grant in grants]
+    for broken in ([0], [1], [2], [0, 1, 2]):
+        for index in broken:
+            sockets[index].shutdown(socket.SHUT_RDWR)
+        if len(broken) == 1:
+            store.check([same(grants[broken[0]])], [mine()])
+        store.repair()
+        assert served_by(sockets, port) == {"127.0.0.1": 2, "127.0.0.2": 0, "127.0.0.3": 0, "::1": 1}
+        assert not any(map(shares_a_port, grants))
+    sockets[0].shutdown(socket.SHUT_RDWR)
+    bind(store, same(grants[0]))
+    assert served_by(sockets, port)["127.0.0.2"] == 0
+
+
+def test_a_refusal_in_the_middle_of_a_request_leaves_no_port_shared_and_no_socket_open(
+    store: ListenerStore, taken: str
+) -> None:
+    every = bind_one(store, spec("0.0.0.0:0"))
+    for ask in (store.check, store.bind):
+        with descriptors_unchanged(), pytest.raises(BindError, match=taken):
+            ask([spec(wildcard(every, "127.0.0.1")), spec(taken)], [mine()] * 2)
+    assert not shares_a_port(every)
+    assert a_stranger_is_refused(wildcard(every, "127.0.0.1"))
+    assert served_by([every.listener.socket], sockaddr(every)[1])["127.0.0.1"] == 0
+
+
+def test_a_socket_of_another_process_that_shares_its_port_is_not_joined(store: ListenerStore) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root's sockets get a user of their own while they bind")
+    mine_first = bind_one(store, spec(free_address()))
+    port = sockaddr(mine_first)[1]
+    with socket.create_server(("127.0.0.2", port), reuse_port=True), pytest.raises(AddressInUse):
+        bind_one(store, spec(f"0.0.0.0:{port}"))
+    assert not shares_a_port(mine_first)
+
+
+def test_no_user_takes_clients_from_the_listener_of_another_user(store: ListenerStore) -> None:
+    me, other = Owner("", os.geteuid() + 1), Owner("", os.geteuid() + 2)
+    [every] = store.bind([spec("0.0.0.0:0")], [me])
+    one = [spec(wildcard(every, "127.0.0.1"))]
+    for ask in (store.check, store.bind):
+        with descriptors_unchanged(), pytest.raises(BindError, match=r"address already in use, by 0\.0\.0\.0"):
+            ask(one, [other])
+    store.bind([same(every)], [other])
+    for owner in (me, other):
+        with pytest.raises(BindError, match=r"address already in use, by 0\.0\.0\.0"):
+            store.bind(one, [owner])
+    store.release(same(every), other)
+    assert store.bind(one, [me])[0].created
+    two = [spec(wildcard(every, "127.0.0.2")), spec(f"[::]:{sockaddr(every)[1]}", v6only=False)]
+    with pytest.raises(BindError, match=r"address already in use, by 0\.0\.0\.0"):
+        store.bind(two, [other, other])
+    assert all(grant.created for grant in store.bind(two, [mine()] * 2)), "root and the binder's own user may"
+
+
+def test_two_users_of_one_request_get_no_overlapping_addresses(store: ListenerStore) -> None:
+    port = TcpAddress.parse(free_address()).port
+    owners = [Owner("", os.geteuid() + 1), Owner("", os.geteuid() + 2)]
+    with descriptors_unchanged(), pytest.raises(BindError, match="of the same request; leave one of the two out"):
+        store.bind([spec(f"0.0.0.0:{port}"), spec(f"127.0.0.1:{port}")], owners)
+
+
+def test_what_a_killed_binder_left_on_a_socket_is_taken_off() -> None:
+    sock = socket.create_server(("127.0.0.1", 0))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    with contextlib.closing(new_store()) as store:
+        store.restore(sock, None)
+        [listener] = store.listeners()
+        assert not listener.socket.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)
 
 
 def test_new_addresses_that_collide_are_refused_with_the_remedy(store: ListenerStore) -> None:
     require_ipv6()
     port = TcpAddress.parse(free_address()).port
-    with pytest.raises(BindError, match="of the same request; give v6only=true to the IPv6 one"):
-        store.check([spec(f"[::]:{port}", v6only=False), spec(f"0.0.0.0:{port}")], [mine()] * 2)
     with pytest.raises(BindError, match="of the same request; leave one of the two out"):
-        store.check([spec(f"127.0.0.1:{port}"), spec(f"0.0.0.0:{port}")], [mine()] * 2)
+        store.check([spec(f"127.0.0.1:{port}"), spec(f"[::ffff:127.0.0.1]:{port}")], [mine()] * 2)
+    two = [Owner("", os.geteuid() + 1), Owner("", os.geteuid() + 2)]
+    with pytest.raises(BindError, match="of the same request; give v6only=true to the IPv6 one"):
+        store.check([spec(f"[::]:{port}", v6only=False), spec(f"0.0.0.0:{port}")], two)
 
 
-def test_a_port_that_a_holder_has_shut_down_is_not_given_to_a_colliding_address(store: ListenerStore) -> None:
+def test_a_port_that_a_holder_has_shut_down_is_not_given_to_an_address_that_collides(store: ListenerStore) -> None:
     # The kernel would allow it, and then the repair of the first could never succeed.
+    require_ipv6()
     grant = bind_one(store, spec(free_address()), owner="a")
     grant.listener.socket.shutdown(socket.SHUT_RDWR)
     for ask in (store.check, store.bind):
         with descriptors_unchanged(), pytest.raises(BindError, match="which this binder holds for a;"):
-            ask([spec(wildcard(grant, "0.0.0.0"))], [mine()])
+            ask([spec(wildcard(grant, "[::ffff:127.0.0.1]"))], [mine()])
 
 
 def test_a_check_refuses_a_listener_that_can_no_longer_listen(store: ListenerStore) -> None:
@@ -330,37 +481,38 @@ def wildcard(port_of: Grant, host: str) -> str:
 
 
 def test_an_address_in_use_by_a_listener_of_the_binder_is_refused_with_its_owner(store: ListenerStore) -> None:
-    every = bind_one(store, spec("0.0.0.0:0"), owner="haproxy@web")
-    for host in ("127.0.0.1", "[::ffff:127.0.0.1]", "[::ffff:0.0.0.0]"):
-        if ":" in host:
-            require_ipv6()
-        with pytest.raises(BindError) as refusal:
-            bind_one(store, spec(wildcard(every, host)))
-        assert str(refusal.value) == (
-            f"Could not bind: {refusal.value.address}: address already in use, by {every.listener.address}, which "
-            "this binder holds for haproxy@web; release it, or choose another address or port"
-        )
-        assert refusal.value.errno == 98
-
-
-def test_ipv6_beside_ipv4_is_refused_with_v6only_as_the_remedy(store: ListenerStore) -> None:
     require_ipv6()
+    one = bind_one(store, spec("127.0.0.1:0"), owner="haproxy@web")
+    with pytest.raises(BindError) as refusal:
+        bind_one(store, spec(wildcard(one, "[::ffff:127.0.0.1]")))
+    assert str(refusal.value) == (
+        f"Could not bind: {refusal.value.address}: address already in use, by {one.listener.address}, which "
+        "this binder holds for haproxy@web; release it, or choose another address or port"
+    )
+    assert refusal.value.errno == 98
+
+
+def test_ipv6_beside_another_users_ipv4_is_refused_with_v6only_as_the_remedy(store: ListenerStore) -> None:
+    require_ipv6()
+    stranger = Owner("", os.geteuid() + 1)
     four = bind_one(store, spec("0.0.0.0:0"), owner="haproxy@web")
     six = spec(wildcard(four, "[::]"), v6only=False)
     with pytest.raises(BindError) as refusal:
-        bind_one(store, six)
+        store.bind([six], [stranger])
     assert str(refusal.value) == (
         f"Could not bind: {six.address}: address already in use, by {four.listener.address}, which this binder holds "
-        "for haproxy@web; give v6only=true to the IPv6 one"
+        f"for haproxy@web of uid {os.geteuid()}; give v6only=true to the IPv6 one"
     )
-    assert bind_one(store, spec(str(six.address), v6only=True)).created
+    assert store.bind([spec(str(six.address), v6only=True)], [stranger])[0].created
 
 
-def test_ipv4_beside_ipv6_is_refused_with_v6only_as_the_remedy(store: ListenerStore) -> None:
+def test_ipv4_beside_another_users_ipv6_is_refused_with_v6only_as_the_remedy(store: ListenerStore) -> None:
     require_ipv6()
     six = bind_one(store, spec("[::]:0", v6only=False))
-    with pytest.raises(BindError, match="which this binder holds for a client without a label; give v6only=true to"):
-        bind_one(store, spec(wildcard(six, "127.0.0.1")))
+    with pytest.raises(
+        BindError, match=r"which this binder holds for a client without a label of uid \d+; give v6only=true"
+    ):
+        store.bind([spec(wildcard(six, "127.0.0.1"))], [Owner("", os.geteuid() + 1)])
 
 
 def test_a_client_that_may_not_know_of_the_listener_is_told_nothing_about_it(store: ListenerStore) -> None:

@@ -104,7 +104,8 @@ BIND = Section(
         ),
         entry(
             "Could not bind: …: address already in use, by …, which this binder holds for …",
-            cause="the two addresses take the same port: one includes the other, or `::` takes IPv4 as well",
+            cause="the two addresses take the same port (one includes the other, or `::` takes IPv4 as well), and the "
+            "listener is another user's; or they are one address in two notations",
             remedy="give v6only=true to the IPv6 one where the message says so; else release the listener, or choose "
             "another port",
             fragment="which this binder holds for",
@@ -124,8 +125,8 @@ BIND = Section(
         ),
         entry(
             "Could not bind: …: it collides with … of the same request",
-            cause="the request has two addresses that cannot both listen: one includes the other, or `::` takes IPv4 "
-            "as well. `check` says so too",
+            cause="the request has two addresses that cannot both listen: one address in two notations, or addresses "
+            "that overlap, for two users. `check` says so too",
             remedy="as the message says",
         ),
         entry(

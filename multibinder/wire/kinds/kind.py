@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import socket
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import ClassVar, NamedTuple
 
@@ -50,11 +51,20 @@ class Kind(abc.ABC):
         ``v6only`` is the present or the requested value; None means the default.
         """
 
+    def can_be_beside(self, address: Address, v6only: bool | None, other: Address, other_v6only: bool | None) -> bool:
+        """Return whether sockets on two addresses that overlap can be ready at the same time.
+
+        That is so if the kernel always gives a client to the same one of them, and each of them gets some clients.
+        """
+        return False
+
     @abc.abstractmethod
-    def open(self, address: Address, options: Options) -> socket.socket:
+    def open(self, address: Address, options: Options, beside: Sequence[socket.socket] = ()) -> socket.socket:
         """Return a socket that is bound to ``address``, close-on-exec and not ready yet.
 
-        The caller owns it. Raises OSError; no descriptor is left open then.
+        ``beside`` are sockets of this process on addresses that overlap, for each of which ``can_be_beside`` is true;
+        they are as before when this returns. The caller owns the result. Raises OSError; no descriptor is left open
+        then.
         """
 
     @abc.abstractmethod
@@ -62,18 +72,24 @@ class Kind(abc.ABC):
         """Return ``options`` with the socket's own values of the options that are fixed at bind(2)."""
 
     @abc.abstractmethod
-    def make_ready(self, sock: socket.socket, backlog: int | None) -> int:
+    def make_ready(self, sock: socket.socket, backlog: int | None, beside: Sequence[socket.socket] = ()) -> int:
         """Let clients in, with a queue of at most ``backlog``, and return the limit that the kernel set.
 
-        Call it again on a ready socket to change its queue. None asks for the longest queue. Raises OSError.
+        Call it again on a ready socket to change its queue. None asks for the longest queue. ``beside`` is as in
+        ``open``. Raises OSError.
         """
 
     @abc.abstractmethod
-    def repair(self, sock: socket.socket, address: Address, backlog: int | None) -> int:
+    def repair(
+        self, sock: socket.socket, address: Address, backlog: int | None, beside: Sequence[socket.socket] = ()
+    ) -> int:
         """Make a socket ready again that another holder has shut down; ``address`` is its previous address.
 
-        Returns and raises what ``make_ready`` does.
+        Takes ``beside``, returns and raises what ``make_ready`` does.
         """
+
+    def end_sharing(self, sock: socket.socket) -> None:  # noqa: B027 (most kinds have nothing to do)
+        """Undo what a process that was killed while it opened a socket beside this one has left on it."""
 
     @abc.abstractmethod
     def retire(self, sock: socket.socket) -> None:

@@ -6,12 +6,13 @@ import contextlib
 import errno
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import msgspec
 
 from multibinder.kernel.accept_queue import TCP_LISTEN, accept_queue
+from multibinder.kernel.port_sharing import end_sharing, side_by_side
 from multibinder.kernel.socket_options import drops_of
 from multibinder.wire.addresses import Address, TcpAddress
 from multibinder.wire.errors import AddressError
@@ -45,16 +46,25 @@ class Tcp(Kind):
             return tcp, TcpAddress("0.0.0.0", tcp.port)
         return (tcp,)
 
-    def open(self, address: Address, options: Options) -> socket.socket:
+    def can_be_beside(self, address: Address, v6only: bool | None, other: Address, other_v6only: bool | None) -> bool:
+        """A specific address is preferred to a wildcard, and for an IPv4 client an IPv4 socket to ``::``
+        (inet_lookup_listener() in net/ipv4/inet_hashtables.c). Of two IPv6 sockets that take the same IPv4 address
+        neither is preferred, and one of two sockets on equal addresses would get no client."""
+        takes, others = self.effective_addresses(address, v6only), self.effective_addresses(other, other_v6only)
+        return takes != others and (address.family != other.family or not {*takes} & {*others})
+
+    def open(self, address: Address, options: Options, beside: Sequence[socket.socket] = ()) -> socket.socket:
         """SO_REUSEADDR is always set: connections in TIME_WAIT must not keep a port from us (socket(7)). SO_REUSEPORT
-        never is: with it any process of the same uid could bind the port too and take a share of the clients."""
+        is not, but for the moments that ``side_by_side`` needs: with it any process of the same uid could bind the
+        port too and take a share of the clients."""
         tcp = _tcp(address)
         sock = socket.socket(tcp.family, socket.SOCK_STREAM)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if options.v6only is not None and tcp.version == 6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, options.v6only)
-            sock.bind(tcp.sockaddr)
+            with side_by_side([sock, *beside], tcp.port):
+                sock.bind(tcp.sockaddr)
         except OSError:
             sock.close()
             raise
@@ -66,21 +76,29 @@ class Tcp(Kind):
         v6only = bool(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
         return msgspec.structs.replace(options, v6only=v6only)
 
-    def make_ready(self, sock: socket.socket, backlog: int | None) -> int:
+    def make_ready(self, sock: socket.socket, backlog: int | None, beside: Sequence[socket.socket] = ()) -> int:
         """The kernel reduces every backlog to the net.core.somaxconn that the socket's network namespace has at this
         moment (__sys_listen() in net/socket.c)."""
-        sock.listen(_LONGEST_BACKLOG if backlog is None else backlog)
+        with side_by_side([sock, *beside], self.address_of(sock).port if beside else 0):
+            sock.listen(_LONGEST_BACKLOG if backlog is None else backlog)
         return self.queue(sock).limit
 
-    def repair(self, sock: socket.socket, address: Address, backlog: int | None) -> int:
+    def repair(
+        self, sock: socket.socket, address: Address, backlog: int | None, beside: Sequence[socket.socket] = ()
+    ) -> int:
         # A port that the kernel chose is given up when the socket stops listening (inet_put_port() without
         # SOCK_BINDPORT_LOCK), although getsockname() still shows it; listen() alone would choose another one.
+        tcp = _tcp(address)
         try:
-            sock.bind(_tcp(address).sockaddr)
+            with side_by_side([sock, *beside], tcp.port):
+                sock.bind(tcp.sockaddr)
         except OSError as error:
             if error.errno != errno.EINVAL:  # EINVAL: the socket still has its port
                 raise
-        return self.make_ready(sock, backlog)
+        return self.make_ready(sock, backlog, beside)
+
+    def end_sharing(self, sock: socket.socket) -> None:
+        end_sharing(sock)
 
     def retire(self, sock: socket.socket) -> None:
         """Only shutdown(2) ends listening for all holders (inet_shutdown() in net/ipv4/af_inet.c). For

@@ -1,0 +1,78 @@
+"""Let sockets of one process listen on one port, on addresses that overlap: 0.0.0.0 beside 10.0.0.5.
+
+The kernel allows that while all of them have SO_REUSEPORT and belong to the same user (inet_bind_conflict() in
+net/ipv4/inet_connection_sock.c). They keep their addresses when the option is taken away, and then no other process can
+join them. But the kernel also notes, for the port, the last user and address that were allowed, and lets a later socket
+with SO_REUSEPORT of that user bind there without a look at the sockets (inet_csk_update_fastreuse()). The note stays as
+long as one of the sockets. So it has to name a user or an address that nobody uses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator, Sequence
+
+#: The sockets belong to this uid while they bind, if the process may give files away (CAP_CHOWN). No range of uids that
+#: is in use for users, containers or services reaches so far (UIDS-GIDS.md of systemd).
+_UNUSED_UID = 4_000_000_000
+#: Addresses on which no client can arrive: one that routers discard (RFC 6666), and a multicast address.
+_UNREACHABLE = ((socket.AF_INET6, "100::6d:6273"), (socket.AF_INET, "224.109.98.115"))
+#: linux/in6.h. The address need not exist on this host.
+_IPV6_FREEBIND = 78
+
+
+@contextlib.contextmanager
+def side_by_side(sockets: Sequence[socket.socket], port: int) -> Iterator[None]:
+    """Let each of ``sockets`` bind and listen on ``port`` beside the others for the time of this block.
+
+    Afterwards none of them has SO_REUSEPORT, and other processes cannot bind beside them. One exception: if the
+    process may not give files away, and ``::`` without IPV6_V6ONLY was the last, another process of the same user can,
+    if it sets SO_REUSEPORT. A socket that is closed in the block is left alone. One socket alone needs none of this.
+    """
+    if len(sockets) < 2:
+        yield
+        return
+    uids = [os.fstat(sock.fileno()).st_uid for sock in sockets]
+    is_given_away = False
+    try:
+        for sock in sockets:
+            _share(sock, True)
+        with contextlib.suppress(OSError):
+            for sock in sockets:
+                os.fchown(sock.fileno(), _UNUSED_UID, -1)
+            is_given_away = True
+        yield
+    finally:
+        if not is_given_away:
+            _note_unreachable_address(port)
+        for sock, uid in zip(sockets, uids, strict=True):
+            if sock.fileno() >= 0:
+                _share(sock, False)
+                with contextlib.suppress(OSError):
+                    os.fchown(sock.fileno(), uid, -1)
+
+
+def end_sharing(sock: socket.socket) -> None:
+    """Undo what a process that was killed in a block of ``side_by_side`` has left on the socket."""
+    _share(sock, False)
+    if os.fstat(sock.fileno()).st_uid == _UNUSED_UID:
+        with contextlib.suppress(OSError):
+            os.fchown(sock.fileno(), os.geteuid(), -1)
+
+
+def _share(sock: socket.socket, shared: bool) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
+
+
+def _note_unreachable_address(port: int) -> None:
+    """Let the kernel note an address that is of no use to a later process. The note of ``::`` cannot be replaced."""
+    for family, host in _UNREACHABLE:
+        with contextlib.suppress(OSError), socket.socket(family) as last:
+            last.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            _share(last, True)
+            if family == socket.AF_INET6:
+                last.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+            last.bind((host, port))
+            return
