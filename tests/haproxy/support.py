@@ -19,7 +19,8 @@ import pytest
 from multibinder_haproxy.master import Master, Processes
 
 from multibinder.launch.errors import Unreachable
-from tests.haproxy.versions import HAPROXY, version_of
+from tests.haproxy.versions import HAPROXY as HAPROXY
+from tests.haproxy.versions import version_of
 from tests.support import PATIENCE_S, clean_environment, descriptors, require, wait_until
 from tests.support.load import Result
 
