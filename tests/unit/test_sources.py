@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from multibinder_haproxy.config import sources
-from multibinder_haproxy.config.jinja import Renderer
+from multibinder_haproxy.config.renderer import Renderer
 from multibinder_haproxy.config.sources import SourceRecorder, Sources
 
 SUFFIXES = [".cfg", ".cfg.j2"]
@@ -17,7 +17,8 @@ def recorded(*files: Path, directory: Path | None = None) -> Sources:
     for file in files:
         recorder.record_file(str(file))
     if directory is not None:
-        recorder.record_directory(str(directory), SUFFIXES)
+        for path in recorder.record_directory(str(directory), SUFFIXES):
+            recorder.record_file(path)
     return recorder.sources()
 
 

@@ -17,11 +17,34 @@ HAPROXY = Section(
         ),
         entry(
             "bind_tcp() has no option …",
-            "bind_tcp(…, …): …",
-            "bind_tcp(…, …) is asked for twice with different options",
+            "this address has different options elsewhere",
+            "the address and the port are missing",
+            "the port is missing",
+            "the address has a port already",
+            "the address is …: write it in quotes",
+            "the port … is no number",
+            "that is no TCP address",
+            "HAProxy's variables are not known here",
+            "a name is for one listener, and a range is several",
+            "bind_tcp is called with an address and a port",
             cause="a call of `bind_tcp` in a template that makes no sense",
-            remedy="[templates](reference/templates.md) has its options; one address has one socket, with one set "
+            remedy="[templates](reference/templates.md) has its arguments; one address has one socket, with one set "
             "of options",
+        ),
+        entry(
+            "an address stands in quotes: write …",
+            "of Jinja2: put text of HAProxy's own between {% raw %} and {% endraw %}",
+            cause="a template that is not Jinja2: an address without quotes, or `{{`, `{%` or `{#` of HAProxy's own (a "
+            "log format, a JSON text)",
+            remedy="as the message says: `{% raw %}{%ci}:%cp{% endraw %}`",
+        ),
+        entry(
+            "bind_tcp() works in templates only: rename the file to …",
+            "in a Jinja2 file write …",
+            "in an ERB file write …",
+            cause="a bind line calls `bind_tcp` in a file that is no template, or in a tag of the other template "
+            "language",
+            remedy="as the message says",
         ),
         entry(
             "the sandbox refuses this",
@@ -38,8 +61,12 @@ HAPROXY = Section(
         ),
         entry(
             "…: cannot read it: …",
+            "cannot read …: …",
+            "it is not a regular file",
             "…: not UTF-8: …",
-            cause="a template is missing, not readable by this user, or in another encoding",
+            "a value is not UTF-8",
+            cause="a template, or a file that it includes, is missing, not readable by this user, no file (a FIFO, a "
+            "device), or in another encoding",
             remedy="as the reason says; convert it to UTF-8",
         ),
         entry(

@@ -14,7 +14,7 @@ from multibinder.launch.instance_files import known_instances
 from multibinder_haproxy import reload, settle, start, stop
 from multibinder_haproxy.as_owner import RUNTIME_DIR_VARIABLE, run_as_owner, status_by_owner, wrapper_path
 from multibinder_haproxy.check import check_reload, check_start
-from multibinder_haproxy.config.jinja import Renderer
+from multibinder_haproxy.config.renderer import Renderer
 from multibinder_haproxy.config.variables import read_variables
 from multibinder_haproxy.instance import PROGRAM, Instance, default_runtime_directory
 from multibinder_haproxy.invocation import Invocation, RunOptions

@@ -15,8 +15,9 @@ from multibinder.wire import instance_summary
 from multibinder_haproxy import plan
 from multibinder_haproxy.arguments import Argument, join, master_socket, parse, working_directory
 from multibinder_haproxy.config.default_path import ConfigFile, relocate
-from multibinder_haproxy.config.jinja import Renderer
+from multibinder_haproxy.config.misplaced_calls import refuse_misplaced_calls
 from multibinder_haproxy.config.model import Config
+from multibinder_haproxy.config.renderer import Renderer
 from multibinder_haproxy.config.sources import SourceRecorder
 from multibinder_haproxy.config.template_files import (
     CONFIG_SUFFIX,
@@ -26,10 +27,12 @@ from multibinder_haproxy.config.template_files import (
     without_suffix,
 )
 from multibinder_haproxy.config.variables import read_variables
+from multibinder_haproxy.reexec.slots import decode
 
 #: The environment variable in which an Invocation travels from ``run`` to each re-exec.
 VARIABLE = "MULTIBINDER_HAPROXY"
 LOADED_FILE, LAST_GOOD_FILE, LAST_RELOAD_FILE = "loaded.json", "last-good.json", "last-reload.json"
+COMPILED_FILE = "compiled-templates"
 _MASTER_SOCKET = "master.sock"
 #: Our own files in an instance's directory: no rendered file may have such a name.
 _OUR_FILES = frozenset(
@@ -38,6 +41,7 @@ _OUR_FILES = frozenset(
         LOADED_FILE,
         LAST_GOOD_FILE,
         LAST_RELOAD_FILE,
+        COMPILED_FILE,
         instance_summary.FILE_NAME,
         LOCK_FILE,
         _MASTER_SOCKET,
@@ -156,13 +160,14 @@ class Invocation(msgspec.Struct, frozen=True):
     def rendered_directories(self) -> list[str]:
         return [template.target for template in self.templates if template.is_directory]
 
-    def render(self, environment: Mapping[str, str]) -> Config:
-        """Render every template as it is now. Raises TemplateFailure."""
+    def render(self, environment: Mapping[str, str], *, keep_compiled: bool = False) -> Config:
+        """Render every template as it is now. Raises TemplateFailure.
+
+        With ``keep_compiled`` the next rendering finds the compiled templates in the instance's directory.
+        """
         recorder = SourceRecorder()
         self._record_what_haproxy_reads(recorder)
-        for path in self.variables:
-            recorder.record_file(path)
-        variables: dict[str, Any] = read_variables(self.variables)
+        variables: dict[str, Any] = read_variables(self.variables, recorder)
         files = []
         for template in self.templates:
             if template.is_directory:
@@ -172,7 +177,15 @@ class Invocation(msgspec.Struct, frozen=True):
             else:
                 files.append((template.path, template.target))
         environment = without_haproxys_variables(environment)
-        config = Renderer(self.name, variables, environment, recorder, sandbox=self.sandbox).render(files)
+        config = Renderer(
+            self.name,
+            variables,
+            environment,
+            recorder,
+            sandbox=self.sandbox,
+            compiled=os.path.join(self.directory, COMPILED_FILE),
+            keep_compiled=keep_compiled,
+        ).render(files)
         texts, warnings = relocate(self._in_haproxys_order({target: path for path, target in files}), config.files)
         warnings += plan.overruled(parse(self.arguments), texts)
         return msgspec.structs.replace(config, files=texts, warnings=[*config.warnings, *warnings])
@@ -197,17 +210,19 @@ class Invocation(msgspec.Struct, frozen=True):
         return found
 
     def _record_what_haproxy_reads(self, recorder: SourceRecorder) -> None:
-        """Record the files and directories of -f that have no template: HAProxy gets their own paths."""
+        """Record the files and directories of -f that have no template: HAProxy gets their own paths.
+
+        Raises TemplateFailure if one calls bind_tcp().
+        """
         arguments = parse(self.arguments)
         base = working_directory(arguments, self.cwd)
         rendered = {os.path.join(self.directory, template.target) for template in self.templates}
         for argument in arguments:
             path = os.path.join(base, argument.values[0]) if argument.names_config else ""
-            if os.path.isdir(path):
-                if path not in rendered:
-                    recorder.record_directory(path, [CONFIG_SUFFIX])
-            elif path and path not in rendered:
-                recorder.record_file(path)
+            if not path or path in rendered:
+                continue
+            for file in recorder.record_directory(path, [CONFIG_SUFFIX]) if os.path.isdir(path) else [path]:
+                refuse_misplaced_calls(file, decode(recorder.record_file(file))[0])
 
     def with_fds(self, fds: Mapping[str, int]) -> Invocation:
         return msgspec.structs.replace(self, fds=dict(fds))

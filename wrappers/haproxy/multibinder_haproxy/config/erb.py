@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import re
 
+from multibinder import AddressError
+from multibinder_haproxy.config.literal import NUMBER, TEXT, Bind, arguments_of, with_unix_newlines
 from multibinder_haproxy.errors import TemplateFailure
 
-#: The delimiters with which Jinja2 reads an ERB file.
-DELIMITERS = {
-    "variable_start_string": "<%=",
-    "variable_end_string": "%>",
-    "comment_start_string": "<%#",
-    "comment_end_string": "%>",
-    "block_start_string": "<%!",
-    "block_end_string": "!%>",
-}
-
-_TAG = re.compile(r"<%(?P<kind>[=#%]?)(?P<code>.*?)%>", re.DOTALL)
-_BIND = re.compile(r"""\s*bind_tcp\s*\(\s*(['"])[^'"]*\1\s*,\s*\d+\s*\)\s*""")
+#: ``<%%`` is how ERB writes ``<%`` itself.
+_TAG = re.compile(r"<%(?P<literal>%)|<%(?P<kind>[=#]?)(?P<code>.*?)%>", re.DOTALL)
+_ARGUMENTS = rf"{TEXT}\s*,\s*(?:{TEXT}|{NUMBER})"
+_BIND = re.compile(rf"\s*bind_tcp(?:\s*\(\s*{_ARGUMENTS}\s*\)|\s+{_ARGUMENTS})\s*")
 _ENV = re.compile(r"""\s*ENV\[\s*['"](\w+)['"]\s*\]\s*""")
 
 
@@ -26,22 +20,49 @@ def is_erb(kind: str, text: str) -> bool:
     return kind == ".erb" or (kind == ".mb" and "<%" in text)
 
 
-def refuse_ruby(path: str, text: str) -> None:
-    """Raise TemplateFailure for the first tag that is more than bind_tcp() or a comment, with what to write instead."""
+def render(path: str, text: str, bind: Bind) -> str:
+    """Return the text of an ERB template. Raises TemplateFailure for any Ruby but a call with literal arguments."""
+    text = with_unix_newlines(text)
+    rendered, position = [], 0
     for tag in _TAG.finditer(text):
-        code = tag["code"]
-        if tag["kind"] == "#" or (tag["kind"] == "=" and _BIND.fullmatch(code)):
-            continue
-        line = text.count("\n", 0, tag.start()) + 1
-        if tag["kind"] == "=" and (variable := _ENV.fullmatch(code)):
-            hint = f"write {{{{ env.{variable[1]} }}}}"
-        elif tag["kind"] == "=" and "bind_tcp" in code:
-            hint = "write bind_tcp('0.0.0.0', 80), with parentheses, a numeric host in quotes and a number"
+        rendered.append(text[position : tag.start()])
+        position = tag.end()
+        if tag["literal"]:
+            rendered.append("<%")
         elif tag["kind"] == "=":
-            hint = f"write {{{{ {code.strip()} }}}} in Jinja2's terms"
-        else:
-            hint = "write {% if … %}, {% for … %}, {% set … %}"
-        raise TemplateFailure(
-            f"{path}:{line}: Ruby is not run here: {tag[0]!r}. Only <%= bind_tcp('0.0.0.0', 80) %> works in an ERB "
-            f"file; for more, rename the file to .j2 and {hint}"
-        )
+            rendered.append(_value(path, text, tag, bind))
+        elif tag["kind"] != "#":
+            raise _refusal(path, text, tag)
+    return "".join([*rendered, text[position:]])
+
+
+def _value(path: str, text: str, tag: re.Match[str], bind: Bind) -> str:
+    code = tag["code"]
+    call = arguments_of(code) if _BIND.fullmatch(code) and "#{" not in code else None
+    if call is None:
+        raise _refusal(path, text, tag)
+    try:
+        return bind(*call[0])
+    except AddressError as error:
+        raise TemplateFailure(f"{path}:{_line(text, tag)}: {error}") from error
+
+
+def _refusal(path: str, text: str, tag: re.Match[str]) -> TemplateFailure:
+    """Return the error for a tag that Ruby would have to run, with what to write instead."""
+    code = tag["code"]
+    if tag["kind"] == "=" and (variable := _ENV.fullmatch(code)):
+        hint = f"write {{{{ env.{variable[1]} }}}}"
+    elif tag["kind"] == "=" and "bind_tcp" in code:
+        hint = "write {{ bind_tcp('0.0.0.0', 80) }}: a numeric host in quotes, and a number"
+    elif tag["kind"] == "=":
+        hint = f"write {{{{ {code.strip()} }}}} in Jinja2's terms"
+    else:
+        hint = "write {% if … %}, {% for … %}, {% set … %}"
+    return TemplateFailure(
+        f"{path}:{_line(text, tag)}: Ruby is not run here: {tag[0]!r}. Only <%= bind_tcp('0.0.0.0', 80) %> works in an "
+        f"ERB file; for more, rename the file to .j2 and {hint}"
+    )
+
+
+def _line(text: str, tag: re.Match[str]) -> int:
+    return text.count("\n", 0, tag.start()) + 1

@@ -1,160 +1,168 @@
-"""Render templates to a configuration with slots."""
+"""Render templates with Jinja2."""
 
 from __future__ import annotations
 
 import os
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping
+from types import CodeType
 from typing import Any
 
 import jinja2
-import jinja2.sandbox
-import msgspec
+import jinja2.loaders
 
-from multibinder import OPTION_NAMES, AddressError
-from multibinder_haproxy.config import erb
-from multibinder_haproxy.config.lint import lint
-from multibinder_haproxy.config.model import Config, Slot
+from multibinder import AddressError
+from multibinder_haproxy.config import mistakes
+from multibinder_haproxy.config.bind_calls import BindCalls
+from multibinder_haproxy.config.compiled import CompiledTemplates
+from multibinder_haproxy.config.encoding import decode_template
+from multibinder_haproxy.config.inputs import InputRecorder
 from multibinder_haproxy.config.sources import SourceRecorder
-from multibinder_haproxy.config.template_files import is_template
+from multibinder_haproxy.config.watched import WatchedEnvironment, WatchedSandbox
 from multibinder_haproxy.errors import TemplateFailure
-from multibinder_haproxy.reexec.slots import decode
+
+#: How Python prints an object that has no text of its own: its address in memory is another one each time.
+_OBJECT = " at 0x"
 
 
-class Renderer:
-    """Renders the files of one configuration and collects the slots that they ask for.
-
-    A template can run any Python, with our rights. With ``sandbox`` it cannot, and it cannot change what it is given.
-    """
+class JinjaTemplates:
+    """Renders the Jinja2 templates of one configuration."""
 
     def __init__(
         self,
-        name: str,
+        sources: SourceRecorder,
+        inputs: InputRecorder,
+        binds: BindCalls,
         variables: Mapping[str, Any],
-        environment: Mapping[str, str],
-        recorder: SourceRecorder | None = None,
         *,
-        sandbox: bool = False,
+        sandbox: bool,
+        compiled: str | None,
     ) -> None:
-        self._recorder = recorder or SourceRecorder()
+        self._sources = sources
+        self._inputs = inputs
+        self._globals = {"bind_tcp": _BindTcp(binds), **variables}
         self._sandbox = sandbox
-        self._slots: dict[str, Slot] = {}
-        self._globals = {"bind_tcp": self._bind_tcp, "env": _Environment(environment), "name": name, **variables}
+        self._compiled = CompiledTemplates(compiled)
 
-    def render(self, files: Sequence[tuple[str, str]]) -> Config:
-        """Render ``(path, target)`` pairs; a path that is no template is copied. Raises TemplateFailure."""
-        texts: dict[str, str] = {}
-        latin1: list[str] = []
-        for path, target in files:
-            self._recorder.record_file(path)
-            content = _read(path)
-            if is_template(path):
-                texts[target] = self._render(path, content)
-                continue
-            texts[target], is_latin1 = decode(content)
-            if is_latin1:
-                latin1.append(target)
-        return Config(texts, list(self._slots.values()), lint(texts), self._recorder.sources(), latin1)
-
-    def _render(self, path: str, content: bytes) -> str:
-        try:
-            text = content.decode()
-        except UnicodeDecodeError as error:
-            raise TemplateFailure(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
-        delimiters = {}
-        if erb.is_erb(os.path.splitext(path)[1], text):
-            erb.refuse_ruby(path, text)
-            delimiters = erb.DELIMITERS
-        kind_of_environment = jinja2.sandbox.ImmutableSandboxedEnvironment if self._sandbox else jinja2.Environment
-        jinja = kind_of_environment(
-            loader=_RecordingLoader(os.path.dirname(path), self._recorder),
-            undefined=jinja2.StrictUndefined,
-            keep_trailing_newline=True,
-            **delimiters,  # type: ignore[arg-type]
+    def render(self, path: str, text: str) -> str:
+        """Return the text of a template. Raises TemplateFailure."""
+        loader = _Loader(path, text, self._sources, self._inputs, self._compiled)
+        kind = WatchedSandbox if self._sandbox else WatchedEnvironment
+        jinja = kind(
+            self._inputs.record_volatile, loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
         )
         jinja.globals.update(self._globals)
         try:
-            return jinja.get_template(os.path.basename(path)).render()
+            rendered = jinja.get_template(os.path.basename(path)).render()
+        except TemplateFailure:
+            raise
         except jinja2.TemplateSyntaxError as error:
-            raise TemplateFailure(f"{error.filename or path}:{error.lineno}: {error.message}") from error
-        except UnicodeDecodeError as error:
-            raise TemplateFailure(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
+            file = error.filename or path
+            line, sentence = mistakes.syntax_error(error, loader.texts.get(file, ""))
+            raise TemplateFailure(f"{file}:{line}: {sentence}") from error
         except Exception as error:  # a template is a program: it can raise anything
-            raise TemplateFailure(f"{_where(path, error)}: {self._sentence(error)}") from error
+            file, line = _place(path, error, loader.texts)
+            where = f"{file}:{line}" if line else file
+            raise TemplateFailure(f"{where}: {self._sentence(error, loader.texts[file], line)}") from error
+        if _OBJECT in rendered:
+            self._inputs.record_volatile()
+        return rendered
 
-    def _sentence(self, error: Exception) -> str:
+    def keep_compiled(self) -> None:
+        """Keep the compiled templates for the next rendering."""
+        self._compiled.keep()
+
+    def _sentence(self, error: Exception, text: str, line: int) -> str:
         # The sandbox's range() raises OverflowError.
         if self._sandbox and isinstance(error, jinja2.exceptions.SecurityError | OverflowError):
             return (
                 f"the sandbox refuses this: {error} Compute the value in a --vars file; or start without --sandbox, if "
                 "every user who can change this template may run any program as you"
             )
-        if isinstance(error, jinja2.UndefinedError | jinja2.TemplateNotFound | AddressError):
+        if isinstance(error, jinja2.UndefinedError):
+            return mistakes.undefined_name(text, line, str(error.message))
+        if isinstance(error, jinja2.TemplateNotFound | AddressError):
             return str(error.message if isinstance(error, jinja2.TemplateError) else error)
+        if isinstance(error, OSError) and error.filename:
+            return f"cannot read {error.filename}: {error.strerror}"
         return f"{type(error).__name__}: {error}"
 
-    def _bind_tcp(self, host: str, port: int | str, **options: Any) -> str:
-        if unknown := sorted(options.keys() - set(OPTION_NAMES)):
-            raise AddressError(f"bind_tcp() has no option {', '.join(unknown)}; it has {', '.join(OPTION_NAMES)}")
-        for value in (host, port, *options.values()):
-            if isinstance(value, jinja2.Undefined):
-                str(value)  # raises UndefinedError, which names the variable
-        if isinstance(port, str) and port.isascii() and port.isdigit():
-            port = int(port)  # the values of env, and often those of --vars, are texts
+
+class _BindTcp:
+    """``bind_tcp`` in a template."""
+
+    def __init__(self, binds: BindCalls) -> None:
+        self._binds = binds
+
+    def __call__(self, *arguments: Any, **options: Any) -> str:
         try:
-            slot = msgspec.convert({"host": host, "port": port, **options}, Slot)
-        except msgspec.ValidationError as error:
-            raise AddressError(f"bind_tcp({host!r}, {port!r}): {error}") from None
-        slot = msgspec.structs.replace(slot, host=slot.spec.address.wire_fields()[0])  # 0:0::1 is ::1
-        known = self._slots.setdefault(slot.key, slot)
-        if known != slot:
-            raise AddressError(
-                f"bind_tcp({host!r}, {port!r}) is asked for twice with different options: {_options(known)}, then "
-                f"{_options(slot)}; one address has one socket, so give the same options"
-            )
-        return slot.placeholder
+            return self._binds.bind_tcp(*arguments, **options)
+        except AddressError:
+            for value in (*arguments, *options.values()):
+                if isinstance(value, jinja2.Undefined):
+                    str(value)  # raises UndefinedError, which names the variable
+            raise
+
+    def __str__(self) -> str:
+        raise AddressError("bind_tcp is called with an address and a port: write bind_tcp('0.0.0.0', 80)")
 
 
-class _RecordingLoader(jinja2.FileSystemLoader):
-    """Records what templates include, import and extend: the configuration came from those files as well."""
+class _Loader(jinja2.BaseLoader):
+    """Reads what a template includes, imports and extends, below the template's directory.
 
-    def __init__(self, directory: str, recorder: SourceRecorder) -> None:
-        super().__init__(directory)
-        self._directory = directory
-        self._recorder = recorder
+    ``texts`` has the text of each file that was read, by path.
+    """
+
+    def __init__(
+        self, path: str, text: str, sources: SourceRecorder, inputs: InputRecorder, compiled: CompiledTemplates
+    ) -> None:
+        self._directory = os.path.dirname(path)
+        self._sources = sources
+        self._inputs = inputs
+        self._compiled = compiled
+        self.texts = {path: text}
 
     def get_source(self, environment: jinja2.Environment, template: str) -> tuple[str, str, Callable[[], bool]]:
-        pieces = jinja2.loaders.split_template_path(template)
-        self._recorder.record_file(os.path.join(self._directory, *pieces))
-        return super().get_source(environment, template)
+        path = os.path.join(self._directory, *jinja2.loaders.split_template_path(template))
+        if path not in self.texts:
+            try:
+                self.texts[path] = decode_template(path, self._sources.read_file(path))
+            except (FileNotFoundError, NotADirectoryError):
+                raise jinja2.TemplateNotFound(template, f"there is no file {path}") from None
+        return self.texts[path], path, lambda: True
+
+    def load(
+        self,
+        environment: jinja2.Environment,
+        name: str,
+        globals: MutableMapping[str, Any] | None = None,  # noqa: A002 (as the base class has it)
+    ) -> jinja2.Template:
+        """Load a template as the base class does, with code that was kept if there is some."""
+        text, path, is_up_to_date = self.get_source(environment, name)
+        facts = (type(environment).__name__, name, path, text)
+        code = self._compiled.code(facts, lambda: self._compile(environment, text, name, path))
+        return environment.template_class.from_code(environment, code, globals or {}, is_up_to_date)
+
+    def _compile(self, environment: jinja2.Environment, text: str, name: str, path: str) -> tuple[CodeType, bool]:
+        """Return the code, and whether it depends on the text alone.
+
+        Jinja2 computes constant expressions now. If one reads something else, a later rendering must compute it anew.
+        """
+        with self._inputs.noticing() as noticed:
+            try:
+                code = environment.compile(text, name, path)
+            except SyntaxError as error:  # Python's, with a line in the code that Jinja2 wrote
+                line = mistakes.line_of_repeated_option(environment.parse(text))
+                place = f"{path}:{line}" if line else path
+                raise TemplateFailure(f"{place}: {error.msg}") from error
+        return code, not noticed()
 
 
-class _Environment(dict[str, str]):
-    """``env`` in a template. StrictUndefined quotes the name of this class when a variable is missing."""
-
-
-_Environment.__name__ = _Environment.__qualname__ = "environment"
-_Environment.__module__ = "builtins"
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise TemplateFailure(f"{path}: cannot read it: {error.strerror}") from error
-
-
-def _where(path: str, error: Exception) -> str:
+def _place(path: str, error: Exception, texts: Mapping[str, str]) -> tuple[str, int]:
     """Return file and line of the template frame nearest to the error; Jinja2 puts its templates into the traceback."""
-    directory = os.path.dirname(path)
-    place = path
-    for frame in traceback.extract_tb(error.__traceback__):
-        if os.path.dirname(frame.filename) == directory:
-            place = f"{frame.filename}:{frame.lineno}"
-    return place
-
-
-def _options(slot: Slot) -> str:
-    given = {name: getattr(slot, name) for name in OPTION_NAMES if getattr(slot, name) is not None}
-    return ", ".join(f"{name}={value!r}" for name, value in given.items()) or "no options"
+    file, line = path, 0
+    step = error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_code.co_filename in texts:
+            file, line = step.tb_frame.f_code.co_filename, step.tb_lineno
+        step = step.tb_next
+    return file, line

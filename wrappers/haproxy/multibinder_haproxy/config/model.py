@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import msgspec
 
 from multibinder import ListenerSpec, Options, TcpAddress
+from multibinder_haproxy.config.inputs import Inputs
 from multibinder_haproxy.config.sources import Sources
 from multibinder_haproxy.reexec import slots
 
@@ -73,6 +74,7 @@ class Config(msgspec.Struct, frozen=True):
     unused: list[UnusedBind] = []
     notes: list[str] = []
     rendered: str = ""
+    inputs: Inputs = Inputs()
 
     def fill(self, descriptors: Mapping[str, int]) -> dict[str, bytes]:
         """Return the files with a descriptor in each slot; KeyError names a slot without one."""

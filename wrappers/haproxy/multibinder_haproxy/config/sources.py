@@ -6,7 +6,7 @@ is reported although it is loaded already, and no change is ever missed.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import hashlib
 import os
 import stat
@@ -47,29 +47,74 @@ class Sources(msgspec.Struct, frozen=True):
     directories: list[SourceDirectory] = []
 
 
+class NotRegularFile(OSError):
+    """A path names a FIFO, a device or a directory: reading it could wait for another process, or have effects."""
+
+
 class SourceRecorder:
-    """Collects the sources that one rendering reads. Never fails: what cannot be recorded is left out."""
+    """Reads the sources of one rendering and collects what they were.
+
+    ``is_complete`` is False if one of them could not be recorded.
+    """
 
     def __init__(self) -> None:
         self._files: dict[str, SourceFile] = {}
         self._directories: list[SourceDirectory] = []
+        self.is_complete = True
 
-    def record_file(self, path: str) -> None:
-        """Record a file; call this just before it is read. The first record of a path counts: it is the oldest."""
-        with contextlib.suppress(OSError, UnicodeEncodeError):
-            path.encode()  # JSON cannot hold a path that is not UTF-8
-            # A file that is not regular (-f /dev/fd/63) can be read only once, and HAProxy must read it.
-            if path not in self._files and (source := _look(path)) is not None:
-                self._files[path] = source
+    def read_file(self, path: str) -> bytes:
+        """Read a regular file and record what it was. The first record of a path counts: it is the oldest.
 
-    def record_directory(self, path: str, suffixes: Sequence[str]) -> None:
-        """Record a directory and the files that ``list_directory`` finds in it."""
-        with contextlib.suppress(OSError, UnicodeEncodeError):
+        Never waits for another process. Raises NotRegularFile, OSError.
+        """
+        try:
+            status, content = read_regular_file(path)
+        except (FileNotFoundError, NotADirectoryError):
+            self._record(SourceFile(path, None))
+            raise
+        except NotRegularFile:
+            self.is_complete = False
+            raise
+        except OSError:
+            self._record_unreadable(path)
+            raise
+        self._record(_described(path, status, _digest(content)))
+        return content
+
+    def record_file(self, path: str) -> bytes:
+        """Record a file that another program reads, and return its content; empty if it cannot be read.
+
+        A file that is not regular is not opened: ``-f /dev/fd/63`` can be read only once, and HAProxy must read it.
+        """
+        try:
+            return self.read_file(path)
+        except OSError:
+            return b""
+
+    def record_directory(self, path: str, suffixes: Sequence[str]) -> list[str]:
+        """Record a directory, and return the paths of the files that ``list_directory`` finds in it. Never fails."""
+        try:
             names = list_directory(path, suffixes)
-            "".join([path, *names]).encode()
+        except OSError:
+            self.is_complete = False
+            return []
+        if _is_utf8(path, *names):
             self._directories.append(SourceDirectory(path, names, list(suffixes)))
-            for name in names:
-                self.record_file(os.path.join(path, name))
+        else:
+            self.is_complete = False
+        return [os.path.join(path, name) for name in names]
+
+    def _record_unreadable(self, path: str) -> None:
+        try:
+            self._record(_described(path, os.stat(path), digest=""))
+        except OSError:
+            self.is_complete = False
+
+    def _record(self, source: SourceFile) -> None:
+        if _is_utf8(source.path):
+            self._files.setdefault(source.path, source)
+        else:
+            self.is_complete = False
 
     def sources(self) -> Sources:
         return Sources(list(self._files.values()), list(self._directories))
@@ -110,7 +155,25 @@ def changed(sources: Sources) -> list[str] | None:
     return sorted(found)
 
 
-def _look(path: str, known: SourceFile | None = None) -> SourceFile | None:
+def read_regular_file(path: str) -> tuple[os.stat_result, bytes]:
+    """Return the status and the content of a regular file, as they were together. Raises NotRegularFile, OSError.
+
+    stat(2) comes first, because opening a device can have effects; and after open(2) the file may be another one, so
+    O_NONBLOCK keeps a FIFO from blocking it (fifo(7)).
+    """
+    _check_regular(path, os.stat(path))
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        status = os.fstat(file.fileno())
+        _check_regular(path, status)
+        return status, file.read()
+
+
+def _check_regular(path: str, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise NotRegularFile(errno.EINVAL, "it is not a regular file", path)
+
+
+def _look(path: str, known: SourceFile) -> SourceFile | None:
     """Describe a file as it is now; None if it is not a regular file.
 
     Returns ``known``, without reading the content, if time, size and inode are the same. Raises OSError.
@@ -119,15 +182,29 @@ def _look(path: str, known: SourceFile | None = None) -> SourceFile | None:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return SourceFile(path, None)
-    if not stat.S_ISREG(status.st_mode):
-        return None
-    facts = (status.st_mtime_ns, status.st_size, status.st_ino)
-    if known is not None and facts == (known.mtime_ns, known.size, known.inode):
+    if _described(path, status, known.digest) == known:
         return known
-    return SourceFile(path, *facts, _digest(path))
+    try:
+        status, content = read_regular_file(path)
+    except NotRegularFile:
+        return None
+    except OSError:
+        return _described(path, status, digest="")
+    return _described(path, status, _digest(content))
 
 
-def _digest(path: str) -> str:
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        return hashlib.blake2b(file.read(), digest_size=16).hexdigest()
-    return ""
+def _described(path: str, status: os.stat_result, digest: str) -> SourceFile:
+    return SourceFile(path, status.st_mtime_ns, status.st_size, status.st_ino, digest)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _is_utf8(*paths: str) -> bool:
+    """Return whether JSON can hold these paths; a path is any bytes."""
+    try:
+        "".join(paths).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

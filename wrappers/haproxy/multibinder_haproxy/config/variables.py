@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Sequence
 from typing import Any
 
+from multibinder_haproxy.config.sources import NotRegularFile, SourceRecorder
 from multibinder_haproxy.errors import TemplateFailure
 
 #: The names that are defined in every template.
 RESERVED = frozenset(["bind_tcp", "env", "name"])
 
 
-def read_variables(paths: Sequence[str]) -> dict[str, Any]:
+#: What a shell puts in the place of ``<(command)``, and standard input.
+_OWN_DESCRIPTOR = re.compile(r"/dev/(fd/\d+|stdin)|/proc/self/fd/\d+")
+
+
+def read_variables(paths: Sequence[str], recorder: SourceRecorder | None = None) -> dict[str, Any]:
     """Read --vars files; a later one overrides an earlier one. Raises TemplateFailure."""
+    recorder = recorder or SourceRecorder()
     variables: dict[str, Any] = {}
     for path in paths:
+        text = _read(path, recorder)
         try:
-            with open(path, "rb") as file:
-                content = tomllib.load(file) if path.endswith(".toml") else json.load(file)
-        except OSError as error:
-            raise TemplateFailure(f"{path}: cannot read the variables: {error.strerror}") from error
-        except ValueError as error:
+            content = tomllib.loads(text.decode()) if path.endswith(".toml") else json.loads(text)
+        except (ValueError, RecursionError) as error:
             kind = "TOML" if path.endswith(".toml") else "JSON"
             raise TemplateFailure(f"{path}: not valid {kind}: {error}") from error
         if not isinstance(content, dict):
@@ -31,3 +36,17 @@ def read_variables(paths: Sequence[str]) -> dict[str, Any]:
     if reserved := RESERVED & variables.keys():
         raise TemplateFailure(f"{', '.join(paths)}: {', '.join(sorted(reserved))} is the wrapper's own; rename it")
     return variables
+
+
+def _read(path: str, recorder: SourceRecorder) -> bytes:
+    """Read a file, or a pipe that this process was given. Another user's FIFO is refused: it could wait for ever."""
+    try:
+        try:
+            return recorder.read_file(path)
+        except NotRegularFile:
+            if not _OWN_DESCRIPTOR.fullmatch(path):
+                raise
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise TemplateFailure(f"{path}: cannot read the variables: {error.strerror}") from error

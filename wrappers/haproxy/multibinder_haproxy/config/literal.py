@@ -1,0 +1,70 @@
+"""Templates in which each tag is a call of bind_tcp() with literal arguments. They do not need Jinja2.
+
+The text is the one that Jinja2 would give. Its compiler takes most of the time of a start with a thousand calls.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from multibinder import AddressError
+from multibinder_haproxy.errors import TemplateFailure
+
+#: A text without escapes, and a number as Jinja2 and Ruby write it.
+TEXT = r"""(?:'[^'\\\r\n]*'|"[^"\\\r\n]*")"""
+NUMBER = r"(?:0|[1-9][0-9]*)"
+
+_VALUE = rf"(?:{TEXT}|{NUMBER}|true\b|false\b|none\b)"
+_OPTION = rf"[a-z0-9_]+\s*=\s*{_VALUE}"
+_TAG = re.compile(
+    rf"\{{\{{(\s*bind_tcp\s*\(\s*{TEXT}(?:\s*,\s*(?:{TEXT}|{NUMBER}))?(?:\s*,\s*{_OPTION})*\s*\)\s*)\}}\}}"
+)
+_ARGUMENT = re.compile(rf"(?:([a-z0-9_]+)\s*=\s*)?({_VALUE})")
+_CONSTANTS = {"true": True, "false": False, "none": None}
+_NEWLINE = re.compile(r"\r\n?")
+
+Bind = Callable[..., str]
+
+
+def render_if_literal(path: str, text: str, bind: Bind) -> str | None:
+    """Return the text of a Jinja2 template that has only literal calls; None for any other. Raises TemplateFailure."""
+    if "{%" in text or "{#" in text:
+        return None
+    pieces = _TAG.split(with_unix_newlines(text))
+    texts, calls = pieces[::2], [arguments_of(call) for call in pieces[1::2]]
+    if None in calls or any("{{" in each for each in texts) or any(each.endswith("{") for each in texts[:-1]):
+        return None
+    rendered = [texts[0]]
+    for index, call in enumerate(calls):
+        try:
+            arguments, options = call or ((), {})
+            rendered += bind(*arguments, **options), texts[index + 1]
+        except AddressError as error:
+            line = 1 + "".join(pieces[: 2 * index + 1]).count("\n")
+            raise TemplateFailure(f"{path}:{line}: {error}") from error
+    return "".join(rendered)
+
+
+def arguments_of(call: str) -> tuple[list[Any], dict[str, Any]] | None:
+    """Return the positional and the named arguments of a call with literal ones; None if a name comes twice."""
+    arguments: list[Any] = []
+    options: dict[str, Any] = {}
+    for name, literal in _ARGUMENT.findall(call, call.index("bind_tcp") + len("bind_tcp")):
+        if name in options:
+            return None
+        if literal[0] in "'\"":
+            value: Any = literal[1:-1]
+        else:
+            value = _CONSTANTS[literal] if literal in _CONSTANTS else int(literal)
+        if name:
+            options[name] = value
+        else:
+            arguments.append(value)
+    return arguments, options
+
+
+def with_unix_newlines(text: str) -> str:
+    """Return the text with the newlines that Jinja2 writes."""
+    return _NEWLINE.sub("\n", text)
