@@ -15,6 +15,7 @@ from multibinder_haproxy.haproxy_exec import exec_haproxy
 from multibinder_haproxy.instance import Instance
 from multibinder_haproxy.invocation import VARIABLE, Invocation
 from multibinder_haproxy.records import Loaded
+from multibinder_haproxy.reexec import mss
 
 #: execve(2): one string of the environment has at most 32 pages (MAX_ARG_STRLEN).
 _VARIABLE_BYTES = 32 * 4096 - len(VARIABLE) - 2
@@ -66,6 +67,7 @@ def write_files(instance: Instance, invocation: Invocation, loaded: Loaded, fds:
     instance.write_config(files, invocation.rendered_directories)
     instance.write_loaded(loaded)
     instance.write_invocation(invocation)
+    mss.take_off(files.values(), fds.values())
     return invocation
 
 
