@@ -75,6 +75,14 @@ HAPROXY = Section(
             remedy="as the message says: `bind_tcp(…, backlog=N)`, `v6only=true`, or bind this one without `bind_tcp`",
         ),
         entry(
+            "… is also bound by …: each connection goes to one or the other",
+            "addresses overlap: … with … of …",
+            cause="a warning: two instances, or an instance and another program, have bound one address, or addresses of "
+            "which one includes the other",
+            remedy="stop one of them, or choose another address; while one hands over to the other, it is as it should be",
+            fragment="to one or the other; stop one of them",
+        ),
+        entry(
             "HAProxy refuses the configuration",
             cause="`haproxy -c` found an error in the rendered configuration",
             remedy="HAProxy's own message follows; `multibinder-haproxy render FILE` shows the text",

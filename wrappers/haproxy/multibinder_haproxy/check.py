@@ -19,6 +19,7 @@ from multibinder_haproxy.instance import Instance
 from multibinder_haproxy.invocation import Invocation
 from multibinder_haproxy.master import environment_of
 from multibinder_haproxy.plan import config_files
+from multibinder_haproxy.shared import others_on
 
 
 class Checked(msgspec.Struct, frozen=True):
@@ -44,7 +45,8 @@ def check_reload(instance: Instance, invocation: Invocation) -> Checked:
     config = invocation.render(environment)
     held = {slot.key: slot for slot in loaded.config.slots} if loaded else {}
     _check_new_binds(invocation, [slot for slot in config.slots if held.get(slot.key) != slot])
-    return Checked(config, check_with_haproxy(invocation, config, environment, master))
+    warnings = check_with_haproxy(invocation, config, environment, master)
+    return Checked(config, [*warnings, *others_on(invocation.binder, config.slots, invocation.owner)])
 
 
 def check_start(invocation: Invocation, environment: Mapping[str, str]) -> Checked:
@@ -60,7 +62,8 @@ def check_start(invocation: Invocation, environment: Mapping[str, str]) -> Check
         sockets.check_binds(invocation.binder, config.slots, invocation.owner)
     except BinderAway as error:
         return Checked(config, [*warnings, f"whether the binder would grant the binds is unknown: {error}"])
-    return Checked(config, warnings)
+    # A note: the command that is checked may be about to replace the one that has the addresses.
+    return Checked(config, warnings, others_on(invocation.binder, config.slots, invocation.owner))
 
 
 def check_with_haproxy(

@@ -13,11 +13,11 @@ _DESCRIPTOR = re.compile(rb"\bfd@(\d+)")
 
 
 def take_off(files: Iterable[bytes], descriptors: Iterable[int]) -> None:
-    """Remove the limit of TCP_MAXSEG from each descriptor for which ``files``, HAProxy's configuration, have no ``mss``.
+    """Remove the limit of TCP_MAXSEG from each descriptor that has no ``mss`` in ``files``, HAProxy's configuration.
 
-    HAProxy sets the option, and when it finds a limit that the configuration does not have, it sets the kernel's default
-    for it: 536 (tcp_bind_listener() in src/proto_tcp.c), with which every later client has to send small segments. So
-    this is done before HAProxy starts. Listeners that keep their ``mss`` are not without it for a moment.
+    HAProxy sets the option. When it finds a limit that the configuration does not have, it sets the kernel's default,
+    536 (tcp_bind_listener() in src/proto_tcp.c), with which every later client has to send small segments. So this is
+    done before HAProxy starts. Listeners that keep their ``mss`` are not without it for a moment.
     """
     keep: set[int] = set()
     for text in files:
