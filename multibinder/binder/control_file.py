@@ -60,9 +60,11 @@ def _refuse_or_warn(directory: str, distrust: files.Distrust) -> None:
             events.warning("directory-doubtful", why=why)
         return
     if distrust.reason == "others":
+        others = "choose a directory of root or of this user, as /run/multibinder"
+        remedy = others if distrust.is_sticky else f"'chmod o-w {path}', or {others}"
         raise ControlSocketError(
             f"everybody may write in {path} (mode {distrust.mode}), and so replace the files that we make in "
-            f"{directory}; 'chmod o-w {path}', or choose another directory"
+            f"{directory}; {remedy}"
         )
     raise ControlSocketError(
         f"{path} belongs to uid {status.st_uid}, who could replace the files that we make in {directory}; "

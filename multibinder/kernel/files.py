@@ -33,6 +33,11 @@ class Distrust(NamedTuple):
         """The permission bits in octal, as for chmod(1)."""
         return f"{stat.S_IMODE(self.status.st_mode):04o}"
 
+    @property
+    def is_sticky(self) -> bool:
+        """Return whether it is a directory that is meant for the files of all users, as /tmp (inode(7))."""
+        return bool(self.status.st_mode & stat.S_ISVTX)
+
 
 def reasons_for_distrust(directory: str) -> Iterator[Distrust]:
     """Yield each reason why another user could replace a file in ``directory``, from the root downwards.

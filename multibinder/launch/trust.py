@@ -84,7 +84,8 @@ def _sentence(distrust: Distrust) -> str:
             f"{path} belongs to {owner}, who could replace the configuration in it; remove it, run this as that user, "
             "or choose another --runtime-dir"
         )
+    remedy = "choose" if distrust.is_sticky else f"'chmod go-w {path}', or choose"
     return (
         f"{path} can be written by others (mode {distrust.mode}), who could replace the configuration in it; "
-        f"'chmod go-w {path}', or choose another --runtime-dir"
+        f"{remedy} another --runtime-dir"
     )

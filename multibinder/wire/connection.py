@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import socket
+import stat
 import struct
 import time
 from collections.abc import Sequence
@@ -124,7 +126,7 @@ class Connection:
 
     def next_reply(self, deadline: float) -> Reply:
         """Return the next message of the binder. Raises TimeoutError, BinderUnavailable, RemoteProtocolError."""
-        while (text := self._decoder.next_message()) is None:
+        while (text := self._next_message()) is None:
             self._wait_until(deadline)
             try:
                 arrived, descriptors = transport.receive(self.socket)
@@ -142,7 +144,19 @@ class Connection:
         try:
             return _reply.decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise RemoteProtocolError(f"not a JSON-RPC reply: {text[:80]!r} ({error})") from error
+            raise self._no_binder(f"not a JSON-RPC reply: {text[:80]!r} ({error})") from error
+
+    def _next_message(self) -> bytes | None:
+        try:
+            return self._decoder.next_message()
+        except RemoteProtocolError as error:
+            raise self._no_binder(str(error)) from error
+
+    def _no_binder(self, why: str) -> RemoteProtocolError:
+        return RemoteProtocolError(
+            f"{self.path} is not the control socket of a binder: its answer is {why}; "
+            f"{SOCKET_VARIABLE} or --socket has to name that of 'multibinder serve'"
+        )
 
     def _send(self, request: bytes, deadline: float) -> bool:
         """Send a message. Return False if the binder has closed its end."""
@@ -196,9 +210,22 @@ def _limit_waits(sock: socket.socket, seconds: float) -> None:
 
 
 def _unavailable(path: str, error: OSError) -> BinderUnavailable:
+    denied = "permission denied; the binder's --mode and --group say who may connect"
     why = {
-        FileNotFoundError: "there is no such socket; is 'multibinder serve' running?",
-        ConnectionRefusedError: "no process listens there any more; is 'multibinder serve' running?",
-        PermissionError: "permission denied; the binder's --mode and --group say who may connect",
-    }.get(type(error), str(error.strerror or error))
+        errno.ENOENT: "there is no such socket; is 'multibinder serve' running?",
+        errno.ECONNREFUSED: "no process listens there any more; is 'multibinder serve' running?"
+        if _is_socket(path)
+        else "it is not a socket",
+        errno.EACCES: denied,
+        errno.EPERM: denied,
+        errno.EPROTOTYPE: "it is a socket of another type, and not the control socket of a binder",
+    }.get(error.errno or 0, str(error.strerror or error))
     return BinderUnavailable(f"cannot reach the binder at {path}: {why}")
+
+
+def _is_socket(path: str) -> bool:
+    """Return whether the file is a socket, as far as it can be seen."""
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return True

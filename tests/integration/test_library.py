@@ -228,6 +228,38 @@ def test_a_socket_that_we_may_not_use_is_an_unavailable_binder(run_dir: Path) ->
             Client(run_dir / "mb.sock")
 
 
+@pytest.mark.parametrize("what", ["file", "directory", "datagram socket"])
+def test_what_is_no_stream_socket_is_named(run_dir: Path, what: str) -> None:
+    path = run_dir / "mb.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        if what == "file":
+            path.touch()
+        elif what == "directory":
+            path.mkdir()
+        else:
+            sock.bind(str(path))
+        expected = "it is a socket of another type" if what == "datagram socket" else "it is not a socket"
+        with pytest.raises(BinderUnavailable, match=f"cannot reach the binder at {path}: {expected}"):
+            Client(path)
+
+
+def test_another_programs_socket_is_named_with_what_to_do(run_dir: Path) -> None:
+    def serve(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(b"Unknown command, but maybe one of the following ones\n")
+
+    with (
+        served_by(run_dir / "s", serve),
+        Client(run_dir / "s") as client,
+        pytest.raises(RemoteProtocolError) as refusal,
+    ):
+        client.list()
+    assert str(refusal.value) == (
+        f"{run_dir}/s is not the control socket of a binder: its answer is not a JSON object: b'Unknown command, but'; "
+        "MULTIBINDER_SOCK or --socket has to name that of 'multibinder serve'"
+    )
+
+
 def test_a_killed_binder_is_an_unavailable_one(binder: Binder) -> None:
     with Client(binder.socket_path) as client:
         client.hello()

@@ -169,7 +169,7 @@ def test_the_sticky_bit_excuses_the_parent_but_not_the_directory(instance: Insta
     instance.create()
     assert instance.read_invocation().name == "web"
     Path(instance.directory).chmod(0o1777)
-    assert_refused(instance, "can be written by others (mode 1777)")
+    assert_refused(instance, "can be written by others (mode 1777)", "in it; choose another --runtime-dir")
 
 
 @pytest.mark.parametrize("which", ["parent", "directory"])

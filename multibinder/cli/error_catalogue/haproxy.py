@@ -77,9 +77,9 @@ HAPROXY = Section(
         entry(
             "… is also bound by …: each connection goes to one or the other",
             "addresses overlap: … with … of …",
-            cause="a warning: two instances, or an instance and another program, have bound one address, or addresses of "
-            "which one includes the other",
-            remedy="stop one of them, or choose another address; while one hands over to the other, it is as it should be",
+            cause="a warning: two instances, or an instance and another program, have bound one address, or addresses "
+            "of which one includes the other",
+            remedy="stop one of them, or choose another address; it is right while one hands over to the other",
             fragment="to one or the other; stop one of them",
         ),
         entry(

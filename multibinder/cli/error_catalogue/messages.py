@@ -460,11 +460,13 @@ PROTOCOL = Section(
             "asked with id …, answered with id …",
             "asked for … listeners",
             "a result that makes no sense",
+            "… is not the control socket of a binder: its answer is …",
             "not a JSON-RPC reply",
             "not a JSON object",
             "JSON-RPC batches are not supported",
             cause="what came is no message of the protocol, or not the answer to what was asked",
-            remedy="is the path really the binder's control socket? Else a bug: please report it",
+            remedy="`$MULTIBINDER_SOCK` or `--socket` names another program's socket: give the binder's. Else a bug: "
+            "please report it",
         ),
         entry(
             "the descriptor for … is of no use",

@@ -17,7 +17,7 @@ _TIMEOUT_S = 5.0
 _NAMED = 5
 
 
-def others_on(binder: str, slots: Sequence[Slot], owner: str) -> list[str]:
+def others_on(binder: str | None, slots: Sequence[Slot], owner: str) -> list[str]:
     """Return sentences about the addresses of ``slots`` on which ``owner`` does not get every client.
 
     The user of this process has the label ``owner``. The binder shows what this user may see. That two owners have one
