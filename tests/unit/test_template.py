@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from multibinder_haproxy.config.model import Config
 from multibinder_haproxy.config.renderer import Renderer
+from multibinder_haproxy.config.template_files import templates_in
 from multibinder_haproxy.config.variables import read_variables
 from multibinder_haproxy.errors import TemplateFailure
 
@@ -52,7 +53,7 @@ def test_a_slot_without_a_descriptor_is_an_error_and_not_a_wrong_number(template
 
 
 def test_the_same_address_written_twice_is_one_slot(template: Path) -> None:
-    config = render(template, "{{ bind_tcp('0:0::1', 80) }} {{ bind_tcp('::1', '80') }}")
+    config = render(template, "bind {{ bind_tcp('0:0::1', 80) }}\nbind {{ bind_tcp('::1', '80') }}")
     assert [slot.key for slot in config.slots] == ["[::1]:80"]
 
 
@@ -134,20 +135,8 @@ def test_other_ruby_in_an_erb_file_is_an_error_that_says_how_to_convert_it(
 
 def test_an_mb_file_may_be_either(tmp_path: Path) -> None:
     path = tmp_path / "web.cfg.mb"
-    assert render(path, "<%= bind_tcp('0.0.0.0', 80) %>").files["web.cfg"] == "fd@{0.0.0.0:80}"
-    assert render(path, "{{ bind_tcp('0.0.0.0', 80) }}").files["web.cfg"] == "fd@{0.0.0.0:80}"
-
-
-@pytest.mark.parametrize("word", ["backlog 100", "v6only", "v4v6", "interface eth0", "transparent", "namespace blue"])
-def test_bind_options_that_haproxy_ignores_on_an_inherited_socket_are_warned_of(template: Path, word: str) -> None:
-    config = render(template, f"frontend web\n  bind {{{{ bind_tcp('::', 443) }}}} ssl {word} crt x\n")
-    [warning] = config.warnings
-    assert warning.startswith(f"web.cfg:2: HAProxy ignores '{word.split()[0]}' on a socket that it inherits: bind fd@")
-
-
-def test_options_that_haproxy_honours_and_comments_are_not_warned_of(template: Path) -> None:
-    text = "bind {{ bind_tcp('::', 443) }} ssl crt x name backlog2 # interface eth0\nbind :80 interface eth0\n"
-    assert render(template, text).warnings == []
+    assert render(path, "bind <%= bind_tcp('0.0.0.0', 80) %>").files["web.cfg"] == "bind fd@{0.0.0.0:80}"
+    assert render(path, "bind {{ bind_tcp('0.0.0.0', 80) }}").files["web.cfg"] == "bind fd@{0.0.0.0:80}"
 
 
 def test_variables_come_from_toml_and_json_and_the_later_file_wins(tmp_path: Path) -> None:
@@ -259,3 +248,12 @@ def test_the_digest_tells_configurations_apart_by_their_files_and_the_options_of
     assert one.same_as(same)
     assert not one.same_as(None)
     assert len({each.digest() for each in (one, other_text, other_options)}) == 3
+
+
+def test_two_sources_of_one_directory_that_become_the_same_file_are_refused_with_both(tmp_path: Path) -> None:
+    for name in ("web.cfg.j2", "web.cfg.mb", "other.cfg"):
+        (tmp_path / name).write_text("global\n")
+    with pytest.raises(TemplateFailure) as raised:
+        Renderer("web", {}, {}).render([(path, f"conf.d/{name}") for path, name in templates_in(str(tmp_path))])
+    first, second = tmp_path / "web.cfg.j2", tmp_path / "web.cfg.mb"
+    assert str(raised.value) == (f"{first} and {second} would both become conf.d/web.cfg: rename or remove one of them")

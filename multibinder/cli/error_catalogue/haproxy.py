@@ -70,7 +70,25 @@ HAPROXY = Section(
             remedy="as the reason says; convert it to UTF-8",
         ),
         entry(
+            "… and … would both become …: rename or remove one of them",
+            cause="a directory has two files for one rendered file, as `web.cfg.j2` and `web.cfg`",
+            remedy="rename or remove the one that you do not mean",
+        ),
+        entry(
+            "… is not bound: …",
+            cause="no port is opened for a `bind_tcp` that HAProxy would not accept on: its proxy is disabled, its "
+            "block of `.if` is not read, it is in a comment, or it is not the address of a bind line",
+            remedy="nothing, if that is meant; the rules are in "
+            "[templates](reference/templates.md#which-sockets-are-opened)",
+        ),
+        entry(
+            "this CLI takes 'disable frontend'",
+            cause="a note: clients of an inherited socket wait after `disable frontend`, and are not refused",
+            remedy="to close a port, remove the bind and reload",
+        ),
+        entry(
             "HAProxy ignores '…' on a socket that it inherits",
+            "HAProxy ignores the backlog of '…' on a socket that it inherits",
             cause="a warning: the binder owns what belongs to bind(2) and listen(2)",
             remedy="as the message says: `bind_tcp(…, backlog=N)`, `v6only=true`, or bind this one without `bind_tcp`",
         ),

@@ -60,7 +60,8 @@ class Config(msgspec.Struct, frozen=True):
     ``slots`` are those that HAProxy reads as a bind, and ``places`` says where they stand. ``unused`` are those that
     it does not read; the text has their plain address already. ``latin1`` names the files that are not UTF-8:
     ``files`` has their bytes as Latin-1. ``warnings`` are for every load, ``notes`` for ``check`` alone. ``rendered``
-    is the digest of what the templates gave, before anything was taken out of it. ``sources`` are the files that it
+    is the digest of what the templates gave, before anything was taken out of it. ``conditional`` says that binds
+    depend on conditions, which HAProxy judges by its environment and its version. ``sources`` are the files that it
     was made of; equal configurations may have different ones.
     """
 
@@ -75,6 +76,7 @@ class Config(msgspec.Struct, frozen=True):
     notes: list[str] = []
     rendered: str = ""
     inputs: Inputs = Inputs()
+    conditional: bool = False
 
     def fill(self, descriptors: Mapping[str, int]) -> dict[str, bytes]:
         """Return the files with a descriptor in each slot; KeyError names a slot without one."""

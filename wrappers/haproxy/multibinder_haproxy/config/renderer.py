@@ -6,11 +6,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from multibinder_haproxy.config import erb
+from multibinder_haproxy.config import binds, erb
 from multibinder_haproxy.config.bind_calls import BindCalls
 from multibinder_haproxy.config.encoding import decode_template
 from multibinder_haproxy.config.inputs import InputRecorder
-from multibinder_haproxy.config.lint import lint
 from multibinder_haproxy.config.literal import render_if_literal
 from multibinder_haproxy.config.misplaced_calls import refuse_misplaced_calls
 from multibinder_haproxy.config.model import Config
@@ -54,7 +53,10 @@ class Renderer:
         """Render ``(path, target)`` pairs; a path that is no template is copied. Raises TemplateFailure."""
         texts: dict[str, str] = {}
         latin1: list[str] = []
+        origins: dict[str, str] = {}
         for path, target in files:
+            if (other := origins.setdefault(target, path)) != path:
+                raise TemplateFailure(f"{other} and {path} would both become {target}: rename or remove one of them")
             content = self._read(path)
             if is_template(path):
                 texts[target] = self._render(path, decode_template(path, content))
@@ -67,8 +69,14 @@ class Renderer:
             self._jinja.keep_compiled()
         if not self._sources.is_complete:
             self._inputs.record_volatile()
-        return Config(
-            texts, self._binds.slots, lint(texts), self._sources.sources(), latin1, inputs=self._inputs.inputs()
+        return binds.selected(
+            Config(
+                texts,
+                self._binds.slots,
+                sources=self._sources.sources(),
+                latin1=latin1,
+                inputs=self._inputs.inputs(),
+            )
         )
 
     def _render(self, path: str, text: str) -> str:
