@@ -184,7 +184,7 @@ def test_an_empty_name_is_a_usage_error_of_every_command(haproxy: Haproxy, host:
         ([HAPROXY, "-W", "-D", "-f", "T"], "-D would take HAProxy away from its supervisor"),
         ([HAPROXY, "-Ws"], "HAProxy's arguments name no configuration: add -f FILE.j2"),
         ([HAPROXY, "-Ws", "-f"], "HAProxy's option -f needs a value"),
-        ([HAPROXY, "-Ws", "-c", "-f", "T"], "-c only checks: use 'multibinder-haproxy check' for that"),
+        ([HAPROXY, "-Ws", "-c", "-f", "T"], "-c and -cc only check: use 'multibinder-haproxy check' for that"),
         ([HAPROXY, "-Ws", "-S", "127.0.0.1:99", "-f", "T"], "over a Unix socket with an absolute path"),
     ],
 )

@@ -125,6 +125,16 @@ HAPROXY = Section(
             remedy="change to a directory that exists, or give HAProxy an absolute one with `-C`",
         ),
         entry(
+            "only a start can tell, and it fails",
+            cause="a warning: a `chroot`, the directory of a `stats socket`, or room for `maxconn` is not there",
+            remedy="make the directory, or lower `maxconn`; a reload that meets it ends HAProxy up to 2.6",
+        ),
+        entry(
+            "the working directory … is gone",
+            cause="a warning: the directory in which the instance was started was removed; HAProxy is in / now",
+            remedy="write absolute paths, or start the instance again in a directory that stays",
+        ),
+        entry(
             "'daemon' would take HAProxy away from its supervisor",
             cause="a warning: `daemon` in a configuration that is started with -W",
             remedy="leave it out, or use -Ws, with which HAProxy itself ignores it",
@@ -141,7 +151,7 @@ HAPROXY = Section(
         ),
         entry(
             "HAProxy must run in master-worker mode",
-            "-c only checks",
+            "-c and -cc only check",
             "-D would take HAProxy away",
             "HAProxy's arguments name no configuration",
             "HAProxy's option … needs a value",

@@ -20,6 +20,7 @@ from multibinder_haproxy.invocation import Invocation
 from multibinder_haproxy.master import environment_of
 from multibinder_haproxy.plan import config_files
 from multibinder_haproxy.shared import others_on
+from multibinder_haproxy.start_only import foretold
 
 
 class Checked(msgspec.Struct, frozen=True):
@@ -84,7 +85,7 @@ def check_with_haproxy(
         outcome = DryRun(invocation, environment, directory, inherited).run(files, list(fds.values()))
     if outcome.code != 0:
         raise ConfigRefused(f"HAProxy refuses the configuration (exit code {outcome.code}):\n{outcome.text}")
-    return [*warnings, *outcome.warnings]
+    return [*warnings, *outcome.warnings, *foretold(config, master)]
 
 
 def _directory(invocation: Invocation, master: int | None) -> tuple[str | None, list[str]]:

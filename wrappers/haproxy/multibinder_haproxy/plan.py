@@ -47,8 +47,8 @@ def mode(arguments: Sequence[Argument], base: str) -> list[Argument]:
     ``base`` is the directory of relative paths.
     """
     flags = {argument.flag for argument in arguments}
-    if "-c" in flags:
-        raise UsageError("-c only checks: use 'multibinder-haproxy check' for that")
+    if flags & {"-c", "-cc"}:
+        raise UsageError("-c and -cc only check: use 'multibinder-haproxy check' for that")
     if "-D" in flags:
         raise UsageError("-D would take HAProxy away from its supervisor: leave it out and use -Ws")
     if "-Ws" in flags:

@@ -13,7 +13,7 @@ def make_room(more: int) -> "tuple[int, int] | None":
     """Raise the soft limit of open files as far as ``more`` descriptors need.
 
     It stays raised: HAProxy inherits the descriptors, and must be able to open others. Returns the number that is
-    needed and the hard limit, if that is too low.
+    needed and the hard limit, if that is too low and may not be raised.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = len(os.listdir("/proc/self/fd")) + more + _SPARE
@@ -21,7 +21,10 @@ def make_room(more: int) -> "tuple[int, int] | None":
         needed += _KEPT_FREE
     if soft == resource.RLIM_INFINITY or needed <= soft:
         return None
-    if hard != resource.RLIM_INFINITY and needed > hard:
+    try:
+        # With CAP_SYS_RESOURCE HAProxy would raise the hard limit, too.
+        raised = hard if hard == resource.RLIM_INFINITY else max(hard, needed)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, raised))
+    except (OSError, ValueError):
         return needed, hard
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
     return None
