@@ -275,11 +275,20 @@ def why_no_full_disk(directory: Path) -> str | None:
     return None if os.path.ismount(directory) else "it needs root and a mount namespace of its own"
 
 
-def mount_small_disk(directory: Path) -> None:
+@contextlib.contextmanager
+def small_disk(directory: Path) -> Iterator[None]:
     """Mount a small file system, which only this process and its children see. Without the rights, do nothing."""
     libc = ctypes.CDLL(None, use_errno=True)
-    new_namespace, private_recursive = 0x00020000, 0x00044000
-    if os.geteuid() != 0 or libc.unshare(new_namespace) != 0:
-        return
-    if libc.mount(b"none", b"/", None, private_recursive, None) == 0:
-        libc.mount(b"tmpfs", os.fsencode(directory), b"tmpfs", 0, b"size=16m,mode=0755")
+    new_namespace, private_recursive, detach = 0x00020000, 0x00044000, 2
+    path = os.fsencode(directory)
+    is_mounted = (
+        os.geteuid() == 0
+        and libc.unshare(new_namespace) == 0
+        and libc.mount(b"none", b"/", None, private_recursive, None) == 0
+        and libc.mount(b"tmpfs", path, b"tmpfs", 0, b"size=16m,mode=0755") == 0
+    )
+    try:
+        yield
+    finally:
+        if is_mounted:
+            libc.umount2(path, detach)  # the directory of a mount cannot be removed

@@ -20,7 +20,7 @@ import pytest
 
 from multibinder import Client, MultibinderError
 from tests.chaos import hostile
-from tests.chaos.actions import BASE, HALF_REPLACED, Actions, mount_small_disk
+from tests.chaos.actions import BASE, HALF_REPLACED, Actions, small_disk
 from tests.chaos.customer import Customer
 from tests.chaos.ledger import OPEN, Ledger, listening_ports
 from tests.chaos.service import Service, Usage
@@ -54,7 +54,7 @@ class Chaos:
             control = directory / "c"
             control.mkdir()
             control.chmod(0o711)
-            mount_small_disk(control)
+            undo.enter_context(small_disk(control))
             try:
                 self._run(directory, control, _own_host())
             except (Exception, pytest.fail.Exception) as error:
