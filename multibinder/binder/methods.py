@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import msgspec
@@ -161,7 +161,7 @@ class Methods:
         """Do what ``method`` does. An error is an answer too."""
         try:
             work = method(request, caller, reply)
-            return (yield from work) if isinstance(work, Generator) else work
+            return work if work is None or isinstance(work, Answer) else (yield from work)
         except InvalidParamsError as error:
             return self._refuse_invalid(request.id, messages.INVALID_PARAMS, f"Invalid params: {error}")
         except AddressInUse as error:

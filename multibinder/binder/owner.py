@@ -9,6 +9,9 @@ import msgspec
 from multibinder.wire.errors import RequestError
 from multibinder.wire.messages import NOT_ALLOWED
 
+#: The binder never changes its user.
+_OUR_UID = os.geteuid()
+
 
 class Owner(msgspec.Struct, frozen=True):
     """A label and the uid that it belongs to. Each uid has labels of its own; the empty one is for clients without one.
@@ -66,4 +69,4 @@ def owner_named(text: str, uid: int) -> Owner:
 
 def is_privileged(uid: int) -> bool:
     """Return whether this is root or the binder's own user. Both can control the binder's process directly anyway."""
-    return uid in (0, os.geteuid())
+    return uid in (0, _OUR_UID)

@@ -87,8 +87,7 @@ class Bucket(msgspec.Struct):
     def is_full(self) -> bool:
         return self.level_at(time.monotonic()) >= self.rate * _BURST_S
 
-    def take(self, tokens: int) -> None:
-        now = time.monotonic()
+    def take(self, tokens: int, now: float) -> None:
         self.level = self.level_at(now) - tokens
         self.at = now
 
@@ -159,8 +158,9 @@ class Quotas:
         a user that keeps asking would never be served again.
         """
         tokens = 1 + request_bytes // _REQUEST_BYTES_PER_TOKEN + answer_bytes // _ANSWER_BYTES_PER_TOKEN
-        user.bucket.take(tokens)
-        self._bucket.take(tokens)
+        now = time.monotonic()
+        user.bucket.take(tokens, now)
+        self._bucket.take(tokens, now)
 
     def most_clients(self, *, privileged: bool) -> User | None:
         """Return the user with the most clients. A privileged user comes last, and only if ``privileged``."""

@@ -18,6 +18,8 @@ _LINES_OF_A_REQUEST = 20
 def log_grants(grants: Sequence[Grant], caller: Caller) -> None:
     """Log the listeners that a request has opened; at debug level, those that it was handed, too."""
     created = [grant for grant in grants if grant.created]
+    if not created and not events.logger.isEnabledFor(logging.DEBUG):
+        return
     if len(created) > _LINES_OF_A_REQUEST:
         _log_many("bound", [str(grant.listener.address) for grant in created], created[0].owner, caller)
     else:

@@ -180,13 +180,16 @@ class ControlServer:
             self._loop.stop()
         if self._turns:
             return 0
-        return min((at for at in (self._deadlines.first, self._drain_deadline) if at is not None), default=None)
+        first, drain = self._deadlines.first, self._drain_deadline
+        return drain if first is None else first if drain is None else min(first, drain)
 
     def _detach(self, peer: Peer) -> tuple[socket.socket, ClientState]:
         self._clients.remove(peer)
         return peer.detach()
 
     def _enforce_deadlines(self) -> None:
+        if self._deadlines.first is None:
+            return
         for peer in self._deadlines.take_expired(time.monotonic(), _DROPPED_PER_TURN):
             try:
                 if peer.owes_acknowledgement and peer.has_unread_input():

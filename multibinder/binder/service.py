@@ -74,6 +74,8 @@ class Service:
 
     def serve_due(self) -> None:
         """Serve the peers that have waited for their turn."""
+        if not self._turns:
+            return
         for peer, mask in self._turns.take_due():
             self._serve_in_turn(peer, mask)
 
@@ -153,10 +155,9 @@ class Service:
                 peer.awaits_answer = True
             else:
                 self._send(peer, len(request), answer)
-            if time.monotonic() > end:
-                break
-        self._turns.enqueue(peer, 0)
-        return True
+            if time.monotonic() > end and peer.has_input:
+                self._turns.enqueue(peer, 0)
+                return True
 
     def _settle_earlier(self, peer: Peer, message: bytes) -> bool:
         """Confirm earlier answers of which the client tells us now. Return whether the message was such a notice."""
@@ -187,13 +188,16 @@ class Service:
 
     def _send(self, peer: Peer, request_bytes: int, answer: Answer) -> None:
         """Send an answer, or a refusal if a quota of descriptors in flight would be exceeded."""
-        descriptors = sum(len(carried) for _, carried in answer.parts)
+        answer_bytes = descriptors = 0
+        for text, carried in answer.parts:
+            answer_bytes += len(text)
+            descriptors += len(carried)
         if descriptors and (refusal := self._clients.in_flight_exceeded(peer.user, descriptors)):
             self._note_refusal(peer, refusal)
             self._settlements.take_back(peer.user, answer.grants)
-            text = f"Not now: {refusal.sentence}; try again later"
-            answer = refuse(answer.id, messages.LIMIT_REACHED, text, {"limit": refusal.limit})
-        self._quotas.charge(peer.user, request_bytes, sum(len(text) for text, _ in answer.parts))
+            sentence = f"Not now: {refusal.sentence}; try again later"
+            answer = refuse(answer.id, messages.LIMIT_REACHED, sentence, {"limit": refusal.limit})
+        self._quotas.charge(peer.user, request_bytes, answer_bytes)
         peer.send(answer)
 
     def _throttle(self, peer: Peer) -> None:
@@ -236,10 +240,11 @@ class Service:
             self._deadlines.clear(peer)
             self._watch(peer, None)
             return
-        self._clients.note_served(peer, answered=progress, idle=peer.idle)
-        if peer.may_have_read:
+        idle = peer.idle
+        self._clients.note_served(peer, answered=progress, idle=idle)
+        if peer.unconfirmed and peer.may_have_read:
             self._confirm_soon(peer)
-        if not peer.idle or peer.owes_acknowledgement:
+        if not idle or (peer.unconfirmed and peer.owes_acknowledgement):
             self._deadlines.start(peer, time.monotonic())
         self._watch(peer, WRITE if peer.backed_up else READ)
 

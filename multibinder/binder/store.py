@@ -57,8 +57,7 @@ class ListenerStore:
         return [listener.status() for listener in (self._index if listeners is None else listeners)]
 
     def find(self, spec: ListenerSpec, uid: int) -> Listener | None:
-        """Return the listener that has the name of ``spec``, as a name of ``uid``, or its address. The name goes
-        first."""
+        """Return the listener with the name of ``spec``, as a name of ``uid``, or with its address, in this order."""
         return self._index.find(spec, uid)
 
     def owned_by(self, owner: Owner) -> list[Listener]:
@@ -94,10 +93,7 @@ class ListenerStore:
                 self._index.add(listener)
                 listener.held_outside_pid_namespace = held_outside_pid_namespace
             else:
-                before = OptionsBefore(listener, spec.options, held_outside_pid_namespace=held_outside_pid_namespace)
-                self._apply_options(listener, spec.options, owner.uid)
-                listener.held_outside_pid_namespace |= held_outside_pid_namespace
-                former = before.changed()
+                former = self._apply(listener, spec.options, owner.uid, held_outside_pid_namespace)
             grant = self._grant(listener, created, owner, receiver, former)
             if grant.is_pending:
                 changed.append(listener)
@@ -228,15 +224,23 @@ class ListenerStore:
             raise
         return self._index.at(address)
 
-    def _apply_options(self, listener: Listener, options: Options, uid: int) -> None:
-        """Apply what can change to the live socket. A backlog that a holder changed is set again too."""
+    def _apply(self, listener: Listener, options: Options, uid: int, is_outside: bool) -> dict[str, Any]:
+        """Apply what can change to the live listener. Return the former values of what this request has set."""
+        if options.name is None and options.backlog is None and not is_outside:
+            self._renew_backlog(listener)
+            return {}
+        before = OptionsBefore(listener, options, held_outside_pid_namespace=is_outside)
         if options.name and (uid, options.name) != (listener.name_uid, listener.options.name):
             self._index.rename(listener, options.name, uid)
         if options.backlog not in (None, listener.options.backlog):
             listener.options = msgspec.structs.replace(listener.options, backlog=options.backlog)
+        self._renew_backlog(listener)
+        listener.held_outside_pid_namespace |= is_outside
+        return before.changed()
+
+    def _renew_backlog(self, listener: Listener) -> None:
+        """Set the same backlog again: net.core.somaxconn may have changed, or a holder may have called listen(2)."""
         try:
-            # Even if the backlog is the same: net.core.somaxconn may have changed, or a holder may have called
-            # listen(2).
             repair.set_backlog(listener)
         except OSError as error:
             events.error("cannot-repair", address=listener.address, why=error)

@@ -17,6 +17,8 @@ MAX_DESCRIPTORS = 252
 _FD_SIZE = array.array("i").itemsize
 _ANCILLARY_SIZE = socket.CMSG_SPACE((MAX_DESCRIPTORS + 1) * _FD_SIZE) + socket.CMSG_SPACE(UCRED.size)
 CHUNK_BYTES = 16384
+# The module ``socket`` has members of enumerations, whose operators are functions of Python.
+_CLOEXEC, _TRUNCATED = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)
 
 
 def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
@@ -51,8 +53,8 @@ class Datagram(NamedTuple):
 def receive_datagram(sock: socket.socket) -> Datagram:
     """Return one message, or one chunk of a stream. Its descriptors are close-on-exec."""
     # socket.recv_fds() ignores its flags, so the descriptors that it receives are inheritable at first.
-    arrived, ancillary, flags, _ = sock.recvmsg(CHUNK_BYTES, _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC)
-    if not ancillary and not flags & socket.MSG_CTRUNC:
+    arrived, ancillary, flags, _ = sock.recvmsg(CHUNK_BYTES, _ANCILLARY_SIZE, _CLOEXEC)
+    if not ancillary and not flags & _TRUNCATED:
         return Datagram(arrived, [], None, True)
     uid = None
     descriptors = array.array("i")
@@ -61,7 +63,7 @@ def receive_datagram(sock: socket.socket) -> Datagram:
             descriptors.frombytes(content[: len(content) - len(content) % _FD_SIZE])
         elif level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
             _, uid, _ = UCRED.unpack(content)
-    return Datagram(arrived, descriptors.tolist(), uid, not flags & socket.MSG_CTRUNC)
+    return Datagram(arrived, descriptors.tolist(), uid, not flags & _TRUNCATED)
 
 
 def send(sock: socket.socket, message: bytes | memoryview, descriptors: Sequence[int] = ()) -> int:
