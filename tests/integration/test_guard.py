@@ -518,14 +518,28 @@ def test_more_listeners_than_the_soft_limit_are_all_kept(run_dir: Path, host: st
         assert len(before) == 200
 
 
+def leave_no_room(guard: Guard, host: str) -> None:
+    """Bind port 7999, which the guard keeps, and lower its limit so that it can take no further descriptor."""
+    with Client(guard.socket_path) as client:
+        # The answer comes when the guard has all that its binder has stored before.
+        client.bind([(host, 7999)])[0].close()
+    wait_until(
+        lambda: sum(target.startswith("pipe:") for target in guard.descriptors().values()) == 1,
+        "the guard has only the pipe of the binder's start",
+        log=guard.log,
+    )
+    lowest_free = next(number for number in range(4096) if number not in guard.descriptors())
+    resource.prlimit(guard.pid, resource.RLIMIT_NOFILE, (lowest_free, 4096))
+
+
 def test_what_a_guard_without_room_cannot_take_is_never_said_to_be_kept(guard: Guard, host: str) -> None:
     # The limit is lowered while the guard runs: the kernel drops descriptors on their way, that of the barrier too.
-    opened = len(guard.descriptors())
-    resource.prlimit(guard.pid, resource.RLIMIT_NOFILE, (opened, 4096))
+    leave_no_room(guard, host)
     with Client(guard.socket_path) as client, pytest.warns(RuntimeWarning, match="would not survive a crash"):
         client.bind([(host, 8000)])[0].close()
     with Client(guard.socket_path) as client:
-        assert [listener.kept for listener in client.status().listeners] == [False]
+        kept = {str(listener.address): listener.kept for listener in client.status().listeners}
+    assert kept == {f"{host}:7999": True, f"{host}:8000": False}
     assert "count=1" in guard.wait_for_log("event=store-lost")
 
 
@@ -549,15 +563,14 @@ def test_what_was_not_kept_is_kept_when_the_guard_has_room_again(run_dir: Path, 
     command = [sys.executable, "-P", "-c", _GUARD_OF_A_QUICK_BINDER, str(run_dir / "mb.sock"), settings]
     with Guard(run_dir, command=command) as guard:
         guard.wait_until_ready()
-        opened = len(guard.descriptors())
-        resource.prlimit(guard.pid, resource.RLIMIT_NOFILE, (opened, 4096))
+        leave_no_room(guard, host)
         with Client(guard.socket_path) as client:
             with pytest.warns(RuntimeWarning, match="would not survive a crash"):
                 client.bind([(host, 8000)])[0].close()
             resource.prlimit(guard.pid, resource.RLIMIT_NOFILE, (4096, 4096))
-            wait_until(lambda: client.status().listeners[0].kept, "it is kept", log=guard.log)
+            wait_until(lambda: all(each.kept for each in client.status().listeners), "it is kept", log=guard.log)
         guard.kill_binder()
-        assert [address for address, *_ in identities(guard.socket_path)] == [f"{host}:8000"]
+        assert [address for address, *_ in identities(guard.socket_path)] == [f"{host}:7999", f"{host}:8000"]
 
 
 def test_a_guard_that_does_not_answer_costs_one_wait_and_few_descriptors(guard: Guard, host: str) -> None:
@@ -586,9 +599,9 @@ def test_a_guard_that_cannot_fork_keeps_the_sockets_and_tries_again(guard: Guard
     # A fork without a free descriptor fails in the guard itself, before a child exists.
     with Client(guard.socket_path) as client:
         client.bind([(host, 8000)])[0].close()
-    before, pid = identities(guard.socket_path), serving_pid(guard.socket_path)
-    opened = len(guard.descriptors())
-    resource.prlimit(guard.pid, resource.RLIMIT_NOFILE, (opened, 4096))
+    pid = serving_pid(guard.socket_path)
+    leave_no_room(guard, host)
+    before = identities(guard.socket_path)
     os.kill(pid, signal.SIGKILL)
     guard.wait_for_log("event=binder-not-started")
     assert can_connect((host, 8000))
