@@ -13,7 +13,6 @@ import os
 import re
 from binascii import crc32
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -155,7 +154,8 @@ def read_file(path: str) -> Recorded:
 
 def boot_id() -> str:
     """Return the identifier of this boot (random(4))."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
+        return file.read().strip()
 
 
 def _parse(text: bytes, where: str, *, of_this_boot: bool) -> Recorded:

@@ -226,24 +226,19 @@ class ListenerStore:
 
     def _apply(self, listener: Listener, options: Options, uid: int, is_outside: bool) -> dict[str, Any]:
         """Apply what can change to the live listener. Return the former values of what this request has set."""
-        if options.name is None and options.backlog is None and not is_outside:
-            self._renew_backlog(listener)
-            return {}
-        before = OptionsBefore(listener, options, held_outside_pid_namespace=is_outside)
+        changes = options.name is not None or options.backlog is not None or is_outside
+        before = OptionsBefore(listener, options, held_outside_pid_namespace=is_outside) if changes else None
         if options.name and (uid, options.name) != (listener.name_uid, listener.options.name):
             self._index.rename(listener, options.name, uid)
         if options.backlog not in (None, listener.options.backlog):
             listener.options = msgspec.structs.replace(listener.options, backlog=options.backlog)
-        self._renew_backlog(listener)
-        listener.held_outside_pid_namespace |= is_outside
-        return before.changed()
-
-    def _renew_backlog(self, listener: Listener) -> None:
-        """Set the same backlog again: net.core.somaxconn may have changed, or a holder may have called listen(2)."""
         try:
+            # Even the same backlog: net.core.somaxconn may have changed, or a holder may have called listen(2).
             repair.set_backlog(listener)
         except OSError as error:
             events.error("cannot-repair", address=listener.address, why=error)
+        listener.held_outside_pid_namespace |= is_outside
+        return {} if before is None else before.changed()
 
     def _grant(
         self, listener: Listener, created: bool, owner: Owner, receiver: Receiver, former: dict[str, Any]
