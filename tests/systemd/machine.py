@@ -173,6 +173,20 @@ class Machine:
         done = self.run("journalctl", "--no-pager", "--output=short-monotonic", *arguments)
         return "\n".join(["--- journal:", *done.stdout.splitlines()[-lines:], ""])
 
+    def reboot(self) -> None:
+        """Reboot the container: its systemd ends and another one starts, with a new boot id and an empty /run."""
+        before = self._leader
+        self.run("systemctl", "--no-block", "reboot")
+
+        def leader() -> int | None:
+            assert self._process is not None
+            assert self._process.poll() is None, self._boot_log()
+            found = (pid for pid in _descendants(self._process.pid) if _name(pid) == "systemd")
+            return next((pid for pid in found if pid != before), None)
+
+        self._leader = wait_until(leader, "systemd is started again", log=self._boot_log, timeout_s=60)
+        wait_until(self._is_up, "systemd is up again", log=self._boot_log, timeout_s=60)
+
     def cursor(self) -> str:
         """Return the present end of the journal, for ``journal(f"--after-cursor={…}")``."""
         return self.must("journalctl", "-n", "0", "--show-cursor").rpartition("cursor: ")[2].strip()
