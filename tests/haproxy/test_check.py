@@ -190,3 +190,14 @@ def test_a_start_in_a_directory_that_was_removed_says_so(haproxy: Haproxy, host:
         )
         assert done.returncode == code, done.stderr
         assert ("the working directory was removed" in done.stderr) == (code == 2)
+
+
+def test_a_bind_in_a_block_that_haproxy_does_not_read_is_not_bound_and_said(haproxy: Haproxy, host: str) -> None:
+    block = f"    .if defined(EXTRA)\n    bind {bind_tcp((host, 8001))}\n    .endif"
+    text = config(bind_tcp((host, 8000)))
+    haproxy.template.write_text(text.replace("    http-request", f"{block}\n    http-request", 1))
+    checked = check(haproxy)
+    assert checked.stdout == f"ok: 1 file(s), {host}:8000\n", checked.stderr
+    assert f"{host}:8001 is not bound" in checked.stderr
+    haproxy.environment["EXTRA"] = "1"
+    assert check(haproxy).stdout == f"ok: 1 file(s), {host}:8000, {host}:8001\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
@@ -11,6 +10,7 @@ import msgspec
 from multibinder import SOCKET_VARIABLE
 from multibinder_haproxy import sockets
 from multibinder_haproxy.arguments import parse, working_directory
+from multibinder_haproxy.conditions import decide
 from multibinder_haproxy.config.model import Config, Slot
 from multibinder_haproxy.descriptors import Inherited, inherited_by_this_process, make_room, named_by, stand_ins
 from multibinder_haproxy.dry_run import DryRun
@@ -43,7 +43,7 @@ def check_reload(instance: Instance, invocation: Invocation) -> Checked:
     master = instance.master().processes().master
     loaded = instance.read_loaded()
     environment = environment_of(master)
-    config = invocation.render(environment)
+    config = decide(invocation, invocation.render(environment), environment, master)
     held = {slot.key: slot for slot in loaded.config.slots} if loaded else {}
     _check_new_binds(invocation, [slot for slot in config.slots if held.get(slot.key) != slot])
     warnings = check_with_haproxy(invocation, config, environment, master)
@@ -55,7 +55,7 @@ def check_start(invocation: Invocation, environment: Mapping[str, str]) -> Check
 
     Raises LaunchError if the start would fail. Changes nothing.
     """
-    config = invocation.render(environment)
+    config = decide(invocation, invocation.render(environment), environment)
     warnings = check_with_haproxy(invocation, config, environment)
     if not invocation.binder:
         return Checked(config, [*warnings, f"{SOCKET_VARIABLE} is not set: HAProxy would bind by itself"])
@@ -76,27 +76,16 @@ def check_with_haproxy(
     message, LaunchError if there are too few descriptors.
     """
     make_room(len(config.slots) + len(config.files), f"{len(config.slots)} binds")
-    directory, warnings = _directory(invocation, master)
     with (
         _inherited(invocation, config, master) as inherited,
         sockets.placeholders(config.slots) as fds,
     ):
         files = config.fill(fds) if invocation.binder else config.plain()
-        outcome = DryRun(invocation, environment, directory, inherited).run(files, list(fds.values()))
+        run = DryRun.of(invocation, environment, master, inherited)
+        outcome = run.run(files, list(fds.values()))
     if outcome.code != 0:
         raise ConfigRefused(f"HAProxy refuses the configuration (exit code {outcome.code}):\n{outcome.text}")
-    return [*warnings, *outcome.warnings, *foretold(config, master)]
-
-
-def _directory(invocation: Invocation, master: int | None) -> tuple[str | None, list[str]]:
-    """Return the directory in which HAProxy would read its files, and a warning if that is not where it was started.
-
-    None stands for the directory of this process.
-    """
-    if master is None or os.path.isdir(invocation.cwd):
-        return (None if master is None else invocation.cwd), []
-    # Without a directory HAProxy loads nothing; the re-exec therefore goes to the root directory, too.
-    return "/", [f"the working directory {invocation.cwd} is gone; HAProxy runs in / from now on"]
+    return [*run.warnings, *outcome.warnings, *foretold(config, master)]
 
 
 @contextlib.contextmanager

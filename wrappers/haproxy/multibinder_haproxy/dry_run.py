@@ -56,13 +56,32 @@ class Outcome(msgspec.Struct, frozen=True):
 class DryRun(msgspec.Struct, frozen=True):
     """Runs ``haproxy -c`` with the arguments, environment and directory of one instance.
 
-    ``directory`` is where HAProxy would run. ``inherited`` are descriptors that it would inherit beside the listeners.
+    ``directory`` is where HAProxy would run; None for that of this process. ``inherited`` are descriptors that it would
+    inherit beside the listeners. ``warnings`` are about the directory.
     """
 
     invocation: Invocation
     environment: Mapping[str, str]
     directory: str | None
     inherited: Inherited
+    warnings: list[str] = []
+
+    @classmethod
+    def of(
+        cls,
+        invocation: Invocation,
+        environment: Mapping[str, str],
+        master: int | None,
+        inherited: Inherited | None = None,
+    ) -> DryRun:
+        """Return the dry run of a load by HAProxy's ``master``, or of a start in this process if that is None."""
+        directory = None if master is None else invocation.cwd
+        warnings = []
+        if directory is not None and not os.path.isdir(directory):
+            # Without a directory HAProxy loads nothing; the re-exec therefore goes to the root directory, too.
+            warnings = [f"the working directory {directory} is gone; HAProxy runs in / from now on"]
+            directory = "/"
+        return cls(invocation, environment, directory, inherited or Inherited(), warnings)
 
     def run(self, files: Mapping[str, bytes], listeners: Sequence[int] = ()) -> Outcome:
         """Check ``files``, by target name; ``listeners`` are the descriptors behind their slots.
