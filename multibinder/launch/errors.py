@@ -5,17 +5,13 @@
     LaunchError
     ├── UsageError       the command line makes no sense
     ├── NoSuchInstance   nothing is known of an instance of that name
-    ├── Unreachable      the instance's main process does not answer
-    │   ├── NotRunning       there is no such process
-    │   └── NotAnswering     it runs, and does not answer
+    ├── NotRunning       the instance has no process that answers
     └── NotTrusted       another user owns a file or directory, or could replace it
 
 A driver adds its own.
 """
 
 from __future__ import annotations
-
-from typing import ClassVar
 
 
 class LaunchError(Exception):
@@ -24,7 +20,7 @@ class LaunchError(Exception):
     ``phase`` says how far a start or reload got before it failed; summary.json has it as ``last_failure_phase``.
     """
 
-    phase: ClassVar[str] = "load"
+    phase: str = "load"
 
 
 class UsageError(LaunchError):
@@ -35,16 +31,8 @@ class NoSuchInstance(LaunchError):
     """Nothing is known of an instance of that name."""
 
 
-class Unreachable(LaunchError):
-    """The instance's main process does not answer."""
-
-
-class NotRunning(Unreachable):
-    """The instance has no process."""
-
-
-class NotAnswering(Unreachable):
-    """The instance has a process that does not answer: it is busy, or hangs."""
+class NotRunning(LaunchError):
+    """The instance has no process that answers."""
 
 
 class NotTrusted(LaunchError):

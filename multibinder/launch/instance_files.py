@@ -81,16 +81,19 @@ class InstanceFiles:
         return os.path.join(self.directory, file_name)
 
     @contextlib.contextmanager
-    def locked(self, timeout_s: float) -> Iterator[None]:
-        """Exclude every other start, reload or stop of the instance. Raises LaunchError after ``timeout_s``."""
+    def locked(self, timeout_s: float) -> Iterator[int]:
+        """Exclude every other start, reload or stop of the instance. Raises LaunchError after ``timeout_s``.
+
+        Yields the descriptor of the lock, which stays locked while any copy of it is open.
+        """
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(lock.locked(self.path(LOCK_FILE), timeout_s))
+                descriptor = stack.enter_context(lock.locked(self.path(LOCK_FILE), timeout_s))
             except TimeoutError:
                 raise LaunchError(
                     f"another reload or stop of {self.name} is under way for {timeout_s:g} s; try again later"
                 ) from None
-            yield
+            yield descriptor
 
     def is_locked(self) -> bool:
         """Return whether a start, reload or stop is under way. Raises OSError."""
@@ -120,13 +123,6 @@ def check_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", name):
         raise UsageError(f"{name!r} is no instance name: 1 to 64 of A-Z a-z 0-9 _ . -, not beginning with . or -")
     return name
-
-
-def default_runtime_directory(program: str) -> str:
-    """Return /run/PROGRAM for root; else a directory in $XDG_RUNTIME_DIR (basedir specification) or /tmp."""
-    if os.geteuid() == 0:
-        return f"/run/{program}"
-    return os.path.join(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/{os.geteuid()}", program)  # noqa: S108
 
 
 def known_instances(runtime_directory: str) -> list[str]:

@@ -26,13 +26,13 @@ def acquire(descriptor: int, timeout_s: float, pause_s: float = _PAUSE_S) -> boo
 
 
 @contextlib.contextmanager
-def locked(path: str, timeout_s: float) -> Iterator[None]:
-    """Hold the lock file ``path``, which is created if needed. Raises TimeoutError, OSError."""
+def locked(path: str, timeout_s: float) -> Iterator[int]:
+    """Hold the lock file ``path``, made if needed, and yield its descriptor. Raises TimeoutError, OSError."""
     descriptor = _open(path)
     try:
         if not acquire(descriptor, timeout_s):
             raise TimeoutError
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 

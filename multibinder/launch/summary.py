@@ -92,19 +92,19 @@ class SummaryWriter:
         """Read the summary, or make one of an instance that was never started."""
         return self.read() or InstanceSummary.of_new_instance(self._name)
 
-    def started(self, failure: Exception | None) -> None:
-        """Note that this process is about to become the daemon.
+    def started(self, master: int, failure: Exception | None) -> None:
+        """Note that the process ``master`` has become the daemon.
 
-        With a ``failure``, it gets the last good configuration.
+        With a ``failure``, it got the last good configuration.
         """
         now = time.time()
-        ticks = start_ticks_of(os.getpid())
+        ticks = start_ticks_of(master)
 
         def change(before: InstanceSummary) -> InstanceSummary:
             after = replace(
                 self._with_loaded(before),
                 state="running",
-                master=MasterProcess(os.getpid(), ticks),
+                master=MasterProcess(master, ticks),
                 fallback=failure is not None,
                 started=now - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / TICKS_PER_S),
                 last_success=before.last_success if failure else now,
@@ -122,17 +122,17 @@ class SummaryWriter:
             lambda before: _with_failure(replace(_stopped(before), starts_total=before.starts_total + 1), failure)
         )
 
-    def reload_began(self, old_workers: list[int], failure: Exception | None = None) -> None:
-        """Note that the daemon's master has re-executed itself, and is this process.
+    def reload_began(self, master: int, old_workers: list[int], failure: Exception | None = None) -> None:
+        """Note that the daemon's master has re-executed itself, and loads its configuration.
 
-        With a ``failure``, it gets the last good configuration.
+        With a ``failure``, it got the last good configuration.
         """
 
         def change(before: InstanceSummary) -> InstanceSummary:
             after = replace(
                 self._with_loaded(before),
                 state="reloading",
-                master=MasterProcess(os.getpid(), start_ticks_of(os.getpid())),
+                master=MasterProcess(master, start_ticks_of(master)),
                 fallback=failure is not None,
                 reloads_total=before.reloads_total + 1,
                 workers=[],

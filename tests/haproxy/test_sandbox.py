@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.haproxy.support import Haproxy, bind_tcp, config, get
-from tests.haproxy.versions import HAPROXY
+from tests.haproxy.support import HAPROXY, Haproxy, bind_tcp, config, get
 
 
 def escape(proof: Path) -> str:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from multibinder_haproxy import arguments
 from multibinder_haproxy.arguments import Argument
-from multibinder_haproxy.invocation import without_haproxys_variables
+from multibinder_haproxy.reexec.environment import operators
 
 from multibinder.launch.errors import UsageError
 from multibinder.launch.instance_files import check_name
@@ -72,6 +72,6 @@ def test_the_environment_is_that_of_the_operator_again() -> None:
         "HAPROXY_PROCESSES": "|",
         "HAPROXY_CLI": "x",
     }
-    ours = {"MULTIBINDER_HAPROXY": "{}"}
-    operators = {"PATH": "/bin", "HAPROXY_PORT": "80", "MULTIBINDER_SOCK": "/x"}
-    assert without_haproxys_variables({**haproxys, **ours, **operators}) == operators
+    ours = {"MULTIBINDER_HAPROXY": "{}", "MULTIBINDER_PYTHON": "/p", "MULTIBINDER_PROGRAM": "/h"}
+    theirs = {"PATH": "/bin", "HAPROXY_PORT": "80", "MULTIBINDER_SOCK": "/x"}
+    assert operators({**haproxys, **ours, **theirs}) == theirs

@@ -24,6 +24,7 @@ ARROWS = {
     "multibinder.cli": ["multibinder"],
     "multibinder.__main__": ["multibinder.cli"],
     "multibinder_haproxy": ["multibinder.launch", "multibinder.wire", "multibinder.kernel"],
+    "multibinder_haproxy.reexec": [],
 }
 
 #: The rooms whose modules have at most 300 lines.

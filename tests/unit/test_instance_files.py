@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
 import os
 import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from multibinder_haproxy.config.model import Config
-from multibinder_haproxy.entry import _read_invocation
 from multibinder_haproxy.instance import Instance
-from multibinder_haproxy.invocation import Invocation
+from multibinder_haproxy.invocation import LAUNCHER, Invocation
 from multibinder_haproxy.records import Loaded
+from multibinder_haproxy.reexec.files import write_configuration
 
 from multibinder.launch.errors import LaunchError, NoSuchInstance, NotTrusted
 from multibinder.launch.owner import Owner, other_owner
@@ -52,10 +55,20 @@ def invocation_of(instance: Instance) -> Invocation:
 def fill(instance: Instance) -> None:
     instance.create()
     config = Config({"web.cfg": "global\n", "conf.d/a.cfg": "# a\n"}, [])
-    instance.write_config(config.fill({}), ["conf.d"])
+    write_configuration(instance.directory, config.fill({}), ["conf.d"])
     instance.write_loaded(Loaded(1, 0.0, config, 1))
     instance.write_last_good(config)
-    instance.write_invocation(invocation_of(instance))
+    instance.write_record("instance.json", invocation_of(instance))
+
+
+def launcher() -> Any:
+    """Load the file that HAProxy's master executes as a module."""
+    spec = importlib.util.spec_from_loader("launcher", importlib.machinery.SourceFileLoader("launcher", LAUNCHER))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def mode(path: Path) -> int:
@@ -78,7 +91,7 @@ def test_files_and_directories_are_private_under_any_umask(run_dir: Path, no_uma
 def test_a_reader_sees_either_the_whole_old_file_or_the_whole_new_one(instance: Instance) -> None:
     instance.create()
     texts = {letter * 1_000_000 for letter in "ab"}
-    instance.write_config({"web.cfg": b"a" * 1_000_000}, [])
+    write_configuration(instance.directory, {"web.cfg": b"a" * 1_000_000}, [])
     wrong: list[int] = []
     done = threading.Event()
 
@@ -92,7 +105,7 @@ def test_a_reader_sees_either_the_whole_old_file_or_the_whole_new_one(instance: 
     reader.start()
     for _ in range(50):
         for text in texts:
-            instance.write_config({"web.cfg": text.encode()}, [])
+            write_configuration(instance.directory, {"web.cfg": text.encode()}, [])
     done.set()
     reader.join()
     assert wrong == []
@@ -112,7 +125,7 @@ def test_a_planted_file_at_the_path_of_a_draft_is_neither_followed_nor_written_t
         victim.chmod(0o644)
     else:
         draft.symlink_to(victim)
-    instance.write_config({"web.cfg": b"password"}, [])
+    write_configuration(instance.directory, {"web.cfg": b"password"}, [])
     assert victim.read_text() == "precious"
     written = Path(instance.directory, "web.cfg")
     assert (written.read_text(), mode(written)) == ("password", 0o600)
@@ -252,14 +265,15 @@ def test_the_record_that_replaces_a_lost_environment_is_trusted_by_the_same_rule
     fill(instance)
     arguments = ["-Ws", "-f", f"{instance.directory}/web.cfg"]
     record = Path(instance.directory, "instance.json")
-    assert _read_invocation(arguments) == record.read_text()
+    read_invocation = launcher().read_invocation
+    assert read_invocation(arguments) == msgspec.json.decode(record.read_bytes())
     real = record.rename(record.with_suffix(".real"))
     record.symlink_to(real)
-    assert _read_invocation(arguments) is None
+    assert read_invocation(arguments) == {}
     record.unlink()
     real.rename(record)
     give_away(record)
-    assert _read_invocation(arguments) is None
+    assert read_invocation(arguments) == {}
 
 
 #: Each record as version 0.1.0 wrote it.
@@ -308,7 +322,7 @@ def test_the_records_of_version_0_1_0_are_read_and_written_as_it_did(instance: I
     invocation = instance.read_invocation()
     assert (invocation.templates[0].target, invocation.fds) == ("web.cfg", {"127.0.0.1:80": 3})
     assert [file.path for file in loaded.config.sources.files] == ["/etc/haproxy/web.cfg.j2"]
-    instance.write_invocation(invocation)
+    instance.write_record("instance.json", invocation)
     instance.write_loaded(loaded)
     instance.write_report(report)
     for name in ("instance.json", "loaded.json", "last-reload.json"):

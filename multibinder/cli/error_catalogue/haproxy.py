@@ -6,9 +6,8 @@ from multibinder.cli.error_catalogue.entry import Section, entry
 
 HAPROXY = Section(
     "multibinder-haproxy",
-    "Exit codes: 1 failed, 2 wrong usage, 3 HAProxy is not running, 4 no such instance, 5 HAProxy runs, but its "
-    "master does not answer. A reload that is refused changes nothing; after one that failed, the message says who "
-    "serves.",
+    "Exit codes: 1 failed, 2 wrong usage, 3 HAProxy is not running, 4 no such instance. After a failed reload the "
+    "old worker serves as before.",
     (
         entry(
             "…:…: Ruby is not run here",
@@ -146,8 +145,18 @@ HAPROXY = Section(
         ),
         entry(
             "… (waited … s)",
+            "the binder at … ended the connection: …",
+            "the binder at … does not read",
+            "the binder at … did not answer in time",
+            "the binder at … ended before it knew that its listeners had come",
             cause="the binder was not there when HAProxy was to be started, nor within `--wait`",
             remedy="start the binder; the first part of the message is in the first table",
+        ),
+        entry(
+            "the binder at … sent …",
+            "the socket at … is no binder's: it answered …",
+            cause="MULTIBINDER_SOCK names another program's socket; or this process may not open enough files",
+            remedy="as the message says",
         ),
         entry(
             "HAProxy must run in master-worker mode",
@@ -185,21 +194,12 @@ HAPROXY = Section(
             remedy="`multibinder-haproxy status` lists all; run as root or as HAProxy's user",
         ),
         entry(
-            "HAProxy does not run: its master does not answer at …: …",
-            cause="HAProxy does not run",
-            remedy="its log says why it ended; start it again",
-        ),
-        entry(
-            "… runs, but does not answer at …: …",
-            cause="HAProxy's master runs, and its workers may serve as ever, but it does not answer on its CLI (exit "
-            "code 5). The CLI takes ten connections at once: monitoring that never closes one fills it",
-            remedy="`ss -xp` shows who is connected to the socket, HAProxy's log what it is doing. SIGUSR2 to the "
-            "master reloads, and SIGUSR1 stops, without its CLI",
-        ),
-        entry(
+            "HAProxy's master … did not answer",
+            "HAProxy's master does not answer",
+            "HAProxy's master at … gave no list of processes",
             "cannot read the environment of HAProxy's master",
-            cause="HAProxy has ended, or may not be looked into: its program file has capabilities",
-            remedy="run the command as root",
+            cause="HAProxy does not run, or its master hangs or is loading",
+            remedy="look at its log; start it again",
         ),
         entry(
             "no new worker answered within … s",
@@ -268,19 +268,16 @@ HAPROXY = Section(
             fragment="HAProxy binds by itself",
         ),
         entry(
-            "cannot ask the binder what else we own",
-            cause="a warning at a start: the binder did not answer; ports that are no longer bound may stay open",
-            remedy="nothing: the next reload closes them; `multibinder list` shows them",
-        ),
-        entry(
-            "cannot watch this reload",
-            cause="after a reload by signal, the process that waits for its end could not be started",
+            "this load is not watched: …",
+            "cannot lock …/master.lock: …",
+            cause="the process that waits for the end of a load could not be started; or the lock by which a second "
+            "`run` sees the first could not be taken",
             remedy="`multibinder-haproxy reload NAME`",
         ),
         entry(
             "cannot execute …: …; is the haproxy package installed?",
             cause="HAProxy's program is gone or cannot be executed",
-            remedy="install it; the old workers lost their master, so restart the service",
+            remedy="install it, and start the service",
         ),
     ),
 )

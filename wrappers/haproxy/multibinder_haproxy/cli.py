@@ -9,14 +9,14 @@ from typing import Any, NoReturn
 import click
 
 from multibinder import SOCKET_VARIABLE, MultibinderError, __version__
-from multibinder.launch.errors import LaunchError, NoSuchInstance, NotAnswering, NotRunning, UsageError
+from multibinder.launch.errors import LaunchError, NoSuchInstance, NotRunning, UsageError
 from multibinder.launch.instance_files import known_instances
 from multibinder_haproxy import reload, settle, start, stop
 from multibinder_haproxy.as_owner import RUNTIME_DIR_VARIABLE, run_as_owner, status_by_owner, wrapper_path
 from multibinder_haproxy.check import check_reload, check_start
 from multibinder_haproxy.config.renderer import Renderer
 from multibinder_haproxy.config.variables import read_variables
-from multibinder_haproxy.instance import PROGRAM, Instance, default_runtime_directory
+from multibinder_haproxy.instance import PROGRAM, Instance
 from multibinder_haproxy.invocation import Invocation, RunOptions
 from multibinder_haproxy.output import (
     print_checked,
@@ -29,15 +29,16 @@ from multibinder_haproxy.output import (
     say_json,
     warn,
 )
+from multibinder_haproxy.reexec.unchanged_start import default_runtime_directory
 from multibinder_haproxy.reload_all import reload_all
-from multibinder_haproxy.status import exit_code_of
 
 EXIT_CODES = """
 \b
 Exit codes: 0 done, 1 failed (the message says why), 2 wrong usage,
-3 HAProxy is not running, 4 no such instance, 5 HAProxy runs, but its master does not answer.
+3 HAProxy is not running, 4 no such instance.
 """
-_CODES = {UsageError: 2, NotRunning: 3, NoSuchInstance: 4, NotAnswering: 5}
+_CODES = {UsageError: 2, NotRunning: 3, NoSuchInstance: 4}
+_STATUS_CODES = {"running": 0, "degraded": 1, "stopped": 3}
 
 _runtime_dir = click.option(
     "--runtime-dir",
@@ -127,7 +128,7 @@ def run_command(name: str, runtime_dir: str, **options: Any) -> None:
     Example:
       multibinder-haproxy run --name web -- /usr/sbin/haproxy -Ws -f /etc/haproxy/web.cfg.j2
     """
-    start.run(_plan(Instance(runtime_dir, name), **options))
+    start.run(_plan(Instance(runtime_dir, name), run_arguments=sys.argv[1:], **options))
 
 
 @multibinder_haproxy.command(
@@ -238,7 +239,7 @@ def status_command(name: str | None, runtime_dir: str, as_json: bool) -> None:
         say(f"No instances in {runtime_dir}.", err=True)
     for status in () if as_json else statuses:
         print_status(status)
-    sys.exit(max([int(failed), *(exit_code_of(status) for status in statuses)]))
+    sys.exit(max([int(failed), *(_STATUS_CODES[status.state] for status in statuses)]))
 
 
 @multibinder_haproxy.command("stop", short_help="Stop HAProxy gracefully, then close its ports.", epilog=EXIT_CODES)
@@ -263,9 +264,10 @@ def stop_command(name: str, runtime_dir: str, timeout: float, keep_listeners: bo
 @_name
 @_runtime_dir
 @_timeout
-def settle_command(name: str, runtime_dir: str, timeout: float) -> None:
-    """Wait for the end of a reload by signal, then release what is no longer bound."""
-    settle.settle(Instance(runtime_dir, name), timeout)
+@click.option("--lock-fd", type=int, help="The instance's lock, which this process inherits.")
+def settle_command(name: str, runtime_dir: str, timeout: float, lock_fd: int | None) -> None:
+    """Wait for the end of a load, then make the records and the binder's listeners agree with it."""
+    settle.settle(Instance(runtime_dir, name), timeout, lock_fd)
 
 
 def main() -> NoReturn:
@@ -282,7 +284,7 @@ def main() -> NoReturn:
 
 
 def _plan(instance: Instance, **options: Any) -> Invocation:
-    return Invocation.plan(instance.name, instance.directory, RunOptions(wrapper=wrapper_path(), **options))
+    return Invocation.plan(instance.name, instance.directory, RunOptions(command_path=wrapper_path(), **options))
 
 
 def _leave_to_its_owner(instance: Instance, *arguments: str, timeout_s: float = 0) -> None:

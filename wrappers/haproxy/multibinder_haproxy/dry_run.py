@@ -17,7 +17,8 @@ import msgspec
 from multibinder_haproxy.arguments import Argument, for_check, join, parse
 from multibinder_haproxy.descriptors import Inherited
 from multibinder_haproxy.errors import ConfigRefused
-from multibinder_haproxy.invocation import Invocation, without_haproxys_variables
+from multibinder_haproxy.invocation import Invocation
+from multibinder_haproxy.reexec.environment import operators
 
 #: Thousands of certificates take minutes to load. Without a limit, a check that hangs would never report it.
 _TIMEOUT_S = 600
@@ -94,7 +95,7 @@ class DryRun(msgspec.Struct, frozen=True):
             try:
                 finished = subprocess.run(  # noqa: S603
                     [program, *join(self._arguments(in_memory))],
-                    env=without_haproxys_variables(self.environment),
+                    env=operators(self.environment),
                     cwd=self.directory,
                     pass_fds=[*listeners, *in_memory.values(), *self.inherited.numbers],
                     preexec_fn=self.inherited.put_in_place,

@@ -7,7 +7,8 @@
     ├── ConfigRefused     HAProxy refuses a configuration
     ├── BindRefused       the binder does not grant what a configuration binds
     │   └── BinderAway    the binder does not answer
-    └── ReloadFailed      HAProxy did not load the new configuration
+    ├── ReloadFailed      HAProxy did not load the new configuration
+    └── FellBack          HAProxy got the last good configuration
 """
 
 from __future__ import annotations
@@ -38,4 +39,12 @@ class BinderAway(BindRefused):
 
 
 class ReloadFailed(LaunchError):
-    """HAProxy did not load the new configuration."""
+    """HAProxy did not load the new configuration. The old worker serves as before."""
+
+
+class FellBack(LaunchError):
+    """HAProxy got the last good configuration; the message is the reason, and ``phase`` that of the failure."""
+
+    def __init__(self, reason: str, phase: str) -> None:
+        super().__init__(reason)
+        self.phase = phase

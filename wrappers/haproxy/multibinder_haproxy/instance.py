@@ -13,28 +13,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from collections.abc import Mapping
 
-from multibinder.kernel.process import start_ticks_of
-from multibinder.launch import instance_files, records
 from multibinder.launch.instance_files import InstanceFiles
 from multibinder.launch.log import InstanceLog
 from multibinder.launch.summary import LoadedConfiguration, SummaryWriter
 from multibinder.wire.instance_summary import SourceDirectory, SourceFile
 from multibinder_haproxy.config.model import Config
-from multibinder_haproxy.invocation import LAST_GOOD_FILE, LAST_RELOAD_FILE, LOADED_FILE, Invocation
-from multibinder_haproxy.master import Master
+from multibinder_haproxy.invocation import LAST_RELOAD_FILE, Invocation
 from multibinder_haproxy.records import LastGood, Loaded, ReloadReport
-from multibinder_haproxy.reexec import processes
+from multibinder_haproxy.reexec.load import LAST_GOOD_FILE, LOADED_FILE
 
 PROGRAM = "multibinder-haproxy"
-
-
-def default_runtime_directory() -> str:
-    return instance_files.default_runtime_directory(PROGRAM)
 
 
 class Instance(InstanceFiles):
@@ -53,18 +44,6 @@ class Instance(InstanceFiles):
         """Read the record of how the instance was started. Raises NoSuchInstance, NotTrusted."""
         return self.read_invocation_as(Invocation)
 
-    def master(self) -> Master:
-        """Return the CLI of HAProxy's master. Raises NoSuchInstance, NotTrusted."""
-        return Master(self.read_invocation().master_socket, self.master_pid)
-
-    def master_pid(self) -> int | None:
-        """Return the PID of HAProxy's master; None if there is none."""
-        if (pid := processes.master_of(self.directory)) is not None:
-            return pid
-        # A master that version 0.1 started has no lock. Its name on the command line may not be found either.
-        recorded = self.summary.read_or_new().master
-        return recorded.pid if recorded and recorded.start_ticks == start_ticks_of(recorded.pid) != 0 else None
-
     def read_loaded(self) -> Loaded | None:
         return self.read_record(LOADED_FILE, Loaded)
 
@@ -74,9 +53,6 @@ class Instance(InstanceFiles):
     def read_report(self) -> ReloadReport | None:
         return self.read_record(LAST_RELOAD_FILE, ReloadReport)
 
-    def write_invocation(self, invocation: Invocation) -> None:
-        self.write_record(instance_files.INVOCATION_FILE, invocation)
-
     def write_loaded(self, loaded: Loaded) -> None:
         self.write_record(LOADED_FILE, loaded)
 
@@ -85,18 +61,6 @@ class Instance(InstanceFiles):
 
     def write_report(self, report: ReloadReport) -> None:
         self.write_record(LAST_RELOAD_FILE, report)
-
-    def write_config(self, files: Mapping[str, bytes], directories: list[str]) -> None:
-        """Write the rendered files, and remove all others from the rendered ``directories``, which HAProxy reads."""
-        for target, content in files.items():
-            records.write_file(self.path(target), content)
-        for directory in directories:
-            path = self.path(directory)
-            with contextlib.suppress(FileNotFoundError):
-                for name in os.listdir(path):
-                    if os.path.join(directory, name) not in files:
-                        os.unlink(os.path.join(path, name))
-            records.make_private_directory(path)
 
     def _loaded_for_summary(self) -> LoadedConfiguration | None:
         loaded = self.read_loaded()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,11 +27,16 @@ from multibinder_haproxy.config.template_files import (
     without_suffix,
 )
 from multibinder_haproxy.config.variables import read_variables
+from multibinder_haproxy.reexec.environment import FILE_NAME as ENVIRONMENT_FILE
+from multibinder_haproxy.reexec.environment import operators
+from multibinder_haproxy.reexec.load import LAST_GOOD_FILE, LOADED_FILE, PREPARED_FILE
+from multibinder_haproxy.reexec.processes import MASTER_LOCK_FILE
 from multibinder_haproxy.reexec.slots import decode
+from multibinder_haproxy.reexec.unchanged_start import option_variables
 
-#: The environment variable in which an Invocation travels from ``run`` to each re-exec.
-VARIABLE = "MULTIBINDER_HAPROXY"
-LOADED_FILE, LAST_GOOD_FILE, LAST_RELOAD_FILE = "loaded.json", "last-good.json", "last-reload.json"
+#: The file that HAProxy's master executes to reload.
+LAUNCHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "reexec", "haproxy")
+LAST_RELOAD_FILE, CONDEMNED_FILE = "last-reload.json", "condemned.json"
 COMPILED_FILE = "compiled-templates"
 _MASTER_SOCKET = "master.sock"
 #: Our own files in an instance's directory: no rendered file may have such a name.
@@ -42,6 +47,11 @@ _OUR_FILES = frozenset(
         LAST_GOOD_FILE,
         LAST_RELOAD_FILE,
         COMPILED_FILE,
+        CONDEMNED_FILE,
+        PREPARED_FILE,
+        MASTER_LOCK_FILE,
+        ENVIRONMENT_FILE,
+        "exit",
         instance_summary.FILE_NAME,
         LOCK_FILE,
         _MASTER_SOCKET,
@@ -49,27 +59,26 @@ _OUR_FILES = frozenset(
 )
 #: sizeof(sun_path) less NUL, and less what HAProxy appends while it binds (".<pid>.tmp", sock_unix.c).
 _SOCKET_PATH_BYTES = 107 - len(".4194304.tmp")
-#: The variables that HAProxy sets: configuration.txt 2.3, "Environment variables", and the master's (mworker.c,
-#: haproxy.c).
-_SET_BY_HAPROXY = re.compile(
-    r"HAPROXY_(MWORKER\w*|PROCESSES|STARTUP\w*|CFGFILES|LOCALPEER|BRANCH|(MASTER_)?CLI|\w+_LOG_FMT|LOAD_SUCCESS)"
-)
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The options of ``run``, which every reload uses too.
 
-    ``command`` is HAProxy's command line. ``wrapper`` is the path by which HAProxy's master executes the wrapper again.
-    ``socket`` is the binder's control socket; None if there is no binder. ``wait`` is in seconds.
+    ``command`` is HAProxy's command line. ``command_path`` is the path of ``multibinder-haproxy``. ``socket`` is the
+    binder's control socket; None if there is no binder. ``wait`` is in seconds. ``run_arguments`` are the words of the
+    command line of ``run``, with which an unchanged start recognizes itself.
     """
 
     command: Sequence[str]
-    wrapper: str
+    command_path: str
     socket: str | None = None
     variables: Sequence[str] = ()
     strict: bool = False
     wait: float = 10.0
     sandbox: bool = False
+    keep_listeners: bool = False
+    state_dir: str | None = None
+    run_arguments: Sequence[str] = ()
 
 
 class TemplateArgument(msgspec.Struct, frozen=True):
@@ -84,7 +93,12 @@ class Invocation(msgspec.Struct, frozen=True):
     """The record of how an instance was started.
 
     ``arguments`` are those that HAProxy gets, ``cwd`` is the directory in which it was started. ``fds`` has the
-    descriptors of the listeners by slot key. ``binder`` is the control socket; None if there is no binder.
+    descriptors of the listeners by slot key. ``binder`` is the control socket; None if there is no binder. ``wrapper``
+    is argv[0], the program that HAProxy's master executes to reload; ``command_path`` is ``multibinder-haproxy``, and
+    ``python`` the interpreter of both. ``lock_descriptor`` is that of ``master.lock`` (reexec/processes.py). With
+    ``keep_listeners`` the listeners of a start that failed stay open. ``state_directory`` is where the last good
+    configuration survives a reboot; None for the runtime directory. ``run_arguments`` and ``run_variables`` are the
+    command line of ``run`` and the variables that stand for options.
 
     After an upgrade this version reads the record of an earlier one: an added field needs a default.
     """
@@ -102,6 +116,13 @@ class Invocation(msgspec.Struct, frozen=True):
     cwd: str
     fds: dict[str, int] = {}
     sandbox: bool = False
+    command_path: str = ""
+    python: str = ""
+    lock_descriptor: int = -1
+    keep_listeners: bool = False
+    state_directory: str | None = None
+    run_arguments: Sequence[str] = ()
+    run_variables: dict[str, str] = {}
 
     @classmethod
     def plan(cls, name: str, directory: str, options: RunOptions) -> Invocation:
@@ -129,7 +150,7 @@ class Invocation(msgspec.Struct, frozen=True):
             haproxy=haproxy,
             directory=directory,
             name=name,
-            wrapper=options.wrapper,
+            wrapper=LAUNCHER,
             arguments=join(planned),
             templates=templates,
             variables=[os.path.abspath(path) for path in options.variables],
@@ -138,6 +159,12 @@ class Invocation(msgspec.Struct, frozen=True):
             wait_s=options.wait,
             cwd=cwd,
             sandbox=options.sandbox,
+            command_path=options.command_path,
+            python=sys.executable,
+            keep_listeners=options.keep_listeners,
+            state_directory=os.path.abspath(options.state_dir) if options.state_dir else None,
+            run_arguments=list(options.run_arguments),
+            run_variables=option_variables(os.environ),
         )
 
     @property
@@ -150,11 +177,6 @@ class Invocation(msgspec.Struct, frozen=True):
         path = master_socket(parse(self.arguments))
         assert path is not None  # noqa: S101 (plan() sees to it)
         return path
-
-    @property
-    def command(self) -> list[str]:
-        """Return HAProxy's argv. Its argv[0] names the wrapper, because HAProxy's master executes that to reload."""
-        return [self.wrapper, *self.arguments]
 
     @property
     def rendered_directories(self) -> list[str]:
@@ -176,11 +198,10 @@ class Invocation(msgspec.Struct, frozen=True):
                 files += [(path, os.path.join(template.target, target)) for path, target in found]
             else:
                 files.append((template.path, template.target))
-        environment = without_haproxys_variables(environment)
         config = Renderer(
             self.name,
             variables,
-            environment,
+            operators(environment),
             recorder,
             sandbox=self.sandbox,
             compiled=os.path.join(self.directory, COMPILED_FILE),
@@ -223,18 +244,6 @@ class Invocation(msgspec.Struct, frozen=True):
                 continue
             for file in recorder.record_directory(path, [CONFIG_SUFFIX]) if os.path.isdir(path) else [path]:
                 refuse_misplaced_calls(file, decode(recorder.record_file(file))[0])
-
-    def with_fds(self, fds: Mapping[str, int]) -> Invocation:
-        return msgspec.structs.replace(self, fds=dict(fds))
-
-
-def without_haproxys_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the operator's environment, without the variables that HAProxy and we added.
-
-    A template must not see more at a reload than it saw at the start, and ``haproxy -c`` with the master's
-    HAPROXY_MWORKER_WAIT_ONLY would read no configuration at all.
-    """
-    return {key: value for key, value in environment.items() if key != VARIABLE and not _SET_BY_HAPROXY.fullmatch(key)}
 
 
 def _own_master_socket(directory: str) -> str:

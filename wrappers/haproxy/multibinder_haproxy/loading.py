@@ -1,24 +1,21 @@
-"""Steps that a start and a re-exec share: warn, write the files that HAProxy reads, and become HAProxy."""
+"""Steps of a load for which our whole package is there: warn, give HAProxy a configuration, and become HAProxy."""
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 import msgspec
 
 from multibinder.launch.errors import LaunchError
+from multibinder.launch.records import cannot_write
 from multibinder_haproxy.config.model import Config
-from multibinder_haproxy.haproxy_exec import exec_haproxy
+from multibinder_haproxy.errors import BinderAway, BindRefused
 from multibinder_haproxy.instance import Instance
-from multibinder_haproxy.invocation import VARIABLE, Invocation
-from multibinder_haproxy.records import Loaded
-from multibinder_haproxy.reexec import mss
+from multibinder_haproxy.invocation import Invocation
+from multibinder_haproxy.reexec import load
+from multibinder_haproxy.reexec.errors import Away, LoadFailed, Refused
 
-#: execve(2): one string of the environment has at most 32 pages (MAX_ARG_STRLEN).
-_VARIABLE_BYTES = 32 * 4096 - len(VARIABLE) - 2
 _NO_BINDER = (
     "MULTIBINDER_SOCK is not set: HAProxy binds by itself, and A RESTART WILL REFUSE CONNECTIONS; start "
     "'multibinder serve' and set MULTIBINDER_SOCK to its socket"
@@ -41,38 +38,40 @@ def warn(instance: Instance, warnings: Sequence[str]) -> None:
         instance.log.write("warning", warning)
 
 
-def report_fallback(instance: Instance, reason: str) -> None:
-    """Tell the log and systemd that HAProxy gets the last good configuration."""
-    instance.log.write("error", f"{reason}\nNOT the current configuration: HAProxy runs with the last good one")
-    instance.log.set_status(f"Running with the LAST GOOD configuration: {reason.splitlines()[0]}")
+def give(invocation: Invocation, config: Config, fallback: LaunchError | None) -> Invocation:
+    """Get the listeners of a configuration, and write the files that HAProxy reads, for a start in this process.
 
-
-def next_generation(before: Loaded | None) -> int:
-    return before.generation + 1 if before else 1
-
-
-def write_files(instance: Instance, invocation: Invocation, loaded: Loaded, fds: Mapping[str, int]) -> Invocation:
-    """Write the files that HAProxy reads, and the records. Return the invocation with ``fds``, by slot key.
-
-    Raises LaunchError.
+    ``fallback`` says why this is the last good configuration. Waits for the binder as long as the invocation says.
+    Return the invocation with the descriptors. Raises BinderAway, BindRefused, LaunchError.
     """
-    invocation = invocation.with_fds(fds)
-    size = len(msgspec.json.encode(invocation))
-    if size > _VARIABLE_BYTES:
-        raise LaunchError(
-            f"{len(fds)} binds are too many for one instance: their record has {size} bytes and the environment takes "
-            f"{_VARIABLE_BYTES} (execve(2)); split the configuration into several instances"
+    record = msgspec.to_builtins(invocation)
+    try:
+        after = load.give(
+            record,
+            msgspec.to_builtins(config),
+            str(fallback) if fallback else None,
+            [],
+            invocation.wait_s,
+            phase=fallback.phase if fallback else "load",
         )
-    files = loaded.config.fill(fds) if invocation.binder else loaded.config.plain()
-    instance.write_config(files, invocation.rendered_directories)
-    instance.write_loaded(loaded)
-    instance.write_invocation(invocation)
-    mss.take_off(files.values(), fds.values())
-    return invocation
+    except Away as error:
+        raise BinderAway(str(error)) from error
+    except Refused as error:
+        raise BindRefused(str(error)) from error
+    except LoadFailed as error:
+        raise LaunchError(str(error)) from error
+    except OSError as error:
+        raise cannot_write(error.filename or invocation.directory, error) from error
+    return msgspec.convert(after, Invocation)
 
 
-def become_haproxy(invocation: Invocation, command: list[str]) -> NoReturn:
-    """Execute HAProxy in this process, with the invocation in its environment. ``command`` is its argv."""
-    os.environ[VARIABLE] = msgspec.json.encode(invocation).decode()
-    sys.stderr.flush()
-    exec_haproxy(invocation.haproxy, command)
+def become_haproxy(invocation: Invocation, lock: int) -> NoReturn:
+    """Execute HAProxy in this process. The instance's lock, which the caller holds, passes to ``settle``.
+
+    Raises LaunchError if HAProxy cannot be executed.
+    """
+    try:
+        load.start(msgspec.to_builtins(invocation), lock)
+    except LoadFailed as error:
+        raise LaunchError(str(error)) from error
+    raise AssertionError("execve(2) returned")

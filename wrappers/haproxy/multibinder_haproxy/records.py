@@ -44,6 +44,10 @@ class Loaded(msgspec.Struct, frozen=True):
     identity: Identity | None = None
     came_up: bool = False
     unused: list[UnusedBind] = []
+    #: How far the load got before it fell back (LaunchError.phase).
+    fallback_phase: str = "load"
+    #: The files of HAProxy and of this package that the load was checked with (reexec/unchanged.py).
+    installed: list[list[Any]] = []
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -81,9 +85,6 @@ class ReloadReport(msgspec.Struct, frozen=True):
 
     ``started_s`` is on CLOCK_BOOTTIME, which all processes share and which is never set back. ``at`` is in seconds
     since the epoch.
-
-    ``serving`` are the workers that answered after a load that failed; None if that cannot be told. ``clients_wait``:
-    if there is none, clients wait in the queues of the listeners. Otherwise they are refused.
     """
 
     ok: bool
@@ -99,8 +100,6 @@ class ReloadReport(msgspec.Struct, frozen=True):
     old_workers: list[int] = []
     new_workers: list[int] = []
     warnings: list[str] = []
-    serving: list[int] | None = None
-    clients_wait: bool = False
 
     @classmethod
     def begin(cls) -> ReloadReport:

@@ -5,36 +5,46 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Collection
-from typing import Any
 
 import msgspec
 
 from multibinder import MultibinderError
 from multibinder.kernel.process import is_alive
-from multibinder.launch.errors import Unreachable
+from multibinder.launch.errors import NotRunning
 from multibinder_haproxy import sockets
 from multibinder_haproxy.config.model import Config
-from multibinder_haproxy.errors import ReloadFailed
+from multibinder_haproxy.errors import FellBack, ReloadFailed
 from multibinder_haproxy.instance import Instance
 from multibinder_haproxy.master import Master, Processes
-from multibinder_haproxy.records import ReloadReport
+from multibinder_haproxy.records import Loaded, ReloadReport
 
 #: While the master re-executes itself, it does not answer on its CLI for up to this time.
 _MASTER_AWAY_S = 2.0
 
 
-def settle(instance: Instance, timeout_s: float) -> None:
-    """Settle a load for which no ``reload`` command waits: HAProxy was told by a signal, or on its CLI.
+def settle(instance: Instance, timeout_s: float, lock: int | None = None) -> None:
+    """Settle a load for which no ``reload`` command waits: a start, a signal, or a reload on HAProxy's CLI.
 
-    Does nothing if the load is settled already. Raises LaunchError.
+    ``lock`` is the descriptor of the instance's lock, if this process inherited it. Does nothing if the load is settled
+    already. Raises LaunchError.
     """
     instance.check_known()
-    with instance.locked(timeout_s):
+    with contextlib.nullcontext() if lock is not None else instance.locked(timeout_s):
         loaded = instance.read_loaded()
         if loaded is None or loaded.settled:
             return
-        load = Load(instance, instance.master(), ReloadReport.begin())
+        summarize_begin(instance, loaded)
+        load = Load(instance, Master(instance.read_invocation().master_socket), ReloadReport.begin())
         instance.write_report(load.conclude(loaded.master, loaded.old_workers, timeout_s))
+
+
+def summarize_begin(instance: Instance, loaded: Loaded) -> None:
+    """Note in the summary that HAProxy was given a configuration. The re-exec and an unchanged start leave it to us."""
+    failure = FellBack(loaded.fallback, loaded.fallback_phase) if loaded.fallback else None
+    if loaded.old_workers:
+        instance.summary.reload_began(loaded.master, loaded.old_workers, failure)
+    else:
+        instance.summary.started(loaded.master, failure)
 
 
 class Load:
@@ -57,9 +67,9 @@ class Load:
             )
         except ReloadFailed as error:
             return self.fail(error)
-        except Unreachable as error:
+        except NotRunning as error:
             summary.reload_unseen(error)
-            return self._draft.ended(message=f"HAProxy's master is gone: {error}", **self._who_serves())
+            return self._draft.ended(message=f"HAProxy's master is gone: {error}")
         except TimeoutError as error:
             # The worker may still come up, and needs the listeners that it binds.
             summary.reload_unseen(error)
@@ -80,7 +90,7 @@ class Load:
         if loaded is not None and good is not None:
             _, problem = self._release_others(good.config)
             self._instance.write_loaded(msgspec.structs.replace(loaded, settled=not problem))
-        return self._draft.ended(message=str(error), **self._who_serves())
+        return self._draft.ended(message=str(error))
 
     def _succeed(self, new_workers: list[int]) -> ReloadReport:
         loaded = self._instance.read_loaded()
@@ -92,7 +102,7 @@ class Load:
         if loaded.fallback is None:
             self._instance.write_last_good(loaded.config)
         others, problem = self._release_others(loaded.config)
-        self._instance.write_loaded(msgspec.structs.replace(loaded, settled=not problem))
+        self._instance.write_loaded(msgspec.structs.replace(loaded, settled=not problem, came_up=True))
         fallback = f"{loaded.fallback}\nHAProxy runs with the last good configuration" if loaded.fallback else ""
         return self._draft.ended(
             ok=loaded.fallback is None,
@@ -105,18 +115,11 @@ class Load:
             new_workers=new_workers,
         )
 
-    def _who_serves(self) -> dict[str, Any]:
-        """Return the fields of the report that say who serves after a load that failed."""
-        return {
-            "serving": self._master.answering_workers(),
-            "clients_wait": self._instance.read_invocation().binder is not None,
-        }
-
     def _processes(self) -> Processes | None:
         """Ask until the master answers: HAProxy 2.6 re-executes itself once more. None after ``_MASTER_AWAY_S``."""
         deadline = time.monotonic() + _MASTER_AWAY_S
         while time.monotonic() < deadline:
-            with contextlib.suppress(Unreachable):
+            with contextlib.suppress(NotRunning):
                 return self._master.processes()
             time.sleep(0.02)
         return None

@@ -8,7 +8,8 @@ import os
 import socket
 import time
 
-from multibinder_haproxy.reexec.slots import address_of, key_of
+from multibinder_haproxy.reexec.errors import Away, Refused
+from multibinder_haproxy.reexec.slots import address_of, key_of, slot_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,14 +26,6 @@ _AGAIN_S = 0.05
 #: master assumes a maxconn of 100 for itself, and exits if a descriptor that it opens is above 214 (measured on 2.6.12;
 #: 235 on 3.2), so these numbers are left to it.
 _MASTERS_OWN = range(100, 200)
-
-
-class Refused(Exception):
-    """The binder answered, and granted nothing. The message is for the operator."""
-
-
-class Away(Exception):
-    """The binder does not answer. The message is for the operator."""
 
 
 def obtain(
@@ -58,10 +51,9 @@ def obtain(
     return {key_of(slot): _place(fd) for slot, fd in zip(slots, descriptors, strict=True)}, warnings
 
 
-def still_listening(descriptors: "Mapping[str, int]", slots: "Iterable[Slot]") -> "dict[str, int]":
-    """Return the descriptors whose socket is the listener of its slot. The others may be other files by now."""
-    by_key = {key_of(slot): slot for slot in slots}
-    return {key: fd for key, fd in descriptors.items() if key in by_key and is_listener(fd, by_key[key])}
+def still_listening(descriptors: "Mapping[str, int]") -> "dict[str, int]":
+    """Return those descriptors, by slot key, that are the listener of their key. Others may be other files by now."""
+    return {key: fd for key, fd in descriptors.items() if is_listener(fd, slot_of(key))}
 
 
 def close(descriptors: "Iterable[int]") -> None:

@@ -7,6 +7,7 @@ import stat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -39,7 +40,8 @@ def write_record(path: str, record: object) -> None:
 
 def replace(path: str, content: bytes) -> None:
     """Replace a private file atomically (rename(2)). Raises OSError."""
-    draft = f"{path}.{os.getpid()}.tmp"
+    directory, name = os.path.split(path)
+    draft = os.path.join(directory, f".{name}.{os.getpid()}.new")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(draft)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -69,3 +71,15 @@ def is_private(directory: str) -> bool:
         if path == "/":
             return True
         path = os.path.dirname(path)
+
+
+def write_configuration(directory: str, texts: "Mapping[str, bytes]", rendered: "Sequence[str]") -> None:
+    """Write the files that HAProxy reads, and remove all others from the ``rendered`` directories. Raises OSError."""
+    for name in rendered:
+        os.makedirs(os.path.join(directory, name), mode=0o700, exist_ok=True)
+    for target, content in texts.items():
+        replace(os.path.join(directory, target), content)
+    for name in rendered:
+        for other in os.listdir(os.path.join(directory, name)):
+            if os.path.join(name, other) not in texts:
+                os.unlink(os.path.join(directory, name, other))

@@ -71,3 +71,9 @@ def plain_files(
 ) -> "dict[str, bytes]":
     """Return the files of a configuration with addresses that HAProxy binds by itself. ``slots`` are by key."""
     return {target: encode(fill_plain(text, slots), target in latin1) for target, text in files.items()}
+
+
+def slot_of(key: str) -> "dict[str, Any]":
+    """Return the address of a slot from its key. Raises ValueError."""
+    host, _, port = key.partition(" ")[0].rpartition(":")
+    return {"host": host.removeprefix("[").removesuffix("]"), "port": int(port)}
