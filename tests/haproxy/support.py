@@ -118,6 +118,8 @@ class Haproxy:
             )
         if ready:
             wait_until(self.is_up, f"{self.name} is up", log=self.log)
+            # The records and the summary agree with HAProxy once 'settle' has seen the worker.
+            wait_until(lambda: self.loaded()["settled"], f"the start of {self.name} is settled", log=self.log)
         return self
 
     def is_up(self) -> bool:
