@@ -19,7 +19,7 @@ from multibinder.binder.owner import Owner, is_privileged
 from multibinder.binder.record_lines import RecordLines, new_journal
 from multibinder.binder.recorded_sockets import RecordedSockets
 from multibinder.binder.records import Record
-from multibinder.binder.recover import recover
+from multibinder.binder.recover import recover, without_gone
 from multibinder.binder.state_file import StateFile
 from multibinder.wire.addresses import Address
 
@@ -97,6 +97,7 @@ class DurableState:
         for listener in self._held().listeners():
             self._missing.pop(listener.cookie, None)
         yield from self._recover(list(self._missing.values()))
+        self._missing = without_gone(self._missing, self._held().listeners())
 
     def recover(self, address: Address, uid: int) -> tuple[Record, socket.socket] | None:
         """Recover the listener of one address that is in use. The caller owns the socket. None if that fails.

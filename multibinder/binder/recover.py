@@ -9,14 +9,18 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from multibinder.binder import events
+from multibinder.binder.listener import Listener
 from multibinder.binder.recorded_sockets import describes
 from multibinder.binder.records import Record
 from multibinder.kernel.descriptors import scan
 from multibinder.kernel.pidfd import duplicate_socket
 from multibinder.wire import kinds
+
+#: A log line names so many addresses.
+_NAMED = 5
 
 
 def recover(records: Iterable[Record]) -> list[tuple[Record, socket.socket]]:
@@ -56,6 +60,24 @@ def recover(records: Iterable[Record]) -> list[tuple[Record, socket.socket]]:
             "CAP_DAC_READ_SEARCH, and no seccomp filter against pidfd_getfd (the drop-in ptrace.conf has all three)",
         )
     return recovered
+
+
+def without_gone(missing: Mapping[int, Record], held: Iterable[Listener]) -> dict[int, Record]:
+    """Return the records of ``missing`` without those whose sockets exist no more, which are logged.
+
+    A record whose address has a listener again is not logged.
+    """
+    inodes, addresses = _existing_inodes(), {str(listener.address) for listener in held}
+    gone = {cookie for cookie, record in missing.items() if record.inode and record.inode not in inodes}
+    if lost := [missing[cookie].address for cookie in gone if missing[cookie].address not in addresses]:
+        events.warning(
+            "not-recovered",
+            count=len(lost),
+            addresses=",".join(sorted(lost)[:_NAMED]) + (",..." if len(lost) > _NAMED else ""),
+            why="neither a keeper nor another process has these listeners of an earlier binder any more; their ports "
+            "are closed until a client binds them",
+        )
+    return {cookie: record for cookie, record in missing.items() if cookie not in gone}
 
 
 def _existing_inodes() -> set[int]:

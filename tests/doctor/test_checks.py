@@ -8,7 +8,18 @@ import msgspec
 import pytest
 
 from multibinder import TcpAddress
-from multibinder.observe.doctor import backlog, control, installation, keeper, limits, losses, mss, orphans, reuseport
+from multibinder.observe.doctor import (
+    backlog,
+    control,
+    installation,
+    keeper,
+    limits,
+    losses,
+    mss,
+    orphans,
+    owners,
+    reuseport,
+)
 from multibinder.observe.doctor.checks import diagnose
 from multibinder.observe.doctor.facts import (
     Binder,
@@ -272,6 +283,30 @@ def test_a_sticky_directory_further_up_is_no_problem() -> None:
 )
 def test_a_missing_or_full_keeper_of_the_sockets_is_reported(found: Keeper, level: str | None) -> None:
     assert [finding.level for finding in keeper.keeper(facts(keeper=found))] == [level] * bool(level)
+
+
+def test_listeners_that_the_keeper_does_not_have_are_reported() -> None:
+    held = tuple(changed(LISTENER, address=f"192.0.2.{n}:80", kept=n > 6) for n in range(8))
+    found = one(keeper.unkept(facts(binder=Binder(1000, "1.0", held))))
+    assert (found.level, found.what) == ("warning", "7 of 8 listeners are not kept")
+    assert found.where == "192.0.2.0:80, 192.0.2.1:80, 192.0.2.2:80, 192.0.2.3:80, 192.0.2.4:80 and 2 more"
+    by_systemd = Keeper("systemd", "multibinder.service", 100, 1)
+    assert one(keeper.unkept(facts(held=held[0], keeper=by_systemd))).remedy.startswith("systemctl edit multibinder")
+    for nothing in (
+        facts(held=changed(LISTENER, kept=True)),
+        facts(),  # a binder that does not say
+        facts(held=held[0], keeper=Keeper("none")),  # another finding says that nothing is kept
+        facts(held=held[0], keeper=Keeper("systemd", "multibinder.service", 0, 0)),
+    ):
+        assert list(keeper.unkept(nothing)) == []
+
+
+def test_a_listener_with_several_owners_is_reported_unless_one_is_a_socket_unit() -> None:
+    found = one(owners.several_owners(facts(held=changed(LISTENER, owners=("haproxy@web", "haproxy@api")))))
+    assert (found.level, found.where) == ("warning", "192.0.2.1:80")
+    assert found.what == "2 owners have bound one address: haproxy@web, haproxy@api"
+    for names in (("haproxy@web",), ("inherited", "haproxy@web"), ("inherited:0", "haproxy@web:107")):
+        assert list(owners.several_owners(facts(held=changed(LISTENER, owners=names)))) == []
 
 
 def test_the_remedy_for_an_older_binder_is_an_upgrade_in_place() -> None:

@@ -185,6 +185,17 @@ def test_a_binder_without_a_keeper_is_a_warning_and_one_with_a_guard_is_not(star
     assert findings(doctor("--socket", start_binder("--guard", name="kept").socket_path), "store") == []
 
 
+def test_two_owners_of_one_address_are_a_warning(start_binder: StartBinder, host: str) -> None:
+    binder = start_binder("--guard")
+    with Client(binder.socket_path) as client:
+        for owner in ("haproxy@web", "haproxy@api"):
+            client.bind([(host, 8000)], owner=owner)[0].close()
+    report = doctor("--socket", binder.socket_path)
+    [found] = [each for each in report["findings"] if each["check"] == "owners"]
+    assert found["what"] == "2 owners have bound one address: haproxy@web, haproxy@api"
+    assert not any(each["check"] == "unkept" for each in report["findings"])
+
+
 def test_a_control_socket_that_everybody_can_reach_is_a_problem(start_binder: StartBinder, run_dir: Path) -> None:
     binder = start_binder("--mode", "0666")
     assert stat.S_IMODE(run_dir.stat().st_mode) == 0o700

@@ -101,6 +101,28 @@ def test_a_killed_binders_sockets_come_back_from_their_holder(
         assert not can_connect((host, 8000))
 
 
+def test_listeners_that_no_process_has_any_more_are_said_once(
+    first: Binder, holding: contextlib.ExitStack, host: str
+) -> None:
+    holder = bind_and_hold(first, holding, *(spec(host, port) for port in range(8000, 8006)))
+    with Client(first.socket_path) as client:
+        for listener in client.bind([(host, 8100)]):
+            listener.close()
+        client.release([(host, 8100)])
+    kill(first)
+    holder.end()
+    with successor(first) as binder:
+        said = binder.wait_for_log("event=not-recovered")
+        addresses = ",".join(f"{host}:{port}" for port in range(8000, 8005))
+        assert f"count=6 addresses={addresses},... why=" in said
+        with Client(binder.socket_path) as client:
+            assert client.list() == []
+            client.bind([(host, 8000)])[0].close()
+        kill(binder)
+    with successor(first) as binder:
+        assert f"count=1 addresses={host}:8000 " in binder.wait_for_log("event=not-recovered")
+
+
 def test_sockets_are_recovered_by_one_binder_after_the_other(
     first: Binder, holding: contextlib.ExitStack, host: str
 ) -> None:

@@ -163,6 +163,12 @@ EVENTS = Section(
             "process",
         ),
         entry(
+            "not-recovered",
+            cause="listeners of an earlier binder are gone: it ended without a keeper, or its keeper lost them, and "
+            "no other process had them",
+            remedy="nothing, if their servers bind them again; `serve --guard`, or the unit, keeps them the next time",
+        ),
+        entry(
             "inherited-lost",
             cause="the sockets that were kept could not be taken over",
             remedy="restart the servers behind them; report it with the line",

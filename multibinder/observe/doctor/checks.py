@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from multibinder.observe.doctor import backlog, control, installation, keeper, limits, losses, mss, orphans, reuseport
+from multibinder.observe.doctor import (
+    backlog,
+    control,
+    installation,
+    keeper,
+    limits,
+    losses,
+    mss,
+    orphans,
+    owners,
+    reuseport,
+)
 from multibinder.observe.doctor.facts import Facts
 from multibinder.observe.doctor.finding import Finding
 
@@ -18,6 +29,8 @@ CHECKS: tuple[Callable[[Facts], Iterable[Finding]], ...] = (
     limits.descriptors,
     control.control_socket,
     keeper.keeper,
+    keeper.unkept,
+    owners.several_owners,
     installation.version,
     installation.units,
     installation.instances,

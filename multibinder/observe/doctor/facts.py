@@ -35,13 +35,17 @@ class Namespace(msgspec.Struct, frozen=True):
 
 
 class BinderListener(msgspec.Struct, frozen=True):
-    """A listener as its binder reports it. ``requested`` is the requested backlog; None means any."""
+    """A listener as its binder reports it. ``requested`` is the requested backlog; None means any.
+
+    ``owners`` are labels, each with its uid if the claims are of several users. ``kept``: the keeper has a copy.
+    """
 
     address: str
     cookie: int
     owners: tuple[str, ...]
     backlog: int
     requested: int | None
+    kept: bool | None = None
 
 
 class Binder(msgspec.Struct, frozen=True):

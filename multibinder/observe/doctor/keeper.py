@@ -10,6 +10,30 @@ from multibinder.observe.doctor.finding import Finding
 _NEARLY_FULL = 0.9
 
 
+#: A finding names so many listeners.
+_NAMED = 5
+
+
+def unkept(facts: Facts) -> Iterator[Finding]:
+    """Report listeners that the keeper does not have."""
+    if facts.keeper is None or facts.keeper.kind not in ("guard", "systemd") or facts.keeper.limit == 0:
+        return
+    lost = [held.address for held in facts.binder.listeners if held.kept is False] if facts.binder else []
+    if lost:
+        more = f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
+        yield Finding(
+            "unkept",
+            "warning",
+            f"{len(lost)} of {len(facts.binder.listeners) if facts.binder else 0} listeners are not kept",
+            ", ".join(lost[:_NAMED]) + more,
+            "If the binder crashes, each of them that no other process holds is closed, and its clients are reset. The "
+            "binder tries again every 15 s; the log of the binder, or of its guard, says why it fails",
+            "raise the keeper's limit: LimitNOFILE= for the guard"
+            if facts.keeper.kind == "guard"
+            else f"systemctl edit {facts.keeper.unit}   # [Service] FileDescriptorStoreMax=, LimitNOFILE=",
+        )
+
+
 def keeper(facts: Facts) -> Iterator[Finding]:
     """Report a binder without a keeper, a store that is nearly full, and a unit that systemd has not loaded again."""
     if facts.keeper is None:

@@ -30,6 +30,7 @@ from multibinder.observe.doctor.reuseport import shared_addresses
 from multibinder.observe.holders import Holders, Process, holders_of
 from multibinder.wire.client import Client
 from multibinder.wire.errors import MultibinderError, RequestError
+from multibinder.wire.status import ListenerStatus
 
 #: The timeout of each program that is executed.
 _PATIENCE_S = 15.0
@@ -85,6 +86,7 @@ def _ask_binder(socket_path: str | None, unchecked: list[Unchecked]) -> Binder |
         with Client(socket_path) as client:
             hello = client.hello()
             listeners = client.list()
+            kept = _kept_cookies(client, unchecked)
     except RequestError as error:
         unchecked.append(Unchecked("the binder's listeners", str(error)))
         return None
@@ -92,10 +94,27 @@ def _ask_binder(socket_path: str | None, unchecked: list[Unchecked]) -> Binder |
         unchecked.append(Unchecked("the binder", str(error)))
         return None
     held = tuple(
-        BinderListener(each.address, each.cookie, tuple(each.owners), each.backlog, each.backlog_requested)
+        BinderListener(
+            each.address, each.cookie, _owners(each), each.backlog, each.backlog_requested, kept.get(each.cookie)
+        )
         for each in listeners
     )
     return Binder(hello.pid if _is_binder(hello.pid) else None, hello.version, held)
+
+
+def _kept_cookies(client: Client, unchecked: list[Unchecked]) -> dict[int, bool]:
+    """Return whether the keeper has each listener, by cookie."""
+    try:
+        return {each.cookie: each.kept for each in client.status(fresh=False).listeners}
+    except RequestError as error:
+        unchecked.append(Unchecked("which listeners would survive a crash of the binder", str(error)))
+        return {}
+
+
+def _owners(listener: ListenerStatus) -> tuple[str, ...]:
+    if len({claim.uid for claim in listener.claims}) < 2:
+        return tuple(listener.owners)
+    return tuple(f"{claim.label}:{claim.uid}" for claim in listener.claims)
 
 
 def _is_binder(pid: int) -> bool:
