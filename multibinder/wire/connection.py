@@ -58,6 +58,8 @@ class Connection:
             )
         self._ids = itertools.count(1)
         self._decoder = Decoder(_REPLY_LIMIT)
+        #: What arrived last, for a message about it.
+        self._last_part = b""
         #: The descriptors that were received and not taken yet.
         self._descriptors: list[int] = []
         self._lost: DescriptorsLost | None = None
@@ -141,20 +143,21 @@ class Connection:
                 raise BinderUnavailable(f"the binder at {self.path} closed the connection without an answer")
             self._descriptors += descriptors
             self._decoder.feed(arrived)
+            self._last_part = arrived
         try:
             return _reply.decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise self._no_binder(f"not a JSON-RPC reply: {text[:80]!r} ({error})") from error
+            raise self._no_binder(text) from error
 
     def _next_message(self) -> bytes | None:
         try:
             return self._decoder.next_message()
         except RemoteProtocolError as error:
-            raise self._no_binder(str(error)) from error
+            raise self._no_binder(self._last_part) from error
 
-    def _no_binder(self, why: str) -> RemoteProtocolError:
+    def _no_binder(self, answer: bytes) -> RemoteProtocolError:
         return RemoteProtocolError(
-            f"{self.path} is not the control socket of a binder: its answer is {why}; "
+            f"{self.path} is not the control socket of a binder: it answers {answer[:80]!r}; "
             f"{SOCKET_VARIABLE} or --socket has to name that of 'multibinder serve'"
         )
 

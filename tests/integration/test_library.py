@@ -246,7 +246,7 @@ def test_what_is_no_stream_socket_is_named(run_dir: Path, what: str) -> None:
 def test_another_programs_socket_is_named_with_what_to_do(run_dir: Path) -> None:
     def serve(connection: socket.socket) -> None:
         connection.recv(65536)
-        connection.sendall(b"Unknown command, but maybe one of the following ones\n")
+        connection.sendall(b"Unknown command: maybe one of these\n")
 
     with (
         served_by(run_dir / "s", serve),
@@ -255,7 +255,7 @@ def test_another_programs_socket_is_named_with_what_to_do(run_dir: Path) -> None
     ):
         client.list()
     assert str(refusal.value) == (
-        f"{run_dir}/s is not the control socket of a binder: its answer is not a JSON object: b'Unknown command, but'; "
+        f"{run_dir}/s is not the control socket of a binder: it answers b'Unknown command: maybe one of these\\n'; "
         "MULTIBINDER_SOCK or --socket has to name that of 'multibinder serve'"
     )
 
@@ -467,11 +467,11 @@ def test_a_result_that_makes_no_sense_is_refused(run_dir: Path, host: str, resul
 @pytest.mark.parametrize(
     ("reply", "complaint"),
     [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "not a JSON object: b'HTTP"),
-        (b"{nonsense}\n", "not a JSON-RPC reply"),
-        (b'{"id":"\xff"}\n', "not a JSON-RPC reply"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "is not the control socket of a binder: it answers b'HTTP"),
+        (b"{nonsense}\n", "is not the control socket of a binder"),
+        (b'{"id":"\xff"}\n', "is not the control socket of a binder"),
         (b'{"jsonrpc":"2.0","id":"other","result":true}\n', "asked with id 1, answered with id 'other'"),
-        (b'{"jsonrpc":"2.0","id":"1","error":"no"}\n', "not a JSON-RPC reply"),
+        (b'{"jsonrpc":"2.0","id":"1","error":"no"}\n', "is not the control socket of a binder"),
     ],
 )
 def test_an_invalid_reply_is_refused(run_dir: Path, host: str, reply: bytes, complaint: str) -> None:
