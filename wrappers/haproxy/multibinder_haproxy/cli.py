@@ -113,6 +113,15 @@ def multibinder_haproxy() -> None:
 @click.option("--wait", type=click.FloatRange(0), default=10.0, show_default=True, metavar="SECONDS",
               help="The time to wait for a binder that does not answer yet.")  # fmt: skip
 @click.option("--strict", is_flag=True, help="Fail instead of starting with the last good configuration.")
+@click.option(
+    "--keep-listeners",
+    is_flag=True,
+    help="After a start that fails, leave the ports open: for a supervisor "
+    "that starts HAProxy again. Clients wait meanwhile; otherwise they are refused.",
+)
+@click.option("--state-dir", envvar="MULTIBINDER_HAPROXY_STATE_DIR", show_envvar=True, metavar="DIR",
+              help="Keep the last good configuration in DIR/NAME, where it survives a reboot. Without it, it is in the "
+              "runtime directory.")  # fmt: skip
 @_sandbox
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- HAPROXY ARGS...")
 def run_command(name: str, runtime_dir: str, **options: Any) -> None:
