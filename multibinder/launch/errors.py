@@ -5,7 +5,9 @@
     LaunchError
     ├── UsageError       the command line makes no sense
     ├── NoSuchInstance   nothing is known of an instance of that name
-    ├── NotRunning       the instance has no process that answers
+    ├── Unreachable      the instance's main process does not answer
+    │   ├── NotRunning       there is no such process
+    │   └── NotAnswering     it runs, and does not answer
     └── NotTrusted       another user owns a file or directory, or could replace it
 
 A driver adds its own.
@@ -31,8 +33,16 @@ class NoSuchInstance(LaunchError):
     """Nothing is known of an instance of that name."""
 
 
-class NotRunning(LaunchError):
-    """The instance has no process that answers."""
+class Unreachable(LaunchError):
+    """The instance's main process does not answer."""
+
+
+class NotRunning(Unreachable):
+    """The instance has no process."""
+
+
+class NotAnswering(Unreachable):
+    """The instance has a process that does not answer: it is busy, or hangs."""
 
 
 class NotTrusted(LaunchError):

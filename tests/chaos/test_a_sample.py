@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 
-from tests.haproxy.support import HAPROXY
+from tests.haproxy.versions import HAPROXY
 from tests.support import require
 from tests.support.installation import CHECKOUT
 

@@ -18,12 +18,12 @@ import msgspec
 import pytest
 from multibinder_haproxy.master import Master, Processes
 
-from multibinder.launch.errors import NotRunning
+from multibinder.launch.errors import Unreachable
+from tests.haproxy.versions import HAPROXY as HAPROXY
+from tests.haproxy.versions import version_of
 from tests.support import PATIENCE_S, clean_environment, descriptors, require, wait_until
 from tests.support.load import Result
 
-#: The HAProxy that the tests run; that of Debian by default.
-HAPROXY = os.environ.get("HAPROXY", "/usr/sbin/haproxy")
 WRAPPER = Path(sys.executable).parent / "multibinder-haproxy"
 
 Json = dict[str, Any]
@@ -97,6 +97,10 @@ class Haproxy:
             self.environment["MULTIBINDER_SOCK"] = str(binder_socket)
 
     @property
+    def version(self) -> tuple[int, int]:
+        return version_of(self.haproxy)
+
+    @property
     def pid(self) -> int:
         assert self.process is not None
         return self.process.pid
@@ -126,7 +130,14 @@ class Haproxy:
         if self.process is not None and self.process.poll() is not None:
             pytest.fail(f"{self.name} ended with {self.process.returncode}\n{self.log()}")
         processes = self.processes()
-        return processes is not None and bool(processes.serving)
+        # HAProxy 3.1 and later list a worker that still loads, and refuse a reload meanwhile.
+        return processes is not None and any(self.master().answers(pid) for pid in processes.serving)
+
+    def master(self) -> Master:
+        """Return the master CLI. Raises FileNotFoundError before the start."""
+        record = msgspec.json.decode((self.runtime / self.name / "instance.json").read_bytes())
+        arguments: list[str] = record["arguments"]
+        return Master(arguments[arguments.index("-S") + 1].partition(",")[0])
 
     def command(self, *arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
         """Run ``multibinder-haproxy`` to its end."""
@@ -156,10 +167,8 @@ class Haproxy:
 
     def processes(self) -> Processes | None:
         """Ask the master CLI from this process for its processes; None if it does not answer."""
-        with contextlib.suppress(FileNotFoundError, NotRunning):
-            record = msgspec.json.decode((self.runtime / self.name / "instance.json").read_bytes())
-            arguments: list[str] = record["arguments"]
-            return Master(arguments[arguments.index("-S") + 1].partition(",")[0]).processes()
+        with contextlib.suppress(FileNotFoundError, Unreachable):
+            return self.master().processes()
         return None
 
     def workers(self) -> list[int]:

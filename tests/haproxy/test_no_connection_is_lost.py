@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.haproxy.conftest import MakeHaproxy
-from tests.haproxy.support import HAPROXY, Haproxy, assert_none_lost, bind_tcp, config, get
+from tests.haproxy.support import Haproxy, assert_none_lost, bind_tcp, config, get
+from tests.haproxy.versions import HAPROXY
 from tests.support import PATIENCE_S, Binder, descriptors, require, wait_until
 from tests.support.load import Load
 
@@ -59,6 +60,7 @@ def test_sigkill_of_master_and_workers_refuses_no_client_when_a_supervisor_resta
     assert result.total.ok == result.total.tried - result.total.reset, result.table()
 
 
+@pytest.mark.every_haproxy
 def test_sigkill_of_a_worker_takes_the_instance_down_and_a_restart_refuses_no_client(
     haproxy: Haproxy, host: str
 ) -> None:

@@ -37,6 +37,7 @@ def with_backend(port: int) -> str:
     return f"{frontend}backend slow\n    server s 127.0.0.1:{port}\n"
 
 
+@pytest.mark.every_haproxy
 def test_reload_reports_which_binds_were_added_kept_and_dropped(web: Haproxy, host: str) -> None:
     old = web.workers()
     web.template.write_text(config(bind_tcp((host, 8000)), bind_tcp((host, 8001))))
@@ -63,6 +64,7 @@ def test_a_broken_template_is_refused_with_file_and_line_and_the_old_worker_serv
     assert "the next reload would fail" in web.command("status", "web").stdout
 
 
+@pytest.mark.every_haproxy
 def test_a_configuration_that_haproxy_refuses_is_reported_in_haproxys_words_and_changes_nothing(
     web: Haproxy, host: str
 ) -> None:
@@ -106,6 +108,7 @@ def test_a_reload_releases_nothing_of_another_user_with_the_same_label(web: Hapr
     assert not can_connect((host, 8101))
 
 
+@pytest.mark.every_haproxy
 def test_a_dropped_port_is_closed_when_reload_returns_also_while_an_old_worker_drains(
     make_haproxy: MakeHaproxy, host: str
 ) -> None:
@@ -148,6 +151,7 @@ def test_a_dropped_bind_that_another_owner_holds_stays(web: Haproxy, binder: Bin
             held.accept()[0].close()
 
 
+@pytest.mark.every_haproxy
 def test_a_changed_backlog_reaches_the_live_socket(web: Haproxy, binder: Binder, host: str) -> None:
     web.template.write_text(config(bind_tcp((host, 8000), "backlog=77")))
     web.must_reload()
@@ -156,6 +160,7 @@ def test_a_changed_backlog_reaches_the_live_socket(web: Haproxy, binder: Binder,
     assert (listener.backlog, listener.backlog_requested) == (77, 77)
 
 
+@pytest.mark.every_haproxy
 def test_reloads_at_the_same_time_become_one_or_two_and_all_succeed(web: Haproxy) -> None:
     before = web.status()["generation"]
     done = []
@@ -180,6 +185,7 @@ def test_a_report_of_a_longer_uptime_does_not_stand_for_a_reload(web: Haproxy) -
     assert web.status()["generation"] == before + 1
 
 
+@pytest.mark.every_haproxy
 def test_a_reload_by_signal_adds_and_drops_binds_and_records_the_last_good_configuration(
     web: Haproxy, host: str
 ) -> None:
@@ -228,6 +234,7 @@ def test_a_reload_goes_through_with_closed_standard_descriptors(haproxy: Haproxy
 _BECOME = "os.execv(sys.argv[1], sys.argv[1:])"
 
 
+@pytest.mark.every_haproxy
 def test_a_reload_on_haproxys_own_cli_works(web: Haproxy, host: str) -> None:
     web.template.write_text(config(bind_tcp((host, 8000)), bind_tcp((host, 8001))))
     with socket.socket(socket.AF_UNIX) as cli:
@@ -240,6 +247,7 @@ def test_a_reload_on_haproxys_own_cli_works(web: Haproxy, host: str) -> None:
     assert (get((host, 8000)), get((host, 8001))) == ("ok", "ok")
 
 
+@pytest.mark.every_haproxy
 def test_a_signal_with_a_broken_template_reloads_the_last_good_configuration_and_logs_it(
     web: Haproxy, host: str
 ) -> None:
@@ -256,6 +264,7 @@ def test_a_signal_with_a_broken_template_reloads_the_last_good_configuration_and
     assert web.status()["state"] == "running"
 
 
+@pytest.mark.every_haproxy
 def test_a_signal_with_a_configuration_that_haproxy_refuses_leaves_the_old_worker_and_no_orphan(
     web: Haproxy, host: str
 ) -> None:
@@ -325,6 +334,7 @@ def test_check_changes_nothing_and_reports_what_a_reload_would_do(web: Haproxy, 
     assert web.command("check", "web").returncode == 1
 
 
+@pytest.mark.every_haproxy
 def test_stop_lets_connections_finish_and_then_closes_the_ports(make_haproxy: MakeHaproxy, host: str) -> None:
     web = make_haproxy(environment={"HOST": host})
     with socket.create_server(("127.0.0.1", 0)) as backend:
@@ -353,12 +363,13 @@ def test_stop_with_keep_listeners_lets_clients_wait_for_the_next_start(web: Hapr
     assert result.total.failed == 0, result.table()
 
 
+@pytest.mark.every_haproxy
 def test_exit_codes_distinguish_a_stopped_instance_from_an_unknown_one(web: Haproxy) -> None:
     assert web.command("stop", "web").stdout.startswith("web: stopped, closed ")
     for command in ("reload", "check", "stop"):
         done = web.command(command, "web")
         assert (done.returncode, done.stdout) == (3, "")
-        assert done.stderr.startswith("multibinder-haproxy: HAProxy's master does not answer at ")
+        assert done.stderr.startswith("multibinder-haproxy: HAProxy does not run: its master does not answer at ")
         unknown = web.command(command, "no-such")
         assert unknown.returncode == 4
         assert "there is no instance 'no-such' in" in unknown.stderr

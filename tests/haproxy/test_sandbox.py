@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.haproxy.support import HAPROXY, Haproxy, bind_tcp, config, get
+from tests.haproxy.support import Haproxy, bind_tcp, config, get
+from tests.haproxy.versions import HAPROXY
 
 
 def escape(proof: Path) -> str:

@@ -14,10 +14,12 @@ import pytest
 import multibinder
 from tests.conftest import StartBinder
 from tests.haproxy.conftest import MakeHaproxy
-from tests.haproxy.support import HAPROXY, WRAPPER, Haproxy, bind_tcp, children_of, config, get
+from tests.haproxy.support import WRAPPER, Haproxy, bind_tcp, children_of, config, get
+from tests.haproxy.versions import HAPROXY
 from tests.support import Binder, can_connect, own_host, require, wait_until
 
 
+@pytest.mark.every_haproxy
 def test_run_becomes_haproxys_master_and_leaves_no_other_process(haproxy: Haproxy, host: str) -> None:
     haproxy.template.write_text(config(bind_tcp((host, 8000))))
     haproxy.start()
@@ -120,6 +122,7 @@ def test_a_restart_releases_binds_that_the_configuration_no_longer_has(
     assert not can_connect((host, 8001))
 
 
+@pytest.mark.every_haproxy
 def test_a_second_run_of_the_same_instance_is_refused_and_names_the_first(haproxy: Haproxy, host: str) -> None:
     haproxy.template.write_text(config(bind_tcp((host, 8000))))
     haproxy.start()
@@ -207,6 +210,7 @@ def test_a_template_without_a_bind_runs_with_a_warning(haproxy: Haproxy, host: s
     assert "no template calls bind_tcp(): multibinder holds none of HAProxy's sockets" in haproxy.log()
 
 
+@pytest.mark.every_haproxy
 def test_the_same_address_in_two_frontends_shares_a_descriptor(haproxy: Haproxy, host: str) -> None:
     two = f"frontend two\n    bind {bind_tcp((host, 8000))}\n    http-request return status 200 content-type text/plain"
     two += " string ok"
@@ -249,6 +253,7 @@ def test_erb_templates_of_the_ruby_program_work_unchanged(haproxy: Haproxy, host
         haproxy.kill()
 
 
+@pytest.mark.every_haproxy
 def test_variables_environment_and_name_reach_the_template_and_stay_the_same_at_a_reload(
     haproxy: Haproxy, host: str
 ) -> None:
@@ -267,6 +272,7 @@ def test_variables_environment_and_name_reach_the_template_and_stay_the_same_at_
     assert get((host, 8000)) == "{{ no template }}"
 
 
+@pytest.mark.every_haproxy
 @pytest.mark.parametrize("line", ["resetenv", "setenv HOST elsewhere", "unsetenv MULTIBINDER_SOCK MULTIBINDER_HAPROXY"])
 def test_a_configuration_that_changes_the_environment_does_not_break_its_own_reload(
     haproxy: Haproxy, host: str, line: str
@@ -280,6 +286,7 @@ def test_a_configuration_that_changes_the_environment_does_not_break_its_own_rel
     assert not can_connect((host, 8001))
 
 
+@pytest.mark.every_haproxy
 def test_signals_that_python_ignores_are_not_ignored_in_haproxy(haproxy: Haproxy, host: str) -> None:
     """HAProxy itself ignores SIGPIPE but not SIGXFSZ. Python ignores both, which an exec would pass on (signal(7))."""
     haproxy.template.write_text(config(bind_tcp((host, 8000))))

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from tests.haproxy.conftest import MakeHaproxy
-from tests.haproxy.support import HAPROXY, Haproxy, bind_tcp, config, get
+from tests.haproxy.support import Haproxy, bind_tcp, config, get
+from tests.haproxy.versions import HAPROXY
 from tests.support import Binder, as_user, is_alive, wait_until
 from tests.support.load import Load
 

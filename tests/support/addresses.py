@@ -18,7 +18,7 @@ def is_nonblocking(sock: socket.socket) -> bool:
 def can_connect(address: tuple[str, int]) -> bool:
     try:
         socket.create_connection(address, timeout=PATIENCE_S).close()
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, ConnectionResetError):  # reset: it was closed in this moment
         return False
     return True
 

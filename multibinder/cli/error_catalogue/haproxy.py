@@ -6,8 +6,9 @@ from multibinder.cli.error_catalogue.entry import Section, entry
 
 HAPROXY = Section(
     "multibinder-haproxy",
-    "Exit codes: 1 failed, 2 wrong usage, 3 HAProxy is not running, 4 no such instance. After a failed reload the "
-    "old worker serves as before.",
+    "Exit codes: 1 failed, 2 wrong usage, 3 HAProxy is not running, 4 no such instance, 5 HAProxy runs, but its "
+    "master does not answer. A reload that is refused changes nothing; after one that failed, the message says who "
+    "serves.",
     (
         entry(
             "…:…: Ruby is not run here",
@@ -194,12 +195,21 @@ HAPROXY = Section(
             remedy="`multibinder-haproxy status` lists all; run as root or as HAProxy's user",
         ),
         entry(
-            "HAProxy's master … did not answer",
-            "HAProxy's master does not answer",
-            "HAProxy's master at … gave no list of processes",
+            "HAProxy does not run: its master does not answer at …: …",
+            cause="HAProxy does not run",
+            remedy="its log says why it ended; start it again",
+        ),
+        entry(
+            "… runs, but does not answer at …: …",
+            cause="HAProxy's master runs, and its workers may serve as ever, but it does not answer on its CLI (exit "
+            "code 5). The CLI takes ten connections at once: monitoring that never closes one fills it",
+            remedy="`ss -xp` shows who is connected to the socket, HAProxy's log what it is doing. SIGUSR2 to the "
+            "master reloads, and SIGUSR1 stops, without its CLI",
+        ),
+        entry(
             "cannot read the environment of HAProxy's master",
-            cause="HAProxy does not run, or its master hangs or is loading",
-            remedy="look at its log; start it again",
+            cause="HAProxy has ended, or may not be looked into: its program file has capabilities",
+            remedy="run the command as root",
         ),
         entry(
             "no new worker answered within … s",

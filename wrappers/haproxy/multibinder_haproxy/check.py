@@ -17,7 +17,7 @@ from multibinder_haproxy.dry_run import DryRun
 from multibinder_haproxy.errors import BinderAway, ConfigRefused
 from multibinder_haproxy.instance import Instance
 from multibinder_haproxy.invocation import Invocation
-from multibinder_haproxy.master import Master, environment_of
+from multibinder_haproxy.master import environment_of
 from multibinder_haproxy.plan import config_files
 from multibinder_haproxy.shared import others_on
 from multibinder_haproxy.start_only import foretold
@@ -40,7 +40,7 @@ def check_reload(instance: Instance, invocation: Invocation) -> Checked:
 
     It changes nothing, so it cannot find every fault.
     """
-    master = Master(invocation.master_socket).processes().master
+    master = instance.master().processes().master
     loaded = instance.read_loaded()
     environment = environment_of(master)
     config = decide(invocation, invocation.render(environment), environment, master)

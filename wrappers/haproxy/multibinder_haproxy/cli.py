@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import click
 
 from multibinder import SOCKET_VARIABLE, MultibinderError, __version__
-from multibinder.launch.errors import LaunchError, NoSuchInstance, NotRunning, UsageError
+from multibinder.launch.errors import LaunchError, NoSuchInstance, NotAnswering, NotRunning, UsageError
 from multibinder.launch.instance_files import known_instances
 from multibinder_haproxy import reload, settle, start, stop
 from multibinder_haproxy.as_owner import RUNTIME_DIR_VARIABLE, run_as_owner, status_by_owner, wrapper_path
@@ -31,14 +31,14 @@ from multibinder_haproxy.output import (
 )
 from multibinder_haproxy.reexec.unchanged_start import default_runtime_directory
 from multibinder_haproxy.reload_all import reload_all
+from multibinder_haproxy.status import exit_code_of
 
 EXIT_CODES = """
 \b
 Exit codes: 0 done, 1 failed (the message says why), 2 wrong usage,
-3 HAProxy is not running, 4 no such instance.
+3 HAProxy is not running, 4 no such instance, 5 HAProxy runs, but its master does not answer.
 """
-_CODES = {UsageError: 2, NotRunning: 3, NoSuchInstance: 4}
-_STATUS_CODES = {"running": 0, "degraded": 1, "stopped": 3}
+_CODES = {UsageError: 2, NotRunning: 3, NoSuchInstance: 4, NotAnswering: 5}
 
 _runtime_dir = click.option(
     "--runtime-dir",
@@ -248,7 +248,7 @@ def status_command(name: str | None, runtime_dir: str, as_json: bool) -> None:
         say(f"No instances in {runtime_dir}.", err=True)
     for status in () if as_json else statuses:
         print_status(status)
-    sys.exit(max([int(failed), *(_STATUS_CODES[status.state] for status in statuses)]))
+    sys.exit(max([int(failed), *(exit_code_of(status) for status in statuses)]))
 
 
 @multibinder_haproxy.command("stop", short_help="Stop HAProxy gracefully, then close its ports.", epilog=EXIT_CODES)

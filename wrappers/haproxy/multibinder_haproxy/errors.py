@@ -39,7 +39,7 @@ class BinderAway(BindRefused):
 
 
 class ReloadFailed(LaunchError):
-    """HAProxy did not load the new configuration. The old worker serves as before."""
+    """HAProxy did not load the new configuration."""
 
 
 class FellBack(LaunchError):

@@ -16,13 +16,16 @@ from __future__ import annotations
 import os
 import time
 
+from multibinder.kernel.process import start_ticks_of
 from multibinder.launch.instance_files import InstanceFiles
 from multibinder.launch.log import InstanceLog
 from multibinder.launch.summary import LoadedConfiguration, SummaryWriter
 from multibinder.wire.instance_summary import SourceDirectory, SourceFile
 from multibinder_haproxy.config.model import Config
 from multibinder_haproxy.invocation import LAST_RELOAD_FILE, Invocation
+from multibinder_haproxy.master import Master
 from multibinder_haproxy.records import LastGood, Loaded, ReloadReport
+from multibinder_haproxy.reexec import processes
 from multibinder_haproxy.reexec.load import LAST_GOOD_FILE, LOADED_FILE
 
 PROGRAM = "multibinder-haproxy"
@@ -43,6 +46,18 @@ class Instance(InstanceFiles):
     def read_invocation(self) -> Invocation:
         """Read the record of how the instance was started. Raises NoSuchInstance, NotTrusted."""
         return self.read_invocation_as(Invocation)
+
+    def master(self) -> Master:
+        """Return the CLI of HAProxy's master. Raises NoSuchInstance, NotTrusted."""
+        return Master(self.read_invocation().master_socket, self.master_pid)
+
+    def master_pid(self) -> int | None:
+        """Return the PID of HAProxy's master; None if there is none."""
+        if (pid := processes.master_of(self.directory)) is not None:
+            return pid
+        # A master that version 0.1 started has no lock. Its name on the command line may not be found either.
+        recorded = self.summary.read_or_new().master
+        return recorded.pid if recorded and recorded.start_ticks == start_ticks_of(recorded.pid) != 0 else None
 
     def read_loaded(self) -> Loaded | None:
         return self.read_record(LOADED_FILE, Loaded)

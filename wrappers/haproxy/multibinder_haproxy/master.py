@@ -6,56 +6,148 @@ import socket
 import time
 from collections.abc import Callable, Collection
 
-import msgspec
-
 from multibinder.kernel import process
-from multibinder.launch.errors import NotRunning
+from multibinder.launch.errors import NotAnswering, NotRunning, Unreachable
 from multibinder_haproxy.errors import ReloadFailed
+from multibinder_haproxy.show_proc import Processes, Worker, parse_processes
+
+__all__ = ["Master", "Processes", "Worker", "environment_of", "parse_processes"]
 
 _POLL_S = 0.02
-
-
-class Worker(msgspec.Struct, frozen=True):
-    """A worker as ``show proc`` lists it. ``reloads`` counts the reloads since it was started."""
-
-    pid: int
-    reloads: int
-    version: str
-
-
-class Processes(msgspec.Struct, frozen=True):
-    """The answer of ``show proc``: the master and its workers.
-
-    ``reloads`` counts the master's reloads, ``failed`` those that failed since the last success.
-    """
-
-    master: int
-    version: str
-    reloads: int
-    failed: int
-    workers: list[Worker]
-    old_workers: list[Worker]
-
-    @property
-    def serving(self) -> list[int]:
-        """Return the workers that accept connections."""
-        # HAProxy from 3.1 on lists the worker that serves on after a failed reload as an old one.
-        return [worker.pid for worker in self.workers or self.old_workers[:1]]
-
-    @property
-    def draining(self) -> list[int]:
-        """Return the older workers, which finish their connections."""
-        return [worker.pid for worker in (self.old_workers if self.workers else self.old_workers[1:])]
+#: The first and the longest time for one of several tries to get an answer. A connection that is made while the master
+#: executes itself may be accepted by no process: a ``program`` section's process keeps a copy of the listener.
+_FIRST_TRY_S, _LONGEST_TRY_S = 0.25, 2.0
+#: After this time without an answer to ``reload``, the list of processes is asked whether the reload has ended.
+_SILENCE_S = 1.0
+_BUSY_S = 0.1
 
 
 class Master:
-    """Talks to the master CLI at ``path``; each call is one connection. Raises NotRunning if no master answers."""
+    """Talks to the master CLI at ``path``; each question is one connection.
 
-    def __init__(self, path: str) -> None:
+    ``find_pid`` returns the PID of the instance's master, or None if there is none. The methods raise NotAnswering if
+    it runs and does not answer, and NotRunning if it does not run. Without ``find_pid``, a socket on which no process
+    listens counts as not running.
+    """
+
+    def __init__(self, path: str, find_pid: Callable[[], int | None] | None = None) -> None:
         self.path = path
+        self._find_pid = find_pid
 
     def ask(self, command: str, timeout_s: float = 5.0) -> str:
         """Return the answer to one command; it is empty if the master re-executes itself instead of answering."""
+        return self._ask(command, timeout_s, lambda: False)
+
+    def processes(self, timeout_s: float = 5.0) -> Processes:
+        """Ask for the list of processes. Tries several times within ``timeout_s`` while the master runs."""
+        deadline = time.monotonic() + timeout_s
+        try_s = _FIRST_TRY_S
+        while True:
+            try:
+                answer = self.ask("show proc", max(_POLL_S, min(try_s, deadline - time.monotonic())))
+                if processes := parse_processes(answer):
+                    return processes
+                raise self._unreachable(f"no list of processes, but {answer[:80]!r}", connected=bool(answer))
+            except NotAnswering:
+                if time.monotonic() + _POLL_S >= deadline:
+                    raise
+            try_s = min(2 * try_s, _LONGEST_TRY_S)
+            time.sleep(_POLL_S)
+
+    def reload(self, timeout_s: float, old_workers: Collection[int] | None = None) -> str:
+        """Ask for a reload, and return HAProxy's answer.
+
+        HAProxy 2.7 and later answer at the end of the reload, but for a configuration with ``resetenv``, which makes
+        them forget who asked. If ``old_workers`` is given, which are those before the reload, the list of processes is
+        asked too, so that such a reload does not wait for an answer. After an empty answer, ``processes`` tells how it
+        ends. Raises ReloadFailed with HAProxy's own words.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            answer = self._ask(
+                "reload", deadline - time.monotonic(), lambda: old_workers is not None and self._has_ended(old_workers)
+            )
+            head, _, log = answer.partition("--\n")
+            if not head.startswith("Success=0"):
+                return answer
+            # HAProxy 3.1 and later refuse a reload while a worker loads.
+            if "Another reload is still in progress" not in log or time.monotonic() + _BUSY_S >= deadline:
+                raise ReloadFailed(log.strip() or "HAProxy says no more")
+            time.sleep(_BUSY_S)
+
+    def await_new_worker(
+        self, old_workers: Collection[int], deadline: float, master_alive: Callable[[], bool]
+    ) -> list[Worker]:
+        """Wait for the workers of a reload, and return them once they answer. Their PIDs are not in ``old_workers``.
+
+        ``deadline`` is on time.monotonic(). Raises ReloadFailed if HAProxy gave up, TimeoutError at the deadline,
+        Unreachable if the master is gone.
+        """
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                processes = self.processes(min(1.0, left))
+            except Unreachable:
+                if not master_alive():
+                    raise
+                continue  # it is re-executing itself
+            finally:
+                time.sleep(_POLL_S)
+            # While HAProxy 3 still loads, its new worker is in the list, but does not answer yet.
+            new = processes.new_workers(old_workers)
+            if new and all(self.answers(pid) for pid in new):
+                return [worker for worker in processes.workers if worker.pid in new]
+            if processes.gave_up(old_workers):
+                raise ReloadFailed(self.startup_log())
+        raise TimeoutError
+
+    def startup_log(self) -> str:
+        """Return the log of the worker that failed to start. HAProxy's master has it from 2.7 on."""
+        try:
+            log = self.ask("show startup-logs").strip()
+        except Unreachable:
+            log = ""
+        return log if log.startswith("[") else "HAProxy counts a failed reload; its log says why"
+
+    def answers(self, pid: int, timeout_s: float = 1.0) -> bool:
+        """Return whether a worker answers now."""
+        return bool(self._information_of(pid, timeout_s))
+
+    def answering_workers(self, timeout_s: float = 2.0) -> list[int] | None:
+        """Return the workers that answer now, and that do not end once their connections have ended.
+
+        None if the master does not answer, so that it cannot be told. Raises nothing.
+        """
+        deadline = time.monotonic() + timeout_s
+        try:
+            processes = self.processes(timeout_s)
+        except NotRunning:
+            return []
+        except Unreachable:
+            return None
+        pids = [worker.pid for worker in (*processes.workers, *processes.old_workers)]
+        return [pid for pid in pids if "\nStopping: 0\n" in self._information_of(pid, deadline - time.monotonic())]
+
+    def _information_of(self, pid: int, timeout_s: float) -> str:
+        """Return a worker's answer to ``show info``; empty if it does not answer."""
+        if timeout_s <= 0:
+            return ""
+        try:
+            answer = self.ask(f"@!{pid} show info", timeout_s)
+        except Unreachable:
+            return ""
+        return answer if f"\nPid: {pid}\n" in answer else ""
+
+    def _has_ended(self, old_workers: Collection[int]) -> bool:
+        """Return whether a load has ended, as the list of processes tells."""
+        try:
+            processes = self.processes(timeout_s=1.0)
+        except Unreachable:
+            return False
+        new = processes.new_workers(old_workers)
+        return processes.gave_up(old_workers) or (bool(new) and all(self.answers(pid) for pid in new))
+
+    def _ask(self, command: str, timeout_s: float, has_ended: Callable[[], bool]) -> str:
+        """Return the answer to one command. While nothing arrives, ``has_ended`` is asked whether to wait no longer."""
         deadline = time.monotonic() + timeout_s
         answer = b""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -65,103 +157,36 @@ class Master:
                 sock.sendall(command.encode() + b"\n")
                 # HAProxy answers what it has and closes when the client says that it will not ask again.
                 sock.shutdown(socket.SHUT_WR)
-                while chunk := self._receive(sock, deadline):
+                while (left := deadline - time.monotonic()) > 0:
+                    sock.settimeout(min(left, _SILENCE_S))
+                    try:
+                        chunk = sock.recv(65536)
+                    except TimeoutError:
+                        if has_ended():
+                            chunk = b""
+                        else:
+                            continue
+                    if not chunk:
+                        return answer.decode(errors="replace")
                     answer += chunk
-            except TimeoutError as error:
-                raise NotRunning(
-                    f"HAProxy's master at {self.path} did not answer '{command}' in {timeout_s:g} s"
-                ) from error
-            except ConnectionResetError:
-                pass
+                raise TimeoutError
+            except (TimeoutError, BlockingIOError) as error:  # BlockingIOError: the accept queue is full
+                raise self._unreachable(f"no answer to '{command}' in {timeout_s:g} s", connected=True) from error
+            except (ConnectionResetError, BrokenPipeError):
+                return answer.decode(errors="replace")
             except OSError as error:
-                raise NotRunning(f"HAProxy's master does not answer at {self.path}: {error.strerror}") from error
-        return answer.decode(errors="replace")
+                raise self._unreachable(error.strerror or str(error), connected=False) from error
 
-    def processes(self) -> Processes:
-        answer = self.ask("show proc")
-        processes = parse_processes(answer)
-        if processes is None:
-            raise NotRunning(f"HAProxy's master at {self.path} gave no list of processes: {answer[:80]!r}")
-        return processes
-
-    def reload(self, timeout_s: float) -> str:
-        """Ask for a reload, and return HAProxy's answer.
-
-        HAProxy 2.7 and later answer at the end of the reload. After an empty answer, ``processes`` tells how it ends.
-        Raises ReloadFailed with HAProxy's own words.
-        """
-        answer = self.ask("reload", timeout_s)
-        head, _, log = answer.partition("--\n")
-        if head.startswith("Success=0"):
-            raise ReloadFailed(log.strip() or "HAProxy says no more")
-        return answer
-
-    def await_new_worker(
-        self, old_workers: Collection[int], deadline: float, master_alive: Callable[[], bool]
-    ) -> list[Worker]:
-        """Wait for the workers of a reload, and return them once they answer. Their PIDs are not in ``old_workers``.
-
-        ``deadline`` is on time.monotonic(). Raises ReloadFailed if HAProxy gave up, TimeoutError at the deadline,
-        NotRunning if the master is gone.
-        """
-        while time.monotonic() < deadline:
-            try:
-                processes = self.processes()
-            except NotRunning:
-                if not master_alive():
-                    raise
-                processes = None  # it is re-executing itself
-            if processes is not None:
-                # While HAProxy 3 still loads, its new worker is in the list, but does not answer yet.
-                new = [worker for worker in processes.workers if not worker.reloads and worker.pid not in old_workers]
-                if new and all(self._answers(worker.pid) for worker in new):
-                    return new
-                if processes.failed and not new:
-                    raise ReloadFailed(self._startup_log())
-            time.sleep(_POLL_S)
-        raise TimeoutError
-
-    def _startup_log(self) -> str:
-        """Return the log of the worker that failed to start. HAProxy's master has it from 2.7 on."""
-        try:
-            log = self.ask("show startup-logs").strip()
-        except NotRunning:
-            log = ""
-        return log if log.startswith("[") else "HAProxy counts a failed reload; its log says why"
-
-    def _answers(self, pid: int) -> bool:
-        try:
-            return f"Pid: {pid}\n" in self.ask(f"@!{pid} show info", timeout_s=1.0)
-        except NotRunning:
-            return False
-
-    def _receive(self, sock: socket.socket, deadline: float) -> bytes:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        sock.settimeout(left)
-        return sock.recv(65536)
-
-
-def parse_processes(text: str) -> Processes | None:
-    """Read the answer of ``show proc``; None if ``text`` is something else."""
-    section = ""
-    master = None
-    workers: dict[str, list[Worker]] = {"# workers": [], "# old workers": []}
-    for line in text.splitlines():
-        words = line.split()
-        if line.startswith("#"):
-            section = line.strip()
-        elif len(words) > 3 and words[1] == "master":
-            # "0 [failed: 1]": the count of failures is there from 2.6 on
-            failed = int(words[4].rstrip("]")) if words[3] == "[failed:" else 0
-            master = (int(words[0]), words[-1], int(words[2]), failed)
-        elif len(words) > 4 and words[1] == "worker" and section in workers:
-            workers[section].append(Worker(int(words[0]), int(words[2]), words[4]))
-    if master is None:
-        return None
-    # From 3.1 on the only worker left after a failed reload is listed as an old one.
-    return Processes(*master, workers["# workers"], workers["# old workers"])
+    def _unreachable(self, reason: str, *, connected: bool) -> Unreachable:
+        """Return the error for a question that has no answer. ``connected``: a process listens on the socket."""
+        pid = self._find_pid() if self._find_pid is not None else None
+        if pid is None and (self._find_pid is not None or not connected):
+            return NotRunning(f"HAProxy does not run: its master does not answer at {self.path}: {reason}")
+        master = f"HAProxy's master (pid {pid})" if pid is not None else "HAProxy's master"
+        return NotAnswering(
+            f"{master} runs, but does not answer at {self.path}: {reason}; it loads its configuration, other clients "
+            "have all ten connections of its CLI, or it hangs: its log and 'ss -xp' tell"
+        )
 
 
 def environment_of(pid: int) -> dict[str, str]:

@@ -76,7 +76,7 @@ def print_report(name: str, report: ReloadReport) -> None:
         if report.message:
             warn(report.message)
     else:
-        print_error(f"{name}: reload failed, the old worker serves as before:")
+        print_error(f"{name}: reload failed, {_who_serves(report)}:")
         say(report.message, err=True)
 
 
@@ -101,6 +101,17 @@ def print_status(status: Status) -> None:
     for problem in status.problems:
         first, *rest = problem.splitlines()
         say("\n".join([f"  PROBLEM  {first}", *(f"           {line}" for line in rest)]))
+
+
+def _who_serves(report: ReloadReport) -> str:
+    """Say who serves after a reload that failed, and what clients see."""
+    if report.serving is None:
+        return "and HAProxy's master does not answer: whether the old worker serves is unknown"
+    if report.serving:
+        return f"the old worker ({_list(report.serving)}) serves as before"
+    if report.clients_wait:
+        return "and NO WORKER SERVES: clients wait in the queue until HAProxy is started again"
+    return "and NO WORKER SERVES: clients are refused until HAProxy is started again"
 
 
 def print_finished(finished: subprocess.CompletedProcess[str]) -> None:

@@ -85,6 +85,9 @@ class ReloadReport(msgspec.Struct, frozen=True):
 
     ``started_s`` is on CLOCK_BOOTTIME, which all processes share and which is never set back. ``at`` is in seconds
     since the epoch.
+
+    ``serving`` are the workers that answered after a load that failed; None if that cannot be told. ``clients_wait``:
+    if there is none, clients wait in the queues of the listeners. Otherwise they are refused.
     """
 
     ok: bool
@@ -100,6 +103,8 @@ class ReloadReport(msgspec.Struct, frozen=True):
     old_workers: list[int] = []
     new_workers: list[int] = []
     warnings: list[str] = []
+    serving: list[int] | None = None
+    clients_wait: bool = False
 
     @classmethod
     def begin(cls) -> ReloadReport:

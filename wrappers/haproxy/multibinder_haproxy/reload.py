@@ -9,7 +9,6 @@ from multibinder.launch.errors import LaunchError, NotRunning
 from multibinder_haproxy.check import check_reload
 from multibinder_haproxy.errors import ReloadFailed
 from multibinder_haproxy.instance import Instance
-from multibinder_haproxy.master import Master
 from multibinder_haproxy.records import Loaded, ReloadReport, boottime_s
 from multibinder_haproxy.settle import Load
 
@@ -58,7 +57,7 @@ class ReloadAttempt:
 
     def _perform(self, warnings: list[str]) -> ReloadReport:
         """Tell HAProxy's master to reload, and wait for the end."""
-        master = Master(self._invocation.master_socket)
+        master = self._instance.master()
         before = master.processes()
         old = [worker.pid for worker in (*before.workers, *before.old_workers)]
         draft = msgspec.structs.replace(
@@ -66,7 +65,7 @@ class ReloadAttempt:
         )
         load = Load(self._instance, master, draft)
         try:
-            log = master.reload(self._timeout_s)
+            log = master.reload(self._timeout_s, old)
         except ReloadFailed as error:
             return load.fail(error)
         report = load.conclude(before.master, old, self._timeout_s)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Collection
+from typing import Any
 
 import msgspec
 
 from multibinder import MultibinderError
 from multibinder.kernel.process import is_alive
-from multibinder.launch.errors import NotRunning
+from multibinder.launch.errors import Unreachable
 from multibinder_haproxy import sockets
 from multibinder_haproxy.config.model import Config
 from multibinder_haproxy.errors import FellBack, ReloadFailed
@@ -34,7 +35,7 @@ def settle(instance: Instance, timeout_s: float, lock: int | None = None) -> Non
         if loaded is None or loaded.settled:
             return
         summarize_begin(instance, loaded)
-        load = Load(instance, Master(instance.read_invocation().master_socket), ReloadReport.begin())
+        load = Load(instance, instance.master(), ReloadReport.begin())
         instance.write_report(load.conclude(loaded.master, loaded.old_workers, timeout_s))
 
 
@@ -67,9 +68,9 @@ class Load:
             )
         except ReloadFailed as error:
             return self.fail(error)
-        except NotRunning as error:
+        except Unreachable as error:
             summary.reload_unseen(error)
-            return self._draft.ended(message=f"HAProxy's master is gone: {error}")
+            return self._draft.ended(message=f"HAProxy's master is gone: {error}", **self._who_serves())
         except TimeoutError as error:
             # The worker may still come up, and needs the listeners that it binds.
             summary.reload_unseen(error)
@@ -90,7 +91,7 @@ class Load:
         if loaded is not None and good is not None:
             _, problem = self._release_others(good.config)
             self._instance.write_loaded(msgspec.structs.replace(loaded, settled=not problem))
-        return self._draft.ended(message=str(error))
+        return self._draft.ended(message=str(error), **self._who_serves())
 
     def _succeed(self, new_workers: list[int]) -> ReloadReport:
         loaded = self._instance.read_loaded()
@@ -115,11 +116,18 @@ class Load:
             new_workers=new_workers,
         )
 
+    def _who_serves(self) -> dict[str, Any]:
+        """Return the fields of the report that say who serves after a load that failed."""
+        return {
+            "serving": self._master.answering_workers(),
+            "clients_wait": self._instance.read_invocation().binder is not None,
+        }
+
     def _processes(self) -> Processes | None:
         """Ask until the master answers: HAProxy 2.6 re-executes itself once more. None after ``_MASTER_AWAY_S``."""
         deadline = time.monotonic() + _MASTER_AWAY_S
         while time.monotonic() < deadline:
-            with contextlib.suppress(NotRunning):
+            with contextlib.suppress(Unreachable):
                 return self._master.processes()
             time.sleep(0.02)
         return None

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import msgspec
 
-from multibinder.kernel.process import is_child, start_ticks_of
-from multibinder.launch.errors import LaunchError, NotRunning
+from multibinder.kernel.process import is_child
+from multibinder.launch.errors import LaunchError, NotAnswering, NotRunning
 from multibinder_haproxy.config import sources
 from multibinder_haproxy.instance import Instance
 from multibinder_haproxy.invocation import Invocation
-from multibinder_haproxy.master import Master, Processes, environment_of
+from multibinder_haproxy.master import Processes, environment_of
 from multibinder_haproxy.records import Loaded, ReloadReport
 
 #: While the master executes itself, its CLI may be away for this time. A longer absence is a problem.
@@ -23,8 +22,8 @@ FORMAT = 1
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The answer of ``status --json``, described in docs/instance-summary.md.
 
-    ``state`` is ``running``, ``degraded`` (it runs, and has ``problems``) or ``stopped``. ``version`` is HAProxy's;
-    ``format`` is that of this document.
+    ``state`` is ``running``, ``degraded`` (it runs, and has ``problems``) or ``stopped``. ``answers``: HAProxy's master
+    answers. ``version`` is HAProxy's; ``format`` is that of this document.
     """
 
     format: int = FORMAT
@@ -49,12 +48,19 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     changed: list[str] | None
     problems: list[str]
     last_reload: ReloadReport | None
+    answers: bool
 
 
 def status_of(instance: Instance) -> Status:
     """Return the status of an instance. Changes nothing. Raises NoSuchInstance, NotTrusted."""
     invocation = instance.read_invocation()
-    processes, alive = _ask_master(instance, Master(invocation.master_socket))
+    processes, alive, silence = None, None, ""
+    try:
+        processes = instance.master().processes(_MASTER_AWAY_S)
+    except NotAnswering as error:
+        alive, silence = instance.master_pid(), str(error)
+    except NotRunning:
+        pass
     summary = instance.summary.read_or_new()
     loaded = instance.read_loaded()
     report = instance.read_report()
@@ -64,10 +70,7 @@ def status_of(instance: Instance) -> Status:
         config_changed, next_reload = _compare(invocation, processes.master, loaded)
         problems = [*_problems(processes, loaded, report), *next_reload]
     elif alive is not None:
-        problems.append(
-            f"HAProxy's master (pid {alive}) lives, but does not answer on its CLI: it loads its configuration, or "
-            "hangs; its log says what it is doing"
-        )
+        problems.append(silence)
     return Status(
         name=instance.name,
         state="degraded" if problems else "running" if processes else "stopped",
@@ -90,7 +93,17 @@ def status_of(instance: Instance) -> Status:
         changed=sources.changed(loaded.config.sources) if loaded else None,
         problems=problems,
         last_reload=report,
+        answers=processes is not None,
     )
+
+
+def exit_code_of(status: Status) -> int:
+    """Return the exit code of ``status``: 0 running, 1 degraded, 3 stopped, 5 the master does not answer."""
+    if status.state == "stopped":
+        return 3
+    if not status.answers:
+        return 5
+    return int(status.state == "degraded")
 
 
 def _problems(processes: Processes, loaded: Loaded | None, report: ReloadReport | None) -> list[str]:
@@ -99,7 +112,7 @@ def _problems(processes: Processes, loaded: Loaded | None, report: ReloadReport 
         problems.append(f"runs with the last good configuration, because: {loaded.fallback}")
     if loaded is not None and not loaded.settled:
         problems.append("the last reload has not ended, or its end was not seen")
-    if processes.failed:
+    if processes.last_load_failed:
         problems.append("the last reload failed" + (f": {report.message}" if report and report.message else ""))
     return problems
 
@@ -111,24 +124,6 @@ def _compare(invocation: Invocation, master: int, loaded: Loaded | None) -> tupl
     except (LaunchError, OSError) as error:
         return True, [f"the next reload would fail: {error}"]
     return loaded is not None and not config.same_as(loaded.config), []
-
-
-def _ask_master(instance: Instance, master: Master) -> tuple[Processes | None, int | None]:
-    """Return HAProxy's processes as its master lists them. If it does not answer but lives, return its PID instead.
-
-    A master that has just begun to execute itself is asked again for a moment.
-    """
-    deadline = time.monotonic() + _MASTER_AWAY_S
-    while True:
-        try:
-            return master.processes(), None
-        except NotRunning:
-            process = instance.summary.read_or_new().master
-            if process is None or not process.start_ticks or start_ticks_of(process.pid) != process.start_ticks:
-                return None, None
-            if time.monotonic() > deadline:
-                return None, process.pid
-        time.sleep(0.02)
 
 
 def _children(master: int | None, pids: Sequence[int]) -> list[int]:

@@ -12,19 +12,18 @@ from multibinder.kernel.process import is_alive
 from multibinder.launch.errors import LaunchError
 from multibinder_haproxy import sockets
 from multibinder_haproxy.instance import Instance
-from multibinder_haproxy.master import Master
 
 
 def stop(instance: Instance, timeout_s: float, keep_listeners: bool) -> list[str]:
     """Let the workers finish their connections and end; release the listeners. Return the addresses that were closed.
 
-    Raises NotRunning, or LaunchError if HAProxy is still there after ``timeout_s``: its listeners are closed by then,
+    Raises Unreachable, or LaunchError if HAProxy is still there after ``timeout_s``: its listeners are closed by then,
     unless ``keep_listeners``.
     """
     instance.check_known()
     with instance.locked(timeout_s):
         invocation = instance.read_invocation()
-        pid = Master(invocation.master_socket).processes().master
+        pid = instance.master().processes().master
         # SIGUSR1 to the master: graceful stop (management guide, "Stopping and restarting HAProxy").
         os.kill(pid, signal.SIGUSR1)
         instance.summary.stopping()
