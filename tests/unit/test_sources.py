@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import hashlib
 import os
+import socket
 from pathlib import Path
 
 import msgspec
 import pytest
 from multibinder_haproxy.config import sources
 from multibinder_haproxy.config.renderer import Renderer
-from multibinder_haproxy.config.sources import SourceRecorder, Sources
+from multibinder_haproxy.config.sources import NotRegularFile, SourceRecorder, Sources
+from multibinder_haproxy.errors import TemplateFailure
+
+from multibinder.kernel.files import bind_socket
 
 SUFFIXES = [".cfg", ".cfg.j2"]
 
@@ -124,3 +129,72 @@ def test_a_file_name_that_is_not_utf_8_is_left_out(tmp_path: Path) -> None:
 def test_a_record_survives_json(file: Path) -> None:
     before = recorded(file, directory=file.parent)
     assert msgspec.json.decode(msgspec.json.encode(before), type=Sources) == before
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "device", "socket"])
+def test_what_is_not_a_regular_file_is_refused_without_waiting_for_another_process(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "part"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with socket.socket(socket.AF_UNIX) as sock:
+            bind_socket(sock, str(path), 0o600)
+    recorder = SourceRecorder()
+    with pytest.raises(NotRegularFile):
+        recorder.read_file(str(path))
+    assert not recorder.is_complete
+    template = tmp_path / "web.cfg.j2"
+    template.write_text("\n{% include 'part' ignore missing %}")
+    with pytest.raises(TemplateFailure, match=rf"{template}:2: cannot read {path}: it is not a regular file"):
+        Renderer("web", {}, {}).render([(str(template), "web.cfg")])
+
+
+def test_a_fifo_that_takes_a_files_place_after_the_look_is_refused_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user may write in the directory, and rename(2) at any moment."""
+    path, fifo = tmp_path / "part", tmp_path / "fifo"
+    path.write_text("")
+    os.mkfifo(fifo)
+    look = os.stat
+
+    def swapped(looked_at: str) -> os.stat_result:
+        status = look(looked_at)
+        fifo.rename(path)
+        return status
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", swapped)
+        with pytest.raises(NotRegularFile):
+            sources.read_regular_file(str(path))
+
+
+def test_the_digest_is_of_the_content_that_was_rendered(tmp_path: Path) -> None:
+    template = tmp_path / "web.cfg.j2"
+    template.write_text("{% include 'part' %}")
+    (tmp_path / "part").write_text("x")
+    config = Renderer("web", {}, {}).render([(str(template), "web.cfg")])
+    content = {"web.cfg.j2": b"{% include 'part' %}", "part": b"x"}
+    for source in config.sources.files:
+        assert source.digest == hashlib.blake2b(content[Path(source.path).name], digest_size=16).hexdigest()
+    assert len(config.sources.files) == 2
+
+
+def test_a_file_that_cannot_even_be_looked_at_leaves_the_record_incomplete(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    recorder = SourceRecorder()
+    assert recorder.record_file(str(loop)) == b""
+    assert (recorder.is_complete, recorder.sources().files) == (False, [])
+
+
+def test_a_line_that_is_not_utf8_is_named_also_in_an_included_file(tmp_path: Path) -> None:
+    template = tmp_path / "web.cfg.j2"
+    template.write_text("{% include 'part' %}")
+    (tmp_path / "part").write_bytes(b"\n# caf\xe9\n")
+    with pytest.raises(TemplateFailure, match=rf"{tmp_path}/part:2: not UTF-8: .* at byte 6; convert the file"):
+        Renderer("web", {}, {}).render([(str(template), "web.cfg")])

@@ -41,6 +41,8 @@ class BindCalls:
     def _placeholder(self, host: str, port: int, options: Mapping[str, Any]) -> str:
         # The host as the kernel prints it: 0:0::1 is ::1.
         slot = Slot(TcpAddress.of(host, port).host, port, **options)
+        if options:
+            slot.spec  # noqa: B018 (raises AddressError for values that make no sense)
         known = self._slots.setdefault(slot.key, slot)
         if known is not slot and known != slot:
             raise AddressError(

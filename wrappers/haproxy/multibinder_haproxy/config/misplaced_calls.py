@@ -9,7 +9,7 @@ from multibinder_haproxy.config.template_files import is_template
 from multibinder_haproxy.errors import TemplateFailure
 
 #: The first argument of a bind line, and the tag that it stands in.
-_CALL = re.compile(r"^[ \t]*bind[ \t]+(?:(\{\{-?|<%=|[({$])\s*)?bind_tcp\b", re.MULTILINE)
+_CALL = re.compile(r"^[ \t]*bind[ \t]+(?:(\{\{-?|<%=|[({$]+)\s*)?bind_tcp\b", re.MULTILINE)
 _IN_JINJA, _IN_ERB = "{{ bind_tcp('0.0.0.0', 80) }}", "<%= bind_tcp('0.0.0.0', 80) %>"
 
 

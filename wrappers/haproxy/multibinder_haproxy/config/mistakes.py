@@ -11,6 +11,8 @@ _OPENING = re.compile(r"\{[{%#]")
 _CLOSING = {"{{": "}}", "{%": "%}", "{#": "#}"}
 _WHAT_BEGINS = {"{{": "an expression", "{%": "a tag", "{#": "a comment"}
 _TAG = re.compile(r"\{%[-+]?\s*(\w+)")
+_TAG_IN_A_LINE = re.compile(r"\{\{.*?\}\}|\{%.*?%\}")
+_STRING = re.compile(r"""'[^']*'|"[^"]*\"""")
 #: bind_tcp(0.0.0.0, 80), bind_tcp(*:80), bind_tcp([::], 80): an address, or what may be one, outside of quotes.
 _WITHOUT_QUOTES = re.compile(
     r"""bind_tcp\s*\(\s*(?!['"])([0-9a-fA-F.:*\[\]]*[.:*\[][0-9a-fA-F.:*\[\]]*)\s*(?:,\s*([\w-]+)\s*)?[),]?"""
@@ -25,6 +27,8 @@ def syntax_error(error: jinja2.TemplateSyntaxError, text: str) -> tuple[int, str
     message, line = str(error.message), error.lineno
     if message.startswith("Unexpected end of template") and (innermost := _INNERMOST.search(message)):
         return _line_of_unclosed(innermost[1], text) or line, message
+    if missing := _line_with_an_open_quote(text, line):
+        return missing, _with_hint(text, missing, "a quote is missing")
     opening, opening_line = _last_opening(text, line)
     if opening and _CLOSING[opening[0]] not in _up_to_the_next_opening(text, opening):
         line = opening_line
@@ -85,6 +89,14 @@ def _last_opening(text: str, line: int) -> tuple[re.Match[str] | None, int]:
     if not openings:
         return None, line
     return openings[-1], text.count("\n", 0, openings[-1].start()) + 1
+
+
+def _line_with_an_open_quote(text: str, last: int) -> int | None:
+    """Return the first line up to ``last`` with a tag in which a text has no end; Jinja2 reads on to the next quote."""
+    for number, written in enumerate(text.split("\n")[:last], 1):
+        if any(re.search("['\"]", _STRING.sub("", tag)) for tag in _TAG_IN_A_LINE.findall(written)):
+            return number
+    return None
 
 
 def _up_to_the_next_opening(text: str, opening: re.Match[str]) -> str:

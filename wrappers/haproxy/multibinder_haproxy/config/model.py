@@ -28,8 +28,12 @@ class Slot(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def key(self) -> str:
-        """Return a text that is equal for two slots that share a descriptor."""
-        return str(self.spec)
+        """Return a text that is equal for two slots that share a descriptor: that of ``spec``.
+
+        It is asked for many times in a start, and ``spec`` checks all values each time.
+        """
+        address = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return f"{address} ({self.name})" if self.name else address
 
     @property
     def placeholder(self) -> str:

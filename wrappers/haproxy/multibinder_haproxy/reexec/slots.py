@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 PLACEHOLDER = re.compile(r"fd@\{([^{}]*)\}")
+#: A word with placeholders: all addresses of a bind line, which has one set of options.
+_ADDRESSES = re.compile(r"(?:\S*?fd@\{[^{}]*\})+\S*")
 
 
 def key_of(slot: "Mapping[str, Any]") -> str:
@@ -37,14 +39,24 @@ def fill(text: str, numbers: "Mapping[str, int]") -> str:
 def fill_plain(text: str, slots: "Mapping[str, Mapping[str, Any]]") -> str:
     """Return a text with addresses that HAProxy binds by itself. ``slots`` are by key."""
 
-    def plain(match: "re.Match[str]") -> str:
-        slot = slots.get(match[1])
-        if slot is None:
-            return match[0]
-        options = f" backlog {slot['backlog']}" if slot.get("backlog") else ""
-        return f"{address_of(slot)}{options}{' v6only' if slot.get('v6only') else ''}"
+    def plain(word: "re.Match[str]") -> str:
+        options: list[str] = []
 
-    return PLACEHOLDER.sub(plain, text)
+        def address(match: "re.Match[str]") -> str:
+            slot = slots.get(match[1])
+            if slot is None:
+                return match[0]
+            wanted = [
+                f" backlog {slot['backlog']}" if slot.get("backlog") else "",
+                " v6only" if slot.get("v6only") else "",
+            ]
+            options.extend(option for option in wanted if option not in options)
+            return address_of(slot)
+
+        return PLACEHOLDER.sub(address, word[0]) + "".join(options)
+
+    lines = text.split("\n")
+    return "\n".join(_ADDRESSES.sub(plain, line) if "fd@{" in line else line for line in lines)
 
 
 def decode(content: bytes) -> "tuple[str, bool]":
