@@ -85,6 +85,8 @@ class BindAttempt:
         self._recover = recover
         self._opened: dict[Address, Listener] = {}
         self._taken = TakenAddresses()
+        #: A new listener overlaps with another one.
+        self._overlaps = False
         # The claims and names that the elements so far will add.
         self._claims: dict[Listener, set[Owner]] = {}
         self._names: dict[Listener, tuple[int, str]] = {}
@@ -99,9 +101,9 @@ class BindAttempt:
 
         One that takes more addresses goes first: ``side_by_side`` protects the port best if ``::`` is not the last.
         """
-        for listener, created in sorted(found, key=_narrowness):
+        for listener, created in sorted(found, key=_narrowness) if self._overlaps else found:
             if created:
-                repair.make_ready(listener, self._beside(listener))
+                repair.make_ready(listener, self._beside(listener) if self._overlaps else ())
             elif not listener.kind.is_ready(listener.socket):
                 repair.make_ready_again(listener, self._beside(listener))
 
@@ -193,7 +195,7 @@ class BindAttempt:
         except OSError as error:
             if error.errno == errno.EADDRINUSE and _are_alone(overlapping, address):
                 # They were opened by another user: systemd, for a socket unit, or a binder that ran as root.
-                raise held_by_binder(spec, next(iter(overlapping)), self._asker) from error
+                raise held_by_binder(spec, overlapping[0], self._asker) from error
             raise refused_by_kernel(address, error) from error
 
     def _require_no_collision(self, listener: Listener, spec: ListenerSpec, owner: Owner) -> None:
@@ -202,10 +204,12 @@ class BindAttempt:
         With SO_REUSEADDR, two sockets can be bound to one address while neither listens; listen(2) refuses the second.
         """
         address, v6only = listener.address, listener.options.v6only
-        for other in self._taken.overlapping(address, v6only):
+        of_request, of_binder = self._taken.overlapping(address, v6only), self._index.overlapping(address, v6only)
+        self._overlaps |= bool(of_request or of_binder)
+        for other in of_request:
             if not self._may_be_beside(address, v6only, owner, other):
                 raise collides_in_request(spec.address, other.address)
-        for other in self._index.overlapping(address, v6only):
+        for other in of_binder:
             # One that listens is in another network namespace, if it may not be beside: here, bind(2) would have been
             # refused.
             if not self._may_be_beside(address, v6only, owner, other) and not other.kind.is_ready(other.socket):

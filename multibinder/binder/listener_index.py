@@ -18,42 +18,48 @@ class TakenAddresses:
     """The addresses that listeners take, with the listeners of each: ``[::]:443`` takes ``0.0.0.0:443`` as well."""
 
     def __init__(self) -> None:
-        self._taken: dict[Address, dict[Listener, None]] = {}
+        # Nearly all have one listener, for which a tuple is the smallest.
+        self._taken: dict[Address, tuple[Listener, ...]] = {}
         #: The listeners that a wildcard address overlaps with.
-        self._below: dict[Address, dict[Listener, None]] = {}
+        self._below: dict[Address, list[Listener]] = {}
 
     def add(self, listener: Listener) -> None:
         for address in _effective(listener):
-            self._taken.setdefault(address, {})[listener] = None
-            self._below.setdefault(address.wildcard(), {})[listener] = None
+            self._taken[address] = (*self._taken.get(address, ()), listener)
+            self._below.setdefault(address.wildcard(), []).append(listener)
 
     def remove(self, listener: Listener) -> None:
         for address in _effective(listener):
-            for listeners, key in ((self._taken, address), (self._below, address.wildcard())):
-                listeners.get(key, {}).pop(listener, None)
-                if not listeners.get(key):
-                    listeners.pop(key, None)
+            if others := tuple(other for other in self._taken.get(address, ()) if other is not listener):
+                self._taken[address] = others
+            else:
+                self._taken.pop(address, None)
+            below = self._below.get(address.wildcard(), [])
+            if listener in below:
+                below.remove(listener)
+            if not below:
+                self._below.pop(address.wildcard(), None)
 
     def clear(self) -> None:
         self._taken.clear()
         self._below.clear()
 
-    def overlapping(self, address: Address, v6only: bool | None) -> dict[Listener, None]:
-        """Return the listeners with which a socket on ``address`` competes for clients, in the order of a set.
+    def overlapping(self, address: Address, v6only: bool | None) -> list[Listener]:
+        """Return the listeners with which a socket on ``address`` competes for clients.
 
         Two sockets overlap if they are on one port, and one has the address of the other or a wildcard address that
         includes it (inet_rcv_saddr_equal() in net/ipv4/inet_connection_sock.c). Then the kernel lets both listen only
         if they share the port (kernel/port_sharing.py).
         """
-        found: dict[Listener, None] = {}
+        found: list[Listener] = []
         for taken in kinds.of_address(address).effective_addresses(address, v6only):
             wildcard = taken.wildcard()
             if taken != wildcard:
-                found |= self._taken.get(taken, {})
-                found |= self._taken.get(wildcard, {})
+                found += self._taken.get(taken, ())
+                found += self._taken.get(wildcard, ())
             else:
-                found |= self._below.get(wildcard, {})
-        return found
+                found += self._below.get(wildcard, ())
+        return list(dict.fromkeys(found)) if found else found
 
 
 class ListenerIndex:
@@ -85,7 +91,7 @@ class ListenerIndex:
             return named
         return self._by_address.get(spec.address)
 
-    def overlapping(self, address: Address, v6only: bool | None) -> dict[Listener, None]:
+    def overlapping(self, address: Address, v6only: bool | None) -> list[Listener]:
         """Return the listeners with which a socket on ``address`` competes for clients (``TakenAddresses``)."""
         return self._taken.overlapping(address, v6only)
 

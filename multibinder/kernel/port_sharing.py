@@ -13,6 +13,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 
 #: The sockets belong to this uid while they bind, if the process may give files away (CAP_CHOWN). No range of uids that
 #: is in use for users, containers or services reaches so far (UIDS-GIDS.md of systemd).
@@ -23,17 +24,21 @@ _UNREACHABLE = ((socket.AF_INET6, "100::6d:6273"), (socket.AF_INET, "224.109.98.
 _IPV6_FREEBIND = 78
 
 
-@contextlib.contextmanager
-def side_by_side(sockets: Sequence[socket.socket], port: int) -> Iterator[None]:
+def side_by_side(sockets: Sequence[socket.socket], port: int) -> AbstractContextManager[None]:
     """Let each of ``sockets`` bind and listen on ``port`` beside the others for the time of this block.
 
     Afterwards none of them has SO_REUSEPORT, and other processes cannot bind beside them. One exception: if the
     process may not give files away, and ``::`` without IPV6_V6ONLY was the last, another process of the same user can,
     if it sets SO_REUSEPORT. A socket that is closed in the block is left alone. One socket alone needs none of this.
     """
-    if len(sockets) < 2:
-        yield
-        return
+    return _side_by_side(sockets, port) if len(sockets) > 1 else _ALONE
+
+
+_ALONE = contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _side_by_side(sockets: Sequence[socket.socket], port: int) -> Iterator[None]:
     uids = [os.fstat(sock.fileno()).st_uid for sock in sockets]
     is_given_away = False
     try:

@@ -15,7 +15,7 @@ import pytest
 import multibinder
 from tests.haproxy.conftest import MakeHaproxy
 from tests.haproxy.support import Haproxy, bind_tcp, config, get
-from tests.support import PATIENCE_S, Binder, can_connect, descriptors, wait_until
+from tests.support import PATIENCE_S, Binder, can_connect, descriptors, require_ipv6, wait_until
 from tests.support.load import Load
 
 
@@ -90,11 +90,13 @@ def test_a_bind_in_use_is_refused_with_its_holder_and_changes_nothing(web: Hapro
 
 
 def test_new_binds_that_collide_are_refused_by_the_checks_and_change_nothing(web: Haproxy, host: str) -> None:
+    require_ipv6()
     before = web.status()
-    web.template.write_text(config(bind_tcp((host, 8000)), bind_tcp(("0.0.0.0", 8901)), bind_tcp((host, 8901))))
+    mapped = f"::ffff:{host}"
+    web.template.write_text(config(bind_tcp((host, 8000)), bind_tcp((mapped, 8901)), bind_tcp((host, 8901))))
     refused = web.reload()
     assert refused.returncode == 1
-    assert f"{host}:8901: it collides with 0.0.0.0:8901 of the same request" in refused.stderr
+    assert f"{host}:8901: it collides with [{mapped}]:8901 of the same request" in refused.stderr
     after = web.status()
     assert (after["generation"], after["workers"], get((host, 8000))) == (before["generation"], before["workers"], "ok")
 
