@@ -25,7 +25,7 @@ from multibinder.wire.addresses import Address
 
 #: A journal grows with each bind and release. One with this many bytes more than its listeners need is replaced. With
 #: 10,000 listeners that takes the loop for tens of milliseconds, so it happens once in 20 MB of changes.
-_SPARE_BYTES = 1024 * 1024
+_SPARE_BYTES = 256 * 1024
 _BYTES_PER_LISTENER = 2048
 #: A search for the holder of a missing socket, which blocks the loop, is not repeated sooner, nor before this many
 #: times the time that it took.

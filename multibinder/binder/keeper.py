@@ -11,12 +11,11 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, MutableMapping, Sequence
-
-import msgspec
+from collections.abc import Iterable, MutableMapping, Sequence
 
 from multibinder.binder import events
 from multibinder.binder.keeper_link import DescriptorCopy, HasDescriptor, KeeperLink
+from multibinder.binder.keeper_waiters import OnConfirmed, Waiter, Waiters
 from multibinder.binder.loop import Loop
 
 #: The keeper must confirm within this time. It takes milliseconds, but systemd may be in the middle of a reload.
@@ -32,16 +31,6 @@ GUARDED, ANSWERS = "MULTIBINDER_GUARDED", "2"
 UNREMOVED = "MULTIBINDER_UNREMOVED"
 #: An environment string has at most 128 KiB (MAX_ARG_STRLEN, execve(2)).
 _UNREMOVED_BYTES = 120_000
-
-#: Called with the names, of those that were asked for, whose descriptors the keeper certainly has.
-OnConfirmed = Callable[[Collection[str]], None]
-
-
-class _Waiter(msgspec.Struct, eq=False):
-    """A caller of ``keep`` that has not been told yet."""
-
-    names: Sequence[str]
-    confirmed: OnConfirmed
 
 
 class Keeper:
@@ -80,7 +69,7 @@ class Keeper:
         self._sent = self._batch_number = 0
         self._life = f"{os.getpid()}-{time.monotonic_ns()}"
         self._is_second_try = False
-        self._waiters: list[_Waiter] = []
+        self._waiters = Waiters(loop, CONFIRM_S, self._kept_of, self._note_silence)
         self._is_silent = self._has_failed = self._is_again_due = False
         if self._to_remove:
             loop.call_later(0, self._flush)
@@ -116,13 +105,10 @@ class Keeper:
             why = f"they would not survive a crash of the binder; raise {limit}"
             events.error("store-full", limit=self.limit, lost=len(new), why=why)
             self._refused |= new
-        waiter = _Waiter([name for name, _ in descriptors], confirmed)
-        self._waiters.append(waiter)
+        waiter = self._waiters.add([name for name, _ in descriptors], confirmed)
         self._flush()
         if self._is_silent or self._has_failed or not self._is_pending(waiter):
-            self._loop.call_later(0, lambda: self._tell(waiter))
-        else:
-            self._loop.call_later(CONFIRM_S, lambda: self._tell_overdue(waiter))
+            self._loop.call_later(0, lambda: self._waiters.tell(waiter))
 
     def forget(self, names: Sequence[str]) -> None:
         """Remove descriptors from the keeper, by their names. Those that were not sent yet are not sent.
@@ -140,8 +126,7 @@ class Keeper:
 
     def stop_waiting(self) -> None:
         """Tell all callers now what the keeper has: nobody waits for it any longer."""
-        for waiter in list(self._waiters):
-            self._tell(waiter)
+        self._waiters.tell_all()
 
     def unremoved(self) -> list[str]:
         """Return the released names whose removal could not be sent yet."""
@@ -158,25 +143,20 @@ class Keeper:
         self._to_keep.clear()  # copies are closed with them
         self._batch.clear()
 
-    def _is_pending(self, waiter: _Waiter) -> bool:
+    def _kept_of(self, names: Sequence[str]) -> set[str]:
+        return self._kept.intersection(names)
+
+    def _is_pending(self, waiter: Waiter) -> bool:
         return any(name in self._to_keep or name in self._batch for name in waiter.names)
 
-    def _tell(self, waiter: _Waiter) -> None:
-        if waiter in self._waiters:
-            self._waiters.remove(waiter)
-            waiter.confirmed(self._kept.intersection(waiter.names))
-
-    def _tell_overdue(self, waiter: _Waiter) -> None:
-        if waiter in self._waiters:
-            if not self._is_silent:
-                # No client waits for the keeper until it has confirmed something again.
-                self._is_silent = True
-                events.error("store-silent", seconds=CONFIRM_S, why="the keeper does not confirm what it was sent")
-            self._tell(waiter)
+    def _note_silence(self) -> None:
+        if not self._is_silent:
+            # No client waits for the keeper until it has confirmed something again.
+            self._is_silent = True
+            events.error("store-silent", seconds=CONFIRM_S, why="the keeper does not confirm what it was sent")
 
     def _tell_complete(self) -> None:
-        for waiter in [waiter for waiter in self._waiters if not self._is_pending(waiter)]:
-            self._tell(waiter)
+        self._waiters.tell_those(lambda waiter: not self._is_pending(waiter))
 
     def _flush(self) -> None:
         """Send what waits, as far as the keeper takes it now. After an error, try again later."""

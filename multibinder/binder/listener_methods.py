@@ -14,8 +14,8 @@ from multibinder.binder.answer import Answer, Reply, refuse, result
 from multibinder.binder.bind_refusal import Asker
 from multibinder.binder.caller import Caller
 from multibinder.binder.counters import RequestCounters
-from multibinder.binder.keeper import OnConfirmed
 from multibinder.binder.keeper_link import HasDescriptor
+from multibinder.binder.keeper_waiters import OnConfirmed
 from multibinder.binder.listener import Grant, Listener, Receiver
 from multibinder.binder.owner import Owner, is_privileged, owner_named
 from multibinder.binder.policy_in_force import PolicyInForce

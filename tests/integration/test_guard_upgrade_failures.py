@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -165,6 +166,23 @@ def test_a_new_guard_whose_start_raises_keeps_the_sockets_and_begins_again(
     serving_pid(guard.socket_path, not_=killed)
     assert identities(guard.socket_path) == before
     assert guard.stop() == 0
+
+
+def test_a_guard_that_cannot_start_says_so_in_the_log_file_and_format_of_its_settings(
+    run_dir: Path, code: Installation
+) -> None:
+    log = run_dir / "guard.json"
+    options = ["--guard", "--log-file", str(log), "--log-format", "json"]
+    with Binder(run_dir, *options, program=code.program, environment=code.environment) as guard:
+        guard.wait_until_ready()
+        code.breaks_the_package()
+        guard.send_signal(signal.SIGUSR2)
+        wait_until(lambda: "guard-start-failed" in log.read_text(), "the log file has it", log=log.read_text)
+        [said] = [line for line in map(json.loads, log.read_text().splitlines()) if "start-failed" in line["event"]]
+        assert (said["level"], said["pid"]) == ("error", guard.pid)
+        assert _HALF_REPLACED in said["why"]
+        code.mend()
+        guard.stop()
 
 
 def test_a_stop_of_a_guard_that_cannot_start_stops_the_binder(guard: Binder, code: Installation, host: str) -> None:

@@ -14,8 +14,8 @@ from multibinder.binder.address_search import TellHolders
 from multibinder.binder.answer import Answer, Pieces, turn_down
 from multibinder.binder.caller import Caller
 from multibinder.binder.counters import RequestCounters
-from multibinder.binder.keeper import OnConfirmed
 from multibinder.binder.keeper_link import HasDescriptor
+from multibinder.binder.keeper_waiters import OnConfirmed
 from multibinder.binder.listener import Listener
 from multibinder.binder.listings import Listings
 from multibinder.binder.loop import Loop
