@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.haproxy.support import HAPROXY, WRAPPER, Haproxy, bind_tcp, config, get
+from tests.haproxy.support import WRAPPER, Haproxy, bind_tcp, config, get
 from tests.support import wait_until
+
+pytestmark = pytest.mark.every_haproxy
 
 NO_TIMEOUTS = """global
     maxconn 100
@@ -22,7 +24,7 @@ frontend web
 
 
 def check(haproxy: Haproxy, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return haproxy.command("check", "--", HAPROXY, *(arguments or ("-Ws", "-f", str(haproxy.template))))
+    return haproxy.command("check", "--", haproxy.haproxy, *(arguments or ("-Ws", "-f", str(haproxy.template))))
 
 
 def test_a_program_section_passes_a_check_and_runs(haproxy: Haproxy, host: str) -> None:
@@ -112,7 +114,7 @@ def test_a_descriptor_of_the_users_own_survives_check_start_and_reload(haproxy: 
         )
         for sock in (third, ninth):
             sock.set_inheritable(True)
-        command = [str(WRAPPER), "run", "--name", "web", "--", HAPROXY, "-Ws", "-f", str(haproxy.template)]
+        command = [str(WRAPPER), "run", "--name", "web", "--", haproxy.haproxy, "-Ws", "-f", str(haproxy.template)]
         with haproxy.log_path.open("ab") as log:
             haproxy.process = subprocess.Popen(
                 ["python3", "-c", hand_over, str(third.fileno()), str(ninth.fileno()), *command],
@@ -133,7 +135,7 @@ def test_a_check_writes_no_file(haproxy: Haproxy, host: str, tmp_path: Path) -> 
     nowhere = tmp_path / "nowhere"
     haproxy.environment["TMPDIR"] = str(nowhere)
     trace = haproxy.directory / "trace"
-    command = [str(WRAPPER), "check", "--", HAPROXY, "-Ws", "-f", str(haproxy.template)]
+    command = [str(WRAPPER), "check", "--", haproxy.haproxy, "-Ws", "-f", str(haproxy.template)]
     traced = subprocess.run(
         [
             "strace",
@@ -178,7 +180,7 @@ def test_a_start_in_a_directory_that_was_removed_says_so(haproxy: Haproxy, host:
     gone = haproxy.directory / "gone"
     gone.mkdir()
     script = 'cd "$1"; rmdir "$1"; shift; exec "$@"'
-    command = [str(WRAPPER), "check", "--", HAPROXY, "-Ws"]
+    command = [str(WRAPPER), "check", "--", haproxy.haproxy, "-Ws"]
     for directory, code in (([], 2), (["-C", "/"], 0)):
         gone.mkdir(exist_ok=True)
         done = subprocess.run(
