@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.haproxy.support import WRAPPER, Haproxy, bind_tcp, config, get
+from tests.haproxy.versions import version_of
 from tests.support import wait_until
 
 pytestmark = pytest.mark.every_haproxy
@@ -203,3 +204,26 @@ def test_a_bind_in_a_block_that_haproxy_does_not_read_is_not_bound_and_said(hapr
     assert f"{host}:8001 is not bound" in checked.stderr
     haproxy.environment["EXTRA"] = "1"
     assert check(haproxy).stdout == f"ok: 1 file(s), {host}:8000, {host}:8001\n"
+
+
+def test_templates_see_the_environment_of_run_whatever_the_configuration_did_to_it(haproxy: Haproxy, host: str) -> None:
+    haproxy.environment["PORT"] = "8000"
+    haproxy.template.write_text(config(f"{{{{ bind_tcp('{host}', env.PORT) }}}}", before="    resetenv PATH"))
+    haproxy.start()
+    for _ in range(2):
+        assert haproxy.command("check", "web").returncode == 0
+        haproxy.must_reload()
+    assert get((host, 8000)) == "ok"
+
+
+def test_haproxy_sees_in_a_check_the_environment_that_it_would_see_in_the_reload(haproxy: Haproxy, host: str) -> None:
+    if version_of(haproxy.haproxy) >= (3, 1):
+        pytest.skip("this HAProxy restores its first environment before a reload")
+    second = "    .if defined(STARTED)\n    bogus\n    .endif\n    setenv STARTED 1"
+    haproxy.template.write_text(config(bind_tcp((host, 8000)), before=second))
+    haproxy.start()
+    for command in ("check", "reload"):
+        done = haproxy.command(command, "web")
+        assert "HAProxy refuses the configuration" in done.stderr
+        assert "unknown keyword 'bogus'" in done.stderr
+    assert get((host, 8000)) == "ok"

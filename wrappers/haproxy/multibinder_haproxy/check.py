@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from multibinder import SOCKET_VARIABLE
+from multibinder.launch.errors import NotRunning
 from multibinder_haproxy import sockets
 from multibinder_haproxy.arguments import parse, working_directory
 from multibinder_haproxy.conditions import decide
@@ -19,6 +20,7 @@ from multibinder_haproxy.instance import Instance
 from multibinder_haproxy.invocation import Invocation
 from multibinder_haproxy.master import environment_of
 from multibinder_haproxy.plan import config_files
+from multibinder_haproxy.reexec import environment as remembered
 from multibinder_haproxy.shared import others_on
 from multibinder_haproxy.start_only import foretold
 
@@ -42,8 +44,8 @@ def check_reload(instance: Instance, invocation: Invocation) -> Checked:
     """
     master = instance.master().processes().master
     loaded = instance.read_loaded()
-    environment = environment_of(master)
-    config = decide(invocation, invocation.render(environment), environment, master)
+    started_with, environment = _environments(instance, master)
+    config = decide(invocation, invocation.render(started_with), environment, master)
     held = {slot.key: slot for slot in loaded.config.slots} if loaded else {}
     _check_new_binds(invocation, [slot for slot in config.slots if held.get(slot.key) != slot])
     warnings = check_with_haproxy(invocation, config, environment, master)
@@ -86,6 +88,22 @@ def check_with_haproxy(
     if outcome.code != 0:
         raise ConfigRefused(f"HAProxy refuses the configuration (exit code {outcome.code}):\n{outcome.text}")
     return [*run.warnings, *outcome.warnings, *foretold(config, master)]
+
+
+def _environments(instance: Instance, master: int) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """Return the environment of ``run``, which templates see, and that of the master, which HAProxy sees at a reload.
+
+    Up to HAProxy 3.0 the latter is what setenv, unsetenv and resetenv of the configuration made of the former. Raises
+    NotRunning if neither is known.
+    """
+    started_with = remembered.read(instance.directory)
+    try:
+        current = environment_of(master)
+    except NotRunning:  # with file capabilities, HAProxy does not show it
+        if started_with is None:
+            raise
+        current = started_with
+    return current if started_with is None else started_with, current
 
 
 @contextlib.contextmanager

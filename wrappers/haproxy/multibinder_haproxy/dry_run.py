@@ -183,4 +183,5 @@ def messages_of(output: str) -> list[Message]:
             found.append(Message(last.level, f"{last.text}\n{line.rstrip()}"))
         else:
             found.append(Message("", line.rstrip()))
-    return [message for message in found if not message.text.startswith(_ABOUT_ITSELF)]
+    # HAProxy from 3.1 on reads the configuration twice.
+    return list(dict.fromkeys(message for message in found if not message.text.startswith(_ABOUT_ITSELF)))

@@ -9,6 +9,7 @@ import msgspec
 
 from multibinder.launch.errors import LaunchError
 from multibinder_haproxy.check import check_with_haproxy
+from multibinder_haproxy.conditions import decide
 from multibinder_haproxy.config.model import Config
 from multibinder_haproxy.errors import BinderAway, BindRefused, ConfigRefused, TemplateFailure
 from multibinder_haproxy.instance import Instance
@@ -72,7 +73,7 @@ def _config_to_start(instance: Instance, invocation: Invocation) -> tuple[Config
     """
     good = instance.read_last_good()
     try:
-        config = invocation.render(os.environ)
+        config = decide(invocation, invocation.render(os.environ), os.environ)
         warn_of_config(instance, invocation, config)
         if not config.same_as(good.config if good else None):
             check_with_haproxy(invocation, config, os.environ)
