@@ -106,6 +106,11 @@ HAPROXY = Section(
             remedy="HAProxy's own message follows; `multibinder-haproxy render FILE` shows the text",
         ),
         entry(
+            "… is HAProxy …, which is too old",
+            cause="the wrapper talks to HAProxy's master, which older versions do not have or which says too little",
+            remedy="install HAProxy 2.0 or later; Debian 11 has 2.2, Debian 12 2.6",
+        ),
+        entry(
             "-c did not end within … s",
             "cannot run …",
             "cannot check: memfd_create failed: …",
@@ -207,9 +212,15 @@ HAPROXY = Section(
             "master reloads, and SIGUSR1 stops, without its CLI",
         ),
         entry(
+            "HAProxy's master (pid …) runs, but its directory … was removed",
+            cause="a clean-up job, or the unit that owns the directory, removed it. HAProxy serves on (exit code 5)",
+            remedy="as the message says; SIGUSR2 reloads HAProxy as well",
+        ),
+        entry(
             "cannot read the environment of HAProxy's master",
-            cause="HAProxy has ended, or may not be looked into: its program file has capabilities",
-            remedy="run the command as root",
+            "… does not run, and there is no record of its environment",
+            cause="version 0.1 started HAProxy, which has ended, or may not be looked into",
+            remedy="run the command as root, or start the instance again",
         ),
         entry(
             "no new worker answered within … s",

@@ -23,6 +23,7 @@ from multibinder_haproxy.plan import config_files
 from multibinder_haproxy.reexec import environment as remembered
 from multibinder_haproxy.shared import others_on
 from multibinder_haproxy.start_only import foretold
+from multibinder_haproxy.version import refuse_too_old, was_replaced_since
 
 
 class Checked(msgspec.Struct, frozen=True):
@@ -44,6 +45,8 @@ def check_reload(instance: Instance, invocation: Invocation) -> Checked:
     """
     master = instance.master().processes().master
     loaded = instance.read_loaded()
+    if loaded is None or was_replaced_since(invocation.haproxy, loaded.at):
+        refuse_too_old(invocation.haproxy)
     started_with, environment = _environments(instance, master)
     config = decide(invocation, invocation.render(started_with), environment, master)
     held = {slot.key: slot for slot in loaded.config.slots} if loaded else {}
@@ -57,6 +60,7 @@ def check_start(invocation: Invocation, environment: Mapping[str, str]) -> Check
 
     Raises LaunchError if the start would fail. Changes nothing.
     """
+    refuse_too_old(invocation.haproxy)
     config = decide(invocation, invocation.render(environment), environment)
     warnings = check_with_haproxy(invocation, config, environment)
     if not invocation.binder:

@@ -5,6 +5,7 @@
     LaunchError
     ├── TemplateFailure   a template cannot be rendered
     ├── ConfigRefused     HAProxy refuses a configuration
+    ├── HaproxyTooOld     the program is a HAProxy that cannot be run here
     ├── BindRefused       the binder does not grant what a configuration binds
     │   └── BinderAway    the binder does not answer
     ├── ReloadFailed      HAProxy did not load the new configuration
@@ -24,6 +25,12 @@ class TemplateFailure(LaunchError):
 
 class ConfigRefused(LaunchError):
     """HAProxy refuses a configuration; the message ends with HAProxy's own."""
+
+    phase = "check"
+
+
+class HaproxyTooOld(LaunchError):
+    """The program is a HAProxy that cannot be run here."""
 
     phase = "check"
 

@@ -16,16 +16,20 @@ from __future__ import annotations
 import os
 import time
 
-from multibinder.kernel.process import start_ticks_of
+import msgspec
+
+from multibinder.kernel import process
+from multibinder.launch import instance_files
+from multibinder.launch.errors import NoSuchInstance, NotAnswering, NotRunning
 from multibinder.launch.instance_files import InstanceFiles
 from multibinder.launch.log import InstanceLog
 from multibinder.launch.summary import LoadedConfiguration, SummaryWriter
 from multibinder.wire.instance_summary import SourceDirectory, SourceFile
 from multibinder_haproxy.config.model import Config
 from multibinder_haproxy.invocation import LAST_RELOAD_FILE, Invocation
-from multibinder_haproxy.master import Master
+from multibinder_haproxy.master import Master, environment_of
 from multibinder_haproxy.records import LastGood, Loaded, ReloadReport
-from multibinder_haproxy.reexec import processes
+from multibinder_haproxy.reexec import environment, processes
 from multibinder_haproxy.reexec.load import LAST_GOOD_FILE, LOADED_FILE
 
 PROGRAM = "multibinder-haproxy"
@@ -47,6 +51,26 @@ class Instance(InstanceFiles):
         """Read the record of how the instance was started. Raises NoSuchInstance, NotTrusted."""
         return self.read_invocation_as(Invocation)
 
+    def _read_invocation(self) -> bytes:
+        try:
+            return super()._read_invocation()
+        except NoSuchInstance:
+            if not self._was_removed() or (pid := self.master_pid()) is None:
+                raise
+            raise NotAnswering(
+                f"HAProxy's master (pid {pid}) runs, but its directory {self.directory} was removed, so that it cannot "
+                f"be asked; 'kill -USR2 {pid}' makes the directory again, and 'kill -USR1 {pid}' stops it"
+            ) from None
+
+    def _was_removed(self) -> bool:
+        try:
+            os.lstat(self.path(instance_files.INVOCATION_FILE))
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            pass
+        return False
+
     def master(self) -> Master:
         """Return the CLI of HAProxy's master. Raises NoSuchInstance, NotTrusted."""
         return Master(self.read_invocation().master_socket, self.master_pid)
@@ -55,9 +79,27 @@ class Instance(InstanceFiles):
         """Return the PID of HAProxy's master; None if there is none."""
         if (pid := processes.master_of(self.directory)) is not None:
             return pid
-        # A master that version 0.1 started has no lock. Its name on the command line may not be found either.
+        # Another lock file may be in place of the one that the master has.
+        loaded = self.read_loaded()
+        if loaded is not None and loaded.identity is not None:
+            return loaded.identity.pid if processes.is_alive(msgspec.to_builtins(loaded.identity)) else None
+        # A master that version 0.1 started has no lock.
         recorded = self.summary.read_or_new().master
-        return recorded.pid if recorded and recorded.start_ticks == start_ticks_of(recorded.pid) != 0 else None
+        if recorded is None or not recorded.start_ticks:
+            return None
+        found = process.stat_or_none(recorded.pid)
+        lives = found is not None and not found.has_ended and found.start_ticks == recorded.start_ticks
+        return recorded.pid if lives else None
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of ``run``, which templates see at every load. Raises NotRunning if it is unknown."""
+        if (recorded := environment.read(self.directory)) is not None:
+            return recorded
+        # Version 0.1 started the master, and wrote no record of it.
+        pid = self.master_pid()
+        if pid is None:
+            raise NotRunning(f"{self.name} does not run, and there is no record of its environment")
+        return environment_of(pid)
 
     def read_loaded(self) -> Loaded | None:
         return self.read_record(LOADED_FILE, Loaded)

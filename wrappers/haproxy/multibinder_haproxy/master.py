@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import socket
 import time
 from collections.abc import Callable, Collection
@@ -126,6 +127,19 @@ class Master:
             return None
         pids = [worker.pid for worker in (*processes.workers, *processes.old_workers)]
         return [pid for pid in pids if "\nStopping: 0\n" in self._information_of(pid, deadline - time.monotonic())]
+
+    def closed_frontends(self, pid: int, timeout_s: float = 2.0) -> list[str]:
+        """Return the frontends in which a worker accepts nothing, because its CLI was told so.
+
+        In ``show stat`` they are PAUSED by ``disable frontend``, or STOP by ``shutdown frontend``. The list is empty if
+        the worker does not answer.
+        """
+        try:
+            header, *rows = self.ask(f"@!{pid} show stat -1 1 -1", timeout_s).removeprefix("# ").strip().splitlines()
+        except (Unreachable, ValueError):
+            return []
+        found = csv.DictReader(rows, fieldnames=header.split(","))
+        return [row["pxname"] for row in found if row.get("status") in ("PAUSED", "STOP")]
 
     def _information_of(self, pid: int, timeout_s: float) -> str:
         """Return a worker's answer to ``show info``; empty if it does not answer."""

@@ -98,6 +98,10 @@ def print_status(status: Status) -> None:
     if status.changed != []:
         _print_row("changed", "cannot be told" if status.changed is None else ", ".join(status.changed))
     _print_row("binds", ", ".join(status.binds) or "none")
+    for bind in status.unused:
+        _print_row("unused", f"{bind.key} ({bind.file}:{bind.line}): {bind.why}")
+    for sentence in status.shared:
+        _print_row("shared", sentence)
     for problem in status.problems:
         first, *rest = problem.splitlines()
         say("\n".join([f"  PROBLEM  {first}", *(f"           {line}" for line in rest)]))

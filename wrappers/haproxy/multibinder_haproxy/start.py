@@ -16,6 +16,7 @@ from multibinder_haproxy.instance import Instance
 from multibinder_haproxy.invocation import Invocation
 from multibinder_haproxy.loading import become_haproxy, give, warn_of_config
 from multibinder_haproxy.reexec import environment, load, processes
+from multibinder_haproxy.version import refuse_too_old, was_replaced_since
 
 
 def run(invocation: Invocation) -> NoReturn:
@@ -75,7 +76,9 @@ def _config_to_start(instance: Instance, invocation: Invocation) -> tuple[Config
     try:
         config = decide(invocation, invocation.render(os.environ), os.environ)
         warn_of_config(instance, invocation, config)
-        if not config.same_as(good.config if good else None):
+        # Another HAProxy may refuse what the one before was content with.
+        if good is None or not config.same_as(good.config) or was_replaced_since(invocation.haproxy, good.at):
+            refuse_too_old(invocation.haproxy)
             check_with_haproxy(invocation, config, os.environ)
     except (TemplateFailure, ConfigRefused) as error:
         if invocation.strict or good is None:

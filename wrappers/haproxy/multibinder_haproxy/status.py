@@ -9,10 +9,12 @@ import msgspec
 from multibinder.kernel.process import is_child
 from multibinder.launch.errors import LaunchError, NotAnswering, NotRunning
 from multibinder_haproxy.config import sources
+from multibinder_haproxy.config.model import UnusedBind
 from multibinder_haproxy.instance import Instance
 from multibinder_haproxy.invocation import Invocation
-from multibinder_haproxy.master import Processes, environment_of
+from multibinder_haproxy.master import Processes
 from multibinder_haproxy.records import Loaded, ReloadReport
+from multibinder_haproxy.shared import others_on
 
 #: While the master executes itself, its CLI may be away for this time. A longer absence is a problem.
 _MASTER_AWAY_S = 1.0
@@ -23,7 +25,9 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The answer of ``status --json``, described in docs/instance-summary.md.
 
     ``state`` is ``running``, ``degraded`` (it runs, and has ``problems``) or ``stopped``. ``answers``: HAProxy's master
-    answers. ``version`` is HAProxy's; ``format`` is that of this document.
+    answers. ``unused`` are binds that HAProxy does not accept on, ``shared`` sentences about addresses that another
+    owner has too, and ``closed_frontends`` those that were disabled or shut down on HAProxy's CLI. ``version`` is
+    HAProxy's; ``format`` is that of this document.
     """
 
     format: int = FORMAT
@@ -49,6 +53,9 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     problems: list[str]
     last_reload: ReloadReport | None
     answers: bool
+    unused: list[UnusedBind]
+    shared: list[str]
+    closed_frontends: list[str]
 
 
 def status_of(instance: Instance) -> Status:
@@ -65,10 +72,12 @@ def status_of(instance: Instance) -> Status:
     loaded = instance.read_loaded()
     report = instance.read_report()
     problems: list[str] = []
+    closed: list[str] = []
     config_changed = False
     if processes is not None:
-        config_changed, next_reload = _compare(invocation, processes.master, loaded)
-        problems = [*_problems(processes, loaded, report), *next_reload]
+        closed = [name for pid in processes.serving for name in instance.master().closed_frontends(pid)]
+        config_changed, next_reload = _compare(instance, invocation, loaded)
+        problems = [*_problems(processes, loaded, report), *_closed(invocation, closed), *next_reload]
     elif alive is not None:
         problems.append(silence)
     return Status(
@@ -94,6 +103,9 @@ def status_of(instance: Instance) -> Status:
         problems=problems,
         last_reload=report,
         answers=processes is not None,
+        unused=loaded.unused if loaded else [],
+        shared=others_on(invocation.binder, loaded.config.slots, invocation.owner) if loaded and processes else [],
+        closed_frontends=closed,
     )
 
 
@@ -117,10 +129,25 @@ def _problems(processes: Processes, loaded: Loaded | None, report: ReloadReport 
     return problems
 
 
-def _compare(invocation: Invocation, master: int, loaded: Loaded | None) -> tuple[bool, list[str]]:
+def _closed(invocation: Invocation, frontends: Sequence[str]) -> list[str]:
+    """Return a problem if frontends were closed on HAProxy's CLI: it does not close a listener that it inherited."""
+    if not frontends:
+        return []
+    closed = f"disabled or shut down on HAProxy's CLI: frontend {', '.join(dict.fromkeys(frontends))}"
+    if not invocation.binder:
+        return [f"{closed}; its clients are refused"]
+    instead = f"multibinder release --owner {invocation.owner} ADDRESS"
+    sentence = (
+        f"{closed}; clients of its bind_tcp() are not refused, they WAIT; 'enable frontend' or a reload ends that; to "
+        f"refuse them, close its ports with '{instead}': a reload opens them again"
+    )
+    return [sentence]
+
+
+def _compare(instance: Instance, invocation: Invocation, loaded: Loaded | None) -> tuple[bool, list[str]]:
     """Return whether a reload would load another configuration or fail. If it would fail, also return the problem."""
     try:
-        config = invocation.render(environment_of(master))
+        config = invocation.render(instance.environment())
     except (LaunchError, OSError) as error:
         return True, [f"the next reload would fail: {error}"]
     return loaded is not None and not config.same_as(loaded.config), []
