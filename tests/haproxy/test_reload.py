@@ -389,11 +389,14 @@ def test_a_half_installed_wrapper_does_not_end_haproxys_master_at_a_reload(
     web.environment["PYTHONPATH"] = str(broken)
     web.start()
     worker = web.workers()
-    (broken / "jinja2.py").write_text("raise ImportError('half of an upgrade')\n")
+    (broken / "msgspec.py").write_text("raise ImportError('half of an upgrade')\n")
+    web.template.write_text(f"{web.template.read_text()}# changed, so that it has to be rendered\n")
     with Load([(host, 8000)], rate=200) as load:
         os.kill(web.pid, signal.SIGUSR2)
-        web.wait_for_log("ImportError: half of an upgrade; HAProxy goes on with the files as they are")
-        (broken / "jinja2.py").unlink()
+        web.wait_for_log("ImportError: half of an upgrade")
+        web.wait_for_log("NOT the current configuration")
+        web.wait_for_log("the installation is not whole")  # says 'settle'
+        (broken / "msgspec.py").unlink()
         wait_until(lambda: web.workers() not in ([], worker), "a new worker serves", log=web.log)
         result = load.stop()
     assert result.total.failed == 0, result.table()

@@ -25,8 +25,13 @@ def main() -> None:
         # Whatever fails, the command in full says why.
         with contextlib.suppress(Exception):
             unchanged_start.start(arguments)
-    from multibinder_haproxy.cli import main as command_line
-
+    try:
+        from multibinder_haproxy.cli import main as command_line
+    except ImportError as error:
+        sys.exit(
+            f"multibinder-haproxy: the installation is not whole: {error}; is an upgrade under way? "
+            "try again later, or install it anew"
+        )
     command_line()
 
 

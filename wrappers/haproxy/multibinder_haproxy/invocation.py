@@ -94,11 +94,11 @@ class Invocation(msgspec.Struct, frozen=True):
 
     ``arguments`` are those that HAProxy gets, ``cwd`` is the directory in which it was started. ``fds`` has the
     descriptors of the listeners by slot key. ``binder`` is the control socket; None if there is no binder. ``wrapper``
-    is argv[0], the program that HAProxy's master executes to reload; ``command_path`` is ``multibinder-haproxy``, and
-    ``python`` the interpreter of both. ``lock_descriptor`` is that of ``master.lock`` (reexec/processes.py). With
-    ``keep_listeners`` the listeners of a start that failed stay open. ``state_directory`` is where the last good
-    configuration survives a reboot; None for the runtime directory. ``run_arguments`` and ``run_variables`` are the
-    command line of ``run`` and the variables that stand for options.
+    is argv[0], the program that HAProxy's master executes to reload; ``command_path`` is ``multibinder-haproxy``;
+    ``python`` and ``python_path`` are the interpreter of both, and where it finds modules. ``lock_descriptor`` is that
+    of ``master.lock`` (reexec/processes.py). With ``keep_listeners`` the listeners of a start that failed stay open.
+    ``state_directory`` is where the last good configuration survives a reboot; None for the runtime directory.
+    ``run_arguments`` and ``run_variables`` are the command line of ``run`` and the variables that stand for options.
 
     After an upgrade this version reads the record of an earlier one: an added field needs a default.
     """
@@ -118,6 +118,7 @@ class Invocation(msgspec.Struct, frozen=True):
     sandbox: bool = False
     command_path: str = ""
     python: str = ""
+    python_path: Sequence[str] = ()
     lock_descriptor: int = -1
     keep_listeners: bool = False
     state_directory: str | None = None
@@ -161,6 +162,7 @@ class Invocation(msgspec.Struct, frozen=True):
             sandbox=options.sandbox,
             command_path=options.command_path,
             python=sys.executable,
+            python_path=list(sys.path),
             keep_listeners=options.keep_listeners,
             state_directory=os.path.abspath(options.state_dir) if options.state_dir else None,
             run_arguments=list(options.run_arguments),

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
+from multibinder_haproxy import conditions
 from multibinder_haproxy.instance import Instance
 from multibinder_haproxy.invocation import Invocation
 from multibinder_haproxy.loading import warn_of_config
@@ -23,6 +25,8 @@ def make_directory(record: Mapping[str, Any]) -> None:
 def render(record: Mapping[str, Any], environment: Mapping[str, str]) -> Any:
     """Return the configuration that the sources give now. Raises LaunchError."""
     invocation = msgspec.convert(record, Invocation)
-    config = invocation.render(environment)
+    config = invocation.render(environment, keep_compiled=True)
+    # Up to 3.0 'setenv' and the like of the configuration have changed the environment in which HAProxy reads it.
+    config = conditions.decide(invocation, config, os.environ)
     warn_of_config(Instance.at(invocation.directory), invocation, config)
     return msgspec.to_builtins(config)

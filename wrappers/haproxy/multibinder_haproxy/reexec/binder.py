@@ -8,6 +8,7 @@ import os
 import socket
 import time
 
+from multibinder_haproxy.reexec import descriptor_limit
 from multibinder_haproxy.reexec.errors import Away, Refused
 from multibinder_haproxy.reexec.slots import address_of, key_of, slot_of
 
@@ -38,6 +39,12 @@ def obtain(
     """
     if not slots:
         return {}, []
+    if too_few := descriptor_limit.make_room(len(slots)):
+        needed, hard = too_few
+        raise Refused(
+            f"{len(slots)} listeners need a limit of {needed} open files, and the hard limit is {hard}; raise it with "
+            "LimitNOFILE= or 'ulimit -n'"
+        )
     deadline = time.monotonic() + wait_s
     while True:
         try:

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -39,6 +40,7 @@ _VARIABLE_BYTES = 32 * 4096 - len(environment.INVOCATION) - 2
 #: The time for a binder that is started again, and for one answer. HAProxy's master is away meanwhile: a worker that
 #: dies is not replaced.
 _RESUME_WAIT_S, _RESUME_TIMEOUT_S = 5.0, 5.0
+_SHELL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 #: The time for HAProxy's program at a start, while an upgrade replaces it.
 _TRIES, _PAUSE_S = 100, 0.1
 
@@ -57,6 +59,8 @@ def resume(record: "Record", arguments: "Sequence[str]", package: "Callable[...,
     seen = environment.read(directory)
     if seen is None:
         seen = environment.operators(os.environ)
+    # The shell that started us has dropped the variables whose names are none of its own.
+    os.environ.update({name: value for name, value in seen.items() if not _SHELL_NAME.fullmatch(name)})
     old = old_workers(arguments)
     try:
         record = give(record, _current(record, seen, package), None, old, _RESUME_WAIT_S, _RESUME_TIMEOUT_S)
@@ -218,6 +222,7 @@ def is_current(loaded: "Record | None", record: "Record", seen: "dict[str, str]"
         loaded
         and loaded.get("came_up")
         and not loaded.get("fallback")
+        and not loaded["config"].get("conditional")  # HAProxy's own environment and version decide as well
         and loaded.get("installed") == unchanged.installation(record["haproxy"])
         and unchanged.would_render_the_same(loaded["config"], seen)
     )

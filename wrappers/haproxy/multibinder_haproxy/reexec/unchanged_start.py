@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 
 from multibinder_haproxy.reexec import environment, files, load, processes
 from multibinder_haproxy.reexec.errors import Away, LoadFailed, Refused
@@ -61,7 +62,8 @@ def _start(record: "load.Record", loaded: "load.Record", lock: int) -> None:
     carried = processes.take_master_lock(directory)
     try:
         environment.write(directory, os.environ)
-        record = {**record, "fds": {}, "lock_descriptor": carried}
+        python = {"python": sys.executable, "python_path": list(sys.path)}
+        record = {**record, **python, "fds": {}, "lock_descriptor": carried}
         load.start(load.give(record, loaded["config"], None, [], wait_s=0), lock)
     except (Refused, Away, LoadFailed):
         pass
