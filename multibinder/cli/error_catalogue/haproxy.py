@@ -159,6 +159,11 @@ HAPROXY = Section(
             remedy="start the binder; the first part of the message is in the first table",
         ),
         entry(
+            "the installation is not whole: …",
+            cause="a module of multibinder, or of what it needs, cannot be imported: an upgrade is under way, or failed",
+            remedy="install multibinder anew; a HAProxy that runs is not touched",
+        ),
+        entry(
             "the binder at … sent …",
             "the socket at … is no binder's: it answered …",
             cause="MULTIBINDER_SOCK names another program's socket; or this process may not open enough files",
