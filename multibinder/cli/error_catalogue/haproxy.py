@@ -160,7 +160,7 @@ HAPROXY = Section(
         ),
         entry(
             "the installation is not whole: …",
-            cause="a module of multibinder, or of what it needs, cannot be imported: an upgrade is under way, or failed",
+            cause="a module of multibinder, or of what it needs, cannot be imported, as in the middle of an upgrade",
             remedy="install multibinder anew; a HAProxy that runs is not touched",
         ),
         entry(
