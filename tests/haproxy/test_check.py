@@ -227,3 +227,24 @@ def test_haproxy_sees_in_a_check_the_environment_that_it_would_see_in_the_reload
         assert "HAProxy refuses the configuration" in done.stderr
         assert "unknown keyword 'bogus'" in done.stderr
     assert get((host, 8000)) == "ok"
+
+
+def test_relative_paths_of_several_files_are_each_beside_their_file(haproxy: Haproxy, host: str) -> None:
+    answer = "    http-request return status 200 content-type text/plain file answer.txt\n"
+    files = {
+        "a/first.cfg": config(f"{host}:8000", before="    default-path config").replace("string ok", "file answer.txt"),
+        "b/second.cfg.j2": f"frontend second\n    bind {bind_tcp((host, 8001))}\n{answer}",
+        "c.d/10-third.cfg.j2": f"frontend third\n    bind {bind_tcp((host, 8002))}\n{answer}",
+        "c.d/20-fourth.cfg": f"frontend fourth\n    bind {host}:8003\n{answer}",
+        "e/fifth.cfg": f"frontend fifth\n    bind {host}:8004\n{answer}",
+    }
+    for name, text in files.items():
+        path = haproxy.directory / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        (path.parent / "answer.txt").write_text(path.parent.name)
+    named = ["a/first.cfg", "b/second.cfg.j2", "c.d", "e/fifth.cfg"]
+    haproxy.start(arguments=["-Ws", *(word for name in named for word in ("-f", str(haproxy.directory / name)))])
+    assert [get((host, 8000 + number)) for number in range(5)] == ["a", "b", "c.d", "c.d", "e"]
+    haproxy.must_reload()
+    assert [get((host, 8000 + number)) for number in range(5)] == ["a", "b", "c.d", "c.d", "e"]

@@ -42,13 +42,15 @@ def test_the_files_after_it_are_each_in_their_own_place() -> None:
         ConfigFile("/etc/haproxy", "more.cfg"),
         ConfigFile("/srv", "srv.cfg"),
         ConfigFile("/opt", None, "backend b\n"),
-        ConfigFile("/etc", "last.cfg"),
+        ConfigFile("/etc", "late.cfg"),
+        ConfigFile("/usr", "last.cfg"),
     ]
     texts = {
         "web.cfg": "global\n default-path config\n",
         "more.cfg": "backend x\n",
         "srv.cfg": "backend y\n",
-        "last.cfg": "backend z\n",
+        "late.cfg": "backend z\n",
+        "last.cfg": "backend last\n",
     }
     result, warnings = relocate(files, texts)
     assert not warnings
@@ -57,7 +59,8 @@ def test_the_files_after_it_are_each_in_their_own_place() -> None:
         "more.cfg": 'backend x\nglobal\n    default-path origin "/srv"\n',
         "srv.cfg": "backend y\nglobal\n    default-path config\n",
         # HAProxy reads the user's own file before it, which has no room for it.
-        "last.cfg": 'global\n    default-path origin "/etc"\nbackend z\n',
+        "late.cfg": 'global\n    default-path origin "/etc"\nbackend z\nglobal\n    default-path origin "/usr"\n',
+        "last.cfg": "backend last\n",
     }
 
 

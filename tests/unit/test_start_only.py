@@ -46,6 +46,7 @@ def test_a_line_with_which_only_a_start_fails_is_foretold(line: str, sentence: s
         "stats socket abns@/no/such/s",
         "stats socket 127.0.0.1:1",
         "stats timeout /no/such/s",
+        "stats socket /run/no-such/s",
         "unix-bind prefix /tmp\nstats socket /no/such/s",
         "maxconn 100000000",
         "description chroot /no/such\ndefaults\n    chroot /no/such",
@@ -53,6 +54,11 @@ def test_a_line_with_which_only_a_start_fails_is_foretold(line: str, sentence: s
 )
 def test_what_is_not_certain_is_not_said(line: str) -> None:
     assert said(f"global\n    {line}\n") == []
+
+
+def test_a_directory_of_the_running_master_is_looked_for_where_it_sees_it() -> None:
+    (found,) = said("global\n    stats socket /run/no-such/s\n", os.getpid())
+    assert found.startswith("web.cfg:2: stats socket /run/no-such/s: there is no directory /run/no-such; ")
 
 
 @pytest.mark.skipif(may_raise_limits(), reason="CAP_SYS_RESOURCE: any limit can be raised")

@@ -45,7 +45,7 @@ def relocate(files: Sequence[ConfigFile], texts: Mapping[str, str]) -> tuple[dic
     maybe: str | None = None  # where the mode was set in a condition
     before: str | None = None  # the target of the file before this one
     for file in files:
-        text = result[file.target] if file.target is not None else file.text
+        text, prefix = (result[file.target] if file.target is not None else file.text), ""
         if wanted in _RELATIVE:
             needed = wanted if file.target is None else _origin(file.directory, wanted)
             if needed != actual:
@@ -58,7 +58,7 @@ def relocate(files: Sequence[ConfigFile], texts: Mapping[str, str]) -> tuple[dic
                 if before is not None and (not result[before] or result[before].endswith("\n")):
                     result[before] += section
                 elif file.target is not None:
-                    text = section + text
+                    prefix = section
                 actual = needed
         directives = list(_DIRECTIVE.finditer(text))
         if directives:
@@ -67,7 +67,7 @@ def relocate(files: Sequence[ConfigFile], texts: Mapping[str, str]) -> tuple[dic
         if file.target is not None:
             if wanted in _RELATIVE and directives:
                 actual = _origin(file.directory, wanted)
-            result[file.target] = _DIRECTIVE.sub(partial(_moved, file.directory), text)
+            result[file.target] = prefix + _DIRECTIVE.sub(partial(_moved, file.directory), text)
         before = file.target
     return result, warnings
 
