@@ -80,6 +80,7 @@ ERRORS: Mapping[str, Sequence[str]] = {
     "utimensat": ("EPERM", "EROFS"),
     "vfork": ("EAGAIN", "ENOMEM"),
     "wait4": ("EINTR", "ECHILD"),
+    "waitid": ("EINTR", "ECHILD"),
     "write": ("ENOSPC", "EIO", "EPIPE", "EAGAIN"),
     "writev": ("ENOSPC", "EIO", "EPIPE"),
 }
