@@ -74,8 +74,26 @@ def upgrade(path: Path) -> subprocess.CompletedProcess[str]:
     return multibinder("upgrade", "--socket", path)
 
 
+#: Another process lowers the limit of open files, the hard one too, before the new code makes its signal queue.
+_LIMIT_AFTER_IMPORTS = """
+import resource
+from multibinder.binder import daemon
+make = daemon.SignalQueue
+def make_with_lower_limit(numbers):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+    return make(numbers)
+daemon.SignalQueue = make_with_lower_limit
+"""
+
+
 @pytest.mark.parametrize(
-    "statement", ["os.kill(os.getpid(), signal.SIGSEGV)", "os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)"]
+    "statement",
+    [
+        "os.kill(os.getpid(), signal.SIGSEGV)",
+        "os._exit(0)",
+        "os.kill(os.getpid(), signal.SIGKILL)",
+        pytest.param(_LIMIT_AFTER_IMPORTS, id="a limit that is lowered when its modules are imported"),
+    ],
 )
 def test_new_code_that_ends_before_it_serves_costs_no_listener(
     start_binder: StartBinder, code: StagedCode, run_dir: Path, host: str, statement: str
