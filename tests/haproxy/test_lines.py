@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -48,11 +49,15 @@ _pieces = st.sampled_from(
 _lines = st.lists(_pieces, max_size=12).map("".join)
 
 
+def version() -> list[int]:
+    said = subprocess.run([HAPROXY, "-v"], capture_output=True, text=True, check=False).stdout
+    return [int(number) for number in re.findall(r"\d+", said)[:2]]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def haproxy_has_programs() -> None:
-    version = subprocess.run([HAPROXY, "-v"], capture_output=True, text=True, check=False).stdout.split()[2]
-    has_programs = [int(number) for number in re.findall(r"\d+", version)[:2]] < [3, 3]
-    require("haproxy-program", has_programs, f"HAProxy {version} has no programs, which tell what words it read")
+    reason = f"{HAPROXY} has no programs, which tell what words it read, or it is 2.4, which has no ${{X-default}}"
+    require("haproxy-program", shutil.which(HAPROXY) and [2, 6] <= version() < [3, 3], reason)
 
 
 def config_of(directory: Path, texts: Sequence[str]) -> str:
@@ -100,7 +105,8 @@ def is_readable(text: str) -> bool:
 @example(texts=["a#b c", "'a#b' c", "a\\#b", "a\rb", "a \r b", '"a\\x00b" c', "'' b", "a '' b", '"${EMPTY}" b'])
 @given(texts=st.lists(_lines, min_size=1, max_size=200))
 def test_every_line_has_the_words_that_haproxy_reads_in_it(texts: list[str]) -> None:
-    texts = [text for text in texts if is_readable(text)]
+    has_pseudo_variables = version() >= [2, 6]
+    texts = [text for text in texts if is_readable(text) and (has_pseudo_variables or not re.search(r"\$\{?\.", text))]
     with tempfile.TemporaryDirectory(prefix="mb-") as directory:
         config = config_of(Path(directory), texts)
         theirs = words_of_haproxy(Path(directory), config, len(texts))

@@ -59,6 +59,7 @@ def test_the_argument_of_another_option_is_not_an_option(tmp_path: Path, keyword
         ("shards 1", ""),
         ("v6only", "bind_tcp('0.0.0.0', 443)"),
         ("v4v6", "bind_tcp('0.0.0.0', 443)"),
+        ("v6only", "bind_tcp('::1', 443)"),
         ("v6only", "bind_tcp('::', 443, v6only=true)"),
         ("v4v6", "bind_tcp('::', 443, v6only=false)"),
         ("backlog 100", "bind_tcp('::', 443, backlog=100)"),
@@ -74,10 +75,10 @@ def test_a_bind_that_is_not_ours_is_not_warned_of(tmp_path: Path) -> None:
 
 
 def test_an_option_of_a_line_with_several_addresses_names_those_that_it_does_not_reach(tmp_path: Path) -> None:
-    text = "listen a\n bind {{ bind_tcp('::1', 80) }},{{ bind_tcp('127.0.0.1', 80) }},:81 v6only interface eth0\n"
+    text = "listen a\n bind {{ bind_tcp('::', 80) }},{{ bind_tcp('127.0.0.1', 80) }},:81 v6only interface eth0\n"
     assert [warning.partition(";")[0] for warning in render(tmp_path, a=text).warnings] == [
-        "a.cfg:2: HAProxy ignores 'v6only' on a socket that it inherits ([::1]:80)",
-        "a.cfg:2: HAProxy ignores 'interface' on a socket that it inherits ([::1]:80, 127.0.0.1:80)",
+        "a.cfg:2: HAProxy ignores 'v6only' on a socket that it inherits ([::]:80)",
+        "a.cfg:2: HAProxy ignores 'interface' on a socket that it inherits ([::]:80, 127.0.0.1:80)",
     ]
 
 
@@ -135,7 +136,7 @@ def test_a_cli_of_level_admin_is_a_note_that_says_what_to_use_instead_of_disable
     config = render(tmp_path, a=f"global\n stats socket /x {options}\n{FRONTEND}")
     [note] = config.notes
     assert note.startswith("a.cfg:2: this CLI takes 'disable frontend'. ")
-    assert note.endswith("remove the bind and reload")
+    assert "multibinder release --owner haproxy@NAME ADDRESS" in note
     assert config.warnings == []
 
 

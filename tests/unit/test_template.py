@@ -42,6 +42,12 @@ def test_a_bind_becomes_a_slot_and_the_slot_a_descriptor(template: Path) -> None
     assert config.plain() == {"web.cfg": b"bind 0.0.0.0:443 ssl\nbind [::]:443 v6only\n"}
 
 
+def test_without_a_binder_the_options_of_several_addresses_follow_the_last(template: Path) -> None:
+    ours = "{{ bind_tcp('::1', 80, backlog=5) }},:81,{{ bind_tcp('::1', 82, v6only=true, name='a') }}"
+    config = render(template, f"bind {ours} ssl\nbind \"{{{{ bind_tcp('::1', 83, backlog=6) }}}}\"\n")
+    assert config.plain()["web.cfg"] == b'bind [::1]:80,:81,[::1]:82 backlog 5 v6only ssl\nbind "[::1]:83" backlog 6\n'
+
+
 def test_text_that_only_looks_like_a_slot_is_left_alone(template: Path) -> None:
     config = render(template, "# fd@{whatever}\nbind {{ bind_tcp('0.0.0.0', 80) }}\n")
     assert config.fill({"0.0.0.0:80": 3}) == {"web.cfg": b"# fd@{whatever}\nbind fd@3\n"}

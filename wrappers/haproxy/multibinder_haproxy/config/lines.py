@@ -2,7 +2,8 @@
 
 The rules are those of parse_line() in HAProxy's tools.c, and of parse_cfg() (readcfgfile() up to 3.0) in cfgparse.c;
 configuration.txt describes them in 2.2, "Quoting and escaping", 2.3, "Environment variables", and 2.4, "Conditional
-blocks". HAProxy before 3.3 adds an empty word where "${X[*]}" has no value, or one that begins with a space.
+blocks". HAProxy before 3.3 adds an empty word where "${X[*]}" has no value or begins with a space; 2.4 refuses
+"${X-default}" and "${.LINE}".
 """
 
 from __future__ import annotations

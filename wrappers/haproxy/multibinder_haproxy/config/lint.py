@@ -51,7 +51,8 @@ def notes(reading: Reading) -> list[str]:
     frontends = [bind for bind in reading.binds if bind.section.keyword in ("frontend", "listen")]
     return [
         f"{section.file}:{line.number}: this CLI takes 'disable frontend'. On a socket that HAProxy inherits, clients "
-        "are not refused then: they wait until 'enable frontend'. To close the port, remove the bind and reload"
+        "are not refused then, but wait. To close a port instead: multibinder release --owner haproxy@NAME ADDRESS "
+        "(a reload opens it again), or remove the bind and reload"
         for section in reading.sections
         for line in section.lines
         if frontends and section.keyword == "global" and _is_admin_socket(line)
@@ -101,9 +102,9 @@ def _remedy(option: _Option, slot: Slot) -> str | None:
             asked = option.argument
             return None if asked == str(slot.backlog) else f"write bind_tcp(…, backlog={asked}) instead"
         case "v6only" | "v4v6":
-            # Both are about IPv6 alone.
+            # Only the wildcard of IPv6 can take IPv4 clients, too (ipv6(7)).
             wanted = option.name == "v6only"
-            if ":" not in slot.host or slot.v6only is wanted:
+            if slot.host != "::" or slot.v6only is wanted:
                 return None
             return f"write bind_tcp(…, v6only={str(wanted).lower()}) instead"
         case "interface" | "namespace" | "transparent":
