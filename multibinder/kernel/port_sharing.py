@@ -13,7 +13,6 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 
 #: The sockets belong to this uid while they bind, if the process may give files away (CAP_CHOWN). No range of uids that
 #: is in use for users, containers or services reaches so far (UIDS-GIDS.md of systemd).
@@ -24,21 +23,14 @@ _UNREACHABLE = ((socket.AF_INET6, "100::6d:6273"), (socket.AF_INET, "224.109.98.
 _IPV6_FREEBIND = 78
 
 
-def side_by_side(sockets: Sequence[socket.socket], port: int) -> AbstractContextManager[None]:
+@contextlib.contextmanager
+def side_by_side(sockets: Sequence[socket.socket], port: int) -> Iterator[None]:
     """Let each of ``sockets`` bind and listen on ``port`` beside the others for the time of this block.
 
     Afterwards none of them has SO_REUSEPORT, and other processes cannot bind beside them. One exception: if the
     process may not give files away, and ``::`` without IPV6_V6ONLY was the last, another process of the same user can,
-    if it sets SO_REUSEPORT. A socket that is closed in the block is left alone. One socket alone needs none of this.
+    if it sets SO_REUSEPORT. A socket that is closed in the block is left alone.
     """
-    return _side_by_side(sockets, port) if len(sockets) > 1 else _ALONE
-
-
-_ALONE = contextlib.nullcontext()
-
-
-@contextlib.contextmanager
-def _side_by_side(sockets: Sequence[socket.socket], port: int) -> Iterator[None]:
     uids = [os.fstat(sock.fileno()).st_uid for sock in sockets]
     is_given_away = False
     try:
@@ -72,7 +64,10 @@ def _share(sock: socket.socket, shared: bool) -> None:
 
 
 def _note_unreachable_address(port: int) -> None:
-    """Let the kernel note an address that is of no use to a later process. The note of ``::`` cannot be replaced."""
+    """Let the kernel note an address that is of no use to a later process.
+
+    A noted wildcard address is replaced only by an address that it does not include; ``::`` includes all.
+    """
     for family, host in _UNREACHABLE:
         with contextlib.suppress(OSError), socket.socket(family) as last:
             last.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -80,4 +75,3 @@ def _note_unreachable_address(port: int) -> None:
             if family == socket.AF_INET6:
                 last.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
             last.bind((host, port))
-            return

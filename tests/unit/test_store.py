@@ -329,7 +329,7 @@ def test_check_and_bind_grant_overlapping_addresses_if_the_kernel_always_prefers
                 served = served_by([grant.listener.socket for grant in grants], port)
                 assert served == {target: index if hosts[0] == one else 1 - index for target, index in expected.items()}
                 # "::" last is the exception of side_by_side(), for a process without CAP_CHOWN.
-                if os.geteuid() == 0 or hosts[1] != "[::]":
+                if together or os.geteuid() == 0 or hosts[1] != "[::]":
                     for each in specs:
                         assert a_stranger_is_refused(str(each.address), each.options.v6only)
                 continue
@@ -347,6 +347,33 @@ def test_check_and_bind_grant_overlapping_addresses_if_the_kernel_always_prefers
                 assert len(store) == (0 if together else 1)
                 assert not together or not can_connect(("127.0.0.1", port))
                 assert not any(listener.socket.getsockopt(1, socket.SO_REUSEPORT) for listener in store.listeners())
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [
+        ["0.0.0.0", "127.0.0.1"],
+        ["127.0.0.1", "0.0.0.0"],
+        ["[::]", "0.0.0.0"],
+        ["[::1]", "[::]+v6only"],
+        ["0.0.0.0 [::]"],
+        ["127.0.0.1 [::] 0.0.0.0"],
+    ],
+)
+def test_a_binder_that_may_not_give_files_away_lets_no_other_program_join(
+    store: ListenerStore, monkeypatch: pytest.MonkeyPatch, requests: list[str]
+) -> None:
+    require_ipv6()
+
+    def fchown(descriptor: int, uid: int, gid: int) -> None:
+        raise PermissionError  # as without CAP_CHOWN
+
+    monkeypatch.setattr(os, "fchown", fchown)
+    port = TcpAddress.parse(free_address()).port
+    for hosts in requests:
+        bind(store, *(on(host, port) for host in hosts.split()))
+    for listener in store.listeners():
+        assert a_stranger_is_refused(str(listener.address), listener.options.v6only)
 
 
 def test_a_listener_beside_another_is_repaired_and_neither_shares_its_port_afterwards(store: ListenerStore) -> None:

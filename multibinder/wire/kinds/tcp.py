@@ -6,7 +6,7 @@ import contextlib
 import errno
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import msgspec
@@ -63,8 +63,7 @@ class Tcp(Kind):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if options.v6only is not None and tcp.version == 6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, options.v6only)
-            with side_by_side([sock, *beside], tcp.port):
-                sock.bind(tcp.sockaddr)
+            _share_if_needed(lambda: sock.bind(tcp.sockaddr), [sock, *beside], tcp.port)
         except OSError:
             sock.close()
             raise
@@ -79,8 +78,8 @@ class Tcp(Kind):
     def make_ready(self, sock: socket.socket, backlog: int | None, beside: Sequence[socket.socket] = ()) -> int:
         """The kernel reduces every backlog to the net.core.somaxconn that the socket's network namespace has at this
         moment (__sys_listen() in net/socket.c)."""
-        with side_by_side([sock, *beside], self.address_of(sock).port if beside else 0):
-            sock.listen(_LONGEST_BACKLOG if backlog is None else backlog)
+        longest = _LONGEST_BACKLOG if backlog is None else backlog
+        _share_if_needed(lambda: sock.listen(longest), [sock, *beside], self.address_of(sock).port if beside else 0)
         return self.queue(sock).limit
 
     def repair(
@@ -90,8 +89,7 @@ class Tcp(Kind):
         # SOCK_BINDPORT_LOCK), although getsockname() still shows it; listen() alone would choose another one.
         tcp = _tcp(address)
         try:
-            with side_by_side([sock, *beside], tcp.port):
-                sock.bind(tcp.sockaddr)
+            _share_if_needed(lambda: sock.bind(tcp.sockaddr), [sock, *beside], tcp.port)
         except OSError as error:
             if error.errno != errno.EINVAL:  # EINVAL: the socket still has its port
                 raise
@@ -169,6 +167,17 @@ class Tcp(Kind):
 
 
 TCP = Tcp()
+
+
+def _share_if_needed(action: Callable[[], None], sockets: Sequence[socket.socket], port: int) -> None:
+    """Bind or listen; if the kernel refuses that because of the other ``sockets``, do it side by side with them."""
+    try:
+        action()
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE or len(sockets) < 2:
+            raise
+        with side_by_side(sockets, port):
+            action()
 
 
 def _tcp(address: Address) -> TcpAddress:
