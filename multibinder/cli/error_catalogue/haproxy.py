@@ -165,7 +165,7 @@ HAPROXY = Section(
         ),
         entry(
             "the binder at … sent …",
-            "the socket at … is no binder's: it answered …",
+            "… is not the control socket of a binder: it answers …",
             cause="MULTIBINDER_SOCK names another program's socket; or this process may not open enough files",
             remedy="as the message says",
         ),

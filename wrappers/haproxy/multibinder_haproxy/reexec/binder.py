@@ -2,6 +2,7 @@
 
 import array
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -147,7 +148,7 @@ class _Connection:
             self._socket.connect(path)
         except OSError as error:
             self._socket.close()
-            raise Away(f"cannot reach the binder at {path}: {_why(error)}") from None
+            raise Away(f"cannot reach the binder at {path}: {_why(error, path)}") from None
 
     def ask(self, request: "dict[str, Any]") -> "Any":
         """Send a request and return its result. Raises Refused with the binder's reason, Away."""
@@ -162,7 +163,7 @@ class _Connection:
             raise Refused(str(reply["error"].get("message") or reply["error"]))
         result = reply.get("result")
         if result is not True and not (isinstance(result, dict) and "descriptors" in result and "listeners" in result):
-            raise Refused(f"the socket at {self._path} is no binder's: it answered {str(reply)[:80]}")
+            raise _no_binder(self._path, str(reply)[:80])
         return result
 
     def next_message(self) -> "dict[str, Any]":
@@ -176,10 +177,10 @@ class _Connection:
                     break
                 except ValueError:
                     if newline or len(text) > _REPLY_LIMIT:
-                        raise Refused(f"the socket at {self._path} is no binder's: it answered {text[:80]!r}") from None
+                        raise _no_binder(self._path, repr(text[:80])) from None
             self._receive()
         if not isinstance(message, dict):
-            raise Refused(f"the socket at {self._path} is no binder's: it answered {text[:80]!r}")
+            raise _no_binder(self._path, repr(text[:80]))
         return message
 
     def notify(self, what: str, result: "Any") -> None:
@@ -226,9 +227,20 @@ class _Connection:
         self._socket.settimeout(left_s)
 
 
-def _why(error: OSError) -> str:
+def _no_binder(path: str, answer: str) -> Refused:
+    return Refused(
+        f"{path} is not the control socket of a binder: it answers {answer}; MULTIBINDER_SOCK or --socket has to name "
+        "that of 'multibinder serve'"
+    )
+
+
+def _why(error: OSError, path: str) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such socket; is 'multibinder serve' running?"
+    if isinstance(error, ConnectionRefusedError) and (os.path.isfile(path) or os.path.isdir(path)):
+        return "it is not a socket"
+    if error.errno == errno.EPROTOTYPE:
+        return "it is a socket of another type, and not the control socket of a binder"
     if isinstance(error, ConnectionRefusedError):
         return "no process listens there any more; is 'multibinder serve' running?"
     if isinstance(error, PermissionError):
