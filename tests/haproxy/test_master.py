@@ -130,3 +130,11 @@ def test_a_load_after_which_all_is_dead_is_not_said_to_leave_a_worker_serving(we
     assert done.returncode == 1
     assert "serves as before" not in done.stderr
     assert "NO WORKER SERVES: clients wait in the queue until HAProxy is started again" in done.stderr
+    wait_until(lambda: web.command("status", "web").returncode == 3, "HAProxy has ended", log=web.log)
+    stopped = web.command("status", "web").stdout
+    assert stopped.splitlines() == [
+        "web: stopped",
+        f"  open     {host}:8000",
+        "  clients wait there until HAProxy is started again; 'multibinder-haproxy stop web' closes them",
+    ]
+    assert web.status()["waiting_on"] == [f"{host}:8000"]

@@ -9,13 +9,15 @@ import sys
 
 import msgspec
 
-from multibinder.launch.errors import LaunchError, UsageError
+from multibinder.launch.errors import LaunchError, NoSuchInstance, NotAnswering, NotRunning, UsageError
 from multibinder.launch.owner import other_owner, run_as
 from multibinder_haproxy.instance import PROGRAM, Instance
 from multibinder_haproxy.status import Status, status_of
 
 #: The time for a command of another user's instance, without the time for which it waits for HAProxy.
 _LIMIT_S = 10.0
+#: The errors with an exit code of their own.
+_KINDS = {3: NotRunning, 4: NoSuchInstance, 5: NotAnswering}
 RUNTIME_DIR_VARIABLE = "MULTIBINDER_HAPROXY_RUNTIME_DIR"
 
 
@@ -56,8 +58,25 @@ def status_by_owner(instance: Instance) -> Status:
     """Return the status of an instance, ours or another user's. Raises LaunchError."""
     finished = run_as_owner(instance, "status", "--json", instance.name)
     if finished is None:
-        return status_of(instance)
+        try:
+            return status_of(instance)
+        except OSError as error:
+            raise LaunchError(f"cannot read {error.filename or instance.directory}: {error.strerror}") from error
     try:
         return msgspec.json.decode(finished.stdout, type=Status)
     except msgspec.DecodeError:
-        raise LaunchError(finished.stderr.removeprefix(f"{PROGRAM}: ").strip()) from None
+        raise failure_of(finished) from None
+
+
+def failure_of(finished: subprocess.CompletedProcess[str]) -> LaunchError:
+    """Return the error with which a command of another user's instance ended.
+
+    Further lines of its message are indented: they must not look like a message of ours.
+    """
+    said = finished.stderr.removeprefix(f"{PROGRAM}: ").strip()
+    if not said:
+        code = finished.returncode
+        how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        said = f"the command that was run as its owner {how}, and gave no status and no reason"
+    kind = _KINDS.get(finished.returncode, LaunchError)
+    return kind("\n  ".join(said.splitlines()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import socket
 import time
@@ -43,15 +44,17 @@ class Master:
         """Ask for the list of processes. Tries several times within ``timeout_s`` while the master runs."""
         deadline = time.monotonic() + timeout_s
         try_s = _FIRST_TRY_S
+        reason = f"no list of processes in {timeout_s:g} s"
         while True:
-            try:
+            with contextlib.suppress(NotAnswering):
                 answer = self.ask("show proc", max(_POLL_S, min(try_s, deadline - time.monotonic())))
                 if processes := parse_processes(answer):
                     return processes
-                raise self._unreachable(f"no list of processes, but {answer[:80]!r}", connected=bool(answer))
-            except NotAnswering:
-                if time.monotonic() + _POLL_S >= deadline:
-                    raise
+                if answer:
+                    reason = f"no list of processes, but {answer[:80]!r}"
+            # An empty answer: the master re-executes itself.
+            if time.monotonic() + _POLL_S >= deadline:
+                raise self._unreachable(reason, connected=True)
             try_s = min(2 * try_s, _LONGEST_TRY_S)
             time.sleep(_POLL_S)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from multibinder_haproxy.status import Status
 
 _COLUMNS = 80
+STOP = "multibinder-haproxy stop"
 
 
 def say(text: str, *, err: bool = False, nl: bool = True) -> None:
@@ -84,6 +85,9 @@ def print_status(status: Status) -> None:
     """Print the status of one instance."""
     if status.state == "stopped":
         say(f"{status.name}: stopped")
+        if status.waiting_on:
+            _print_row("open", ", ".join(status.waiting_on))
+            say(f"  clients wait there until HAProxy is started again; '{STOP} {status.name}' closes them")
         return
     version = f"HAProxy {status.version}, " if status.version else ""
     say(f"{status.name}: {status.state}, {printable(version)}master {status.master}")

@@ -38,7 +38,17 @@ def release_others(binder: str, slots: Iterable[Slot], owner: str) -> tuple[list
     return closed, [outcome.address for outcome in outcomes if outcome.outcome == "kept"]
 
 
-def _owned_by(binder: str, label: str) -> list[ListenerStatus]:
+def open_listeners(binder: str | None, owner: str) -> list[str]:
+    """Return the addresses that the binder holds for ``owner``. The list is empty if the binder does not answer."""
+    if not binder:
+        return []
+    try:
+        return [listener.address for listener in _owned_by(binder, owner, wait_s=0)]
+    except MultibinderError:
+        return []
+
+
+def _owned_by(binder: str, label: str, wait_s: float = RESTART_S) -> list[ListenerStatus]:
     """Return the listeners to which this user has a claim with that label. Other users have labels of their own."""
 
     def owned(client: Client) -> list[ListenerStatus]:
@@ -48,7 +58,7 @@ def _owned_by(binder: str, label: str) -> list[ListenerStatus]:
             return [listener for listener in client.list() if label in listener.owners]
         return [listener for listener in client.list() if OwnerStatus(label, uid) in listener.claims]
 
-    return _ask(binder, owned, RESTART_S)
+    return _ask(binder, owned, wait_s)
 
 
 @contextlib.contextmanager

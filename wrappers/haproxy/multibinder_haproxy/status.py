@@ -15,6 +15,7 @@ from multibinder_haproxy.invocation import Invocation
 from multibinder_haproxy.master import Processes
 from multibinder_haproxy.records import Loaded, ReloadReport
 from multibinder_haproxy.shared import others_on
+from multibinder_haproxy.sockets import open_listeners
 
 #: While the master executes itself, its CLI may be away for this time. A longer absence is a problem.
 _MASTER_AWAY_S = 1.0
@@ -26,8 +27,9 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
     ``state`` is ``running``, ``degraded`` (it runs, and has ``problems``) or ``stopped``. ``answers``: HAProxy's master
     answers. ``unused`` are binds that HAProxy does not accept on, ``shared`` sentences about addresses that another
-    owner has too, and ``closed_frontends`` those that were disabled or shut down on HAProxy's CLI. ``version`` is
-    HAProxy's; ``format`` is that of this document.
+    owner has too, and ``closed_frontends`` those that were disabled or shut down on HAProxy's CLI. ``waiting_on`` are
+    the open ports of a stopped instance: clients wait there. ``version`` is HAProxy's; ``format`` is that of this
+    document.
     """
 
     format: int = FORMAT
@@ -56,6 +58,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     unused: list[UnusedBind]
     shared: list[str]
     closed_frontends: list[str]
+    waiting_on: list[str]
 
 
 def status_of(instance: Instance) -> Status:
@@ -106,6 +109,7 @@ def status_of(instance: Instance) -> Status:
         unused=loaded.unused if loaded else [],
         shared=others_on(invocation.binder, loaded.config.slots, invocation.owner) if loaded and processes else [],
         closed_frontends=closed,
+        waiting_on=[] if processes or alive else open_listeners(invocation.binder, invocation.owner),
     )
 
 
