@@ -54,7 +54,7 @@ def run(binder: Sequence[str], upgrade: Upgrade, pidfile: str | None, socket_pat
         guard = Guard(binder, upgrade, pidfile, socket_path, descriptors, child)
         if (status := guard.run()) is not None:
             break
-        descriptors, child = guard.detach_all(), guard.child_pid
+        descriptors, child = guard.detach_all(), guard.detach_child()
         environment = {**os.environ, **upgrade.variables, _CHILD: str(child)}
         descriptors, error = handover.execute(upgrade.executed, descriptors, environment)
         events.error("guard-upgrade-failed", why=error.strerror, done="the running guard goes on")
@@ -92,10 +92,9 @@ class Guard:
         self._said = ""
         self._status: int | None = None
 
-    @property
-    def child_pid(self) -> int:
+    def detach_child(self) -> int:
         """Return the PID of the running binder, or 0."""
-        return 0 if self._child is None else self._child.pid
+        return 0 if self._child is None else self._child.detach()
 
     def run(self) -> int | None:
         """Serve. Return the binder's exit status after a stop, or None when a new guard is to take over."""

@@ -31,8 +31,14 @@ class BinderProcess:
         except OSError:
             return ""
         finally:
+            self.detach()
+
+    def detach(self) -> int:
+        """Return the PID, and close the descriptor that belongs to this object."""
+        if self._failure >= 0:
             os.close(self._failure)
             self._failure = -1
+        return self.pid
 
 
 def start(

@@ -108,10 +108,12 @@ def test_an_interpreter_that_goes_between_rehearsal_and_start_costs_neither_guar
 ) -> None:
     bind(guard, (host, 8000))
     before, binder = identities(guard.socket_path), serving_pid(guard.socket_path)
+    descriptors = len(guard.descriptors())
     code.loses_the_interpreter()
     guard.send_signal(signal.SIGUSR2)
     guard.wait_for_log("event=guard-upgrade-failed")
     assert serving_pid(guard.socket_path) == binder
+    wait_until(lambda: len(guard.descriptors()) < descriptors, "none is left over; the pipe of the start is closed")
     kill_binder(guard)
     guard.wait_for_log("event=binder-died")
     assert can_connect((host, 8000))
