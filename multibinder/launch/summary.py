@@ -181,6 +181,15 @@ class SummaryWriter:
         """Note that a reload failed before the daemon was told of it: the daemon runs unchanged."""
         self._change(lambda before: _with_failure(replace(before, reloads_total=before.reloads_total + 1), failure))
 
+    def ended(self, failure: Exception | None) -> None:
+        """Note that the daemon ended during a load; with a ``failure``, unless a program told it to end."""
+
+        def change(before: InstanceSummary) -> InstanceSummary:
+            after = _stopped(before)
+            return after if failure is None or before.fallback else _with_failure(after, failure)
+
+        self._change(change)
+
     def stopping(self) -> None:
         self._change(lambda before: replace(before, state="stopping"))
 

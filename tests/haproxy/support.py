@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -189,6 +190,28 @@ class Haproxy:
             return bool(loaded["generation"] >= generation and loaded["settled"])
 
         wait_until(settled, f"generation {generation} is settled", log=self.log)
+
+    def wait_until_unlocked(self) -> None:
+        """Wait until the end of a load is settled, also of one that failed."""
+
+        def unlocked() -> bool:
+            try:
+                with (self.runtime / self.name / "lock").open() as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+        wait_until(unlocked, f"{self.name} is settled", log=self.log)
+
+    def kill_watcher(self) -> None:
+        """Kill the process that waits for the end of a load, as systemd does with the rest of a unit."""
+        lock = os.path.realpath(self.runtime / self.name / "lock")
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    if lock in descriptors(int(entry.name)).values():
+                        os.kill(int(entry.name), signal.SIGKILL)
 
     def sockets(self, pid: int | None = None) -> dict[int, str]:
         return {number: what for number, what in descriptors(pid or self.pid).items() if what.startswith("socket:")}

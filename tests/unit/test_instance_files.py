@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from multibinder_haproxy import last_good
 from multibinder_haproxy.config.model import Config
 from multibinder_haproxy.instance import Instance
 from multibinder_haproxy.invocation import LAUNCHER, Invocation
@@ -57,8 +58,8 @@ def fill(instance: Instance) -> None:
     config = Config({"web.cfg": "global\n", "conf.d/a.cfg": "# a\n"}, [])
     write_configuration(instance.directory, config.fill({}), ["conf.d"])
     instance.write_loaded(Loaded(1, 0.0, config, 1))
-    instance.write_last_good(config)
     instance.write_record("instance.json", invocation_of(instance))
+    last_good.promote(invocation_of(instance), config)
 
 
 def launcher() -> Any:
@@ -235,7 +236,7 @@ def test_the_target_of_a_link_is_checked_as_well(run_dir: Path) -> None:
 READERS: dict[str, Callable[[Instance], object]] = {
     "instance.json": Instance.read_invocation,
     "loaded.json": Instance.read_loaded,
-    "last-good.json": Instance.read_last_good,
+    "last-good.json": lambda instance: last_good.read(invocation_of(instance)),
 }
 
 
@@ -315,7 +316,7 @@ def test_the_records_of_version_0_1_0_are_read_and_written_as_it_did(instance: I
     instance.create()
     for name, content in OF_VERSION_0_1_0.items():
         Path(instance.directory, name).write_bytes(content)
-    loaded, good, report = instance.read_loaded(), instance.read_last_good(), instance.read_report()
+    loaded, good, report = instance.read_loaded(), last_good.read(invocation_of(instance)), instance.read_report()
     assert loaded is not None
     assert good is not None
     assert report is not None

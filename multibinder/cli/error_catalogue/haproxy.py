@@ -240,9 +240,48 @@ HAPROXY = Section(
             remedy="HAProxy's log has the reason: a directory that is missing, an address in use",
         ),
         entry(
-            "still has connections after … s",
-            cause="`stop` waits for the connections that are open",
+            "still has connections, or loads its configuration, after … s",
+            cause="`stop` waits for the connections that are open; the ports are closed by then",
             remedy="a longer `--timeout`, or `kill` the process that is named",
+        ),
+        entry(
+            "… was started again while it was being stopped",
+            cause="a supervisor, or another command, has started HAProxy meanwhile",
+            remedy="stop it with its supervisor (`systemctl stop`)",
+        ),
+        entry(
+            "is stopped, but …; run 'stop' again",
+            "the listeners of … could not be released: …",
+            "listeners that are not used could not be released: …; the next reload does it",
+            cause="the binder did not answer, so ports that no process serves are still open",
+            remedy="start the binder, then do as the message says",
+        ),
+        entry(
+            "no worker came up with the current configuration on …",
+            cause="the last start with this configuration passed the check and failed, so the last good one is used",
+            remedy="correct what the message names. It is tried again once the configuration, or a file that it is "
+            "made of, has changed, or at `multibinder-haproxy reload NAME`",
+        ),
+        entry(
+            "HAProxy … before a worker answered; its log says more",
+            "HAProxy's master has ended",
+            cause="HAProxy ended while it loaded a configuration: it failed to start with it, or it was told to end",
+            remedy="HAProxy's log has the reason: a directory that is missing, an address in use",
+        ),
+        entry(
+            "… HAProxy does not accept connections on it",
+            cause="a warning: a bind with a listener that no worker uses. Its port is closed, as HAProxy alone would "
+            "leave it closed; no client hangs there",
+            remedy="remove the bind, or what disables it",
+            fragment="HAProxy does not accept connections on it",
+        ),
+        entry(
+            "whether HAProxy accepts connections on each bind cannot be told, so none is closed: …",
+            "HAProxy answers 'show fd' with …",
+            "HAProxy's master did not answer 'show fd' for each of … descriptors",
+            "worker … does not show its descriptors",
+            cause="the master CLI does not answer, or `-S` gives it a level that may not `show fd`",
+            remedy="leave `level` out of `-S`",
         ),
         entry(
             "…: cannot write: …",

@@ -38,10 +38,10 @@ class Checked(msgspec.Struct, frozen=True):
     notes: list[str] = []
 
 
-def check_reload(instance: Instance, invocation: Invocation) -> Checked:
+def check_reload(instance: Instance, invocation: Invocation, wait_s: float = sockets.RESTART_S) -> Checked:
     """Return the configuration that a reload would load. Raises LaunchError if the reload would fail.
 
-    It changes nothing, so it cannot find every fault.
+    It changes nothing, so it cannot find every fault. ``wait_s`` is the time for a binder that is started again.
     """
     master = instance.master().processes().master
     loaded = instance.read_loaded()
@@ -50,7 +50,9 @@ def check_reload(instance: Instance, invocation: Invocation) -> Checked:
     started_with, environment = _environments(instance, master)
     config = decide(invocation, invocation.render(started_with), environment, master)
     held = {slot.key: slot for slot in loaded.config.slots} if loaded else {}
-    _check_new_binds(invocation, [slot for slot in config.slots if held.get(slot.key) != slot])
+    for bind in loaded.unused if loaded else ():
+        held.pop(bind.key, None)  # closed, because no worker accepts on it
+    _check_new_binds(invocation, [slot for slot in config.slots if held.get(slot.key) != slot], wait_s)
     warnings = check_with_haproxy(invocation, config, environment, master)
     return Checked(config, [*warnings, *others_on(invocation.binder, config.slots, invocation.owner)])
 
@@ -126,11 +128,11 @@ def _inherited(invocation: Invocation, config: Config, master: int | None) -> It
         yield inherited
 
 
-def _check_new_binds(invocation: Invocation, slots: Sequence[Slot]) -> None:
+def _check_new_binds(invocation: Invocation, slots: Sequence[Slot], wait_s: float) -> None:
     if not invocation.binder:
         return
     try:
-        sockets.check_binds(invocation.binder, slots, invocation.owner)
+        sockets.check_binds(invocation.binder, slots, invocation.owner, wait_s)
     except BinderAway as error:
         new = ", ".join(slot.key for slot in slots)
         raise BinderAway(f"the new configuration binds {new}, and the binder cannot be asked: {error}") from error

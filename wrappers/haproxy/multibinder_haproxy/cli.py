@@ -259,6 +259,8 @@ def status_command(name: str | None, runtime_dir: str, as_json: bool) -> None:
 def stop_command(name: str, runtime_dir: str, timeout: float, keep_listeners: bool) -> None:
     """Stop gracefully: HAProxy accepts no new connections and finishes the present ones. Then the ports close.
 
+    A load that is under way is ended. If HAProxy does not run (after a crash), the ports close all the same.
+
     \b
     Example:
       multibinder-haproxy stop web --timeout 300
@@ -266,7 +268,9 @@ def stop_command(name: str, runtime_dir: str, timeout: float, keep_listeners: bo
     instance = Instance(runtime_dir, name)
     keep = ["--keep-listeners"] if keep_listeners else []
     _leave_to_its_owner(instance, "stop", "--timeout", str(timeout), *keep, name, timeout_s=timeout)
-    print_stopped(name, stop.stop(instance, timeout, keep_listeners))
+    stopped = stop.stop(instance, timeout, keep_listeners)
+    print_stopped(name, stopped)
+    sys.exit(0 if stopped.was_running else 3)
 
 
 @multibinder_haproxy.command("settle", hidden=True)
@@ -274,9 +278,10 @@ def stop_command(name: str, runtime_dir: str, timeout: float, keep_listeners: bo
 @_runtime_dir
 @_timeout
 @click.option("--lock-fd", type=int, help="The instance's lock, which this process inherits.")
-def settle_command(name: str, runtime_dir: str, timeout: float, lock_fd: int | None) -> None:
+@click.option("--master-fd", type=int, help="A pidfd of HAProxy's master, which this process inherits.")
+def settle_command(name: str, runtime_dir: str, timeout: float, lock_fd: int | None, master_fd: int | None) -> None:
     """Wait for the end of a load, then make the records and the binder's listeners agree with it."""
-    settle.settle(Instance(runtime_dir, name), timeout, lock_fd)
+    settle.settle(Instance(runtime_dir, name), timeout, lock_fd, master_fd)
 
 
 def main() -> NoReturn:

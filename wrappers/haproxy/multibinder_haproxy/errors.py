@@ -9,7 +9,8 @@
     ├── BindRefused       the binder does not grant what a configuration binds
     │   └── BinderAway    the binder does not answer
     ├── ReloadFailed      HAProxy did not load the new configuration
-    └── FellBack          HAProxy got the last good configuration
+    ├── FellBack          HAProxy got the last good configuration
+    └── NeverCameUp       no worker came up with a configuration, and nothing has changed since
 """
 
 from __future__ import annotations
@@ -55,3 +56,7 @@ class FellBack(LaunchError):
     def __init__(self, reason: str, phase: str) -> None:
         super().__init__(reason)
         self.phase = phase
+
+
+class NeverCameUp(LaunchError):
+    """No worker came up with a configuration, and nothing has changed since."""

@@ -5,7 +5,8 @@
     RUNTIME/NAME/           as multibinder.launch.instance_files describes it, and:
         instance.json       the Invocation, with the master's descriptors
         loaded.json         the configuration that HAProxy was last given (Loaded)
-        last-good.json      the last configuration with which a worker came up (LastGood)
+        last-good.json      the last configuration with which a worker came up (last_good.py)
+        condemned.json      a configuration with which no worker came up (last_good.py)
         last-reload.json    the report of the last reload (ReloadReport)
         web.cfg …           the rendered files that HAProxy reads
         master.sock         HAProxy's master CLI, unless its arguments have one
@@ -14,7 +15,6 @@
 from __future__ import annotations
 
 import os
-import time
 
 import msgspec
 
@@ -25,12 +25,11 @@ from multibinder.launch.instance_files import InstanceFiles
 from multibinder.launch.log import InstanceLog
 from multibinder.launch.summary import LoadedConfiguration, SummaryWriter
 from multibinder.wire.instance_summary import SourceDirectory, SourceFile
-from multibinder_haproxy.config.model import Config
 from multibinder_haproxy.invocation import LAST_RELOAD_FILE, Invocation
 from multibinder_haproxy.master import Master, environment_of
-from multibinder_haproxy.records import LastGood, Loaded, ReloadReport
+from multibinder_haproxy.records import Loaded, ReloadReport
 from multibinder_haproxy.reexec import environment, processes
-from multibinder_haproxy.reexec.load import LAST_GOOD_FILE, LOADED_FILE
+from multibinder_haproxy.reexec.load import LOADED_FILE
 
 PROGRAM = "multibinder-haproxy"
 
@@ -101,20 +100,18 @@ class Instance(InstanceFiles):
             raise NotRunning(f"{self.name} does not run, and there is no record of its environment")
         return environment_of(pid)
 
+    @property
+    def loaded_path(self) -> str:
+        return self.path(LOADED_FILE)
+
     def read_loaded(self) -> Loaded | None:
         return self.read_record(LOADED_FILE, Loaded)
-
-    def read_last_good(self) -> LastGood | None:
-        return self.read_record(LAST_GOOD_FILE, LastGood)
 
     def read_report(self) -> ReloadReport | None:
         return self.read_record(LAST_RELOAD_FILE, ReloadReport)
 
     def write_loaded(self, loaded: Loaded) -> None:
         self.write_record(LOADED_FILE, loaded)
-
-    def write_last_good(self, config: Config) -> None:
-        self.write_record(LAST_GOOD_FILE, LastGood(config, time.time()))
 
     def write_report(self, report: ReloadReport) -> None:
         self.write_record(LAST_RELOAD_FILE, report)

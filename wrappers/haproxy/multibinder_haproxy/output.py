@@ -13,11 +13,13 @@ import msgspec
 
 from multibinder.kernel.process import printable
 from multibinder.kernel.terminal import printable_json, printable_lines
+from multibinder_haproxy.accepting import sentences
 
 if TYPE_CHECKING:
     from multibinder_haproxy.check import Checked
     from multibinder_haproxy.records import ReloadReport
     from multibinder_haproxy.status import Status
+    from multibinder_haproxy.stop import Stopped
 
 _COLUMNS = 80
 STOP = "multibinder-haproxy stop"
@@ -58,8 +60,10 @@ def print_checked(checked: Checked) -> None:
     say(f"ok: {len(config.files)} file(s), {binds}")
 
 
-def print_stopped(name: str, closed: Sequence[str]) -> None:
-    say(f"{name}: stopped{', closed ' + ', '.join(closed) if closed else ''}")
+def print_stopped(name: str, stopped: Stopped) -> None:
+    what = "stopped" if stopped.was_running else "was not running"
+    closed = f"{', ' if stopped.was_running else '; '}closed {', '.join(stopped.closed)}" if stopped.closed else ""
+    say(f"{name}: {what}{closed}")
 
 
 def print_report(name: str, report: ReloadReport) -> None:
@@ -72,6 +76,8 @@ def print_report(name: str, report: ReloadReport) -> None:
         for what, keys in (("added", report.added), ("kept", report.kept), ("dropped", report.dropped)):
             if keys:
                 _print_row(what, ", ".join(keys), width=8)
+        for sentence in sentences(report.unused):
+            warn(sentence)
         for address in report.kept_by_others:
             say(f"  {printable(address)} stays open: another owner holds it")
         if report.message:

@@ -87,7 +87,8 @@ class ReloadReport(msgspec.Struct, frozen=True):
     since the epoch.
 
     ``serving`` are the workers that answered after a load that failed; None if that cannot be told. ``clients_wait``:
-    if there is none, clients wait in the queues of the listeners. Otherwise they are refused.
+    if there is none, clients wait in the queues of the listeners. Otherwise they are refused. ``unused`` are the binds
+    that HAProxy does not accept on.
     """
 
     ok: bool
@@ -105,6 +106,7 @@ class ReloadReport(msgspec.Struct, frozen=True):
     warnings: list[str] = []
     serving: list[int] | None = None
     clients_wait: bool = False
+    unused: list[UnusedBind] = []
 
     @classmethod
     def begin(cls) -> ReloadReport:

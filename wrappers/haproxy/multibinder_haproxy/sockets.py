@@ -68,16 +68,16 @@ def placeholders(slots: Sequence[Slot]) -> Iterator[dict[str, int]]:
         yield {slot.key: stack.enter_context(socket.socket(slot.spec.address.family)).fileno() for slot in slots}
 
 
-def check_binds(binder: str, slots: Sequence[Slot], owner: str) -> None:
+def check_binds(binder: str, slots: Sequence[Slot], owner: str, wait_s: float = RESTART_S) -> None:
     """Ask whether the binder would grant ``slots``; nothing is created. Raises BinderAway, BindRefused.
 
-    Waits a moment for a binder that is being started again.
+    Waits ``wait_s`` for a binder that is being started again.
     """
     if not slots:
         return
     specs = [slot.spec for slot in slots]
     try:
-        _ask(binder, lambda it: it.check(specs, owner=owner), RESTART_S)
+        _ask(binder, lambda it: it.check(specs, owner=owner), wait_s)
     except BinderUnavailable as error:
         raise BinderAway(str(error)) from error
     except MultibinderError as error:

@@ -199,7 +199,14 @@ def read_last_good(record: "Record") -> "Record | None":
 def report_fallback(name: str, reason: str) -> None:
     """Tell the log and systemd that HAProxy gets the last good configuration."""
     messages.write(name, "error", f"{reason}\nNOT the current configuration: HAProxy runs with the last good one")
-    messages.set_status(f"Running with the LAST GOOD configuration: {reason.splitlines()[0] if reason else ''}")
+    messages.set_status(status_line(reason))
+
+
+def status_line(fallback: "str | None") -> str:
+    """Return systemd's status line for a load. ``fallback`` says why it is that of the last good configuration."""
+    if fallback is None:
+        return "Ready."
+    return f"Running with the LAST GOOD configuration: {fallback.splitlines()[0] if fallback else ''}"
 
 
 def old_workers(arguments: "Sequence[str]") -> "list[int]":
