@@ -256,6 +256,20 @@ def test_a_port_of_a_disabled_proxy_is_not_opened_and_said(haproxy: Haproxy, hos
     assert haproxy.status()["binds"] == [f"{host}:8000"]
 
 
+def test_a_port_of_a_block_that_haproxy_does_not_read_is_not_opened_and_said(haproxy: Haproxy, host: str) -> None:
+    unread, read = (host, 8000), (host, 8001)
+    conditional = f".if defined(NO_SUCH_VARIABLE)\n bind {bind_tcp(unread)}\n.else\n bind {bind_tcp(read)}\n.endif\n"
+    haproxy.template.write_text(config(after=f"frontend conditional\n{conditional}{ANSWER}"))
+    haproxy.start()
+    assert get(read) == "ok"
+    assert refuses(unread)
+    assert f"{host}:8000 is not bound: HAProxy does not read the block that begins in line" in haproxy.log()
+    haproxy.must_reload()
+    assert get(read) == "ok"
+    assert refuses(unread)
+    assert haproxy.status()["binds"] == [f"{host}:8001"]
+
+
 def test_a_file_that_is_no_template_reaches_haproxy_byte_by_byte(make_haproxy: MakeHaproxy, host: str) -> None:
     haproxy = make_haproxy()
     directory = haproxy.directory / "conf.d"
