@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 from pathlib import Path
@@ -248,3 +249,18 @@ def test_relative_paths_of_several_files_are_each_beside_their_file(haproxy: Hap
     assert [get((host, 8000 + number)) for number in range(5)] == ["a", "b", "c.d", "c.d", "e"]
     haproxy.must_reload()
     assert [get((host, 8000 + number)) for number in range(5)] == ["a", "b", "c.d", "c.d", "e"]
+
+
+def test_a_reload_after_its_directory_was_removed_goes_on_in_the_root_directory_and_says_so(
+    haproxy: Haproxy, host: str
+) -> None:
+    haproxy.template.write_text(config(bind_tcp((host, 8000))))
+    release = haproxy.directory / "release"
+    release.mkdir()
+    haproxy.start(prefix=["env", "-C", str(release)])
+    release.rmdir()
+    reloaded = haproxy.reload()
+    assert reloaded.returncode == 0, reloaded.stderr
+    assert f"the working directory {release} is gone; HAProxy runs in / from now on" in reloaded.stderr
+    assert os.readlink(f"/proc/{haproxy.pid}/cwd") == "/"
+    assert get((host, 8000)) == "ok"
