@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,8 +39,13 @@ rm -rf haproxy/* default/multibinder-haproxy-* ../opt/multibinder ../run/multibi
 : > fstab
 tr -d - < /proc/sys/kernel/random/uuid > machine-id
 for group in $2; do echo $$ > "$group/cgroup.procs"; done
-exec systemd-nspawn --quiet --directory="$root" --machine=multibinder-test --register=no --keep-unit --console=pipe \
-    --system-call-filter=pidfd_getfd --boot systemd.unit=multi-user.target
+code=133  # with --keep-unit, systemd-nspawn ends so when the container reboots
+while [ $code = 133 ]; do
+    code=0
+    systemd-nspawn --quiet --directory="$root" --machine=multibinder-test --register=no --keep-unit --console=pipe \
+        --system-call-filter=pidfd_getfd --boot systemd.unit=multi-user.target || code=$?
+done
+exit $code
 """
 
 
@@ -181,7 +187,7 @@ class Machine:
         def leader() -> int | None:
             assert self._process is not None
             assert self._process.poll() is None, self._boot_log()
-            found = (pid for pid in _descendants(self._process.pid) if _name(pid) == "systemd")
+            found = (pid for pid in _descendants(self._process.pid) if _name(pid) == "systemd" and _is_init(pid))
             return next((pid for pid in found if pid != before), None)
 
         self._leader = wait_until(leader, "systemd is started again", log=self._boot_log, timeout_s=60)
@@ -217,6 +223,13 @@ def _descendants(pid: int) -> list[int]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             found += map(int, Path(f"/proc/{each}/task/{each}/children").read_text().split())
     return found[1:]
+
+
+def _is_init(pid: int) -> bool:
+    """Return whether a process is the first one of its PID namespace."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return bool(re.search(r"^NSpid:.*\t1$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE))
+    return False
 
 
 def _name(pid: int) -> str:
