@@ -232,7 +232,7 @@ def test_a_listener_that_was_not_asked_for_is_declined_and_closed(
 @pytest.mark.parametrize("said", [b"HTTP/1.0 400\n", b'"x"\n', b'{"id":"1","result":{}}\n'])
 def test_a_socket_that_is_no_binders_is_named(serve: Callable[[Answer], str], said: bytes) -> None:
     path = serve(lambda connection, request: connection.sendall(said))
-    with pytest.raises(Refused, match=f"the socket at {path} is no binder's"):
+    with pytest.raises(Refused, match=f"{path} is not the control socket of a binder"):
         binder.obtain(path, [{"host": "127.0.0.1", "port": 1}], "haproxy@web", 0)
 
 
