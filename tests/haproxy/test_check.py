@@ -218,8 +218,8 @@ def test_templates_see_the_environment_of_run_whatever_the_configuration_did_to_
 
 
 def test_haproxy_sees_in_a_check_the_environment_that_it_would_see_in_the_reload(haproxy: Haproxy, host: str) -> None:
-    if version_of(haproxy.haproxy) >= (3, 1):
-        pytest.skip("this HAProxy restores its first environment before a reload")
+    if not (2, 5) <= version_of(haproxy.haproxy) < (3, 1):
+        pytest.skip("3.1 restores its first environment before a reload; 2.4 shows in /proc only what it began with")
     second = "    .if defined(STARTED)\n    bogus\n    .endif\n    setenv STARTED 1"
     haproxy.template.write_text(config(bind_tcp((host, 8000)), before=second))
     haproxy.start()
