@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from multibinder.launch.errors import LaunchError
 from multibinder.launch.instance_files import known_instances
+from multibinder.launch.owner import other_owner
 from multibinder_haproxy.as_owner import run_as_owner, status_by_owner
 from multibinder_haproxy.instance import Instance
 from multibinder_haproxy.output import print_error, print_finished, print_report, say
@@ -20,7 +21,7 @@ def reload_all(runtime_directory: str, timeout_s: float, keep_going: bool) -> in
     failed: list[str] = []
     for instance in instances:
         try:
-            if status_by_owner(instance).state != "stopped":
+            if _runs(instance):
                 running.append(instance)
         except LaunchError as error:
             # An instance of another user must not keep the others from their reload.
@@ -39,6 +40,14 @@ def reload_all(runtime_directory: str, timeout_s: float, keep_going: bool) -> in
     elif not running:
         say(f"No instance runs in {runtime_directory}.", err=True)
     return 1 if failed else 0
+
+
+def _runs(instance: Instance) -> bool:
+    """Return whether an instance runs. Nothing of ours is rendered for this. Raises LaunchError."""
+    if other_owner(instance.directory) is None:
+        instance.check_known()
+        return instance.master_pid() is not None
+    return status_by_owner(instance).state != "stopped"
 
 
 def _reload(instance: Instance, timeout_s: float) -> bool:

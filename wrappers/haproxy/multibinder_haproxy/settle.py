@@ -22,6 +22,7 @@ from multibinder_haproxy.reconcile import reconcile, release_all
 from multibinder_haproxy.records import Loaded, ReloadReport
 from multibinder_haproxy.reexec import processes as reexec_processes
 from multibinder_haproxy.reexec.load import status_line
+from multibinder_haproxy.shared import others_on
 from multibinder_haproxy.watch import MasterGone, Watch, watched
 
 #: While the master re-executes itself, it does not answer on its CLI for up to this time.
@@ -249,7 +250,11 @@ def _settle_all(instance: Instance, pidfd: int | None) -> int:
         pidfd = None
         if loaded.old_workers:
             instance.write_report(report)
-        for sentence in [*sentences(report.unused), *([report.message] if report.ok and report.message else [])]:
+        warnings = [*sentences(report.unused), *([report.message] if report.ok and report.message else [])]
+        if report.new_workers:
+            invocation = instance.read_invocation()
+            warnings += others_on(invocation.binder, loaded.config.slots, invocation.owner)
+        for sentence in warnings:
             instance.log.write("warning", sentence)
     return generation
 
