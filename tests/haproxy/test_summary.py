@@ -419,10 +419,10 @@ def test_a_master_that_does_not_answer_is_not_called_stopped(web: Haproxy) -> No
         status = web.command("status", "web", "--json")
     finally:
         hidden.rename(path)
-    assert status.returncode == 1
+    assert status.returncode == 5
     found = json.loads(status.stdout)
     assert (found["state"], found["master"], found["workers"]) == ("degraded", web.pid, workers)
-    assert "lives, but does not answer on its CLI" in found["problems"][0]
+    assert "runs, but does not answer at" in found["problems"][0]
     assert web.status()["state"] == "running"
 
 
