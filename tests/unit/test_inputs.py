@@ -9,9 +9,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from multibinder_haproxy.config.inputs import Environment, Inputs, digest
+from multibinder_haproxy.config.inputs import Environment, Inputs
 from multibinder_haproxy.config.model import Config
 from multibinder_haproxy.config.renderer import Renderer
+from multibinder_haproxy.reexec.environment import digest
 
 import multibinder
 

@@ -38,17 +38,24 @@ class Checked(msgspec.Struct, frozen=True):
     notes: list[str] = []
 
 
-def check_reload(instance: Instance, invocation: Invocation, wait_s: float = sockets.RESTART_S) -> Checked:
+def check_reload(
+    instance: Instance,
+    invocation: Invocation,
+    wait_s: float = sockets.RESTART_S,
+    *,
+    keep_compiled: bool = False,
+) -> Checked:
     """Return the configuration that a reload would load. Raises LaunchError if the reload would fail.
 
     It changes nothing, so it cannot find every fault. ``wait_s`` is the time for a binder that is started again.
+    Only a reload itself keeps the compiled templates.
     """
     master = instance.master().processes().master
     loaded = instance.read_loaded()
     if loaded is None or was_replaced_since(invocation.haproxy, loaded.at):
         refuse_too_old(invocation.haproxy)
     started_with, environment = _environments(instance, master)
-    config = decide(invocation, invocation.render(started_with), environment, master)
+    config = decide(invocation, invocation.render(started_with, keep_compiled=keep_compiled), environment, master)
     held = {slot.key: slot for slot in loaded.config.slots} if loaded else {}
     for bind in loaded.unused if loaded else ():
         held.pop(bind.key, None)  # closed, because no worker accepts on it

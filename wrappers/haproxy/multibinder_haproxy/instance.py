@@ -8,6 +8,7 @@
         last-good.json      the last configuration with which a worker came up (last_good.py)
         condemned.json      a configuration with which no worker came up (last_good.py)
         last-reload.json    the report of the last reload (ReloadReport)
+        compiled-templates  the code of Jinja2's templates, for the next rendering
         web.cfg …           the rendered files that HAProxy reads
         master.sock         HAProxy's master CLI, unless its arguments have one
 """

@@ -57,7 +57,7 @@ class ReloadAttempt:
     def run(self) -> ReloadReport:
         """Reload, and write the report. Raises LaunchError, OSError."""
         try:
-            checked = check_reload(self._instance, self._invocation, self._timeout_s)
+            checked = check_reload(self._instance, self._invocation, self._timeout_s, keep_compiled=True)
             with self._prepared(checked.config):
                 report = self._perform(checked)
         except (LaunchError, OSError) as error:

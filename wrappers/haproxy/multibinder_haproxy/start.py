@@ -104,7 +104,7 @@ def _config_to_start(instance: Instance, invocation: Invocation) -> tuple[Config
     """
     good = last_good.read(invocation)
     try:
-        config = decide(invocation, invocation.render(os.environ), os.environ)
+        config = decide(invocation, invocation.render(os.environ, keep_compiled=True), os.environ)
         warn_of_config(instance, invocation, config)
         # Another HAProxy may refuse what the one before was content with.
         if good is None or not config.same_as(good.config) or was_replaced_since(invocation.haproxy, good.at):

@@ -7,14 +7,13 @@ again would give the same text.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
 from multibinder import __version__
+from multibinder_haproxy.reexec.environment import digest
 
 
 class Inputs(msgspec.Struct, frozen=True):
@@ -125,12 +124,6 @@ for _name in _READ_ALL.split():
 # Jinja2 quotes the name of the class in the error about a missing variable.
 Environment.__name__ = Environment.__qualname__ = "environment"
 Environment.__module__ = "builtins"
-
-
-def digest(environment: Mapping[str, str]) -> str:
-    """Return a text that is equal for equal environments."""
-    lines = sorted(os.fsencode(f"{name}={value}") for name, value in environment.items())
-    return hashlib.blake2b(b"\0".join(lines), digest_size=16).hexdigest()
 
 
 def _fits_json(names: Mapping[str, str | None]) -> bool:
