@@ -39,7 +39,7 @@ try:
 
     from multibinder import __version__
     from multibinder.kernel.process import is_alive
-    from multibinder.launch.errors import NotRunning
+    from multibinder.launch.errors import Unreachable
     from tests.support.load import Load, LoadError, Phase, Result
 except ImportError as error:
     sys.exit(f"demo: {error}; 'make demo' installs what is needed in .venv, and runs this")
@@ -143,7 +143,7 @@ class Haproxy:
             self._process = start(self.command(), self.environment, self.directory, log.fileno())
         try:
             self._await_worker(set())
-        except (NotRunning, ReloadFailed, TimeoutError):
+        except (Unreachable, ReloadFailed, TimeoutError):
             raise DemoError(f"{self.title}: HAProxy does not start: {self._last_log_line() or 'no reason'}") from None
 
     def reload(self) -> None:
@@ -178,8 +178,18 @@ class Haproxy:
         self._process.send_signal(signal.SIGUSR1)
 
     def _await_worker(self, old: set[int]) -> None:
+        """Return when a worker that is not in ``old`` answers. Raises ReloadFailed, TimeoutError."""
         master = Master(str(self.master_socket))
-        master.await_new_worker(old, time.monotonic() + PATIENCE_S, lambda: self._process.poll() is None)
+        deadline = time.monotonic() + PATIENCE_S
+        while self._process.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(Unreachable):
+                processes = master.processes()
+                if any(map(master.answers, processes.new_workers(old))):
+                    return
+                if processes.gave_up(old):
+                    raise ReloadFailed(master.startup_log())
+            time.sleep(0.005)
+        raise TimeoutError
 
     def _last_log_line(self, marker: str = "", skip: int = 0) -> str:
         """Return the last line of HAProxy's log that has ``marker``, after the first ``skip`` bytes; empty if none."""
@@ -312,7 +322,7 @@ def run_events(planned: Sequence[Event], sides: Sequence[Haproxy], display: Disp
             display.pause(BEFORE_S)
             try:
                 remarks[side] = event.act(side, display)
-            except (ReloadFailed, NotRunning, TimeoutError) as failure:
+            except (ReloadFailed, Unreachable, TimeoutError) as failure:
                 raise DemoError(f"{side.title}: {event.name}: {failure}") from None
             display.pause(AFTER_S)
             side.load.mark(STEADY)

@@ -7,8 +7,10 @@ import os
 import shutil
 import signal
 import socket
+import time
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 import multibinder
@@ -138,3 +140,11 @@ def test_a_load_after_which_all_is_dead_is_not_said_to_leave_a_worker_serving(we
         "  clients wait there until HAProxy is started again; 'multibinder-haproxy stop web' closes them",
     ]
     assert web.status()["waiting_on"] == [f"{host}:8000"]
+
+
+def test_status_shows_a_configuration_that_a_start_does_not_try_again(web: Haproxy) -> None:
+    record = {"digest": "d", "inputs": "i", "reason": "HAProxy ended\n[ALERT] Cannot chroot", "at": time.time() - 300}
+    web.runtime.joinpath("web", "condemned.json").write_bytes(msgspec.json.encode(record))
+    shown = web.command("status", "web").stdout
+    assert "  condemned 5 min ago: HAProxy ended\n           [ALERT] Cannot chroot\n" in shown
+    assert web.status()["condemned"] == record

@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection
 from multibinder.kernel import process
 from multibinder.launch.errors import NotAnswering, NotRunning, Unreachable
 from multibinder_haproxy.errors import ReloadFailed
-from multibinder_haproxy.show_proc import Processes, Worker, parse_processes
+from multibinder_haproxy.show_proc import Processes, parse_processes
 
-__all__ = ["Master", "Processes", "Worker", "environment_of", "parse_processes"]
+__all__ = ["Master", "Processes", "environment_of"]
 
 _POLL_S = 0.02
 #: The first and the longest time for one of several tries to get an answer. A connection that is made while the master
@@ -78,31 +78,6 @@ class Master:
             if "Another reload is still in progress" not in log or time.monotonic() + _BUSY_S >= deadline:
                 raise ReloadFailed(log.strip() or "HAProxy says no more")
             time.sleep(_BUSY_S)
-
-    def await_new_worker(
-        self, old_workers: Collection[int], deadline: float, master_alive: Callable[[], bool]
-    ) -> list[Worker]:
-        """Wait for the workers of a reload, and return them once they answer. Their PIDs are not in ``old_workers``.
-
-        ``deadline`` is on time.monotonic(). Raises ReloadFailed if HAProxy gave up, TimeoutError at the deadline,
-        Unreachable if the master is gone.
-        """
-        while (left := deadline - time.monotonic()) > 0:
-            try:
-                processes = self.processes(min(1.0, left))
-            except Unreachable:
-                if not master_alive():
-                    raise
-                continue  # it is re-executing itself
-            finally:
-                time.sleep(_POLL_S)
-            # While HAProxy 3 still loads, its new worker is in the list, but does not answer yet.
-            new = processes.new_workers(old_workers)
-            if new and all(self.answers(pid) for pid in new):
-                return [worker for worker in processes.workers if worker.pid in new]
-            if processes.gave_up(old_workers):
-                raise ReloadFailed(self.startup_log())
-        raise TimeoutError
 
     def startup_log(self) -> str:
         """Return the log of the worker that failed to start. HAProxy's master has it from 2.7 on."""

@@ -91,6 +91,7 @@ def print_status(status: Status) -> None:
     """Print the status of one instance."""
     if status.state == "stopped":
         say(f"{status.name}: stopped")
+        _print_condemned(status)
         if status.waiting_on:
             _print_row("open", ", ".join(status.waiting_on))
             say(f"  clients wait there until HAProxy is started again; '{STOP} {status.name}' closes them")
@@ -108,6 +109,7 @@ def print_status(status: Status) -> None:
     if status.changed != []:
         _print_row("changed", "cannot be told" if status.changed is None else ", ".join(status.changed))
     _print_row("binds", ", ".join(status.binds) or "none")
+    _print_condemned(status)
     for bind in status.unused:
         _print_row("unused", f"{bind.key} ({bind.file}:{bind.line}): {bind.why}")
     for sentence in status.shared:
@@ -126,6 +128,14 @@ def _who_serves(report: ReloadReport) -> str:
     if report.clients_wait:
         return "and NO WORKER SERVES: clients wait in the queue until HAProxy is started again"
     return "and NO WORKER SERVES: clients are refused until HAProxy is started again"
+
+
+def _print_condemned(status: Status) -> None:
+    if status.condemned is None:
+        return
+    first, *rest = status.condemned.reason.splitlines() or [""]
+    say("\n".join([f"  condemned {_ago(status.condemned.at)}: {first}", *(f"           {line}" for line in rest)]))
+    say("  a start does not try that configuration again until one of its files changes; a reload does")
 
 
 def print_finished(finished: subprocess.CompletedProcess[str]) -> None:

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 import msgspec
 
 from multibinder.kernel.process import is_child
+from multibinder.launch import records
 from multibinder.launch.errors import LaunchError, NotAnswering, NotRunning
+from multibinder_haproxy import last_good
 from multibinder_haproxy.config import sources
 from multibinder_haproxy.config.model import UnusedBind
 from multibinder_haproxy.instance import Instance
 from multibinder_haproxy.invocation import Invocation
 from multibinder_haproxy.master import Processes
-from multibinder_haproxy.records import Loaded, ReloadReport
+from multibinder_haproxy.records import Condemned, Loaded, ReloadReport
 from multibinder_haproxy.shared import others_on
 from multibinder_haproxy.sockets import open_listeners
 
@@ -28,8 +30,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     ``state`` is ``running``, ``degraded`` (it runs, and has ``problems``) or ``stopped``. ``answers``: HAProxy's master
     answers. ``unused`` are binds that HAProxy does not accept on, ``shared`` sentences about addresses that another
     owner has too, and ``closed_frontends`` those that were disabled or shut down on HAProxy's CLI. ``waiting_on`` are
-    the open ports of a stopped instance: clients wait there. ``version`` is HAProxy's; ``format`` is that of this
-    document.
+    the open ports of a stopped instance: clients wait there. ``condemned`` is a configuration that failed to come up,
+    and that a start does not try again. ``version`` is HAProxy's; ``format`` is that of this document.
     """
 
     format: int = FORMAT
@@ -59,6 +61,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     shared: list[str]
     closed_frontends: list[str]
     waiting_on: list[str]
+    condemned: Condemned | None
 
 
 def status_of(instance: Instance) -> Status:
@@ -109,6 +112,7 @@ def status_of(instance: Instance) -> Status:
         unused=loaded.unused if loaded else [],
         shared=others_on(invocation.binder, loaded.config.slots, invocation.owner) if loaded and processes else [],
         closed_frontends=closed,
+        condemned=records.read_record(last_good.path_of_condemned(invocation), Condemned),
         waiting_on=[] if processes or alive else open_listeners(invocation.binder, invocation.owner),
     )
 
