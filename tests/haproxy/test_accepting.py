@@ -165,6 +165,8 @@ log-forward logs
 
 
 def test_a_cli_that_does_not_say_what_haproxy_accepts_on_closes_nothing_and_says_so(web: Haproxy, host: str) -> None:
+    if web.version >= (3, 1):
+        pytest.skip("a master CLI with 'level user' does not show that a worker answers")
     web.template.write_text(template(INCOMPLETE))
     path = web.directory / "m.sock"
     web.start(arguments=["-Ws", "-S", f"{path},level,user", "-f", str(web.template)])
