@@ -163,6 +163,19 @@ def test_the_logs_of_an_instance_have_the_name_of_haproxy(make_instance: Callabl
     assert machine.must("cat", f"/proc/{machine.main_pid(web.unit)}/comm") == "haproxy\n"
 
 
+def test_two_instances_on_one_address_are_told_at_the_start(make_instance: Callable[[str], Instance]) -> None:
+    web = make_instance("web")
+    machine, cursor = web.machine, web.machine.cursor()
+    other = Instance(machine, "other")
+    other.write(config(bind_tcp(web.address)))
+    other.start()
+    wait_until(
+        lambda: f"{web.host}:{PORT} is also bound by haproxy@web"
+        in machine.journal("-u", other.unit, f"--after-cursor={cursor}"),
+        "the log says so", log=machine.journal,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("options", ["", "--wait 5 --strict"])
 def test_a_drop_in_with_the_options_of_an_earlier_version_still_works(
     options: str, make_instance: Callable[[str], Instance]
