@@ -14,7 +14,6 @@ import time
 
 from multibinder_haproxy.reexec import (
     binder,
-    descriptor_limit,
     environment,
     files,
     messages,
@@ -104,7 +103,6 @@ def give(
         known = {slots.key_of(slot): slot for slot in (before.get("config") or {}).get("slots", ())}
         # With other options for a listener, the binder applies them to the live socket.
         wanted = [slot for slot in config["slots"] if not _is_held(slot, held, known)]
-        descriptor_limit.make_room(len(wanted))  # if the hard limit is too low, obtain() fails, and says so
         fresh, warnings = binder.obtain(record["binder"], wanted, f"haproxy@{record['name']}", wait_s, timeout_s)
         for warning in warnings:
             messages.write(record["name"], "warning", warning)
