@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import select
 import signal
 import socket
 import stat
@@ -20,6 +21,7 @@ import pytest
 
 from multibinder import Client, ListenerSpec, Options, TcpAddress
 from tests.support import (
+    PATIENCE_S,
     Binder,
     BrokenCode,
     as_user,
@@ -109,7 +111,10 @@ def test_new_clients_can_connect_while_no_binder_runs(run_dir: Path, host: str) 
 
 def test_a_client_of_the_control_socket_waits_for_the_next_binder(guard: Guard) -> None:
     pid = serving_pid(guard.socket_path)
+    pidfd = os.pidfd_open(pid)
     os.kill(pid, signal.SIGKILL)
+    assert select.select([pidfd], [], [], PATIENCE_S)[0]  # until then it may take the connection, and end with it
+    os.close(pidfd)
     with Client(guard.socket_path) as client:  # connects at once, or to the next binder
         assert client.hello().pid != pid
 

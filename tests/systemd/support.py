@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 
 from tests.haproxy.support import assert_none_lost, bind_tcp, config
-from tests.support import own_host
+from tests.support import own_host, wait_until
 from tests.support.load import Result
 from tests.systemd.machine import Machine
 
@@ -41,7 +41,13 @@ class Instance:
 
     def start(self) -> Instance:
         self.machine.must("systemctl", "start", self.unit)
+        # The summary and the records agree with HAProxy a moment after its READY=1.
+        wait_until(self.is_settled, f"the start of {self.unit} is settled", log=self.machine.journal)
         return self
+
+    def is_settled(self) -> bool:
+        loaded = self.machine.run("cat", f"/run/multibinder-haproxy/{self.name}/loaded.json").stdout
+        return bool(loaded) and bool(json.loads(loaded)["settled"])
 
     def life(self) -> tuple[int, str]:
         """Return a value that changes when systemd starts the instance again."""

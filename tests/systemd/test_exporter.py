@@ -46,7 +46,7 @@ def test_the_service_exposes_the_metrics_of_the_binder_and_of_an_instance(
     assert metrics[f'multibinder_listener_kept{{address="{address}",name=""}}'] == 1
     assert metrics['multibinder_keeper_info{keeper="systemd"}'] == 1
     assert metrics['multibinder_instance_up{name="web"}'] == 1
-    assert 'multibinder_instance_workers{name="web"}' not in metrics, "the workers have not been seen yet"
+    assert metrics['multibinder_instance_workers{name="web"}'] == 1
     assert metrics['multibinder_instance_config_changed{name="web"}'] == 0
     assert metrics["multibinder_exporter_processes_hidden"] == 0
     web.configure(80, 8080)

@@ -235,7 +235,7 @@ HAPROXY = Section(
         entry(
             "HAProxy counts a failed reload",
             "HAProxy says no more",
-            "HAProxy reloaded, but without its wrapper",
+            "HAProxy reloaded with the files as they were",
             cause="a configuration passed the check, and HAProxy failed to start with it; or the wrapper was removed",
             remedy="HAProxy's log has the reason: a directory that is missing, an address in use",
         ),

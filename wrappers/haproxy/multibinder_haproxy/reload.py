@@ -86,7 +86,10 @@ class ReloadAttempt:
             report = load.conclude(old, self._timeout_s)
         if report.ok and report.generation <= self.generation:
             wrapper = self._invocation.wrapper
-            raise ReloadFailed(f"HAProxy reloaded, but without its wrapper: is {wrapper} still there?\n{log}".strip())
+            raise ReloadFailed(
+                "HAProxy reloaded with the files as they were; its log says why (no space left?), unless "
+                f"{wrapper} is gone\n{log}".strip()
+            )
         return report
 
     @contextlib.contextmanager

@@ -190,7 +190,11 @@ class Load:
     def _succeed(self, new_workers: list[int]) -> ReloadReport:
         self._instance.summary.reload_ended(new_workers, self._watch.processes(_MASTER_AWAY_S))
         loaded = self._loaded
-        if loaded is None:  # HAProxy executed itself without us
+        if loaded is None:
+            # HAProxy executed itself without us, or with the files as they were. A listener that only the new ones bind
+            # may have been asked for.
+            if (present := self._instance.read_loaded()) is not None:
+                reconcile(self._invocation, present.config.slots)
             return self._draft.ended(ok=True, new_workers=new_workers, generation=self._generation)
         good = last_good.read(self._invocation)
         before = [slot.key for slot in good.config.slots] if good else []

@@ -49,9 +49,11 @@ def replace(path: str, content: bytes) -> None:
         with open(descriptor, "wb") as file:
             file.write(content)
         os.rename(draft, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(draft)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, path) from None  # write(2) names no file
         raise
 
 

@@ -255,6 +255,8 @@ def _current(record: "Record", seen: "dict[str, str]", package: "Callable[..., A
     config: Record
     if prepared is not None and processes.is_alive(prepared["command"]):
         config = prepared["config"]
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(record["directory"], PREPARED_FILE))  # its space is needed on a full disk
     elif loaded is not None and is_current(loaded, record, seen):
         config = loaded["config"]
     else:
