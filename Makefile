@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCKS := requirements-build.lock requirements-dev.lock
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation
 
-.PHONY: demo test unit lint docs bench sweep fuzz chaos screenshots lock clean
+.PHONY: demo test campaign unit lint docs bench sweep fuzz chaos screenshots lock clean
 
 demo: $(VENV)/ready
 	@tools/need haproxy:haproxy
@@ -20,6 +20,12 @@ test: $(VENV)/ready
 	@tools/need haproxy:haproxy setpriv:util-linux unshare:util-linux prlimit:util-linux \
 		systemd-nspawn:systemd-container strace:strace ip:iproute2 curl:curl
 	@$(BIN)/pytest -n $(JOBS) $(PYTEST)
+
+# The tests that repeat something under load, with all their repetitions (tests/support/campaign.py): some ten minutes.
+campaign: $(VENV)/ready
+	@tools/need haproxy:haproxy systemd-nspawn:systemd-container setpriv:util-linux unshare:util-linux
+	@MULTIBINDER_CAMPAIGN=1 $(BIN)/pytest -n 2 tests/haproxy/test_no_connection_is_lost.py \
+		tests/haproxy/test_the_binder_may_die.py tests/integration/test_guard.py tests/systemd/test_instances.py $(PYTEST)
 
 # Tests that start no process; they take about ten seconds.
 unit: $(VENV)/ready

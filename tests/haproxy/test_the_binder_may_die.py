@@ -23,6 +23,7 @@ from tests.haproxy.conftest import MakeHaproxy
 from tests.haproxy.support import Haproxy, bind_tcp, children_of, config, get
 from tests.support import PATIENCE_S, Binder, can_connect, later, require, wait_until
 from tests.support import multibinder as command_line
+from tests.support.campaign import times
 from tests.support.load import Load, Result
 
 MakeFleet = Callable[[Path], "Fleet"]
@@ -246,13 +247,13 @@ def make_fleet(run_dir: Path, host: str) -> Iterator[MakeFleet]:
         yield make
 
 
-def test_twenty_kills_and_ten_upgrades_of_a_guarded_binder_at_1000_connections_a_second_lose_none(
+def test_kills_and_upgrades_of_a_guarded_binder_at_1000_connections_a_second_lose_none(
     guarded: Guarded, make_fleet: MakeFleet
 ) -> None:
     fleet = make_fleet(guarded.binder.socket_path)
     round_ = [guarded.kill, guarded.upgrade_by_signal, guarded.kill, guarded.kill, guarded.upgrade_by_command,
               guarded.kill]  # fmt: skip
-    result = fleet.under_load(round_ * 5, guarded.binder.log)
+    result = fleet.under_load(round_ * times(2, 5), guarded.binder.log)
     fleet.verify(result, guarded.binder)
 
 
@@ -268,7 +269,7 @@ def test_kills_of_a_binder_whose_guard_is_pid_1_of_a_namespace_lose_none(
     guarded_as_pid_1: Guarded, make_fleet: MakeFleet
 ) -> None:
     fleet = make_fleet(guarded_as_pid_1.binder.socket_path)
-    result = fleet.under_load([guarded_as_pid_1.kill] * 5, guarded_as_pid_1.binder.log)
+    result = fleet.under_load([guarded_as_pid_1.kill] * times(3, 5), guarded_as_pid_1.binder.log)
     fleet.verify(result, guarded_as_pid_1.binder)
 
 
@@ -277,7 +278,7 @@ def test_kills_of_a_binder_without_a_guard_lose_none_because_the_next_recovers_f
 ) -> None:
     unguarded = Unguarded(start_binder)
     fleet = make_fleet(unguarded.binder.socket_path)
-    result = fleet.under_load([unguarded.kill] * 5, unguarded.binder.log)
+    result = fleet.under_load([unguarded.kill] * times(3, 5), unguarded.binder.log)
     fleet.verify(result, unguarded.binder)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests.haproxy.support import assert_none_lost, bind_tcp, config, get
 from tests.support import PATIENCE_S, can_connect, wait_until
+from tests.support.campaign import times
 from tests.support.load import Load
 from tests.systemd.machine import COMMANDS, Machine
 from tests.systemd.support import BINDER, EXTRA_PORT, PORT, Instance, drop_in, listed
@@ -95,7 +96,7 @@ def test_no_reload_fails_while_the_binder_is_restarted_under_load(make_instance:
     with Load([web.address], rate=500, timeout_s=PATIENCE_S) as load:
         restarts.start()
         try:
-            for number in range(40):
+            for number in range(times(12, 40)):
                 # Every other configuration needs a listener that only the binder can give.
                 web.configure(PORT, *([EXTRA_PORT] if number % 2 else []))
                 cursor = machine.cursor()
