@@ -165,7 +165,6 @@ exec {HAPROXY} "$@"
         ["render", "--name", "", "T"],
         ["status", ""],
         ["stop", ""],
-        ["settle", ""],
     ],
     ids=lambda arguments: arguments[0],
 )

@@ -1,4 +1,4 @@
-"""``multibinder-haproxy``: the commands."""
+"""``multibinder-haproxy``: the commands. Each imports by itself what it alone needs, which takes most of its time."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ import click
 from multibinder import SOCKET_VARIABLE, MultibinderError, __version__
 from multibinder.launch.errors import LaunchError, NoSuchInstance, NotAnswering, NotRunning, UsageError
 from multibinder.launch.instance_files import known_instances
-from multibinder_haproxy import reload, settle, start, stop
 from multibinder_haproxy.as_owner import RUNTIME_DIR_VARIABLE, run_as_owner, status_by_owner, wrapper_path
-from multibinder_haproxy.check import check_reload, check_start
-from multibinder_haproxy.config.renderer import Renderer
-from multibinder_haproxy.config.variables import read_variables
 from multibinder_haproxy.instance import PROGRAM, Instance
 from multibinder_haproxy.invocation import Invocation, RunOptions
 from multibinder_haproxy.output import (
@@ -30,7 +26,6 @@ from multibinder_haproxy.output import (
     warn,
 )
 from multibinder_haproxy.reexec.unchanged_start import default_runtime_directory
-from multibinder_haproxy.reload_all import reload_all
 from multibinder_haproxy.status import exit_code_of
 
 EXIT_CODES = """
@@ -137,6 +132,8 @@ def run_command(name: str, runtime_dir: str, **options: Any) -> None:
     Example:
       multibinder-haproxy run --name web -- /usr/sbin/haproxy -Ws -f /etc/haproxy/web.cfg.j2
     """
+    from multibinder_haproxy import start
+
     start.run(_plan(Instance(runtime_dir, name), run_arguments=sys.argv[1:], **options))
 
 
@@ -159,13 +156,16 @@ def reload_command(name: str | None, every: bool, keep_going: bool, runtime_dir:
       multibinder-haproxy reload web
       multibinder-haproxy reload --all
     """
+    from multibinder_haproxy.reload import reload
+    from multibinder_haproxy.reload_all import reload_all
+
     if (name is None) != every:
         raise click.UsageError("give the NAME of an instance, or --all")
     if name is None:
         sys.exit(reload_all(runtime_dir, timeout, keep_going))
     instance = Instance(runtime_dir, name)
     _leave_to_its_owner(instance, "reload", "--timeout", str(timeout), name, timeout_s=timeout)
-    report = reload.reload(instance, timeout)
+    report = reload(instance, timeout)
     print_report(name, report)
     sys.exit(0 if report.ok else 1)
 
@@ -186,6 +186,8 @@ def check_command(name_or_command: tuple[str, ...], runtime_dir: str, **options:
       multibinder-haproxy check web
       multibinder-haproxy check -- /usr/sbin/haproxy -Ws -f /etc/haproxy/web.cfg.j2
     """
+    from multibinder_haproxy.check import check_reload, check_start
+
     if name_or_command[0] == "":
         raise click.BadParameter("the name is empty")
     if len(name_or_command) == 1:
@@ -212,6 +214,9 @@ def render_command(file: str, name: str, variables: tuple[str, ...], sandbox: bo
     Example:
       multibinder-haproxy render /etc/haproxy/web.cfg.j2
     """
+    from multibinder_haproxy.config.renderer import Renderer
+    from multibinder_haproxy.config.variables import read_variables
+
     renderer = Renderer(name, read_variables(variables), os.environ, sandbox=sandbox)
     config = renderer.render([(os.path.abspath(file), file)])
     say(config.files[file], nl=False)
@@ -265,23 +270,14 @@ def stop_command(name: str, runtime_dir: str, timeout: float, keep_listeners: bo
     Example:
       multibinder-haproxy stop web --timeout 300
     """
+    from multibinder_haproxy import stop
+
     instance = Instance(runtime_dir, name)
     keep = ["--keep-listeners"] if keep_listeners else []
     _leave_to_its_owner(instance, "stop", "--timeout", str(timeout), *keep, name, timeout_s=timeout)
     stopped = stop.stop(instance, timeout, keep_listeners)
     print_stopped(name, stopped)
     sys.exit(0 if stopped.was_running else 3)
-
-
-@multibinder_haproxy.command("settle", hidden=True)
-@_name
-@_runtime_dir
-@_timeout
-@click.option("--lock-fd", type=int, help="The instance's lock, which this process inherits.")
-@click.option("--master-fd", type=int, help="A pidfd of HAProxy's master, which this process inherits.")
-def settle_command(name: str, runtime_dir: str, timeout: float, lock_fd: int | None, master_fd: int | None) -> None:
-    """Wait for the end of a load, then make the records and the binder's listeners agree with it."""
-    settle.settle(Instance(runtime_dir, name), timeout, lock_fd, master_fd)
 
 
 def main() -> NoReturn:

@@ -26,6 +26,10 @@ def main() -> None:
         with contextlib.suppress(Exception):
             unchanged_start.start(arguments)
     try:
+        if arguments[:1] == ["settle"]:
+            from multibinder_haproxy.settle_main import main as settle
+
+            settle(arguments[1:])
         from multibinder_haproxy.cli import main as command_line
     except ImportError as error:
         sys.exit(
