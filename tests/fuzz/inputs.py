@@ -15,7 +15,8 @@ CORPUS = Path(__file__).parent / "corpus"
 #: Valid parts of requests.
 _METHODS = [b'"hello"', b'"bind"', b'"bind"', b'"bind"', b'"check"', b'"list"', b'"release"', b'"release"', b'"status"']
 _ADDRESSES = [b'"127.9.9.9"', b'"127.9.9.9"', b'"127.9.9.8"', b'"::1"', b'"::"', b'"0.0.0.0"', b'"192.0.2.1"']
-_PORTS = [b"0", b"0", b"8000", b"8001", b"8002", b"65535"]
+#: No other test has these ports: a bind of 0.0.0.0 takes one from every address of the host.
+_PORTS = [b"0", b"0", b"18471", b"18472", b"18473", b"65535"]
 _OWNERS = [b'"a"', b'"haproxy@web"', b'""']
 _IDS = [b"1", b'"1"', b'"5f0c7a0e-6a0e-4bb0-9d4e-0e0f5b1f7c3a"', b"2.5", b"null"]
 _KEYS = [b'"jsonrpc"', b'"method"', b'"id"', b'"params"', b'"id"', b'"METHOD"']
