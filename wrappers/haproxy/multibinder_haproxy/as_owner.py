@@ -12,13 +12,13 @@ import msgspec
 from multibinder.launch.errors import LaunchError, NoSuchInstance, NotAnswering, NotRunning, UsageError
 from multibinder.launch.owner import other_owner, run_as
 from multibinder_haproxy.instance import PROGRAM, Instance
+from multibinder_haproxy.reexec.unchanged_start import RUNTIME_DIR_VARIABLE
 from multibinder_haproxy.status import Status, status_of
 
 #: The time for a command of another user's instance, without the time for which it waits for HAProxy.
 _LIMIT_S = 10.0
 #: The errors with an exit code of their own.
 _KINDS = {3: NotRunning, 4: NoSuchInstance, 5: NotAnswering}
-RUNTIME_DIR_VARIABLE = "MULTIBINDER_HAPROXY_RUNTIME_DIR"
 
 
 def wrapper_path() -> str:

@@ -11,7 +11,7 @@ import click
 from multibinder import SOCKET_VARIABLE, MultibinderError, __version__
 from multibinder.launch.errors import LaunchError, NoSuchInstance, NotAnswering, NotRunning, UsageError
 from multibinder.launch.instance_files import known_instances
-from multibinder_haproxy.as_owner import RUNTIME_DIR_VARIABLE, run_as_owner, status_by_owner, wrapper_path
+from multibinder_haproxy.as_owner import run_as_owner, status_by_owner, wrapper_path
 from multibinder_haproxy.instance import PROGRAM, Instance
 from multibinder_haproxy.invocation import Invocation, RunOptions
 from multibinder_haproxy.output import (
@@ -25,7 +25,7 @@ from multibinder_haproxy.output import (
     say_json,
     warn,
 )
-from multibinder_haproxy.reexec.unchanged_start import default_runtime_directory
+from multibinder_haproxy.reexec.unchanged_start import RUNTIME_DIR_VARIABLE, default_runtime_directory
 from multibinder_haproxy.status import exit_code_of
 
 EXIT_CODES = """

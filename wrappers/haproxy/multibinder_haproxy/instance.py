@@ -30,7 +30,7 @@ from multibinder_haproxy.invocation import LAST_RELOAD_FILE, Invocation
 from multibinder_haproxy.master import Master, environment_of
 from multibinder_haproxy.records import Loaded, ReloadReport
 from multibinder_haproxy.reexec import environment, processes
-from multibinder_haproxy.reexec.load import LOADED_FILE
+from multibinder_haproxy.reexec.settling import LOADED_FILE
 
 PROGRAM = "multibinder-haproxy"
 

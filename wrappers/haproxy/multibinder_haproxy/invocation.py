@@ -29,14 +29,15 @@ from multibinder_haproxy.config.template_files import (
 from multibinder_haproxy.config.variables import read_variables
 from multibinder_haproxy.reexec.environment import FILE_NAME as ENVIRONMENT_FILE
 from multibinder_haproxy.reexec.environment import operators
-from multibinder_haproxy.reexec.load import LAST_GOOD_FILE, LOADED_FILE, PREPARED_FILE
+from multibinder_haproxy.reexec.load import PREPARED_FILE
 from multibinder_haproxy.reexec.processes import MASTER_LOCK_FILE
+from multibinder_haproxy.reexec.settling import CONDEMNED_FILE, LAST_GOOD_FILE, LOADED_FILE
 from multibinder_haproxy.reexec.slots import decode
 from multibinder_haproxy.reexec.unchanged_start import option_variables
 
 #: The file that HAProxy's master executes to reload.
 LAUNCHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "reexec", "haproxy")
-LAST_RELOAD_FILE, CONDEMNED_FILE = "last-reload.json", "condemned.json"
+LAST_RELOAD_FILE = "last-reload.json"
 COMPILED_FILE = "compiled-templates"
 _MASTER_SOCKET = "master.sock"
 #: Our own files in an instance's directory: no rendered file may have such a name.

@@ -18,10 +18,10 @@ import msgspec
 
 from multibinder.launch import records, trust
 from multibinder_haproxy.config.model import Config
-from multibinder_haproxy.invocation import CONDEMNED_FILE, Invocation
+from multibinder_haproxy.invocation import Invocation
 from multibinder_haproxy.records import Condemned, LastGood, Loaded
 from multibinder_haproxy.reexec import unchanged
-from multibinder_haproxy.reexec.load import LAST_GOOD_FILE
+from multibinder_haproxy.reexec.settling import CONDEMNED_FILE, LAST_GOOD_FILE
 
 #: Variables that are others at each start of a unit (systemd.exec(5)): they make no other configuration.
 _OF_ONE_START = frozenset(

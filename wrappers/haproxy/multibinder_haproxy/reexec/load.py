@@ -24,6 +24,7 @@ from multibinder_haproxy.reexec import (
     unchanged,
 )
 from multibinder_haproxy.reexec.errors import Away, LoadFailed, Refused
+from multibinder_haproxy.reexec.settling import LAST_GOOD_FILE, LOADED_FILE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     Record = dict[str, Any]
 
 LOCK_FILE, INVOCATION_FILE = "lock", "instance.json"
-LOADED_FILE, LAST_GOOD_FILE, PREPARED_FILE = "loaded.json", "last-good.json", "prepared.json"
+PREPARED_FILE = "prepared.json"
 #: execve(2): one string of the environment has at most 32 pages (MAX_ARG_STRLEN).
 _VARIABLE_BYTES = 32 * 4096 - len(environment.INVOCATION) - 2
 #: The time for a binder that is started again, and for one answer. HAProxy's master is away meanwhile: a worker that
@@ -188,10 +189,12 @@ def take_lock(directory: str) -> "int | None":
 
 
 def read_last_good(record: "Record") -> "Record | None":
-    """Return the record of the last good configuration."""
-    state = record.get("state_directory")
-    directory = os.path.join(state, record["name"]) if state else record["directory"]
-    return files.read_record(os.path.join(directory, LAST_GOOD_FILE))
+    """Return the record of the last good configuration, from where last_good.read() looks for it."""
+    for directory in dict.fromkeys([settling.state_directory(record), record["directory"]]):
+        good = files.read_record(os.path.join(directory, LAST_GOOD_FILE))
+        if good is not None:
+            return good
+    return None
 
 
 def report_fallback(name: str, reason: str) -> None:

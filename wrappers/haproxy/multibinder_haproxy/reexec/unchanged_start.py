@@ -6,6 +6,7 @@ import sys
 
 from multibinder_haproxy.reexec import environment, files, load, processes
 from multibinder_haproxy.reexec.errors import Away, LoadFailed, Refused
+from multibinder_haproxy.reexec.settling import LOADED_FILE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def start(arguments: "Sequence[str]") -> None:
     with contextlib.suppress(OSError):
         if record["cwd"] != os.getcwd() or not files.is_private(directory):
             return
-        loaded = files.read_record(os.path.join(directory, load.LOADED_FILE))
+        loaded = files.read_record(os.path.join(directory, LOADED_FILE))
         if loaded is None or not load.is_current(loaded, record, environment.operators(os.environ)):
             return
         lock = load.take_lock(directory)
