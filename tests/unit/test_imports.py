@@ -25,6 +25,7 @@ ARROWS = {
     "multibinder.__main__": ["multibinder.cli"],
     "multibinder_haproxy": ["multibinder.launch", "multibinder.wire", "multibinder.kernel"],
     "multibinder_haproxy.reexec": [],
+    "multibinder_pytest": ["multibinder.pytest_plugin"],
 }
 
 #: The rooms whose modules have at most 300 lines.
@@ -33,14 +34,14 @@ SMALL = ("multibinder", "multibinder.kernel", "multibinder.wire", "multibinder.o
 
 
 def module_name(path: Path) -> str:
-    package = "wrappers/haproxy" if "wrappers" in path.parts else ""
-    name = ".".join(path.relative_to(ROOT / package).with_suffix("").parts)
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    name = ".".join(parts[2:] if parts[0] == "wrappers" else parts)
     return name.removesuffix(".__init__")
 
 
 MODULES = {
     module_name(path): path
-    for directory in ("multibinder", "wrappers/haproxy/multibinder_haproxy")
+    for directory in ("multibinder", "wrappers/haproxy/multibinder_haproxy", "wrappers/pytest/multibinder_pytest")
     for path in sorted((ROOT / directory).rglob("*.py"))
 }
 
@@ -66,7 +67,7 @@ def imports(name: str, path: Path) -> Iterator[tuple[int, str]]:
         else:
             continue
         for target in found:
-            if target.partition(".")[0] in ("multibinder", "multibinder_haproxy"):
+            if target.partition(".")[0] in ("multibinder", "multibinder_haproxy", "multibinder_pytest"):
                 yield node.lineno, target
 
 
