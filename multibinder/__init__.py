@@ -16,6 +16,7 @@ from multibinder.wire.errors import (
     BinderUnavailable,
     ConfigurationError,
     LimitReached,
+    ListenerReleased,
     LocalProtocolError,
     MultibinderError,
     NotAllowed,
@@ -23,9 +24,9 @@ from multibinder.wire.errors import (
     RemoteProtocolError,
     RequestError,
 )
-from multibinder.wire.listener import SharedListener
 from multibinder.wire.messages import Hello, ListenerSpec, Released, Upgrade
 from multibinder.wire.options import OPTION_NAMES, Options
+from multibinder.wire.shared_listener import PeerAddress, SharedListener
 from multibinder.wire.status import BinderStatus, Counters, HolderStatus, ListenerHealth, ListenerStatus, OwnerStatus
 
 __version__ = "0.1.0"
@@ -46,6 +47,7 @@ __all__ = [
     "HolderStatus",
     "LimitReached",
     "ListenerHealth",
+    "ListenerReleased",
     "ListenerSpec",
     "ListenerStatus",
     "LocalProtocolError",
@@ -53,6 +55,7 @@ __all__ = [
     "NotAllowed",
     "Options",
     "OwnerStatus",
+    "PeerAddress",
     "ProtocolError",
     "Released",
     "RemoteProtocolError",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import time
 import warnings
 from collections.abc import Iterable, Sequence
@@ -19,10 +18,11 @@ from multibinder.wire.errors import (
     RequestError,
     errname,
 )
-from multibinder.wire.listener import SharedListener, close_all, verify_all_received
+from multibinder.wire.listener import close_all, verify_all_received
 from multibinder.wire.messages import Hello, ListenerParams, ListenerSpec, Released, Reply, Upgrade
 from multibinder.wire.options import Options
 from multibinder.wire.reception import Reception, decode_result
+from multibinder.wire.shared_listener import SharedListener
 from multibinder.wire.status import BinderStatus, ListenerStatus
 from multibinder.wire.status_params import StatusParams
 
@@ -80,17 +80,21 @@ class Client:
             return Hello(name="unknown", capabilities=["bind"])
         return decode_result(reply, Hello)
 
-    def bind(self, wanted: Iterable[BindTarget], *, owner: str = "", inheritable: bool = False) -> list[SharedListener]:
+    def bind(
+        self, wanted: Iterable[BindTarget], *, owner: str = "", inheritable: bool = False, blocking: bool = True
+    ) -> _Sockets:
         """Get LISTEN sockets in one round trip: all of them, in the order of ``wanted``, or none. The caller owns them.
 
         ``wanted`` has ``("127.0.0.1", 8000)`` tuples, addresses, or ``ListenerSpec(address, Options(…))``. ``owner``
         labels the claim: a listener is closed when its last owner releases it. The sockets are close-on-exec unless
-        ``inheritable``. A warning of the binder is issued as a RuntimeWarning.
+        ``inheritable``. With ``blocking=False``, they are in non-blocking mode, for servers that select first. A
+        warning of the binder is issued as a RuntimeWarning.
 
         Raises BindError if one of them cannot be bound, RemoteProtocolError if a received socket is not the one that
         was asked for, NotAllowed, LimitReached, BinderUnavailable, BinderTimeout.
         """
-        return self._bind([_spec(item) for item in wanted], owner, inheritable, stacklevel=3)
+        specs = [_spec(item) for item in wanted]
+        return _set_mode(self._bind(specs, owner, inheritable, stacklevel=3), blocking)
 
     def check(self, wanted: Iterable[BindTarget], *, owner: str = "") -> None:
         """Ask whether ``bind`` would be granted now. Creates nothing; raises what ``bind`` would raise."""
@@ -171,10 +175,11 @@ def bind(
     name: str | None = None,
     owner: str = "",
     inheritable: bool = False,
+    blocking: bool = True,
     socket_path: str | os.PathLike[str] | None = None,
     timeout: float = DEFAULT_TIMEOUT_S,
     fallback: bool = False,
-) -> socket.socket:
+) -> SharedListener:
     """Get the LISTEN socket of a TCP address from the binder, which creates it if it does not exist yet.
 
     ``host`` is a numeric IPv4 or IPv6 address, ``port`` 0 to 65535 (0: the kernel chooses; give a ``name`` to get
@@ -182,9 +187,11 @@ def bind(
     net.core.somaxconn; ``v6only`` is IPV6_V6ONLY. ``owner`` labels your claim, for ``release``.
     ``socket_path`` defaults to $MULTIBINDER_SOCK, ``timeout`` is in seconds.
 
-    The caller owns the socket: it is ready for ``accept()``, and close-on-exec unless ``inheritable``. When you
-    close it, the port stays open in the binder. Other processes may accept on it too, so a new copy of a server can
-    start before the old one stops. If no binder is configured, ``fallback=True`` binds in this process and warns.
+    The caller owns the socket: it is ready for ``accept()``, and close-on-exec unless ``inheritable``. Give
+    ``blocking=False`` to servers that select before they accept: another copy may take the client in between.
+    When you close the socket, the port stays open in the binder. Other processes may accept on it too, so a new copy
+    of a server can start before the old one stops. If no binder is configured, ``fallback=True`` binds in this
+    process and warns.
 
     Raises AddressError, BindError (``errno``), NotAllowed, LimitReached, BinderUnavailable, BinderTimeout,
     ConfigurationError.
@@ -194,6 +201,7 @@ def bind(
     """
     spec = ListenerSpec(TcpAddress.of(host, port), Options(backlog, v6only, name))
     [sock] = _bind_or_fall_back([spec], owner, inheritable, socket_path, timeout, fallback)
+    sock.setblocking(blocking)
     return sock
 
 
@@ -202,15 +210,17 @@ def bind_many(
     *,
     owner: str = "",
     inheritable: bool = False,
+    blocking: bool = True,
     socket_path: str | os.PathLike[str] | None = None,
     timeout: float = DEFAULT_TIMEOUT_S,
     fallback: bool = False,
-) -> list[socket.socket]:
+) -> list[SharedListener]:
     """Do what ``bind`` does for several addresses in one round trip: all of them, in the order of ``wanted``, or none.
 
     ``wanted`` has ``("127.0.0.1", 8000)`` tuples, addresses, or ``ListenerSpec(address, Options(…))``.
     """
-    return _bind_or_fall_back([_spec(item) for item in wanted], owner, inheritable, socket_path, timeout, fallback)
+    specs = [_spec(item) for item in wanted]
+    return _set_mode(_bind_or_fall_back(specs, owner, inheritable, socket_path, timeout, fallback), blocking)
 
 
 def _bind_or_fall_back(
@@ -220,7 +230,7 @@ def _bind_or_fall_back(
     socket_path: str | os.PathLike[str] | None,
     timeout: float,
     fallback: bool,
-) -> list[socket.socket]:
+) -> list[SharedListener]:
     if fallback and not (socket_path or os.environ.get(SOCKET_VARIABLE)):
         warnings.warn(
             f"{SOCKET_VARIABLE} is not set: binding in this process, so a restart will refuse connections",
@@ -229,12 +239,12 @@ def _bind_or_fall_back(
         )
         return _bind_here(specs, inheritable)
     with Client(socket_path, timeout=timeout) as client:
-        return list(client._bind(specs, owner, inheritable, stacklevel=4))
+        return client._bind(specs, owner, inheritable, stacklevel=4)
 
 
-def _bind_here(specs: Sequence[ListenerSpec], inheritable: bool) -> list[socket.socket]:
+def _bind_here(specs: Sequence[ListenerSpec], inheritable: bool) -> list[SharedListener]:
     with contextlib.ExitStack() as undo:
-        sockets: list[socket.socket] = []
+        sockets: list[SharedListener] = []
         for spec in specs:
             try:
                 kind = kinds.of_address(spec.address)
@@ -248,8 +258,14 @@ def _bind_here(specs: Sequence[ListenerSpec], inheritable: bool) -> list[socket.
                     {"errno": number, "errname": errname(number), "address": str(spec.address)},
                 ) from error
             sock.set_inheritable(inheritable)
-            sockets.append(sock)
+            sockets.append(undo.enter_context(SharedListener(fileno=sock.detach())))
         undo.pop_all()
+    return sockets
+
+
+def _set_mode(sockets: list[SharedListener], blocking: bool) -> list[SharedListener]:
+    for sock in sockets:
+        sock.setblocking(blocking)
     return sockets
 
 

@@ -7,6 +7,7 @@
     ├── AddressError              a text or value that names no address (also a ValueError)
     ├── BinderUnavailable         no binder answers at the control socket (also an OSError: ConnectionError)
     │   └── BinderTimeout         it did not answer in time (also a TimeoutError)
+    ├── ListenerReleased          accept(): the binder has closed the listener for good (also an OSError: EINVAL)
     ├── ProtocolError
     │   ├── LocalProtocolError    the caller asked for what the protocol cannot carry
     │   └── RemoteProtocolError   the peer sent what the protocol does not allow
@@ -41,6 +42,13 @@ class BinderUnavailable(MultibinderError, ConnectionError):
 
 class BinderTimeout(BinderUnavailable, TimeoutError):
     """The binder did not answer within the client's timeout."""
+
+
+class ListenerReleased(MultibinderError, OSError):
+    """The binder has released the listener: no client can reach it any more, in any process. ``errno`` is EINVAL.
+
+    ``accept()`` raises it. A server should stop, or bind the address again.
+    """
 
 
 class ProtocolError(MultibinderError):

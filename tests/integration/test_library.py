@@ -516,3 +516,27 @@ def test_descriptors_of_an_answer_that_is_cut_off_are_closed(run_dir: Path, list
 def test_bind_returns_a_listener_that_copes_with_its_other_holders(binder: Binder, host: str) -> None:
     with multibinder.bind(host, 8000, socket_path=binder.socket_path) as listener:
         assert isinstance(listener, SharedListener)
+
+
+def test_bind_in_non_blocking_mode_serves_programs_that_select_first(binder: Binder, host: str) -> None:
+    path = binder.socket_path
+    with Client(path) as client:
+        listeners = [
+            multibinder.bind(host, 8000, socket_path=path, blocking=False),
+            *multibinder.bind_many([(host, 8000)], socket_path=path, blocking=False),
+            *client.bind([(host, 8000)], blocking=False),
+        ]
+    for listener in listeners:
+        with listener:
+            assert listener.gettimeout() == 0.0
+            with pytest.raises(BlockingIOError):
+                listener.accept()
+
+
+def test_a_listener_of_the_fallback_is_of_the_same_type() -> None:
+    with pytest.warns(RuntimeWarning, match="binding in this process"):
+        listener = multibinder.bind("127.0.0.1", 0, fallback=True, blocking=False)
+    with listener:
+        assert isinstance(listener, SharedListener)
+        assert can_connect(listener.getsockname())
+        listener.accept()[0].close()
