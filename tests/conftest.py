@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import Binder, Stranger, installation, own_host, require, same_tree
+from tests.support import Binder, Stranger, bytecode, installation, own_host, require, same_tree
 from tests.support.groups import GroupScheduling
 
 StartBinder = Callable[..., Binder]
@@ -24,6 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if installation.is_in_a_run():
         return  # a process of pytest-xdist, or of tests.support.namespaces
+    bytecode.compile_checkout()
     if difference := same_tree.difference():
         raise pytest.UsageError(difference)
     of_the_run = contextlib.ExitStack()
