@@ -7,10 +7,11 @@ The binder keeps the port open while your program restarts; clients wait in the 
 """
 
 from multibinder.wire.addresses import Address, TcpAddress
-from multibinder.wire.client import Client, bind, bind_many
-from multibinder.wire.connection import SOCKET_VARIABLE
+from multibinder.wire.arguments import SOCKET_VARIABLE
+from multibinder.wire.client import Client
 from multibinder.wire.errors import (
     AddressError,
+    ArgumentError,
     BindError,
     BinderTimeout,
     BinderUnavailable,
@@ -27,6 +28,7 @@ from multibinder.wire.errors import (
 from multibinder.wire.messages import Hello, ListenerSpec, Released, Upgrade
 from multibinder.wire.options import OPTION_NAMES, Options
 from multibinder.wire.shared_listener import PeerAddress, SharedListener
+from multibinder.wire.shortcuts import bind, bind_many
 from multibinder.wire.status import BinderStatus, Counters, HolderStatus, ListenerHealth, ListenerStatus, OwnerStatus
 
 __version__ = "0.1.0"
@@ -36,6 +38,7 @@ __all__ = [
     "SOCKET_VARIABLE",
     "Address",
     "AddressError",
+    "ArgumentError",
     "BindError",
     "BinderStatus",
     "BinderTimeout",

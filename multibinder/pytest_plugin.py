@@ -22,8 +22,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from multibinder.wire.arguments import SOCKET_VARIABLE
 from multibinder.wire.client import Client
-from multibinder.wire.connection import SOCKET_VARIABLE
 from multibinder.wire.errors import BinderUnavailable, RemoteProtocolError
 
 #: A start takes a second, and some more on a machine whose other cores run other tests.

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
-import os
 import socket
-import stat
-import struct
 import time
 from collections.abc import Sequence
 
 import msgspec
 
 from multibinder.wire import messages, notices, transport
+from multibinder.wire.arguments import SOCKET_VARIABLE
+from multibinder.wire.connecting import limit_waits
 from multibinder.wire.decoder import Decoder
 from multibinder.wire.errors import (
     BindError,
     BinderTimeout,
     BinderUnavailable,
-    ConfigurationError,
     DescriptorsLost,
     LimitReached,
     NotAllowed,
@@ -27,9 +24,6 @@ from multibinder.wire.errors import (
     RequestError,
 )
 from multibinder.wire.messages import Reply
-
-#: The variable with the path of the control socket, for every client and for ``multibinder serve``.
-SOCKET_VARIABLE = "MULTIBINDER_SOCK"
 
 #: The binder is trusted, but a bug there must not fill our memory: 10,000 listeners in a list have about 3 MB.
 _REPLY_LIMIT = 64 * 1024 * 1024
@@ -43,19 +37,15 @@ _reply = msgspec.json.Decoder(Reply)
 
 
 class Connection:
-    """A connected control socket. One request at a time, from one thread.
+    """A connected control socket, which belongs to it. One request at a time, from one thread.
 
-    ``path`` defaults to $MULTIBINDER_SOCK. The constructor connects within ``timeout`` seconds; it raises
-    ConfigurationError or BinderUnavailable.
+    ``sock`` is in blocking mode; its calls wait for ``waits_s`` seconds. ``path`` is named in messages.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, timeout: float) -> None:
-        self.path = os.fspath(path or os.environ.get(SOCKET_VARIABLE) or "")
-        if not self.path:
-            raise ConfigurationError(
-                f"{SOCKET_VARIABLE} is not set: set it to the path of the binder's control socket "
-                "(as given to 'multibinder serve --socket'), or pass socket_path="
-            )
+    def __init__(self, sock: socket.socket, path: str, waits_s: float) -> None:
+        self.path = path
+        self.socket = sock
+        self._waits_s = waits_s
         self._ids = itertools.count(1)
         self._decoder = Decoder(_REPLY_LIMIT)
         #: What arrived last, for a message about it.
@@ -63,7 +53,8 @@ class Connection:
         #: The descriptors that were received and not taken yet.
         self._descriptors: list[int] = []
         self._lost: DescriptorsLost | None = None
-        self.socket, self._waits_s = _connect(self.path, timeout)
+        #: True if the binder had ended the connection before a byte of the last request was sent.
+        self.nothing_sent = False
 
     def close(self) -> None:
         """Close the connection, and the descriptors that were received and not taken."""
@@ -104,6 +95,7 @@ class Connection:
         RequestError for a refusal.
         """
         request_id = str(next(self._ids))
+        self.nothing_sent = False
         try:
             self._send(messages.encode_request(method, request_id, list(params), acknowledge=acknowledge), deadline)
             reply = self.next_reply(deadline)
@@ -172,6 +164,7 @@ class Connection:
                 raise TimeoutError from error
             except (BrokenPipeError, ConnectionResetError):
                 # Its last message says why, and is read next.
+                self.nothing_sent = len(rest) == len(request)
                 return False
         return True
 
@@ -184,51 +177,5 @@ class Connection:
         if left_s <= 0:
             raise TimeoutError
         if not left_s <= self._waits_s <= left_s * 1.05:
-            _limit_waits(self.socket, left_s)
+            limit_waits(self.socket, left_s)
             self._waits_s = left_s
-
-
-def _connect(path: str, timeout: float) -> tuple[socket.socket, float]:
-    """Return a connected socket in blocking mode, and its timeout in seconds."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        # A non-blocking connect() fails at once if the binder's queue is full. A blocking one waits for room until the
-        # send timeout (unix_stream_connect() in net/unix/af_unix.c).
-        _limit_waits(sock, timeout)
-        sock.connect(path)
-    except BlockingIOError as error:
-        sock.close()
-        raise BinderTimeout(f"the binder at {path} did not accept the connection within {timeout:g} s") from error
-    except OSError as error:
-        sock.close()
-        raise _unavailable(path, error) from error
-    return sock, timeout
-
-
-def _limit_waits(sock: socket.socket, seconds: float) -> None:
-    """Set SO_SNDTIMEO and SO_RCVTIMEO (socket(7)), after which a blocking call fails with EAGAIN."""
-    timeval = struct.pack("@ll", *divmod(max(1, int(seconds * 1e6)), 10**6))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-
-
-def _unavailable(path: str, error: OSError) -> BinderUnavailable:
-    denied = "permission denied; the binder's --mode and --group say who may connect"
-    why = {
-        errno.ENOENT: "there is no such socket; is 'multibinder serve' running?",
-        errno.ECONNREFUSED: "no process listens there any more; is 'multibinder serve' running?"
-        if _is_socket(path)
-        else "it is not a socket",
-        errno.EACCES: denied,
-        errno.EPERM: denied,
-        errno.EPROTOTYPE: "it is a socket of another type, and not the control socket of a binder",
-    }.get(error.errno or 0, str(error.strerror or error))
-    return BinderUnavailable(f"cannot reach the binder at {path}: {why}")
-
-
-def _is_socket(path: str) -> bool:
-    """Return whether the file is a socket, as far as it can be seen."""
-    try:
-        return stat.S_ISSOCK(os.stat(path).st_mode)
-    except OSError:
-        return True

@@ -4,7 +4,8 @@
 
     MultibinderError
     ├── ConfigurationError        no control socket is configured
-    ├── AddressError              a text or value that names no address (also a ValueError)
+    ├── ArgumentError             an argument that the call does not take (also a ValueError)
+    │   └── AddressError          an address, an option or a label that cannot be
     ├── BinderUnavailable         no binder answers at the control socket (also an OSError: ConnectionError)
     │   └── BinderTimeout         it did not answer in time (also a TimeoutError)
     ├── ListenerReleased          accept(): the binder has closed the listener for good (also an OSError: EINVAL)
@@ -32,8 +33,12 @@ class ConfigurationError(MultibinderError):
     """No control socket is configured; the message says what to set."""
 
 
-class AddressError(MultibinderError, ValueError):
-    """A text or value that names no address; the message says why and what to write instead."""
+class ArgumentError(MultibinderError, ValueError):
+    """An argument has a type or a value that the call does not take. Nothing was sent."""
+
+
+class AddressError(ArgumentError):
+    """An address, an option or a label that cannot be; the message says why and what to write instead."""
 
 
 class BinderUnavailable(MultibinderError, ConnectionError):

@@ -1,4 +1,4 @@
-"""Shorten text of a peer before it is quoted in a message."""
+"""Shorten text of a peer, or a value of a caller, before it is quoted in a message."""
 
 from __future__ import annotations
 
@@ -13,3 +13,11 @@ def excerpt(text: str) -> str:
     refusals would fill the memory.
     """
     return text if len(text) <= _HEAD + _TAIL else f"{text[:_HEAD]}…{text[-_TAIL:]}"
+
+
+def shown(value: object) -> str:
+    """Return the ``repr`` of a value, shortened; its type if it has none, as an int of more than 4300 digits."""
+    try:
+        return excerpt(repr(value))
+    except Exception:  # whatever a class of the caller raises, the message is about something else
+        return f"of type {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""Verify the LISTEN sockets that a client receives."""
+"""Verify the LISTEN sockets that a client receives, and set their mode."""
 
 from __future__ import annotations
 
@@ -57,3 +57,10 @@ def verify_all_received(descriptors: Sequence[int], wanted: Sequence[Address]) -
 def close_all(sockets: Iterable[socket.socket]) -> None:
     for sock in sockets:
         sock.close()
+
+
+def set_mode(sockets: list[SharedListener], blocking: bool) -> list[SharedListener]:
+    """Set the mode of each, for this process alone, and return them."""
+    for sock in sockets:
+        sock.setblocking(blocking)
+    return sockets

@@ -7,7 +7,7 @@ import re
 import msgspec
 
 from multibinder.wire.errors import AddressError
-from multibinder.wire.excerpt import excerpt
+from multibinder.wire.excerpt import excerpt, shown
 
 #: A label that is safe in a log line, a file name and a metric label.
 _LABEL = re.compile(r"[A-Za-z0-9_.@/+-]{1,128}")
@@ -31,9 +31,14 @@ class Options(msgspec.Struct, frozen=True):
     name: str | None = None
 
     def __post_init__(self) -> None:
-        # listen(2) takes an int; the kernel stores the limit in 32 bits and compares it unsigned.
-        if self.backlog is not None and not 1 <= self.backlog <= 2**31 - 1:
-            raise AddressError(f"backlog {excerpt(str(self.backlog))} is out of range: 1 to {2**31 - 1} connections")
+        if self.backlog is not None:
+            if not isinstance(self.backlog, int) or isinstance(self.backlog, bool):
+                raise _wrong_type("backlog", self.backlog, "an int")
+            # listen(2) takes an int; the kernel stores the limit in 32 bits and compares it unsigned.
+            if not 1 <= self.backlog <= 2**31 - 1:
+                raise AddressError(f"backlog {shown(self.backlog)} is out of range: 1 to {2**31 - 1} connections")
+        if self.v6only is not None and not isinstance(self.v6only, bool):
+            raise _wrong_type("v6only", self.v6only, "True or False")
         if self.name is not None:
             check_label("name", self.name)
 
@@ -43,6 +48,8 @@ OPTION_NAMES: tuple[str, ...] = Options.__struct_fields__
 
 def check_label(what: str, label: str) -> str:
     """Return a name or owner label that is safe wherever it appears. Raises AddressError if it is not."""
+    if not isinstance(label, str):
+        raise _wrong_type(what, label, "a str")
     if not _LABEL.fullmatch(label):
         raise AddressError(f"{what} {excerpt(repr(label))} is not usable: 1 to 128 of A-Z a-z 0-9 _ . @ / + -")
     return label
@@ -50,6 +57,8 @@ def check_label(what: str, label: str) -> str:
 
 def check_owner(text: str) -> str:
     """Return the name of an owner: a label, or ``label:uid``, where the label may be empty. Raises AddressError."""
+    if not isinstance(text, str):
+        raise _wrong_type("owner", text, "a str")
     label, colon, uid = text.rpartition(":")
     if not colon:
         return check_label("owner", text)
@@ -58,3 +67,7 @@ def check_owner(text: str) -> str:
     if not (uid.isascii() and uid.isdecimal() and len(uid) <= len(str(LARGEST_UID)) and int(uid) < LARGEST_UID):
         raise AddressError(f"owner {excerpt(repr(text))} is not usable: after the colon of label:uid is a user id")
     return text
+
+
+def _wrong_type(name: str, value: object, wanted: str) -> AddressError:
+    return AddressError(f"{name} {shown(value)} is a {type(value).__name__}: give {wanted}")

@@ -332,7 +332,9 @@ def test_credentials_that_a_client_sends_beside_descriptors_change_nothing(binde
 
 def test_our_client_gets_its_listener_when_credentials_come_with_it(binder: Binder, host: str) -> None:
     with Client(binder.socket_path) as client:
-        client._connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        connection = client._session._connection
+        assert connection is not None
+        connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         with client.bind([(host, 8000)])[0] as listener:
             assert listener.getsockname() == (host, 8000)
 

@@ -79,8 +79,37 @@ CLIENT = Section(
         ),
         entry(
             "… is neither an address, a (host, port) tuple nor a ListenerSpec",
+            "… is one listener, and several are expected: write [it]",
             cause="the argument of `bind_many`, or of a method of `Client`, is of another type",
-            remedy='write `("127.0.0.1", 8000)`',
+            remedy='write `("127.0.0.1", 8000)`, or a list of such',
+        ),
+        entry(
+            "… has no address any more (…): name it by address",
+            "… is no socket that a binder can hold",
+            cause="a socket was given to `release` after it was closed, or is none that the binder gave",
+            remedy="give the address instead",
+        ),
+        entry(
+            "timeout … leaves no time to ask",
+            "drain inf would never close the port",
+            "… is negative: give a number of seconds from 0",
+            "…: give a number of seconds",
+            "socket_path is a …: give the path as a str or a Path",
+            cause="an argument of the library has a value or a type that it cannot have; nothing was sent",
+            remedy="as the message says",
+        ),
+        entry(
+            "the path of the control socket has … bytes, that of a Unix socket may have …",
+            "the path of the control socket has a NUL in it",
+            cause="MULTIBINDER_SOCK, `--socket` or `socket_path=` names a path that no Unix socket can have",
+            remedy="a shorter path for the binder, and for its clients",
+        ),
+        entry(
+            "this Client is in use: another thread, or the code that a signal interrupted, waits for an answer",
+            "this Client was made by process …, of which process … is a fork",
+            "this Client is closed",
+            cause="a `Client` is one connection, on which one answer at a time is expected",
+            remedy="one `Client` for each thread and each process; `bind` and `bind_many` make their own",
         ),
         entry(
             "MULTIBINDER_SOCK is not set: binding in this process, so a restart will refuse connections",
@@ -224,6 +253,9 @@ BIND = Section(
             remedy="`192.0.2.1:80`, `[2001:db8::1]:443`",
         ),
         entry(
+            "host … is a …: give a str",
+            "port … is a …: …",
+            "… is a …: give …",
             "v6only has a meaning for IPv6 addresses only",
             "backlog … is out of range",
             "… is not usable: 1 to 128 of A-Z a-z 0-9 _ . @ / + -",

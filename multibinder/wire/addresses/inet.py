@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from multibinder.wire.addresses.address import Address, IpEndpoint, split_prefix, unsupported
 from multibinder.wire.errors import AddressError
-from multibinder.wire.excerpt import excerpt
+from multibinder.wire.excerpt import excerpt, shown
 
 #: The IP version that each prefix demands.
 _VERSIONS = {"": None, "tcp@": None, "ipv4@": 4, "tcp4@": 4, "ipv6@": 6, "tcp6@": 6}
@@ -34,8 +34,12 @@ class TcpAddress(Address, frozen=True):
     @staticmethod
     def of(host: str, port: int) -> TcpAddress:
         """Return the address of a numeric host and a port from 0 to 65535. Raises AddressError."""
+        if type(port) is not int:
+            port = _number(port)
+        if not isinstance(host, str):
+            raise AddressError(f"host {shown(host)} is a {type(host).__name__}: give a str, as '127.0.0.1'")
         if not 0 <= port <= 65535:
-            raise AddressError(f"port {excerpt(str(port))} is out of range: a TCP port is a number from 0 to 65535")
+            raise AddressError(f"port {shown(port)} is out of range: a TCP port is a number from 0 to 65535")
         return TcpAddress(_numeric_host(host), port)
 
     @staticmethod
@@ -120,6 +124,14 @@ class TcpAddress(Address, frozen=True):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+def _number(port: object) -> int:
+    """Return the port of an enumeration of numbers. Raises AddressError."""
+    if isinstance(port, int) and not isinstance(port, bool):
+        return int(port)
+    remedy = f"write int({shown(port)})" if isinstance(port, str) else "give an int from 0 to 65535"
+    raise AddressError(f"port {shown(port)} is a {type(port).__name__}: {remedy}")
+
+
 # Cached because a policy compares one address with each of its patterns.
 @functools.lru_cache(maxsize=1024)
 def _ip_endpoint(host: str, port: int) -> IpEndpoint:
@@ -131,18 +143,18 @@ def _ip_endpoint(host: str, port: int) -> IpEndpoint:
 def _numeric_host(host: str) -> str:
     if host in ("", "*"):
         raise AddressError(f"host {host!r} is ambiguous: write 0.0.0.0 for every IPv4 address, :: for IPv6")
-    shown = excerpt(repr(host))
+    quoted = excerpt(repr(host))
     if "%" in host:
         raise AddressError(
-            f"host {shown} has an IPv6 scope, which is not supported: "
+            f"host {quoted} has an IPv6 scope, which is not supported: "
             "bind the address without it, or :: and filter by interface"
         )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with contextlib.suppress(OSError, ValueError):  # ValueError: a NUL, or not ASCII
         return socket.inet_ntop(family, socket.inet_pton(family, host))
     if re.fullmatch(r"[0-9.]+", host) or ":" in host:
-        raise AddressError(f"host {shown} is not a valid IP address")
+        raise AddressError(f"host {quoted} is not a valid IP address")
     raise AddressError(
-        f"host {shown} is a name: give a numeric address. A name can mean several addresses, and another one "
+        f"host {quoted} is a name: give a numeric address. A name can mean several addresses, and another one "
         "after the next DNS answer; a listener must not depend on that"
     )

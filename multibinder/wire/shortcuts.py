@@ -1,0 +1,98 @@
+"""``bind``, ``bind_many``, ``release`` and ``sync``: one call each, with a connection of its own."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+
+from multibinder.wire.addresses import TcpAddress
+from multibinder.wire.arguments import DEFAULT_TIMEOUT_S, SOCKET_VARIABLE, timeout_s, wait_s
+from multibinder.wire.client import Client
+from multibinder.wire.fallback import bind_here
+from multibinder.wire.listener import set_mode
+from multibinder.wire.messages import ListenerSpec
+from multibinder.wire.options import Options
+from multibinder.wire.shared_listener import SharedListener
+from multibinder.wire.targets import BindTarget, specs_of
+
+
+def bind(
+    host: str,
+    port: int,
+    *,
+    backlog: int | None = None,
+    v6only: bool | None = None,
+    name: str | None = None,
+    owner: str = "",
+    inheritable: bool = False,
+    blocking: bool = True,
+    socket_path: str | os.PathLike[str] | None = None,
+    timeout: float | None = DEFAULT_TIMEOUT_S,
+    wait: float = 0.0,
+    fallback: bool = False,
+) -> SharedListener:
+    """Get the LISTEN socket of a TCP address from the binder, which creates it if it does not exist yet.
+
+    ``host`` is a numeric IPv4 or IPv6 address, ``port`` 0 to 65535 (0: the kernel chooses; give a ``name`` to get
+    the same port again). ``backlog`` is the length of the accept queue in connections, by default
+    net.core.somaxconn; ``v6only`` is IPV6_V6ONLY. ``owner`` labels your claim, for ``release``.
+    ``socket_path`` defaults to $MULTIBINDER_SOCK. ``timeout`` is in seconds, None for no limit; ``wait`` is how many
+    seconds to wait, before that, for a binder that is not there yet.
+
+    The caller owns the socket: it is ready for ``accept()``, and close-on-exec unless ``inheritable``. Give
+    ``blocking=False`` to servers that select before they accept: another copy may take the client in between.
+    When you close the socket, the port stays open in the binder. Other processes may accept on it too, so a new copy
+    of a server can start before the old one stops. If no binder is configured, ``fallback=True`` binds in this
+    process and warns.
+
+    Raises AddressError, BindError (``errno``), NotAllowed, LimitReached, BinderUnavailable, BinderTimeout,
+    ConfigurationError, ArgumentError.
+
+        listener = multibinder.bind("127.0.0.1", 8000, owner="hello")
+        connection, peer = listener.accept()
+    """
+    spec = ListenerSpec(TcpAddress.of(host, port), Options(backlog, v6only, name))
+    [sock] = _bind_or_fall_back([spec], owner, inheritable, socket_path, timeout, wait, fallback)
+    sock.setblocking(blocking)
+    return sock
+
+
+def bind_many(
+    wanted: Iterable[BindTarget],
+    *,
+    owner: str = "",
+    inheritable: bool = False,
+    blocking: bool = True,
+    socket_path: str | os.PathLike[str] | None = None,
+    timeout: float | None = DEFAULT_TIMEOUT_S,
+    wait: float = 0.0,
+    fallback: bool = False,
+) -> list[SharedListener]:
+    """Do what ``bind`` does for several addresses in one round trip: all of them, in the order of ``wanted``, or none.
+
+    ``wanted`` has ``("127.0.0.1", 8000)`` tuples, addresses, or ``ListenerSpec(address, Options(…))``.
+    """
+    specs = specs_of(wanted)
+    return set_mode(_bind_or_fall_back(specs, owner, inheritable, socket_path, timeout, wait, fallback), blocking)
+
+
+def _bind_or_fall_back(
+    specs: Sequence[ListenerSpec],
+    owner: str,
+    inheritable: bool,
+    socket_path: str | os.PathLike[str] | None,
+    timeout: float | None,
+    wait: float,
+    fallback: bool,
+) -> list[SharedListener]:
+    timeout_s(timeout), wait_s(wait)  # a wrong one is an error on a laptop, too
+    if fallback and not (socket_path or os.environ.get(SOCKET_VARIABLE)):
+        warnings.warn(
+            f"{SOCKET_VARIABLE} is not set: binding in this process, so a restart will refuse connections",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return bind_here(specs, inheritable)
+    with Client(socket_path, timeout=timeout, wait=wait) as client:
+        return client._bind(specs, owner, inheritable, stacklevel=4)
