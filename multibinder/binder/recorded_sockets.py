@@ -51,4 +51,7 @@ def describes(record: Record, sock: socket.socket) -> bool:
     if record.cookie != cookie_of(sock) or (record.inode and record.inode != inode_of(sock)):
         return False
     kind = kinds.of_socket(sock)
-    return kind is not None and (not record.address or Address.parse(record.address) == kind.address_of(sock))
+    # The release of a listener changes its address.
+    return kind is not None and (
+        not record.address or kind.is_retired(sock) or Address.parse(record.address) == kind.address_of(sock)
+    )

@@ -174,7 +174,7 @@ class ListenerStore:
         BindError if the socket does not listen and cannot listen again; the socket belongs to the caller then.
         """
         listener = restored_listener(sock, record)
-        if record is not None and record.released:
+        if listener.kind.is_retired(sock) or (record is not None and record.released):
             with contextlib.suppress(OSError):
                 listener.kind.retire(sock)
             sock.close()

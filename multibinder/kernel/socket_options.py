@@ -17,6 +17,7 @@ from typing import NamedTuple
 SO_MEMINFO = 55
 SO_COOKIE = 57
 SO_PEERGROUPS = 59
+SO_NETNS_COOKIE = 71
 SO_PEERPIDFD = 77
 SO_PASSRIGHTS = 83
 
@@ -108,6 +109,16 @@ def close_without_lingering(descriptor: int) -> None:
 def cookie_of(sock: socket.socket) -> int:
     """Return SO_COOKIE, which identifies a socket for its whole life."""
     return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), sys.byteorder)
+
+
+def netns_cookie_of(sock: socket.socket) -> int:
+    """Return SO_NETNS_COOKIE, which identifies the network namespace of a socket; 0 before Linux 5.14."""
+    try:
+        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), sys.byteorder)
+    except OSError as error:
+        if error.errno == errno.ENOPROTOOPT:
+            return 0
+        raise
 
 
 def inode_of(sock: socket.socket) -> int:

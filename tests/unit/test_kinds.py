@@ -71,10 +71,10 @@ def test_a_retired_socket_refuses_clients_also_through_another_copy(sock: socket
         TCP.retire(sock)  # a second time is no error
 
 
-def test_a_retired_socket_is_repaired_with_the_port_that_the_kernel_chose(sock: socket.socket) -> None:
+def test_a_socket_that_was_shut_down_is_repaired_with_the_port_that_the_kernel_chose(sock: socket.socket) -> None:
     TCP.make_ready(sock, 5)
     address = TCP.address_of(sock)
-    TCP.retire(sock)
+    sock.shutdown(socket.SHUT_RDWR)
     assert TCP.repair(sock, address, 6) == 6
     assert TCP.address_of(sock) == address
     assert can_connect(address.sockaddr)
@@ -84,7 +84,7 @@ def test_a_repair_fails_when_another_socket_has_the_port() -> None:
     with TCP.open(LOCAL, Options()) as sock:
         TCP.make_ready(sock, 5)
         address = TCP.address_of(sock)
-        TCP.retire(sock)
+        sock.shutdown(socket.SHUT_RDWR)
         with socket.socket() as other:
             other.bind(address.sockaddr)
             other.listen()

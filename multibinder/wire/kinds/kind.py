@@ -95,8 +95,13 @@ class Kind(abc.ABC):
     def retire(self, sock: socket.socket) -> None:
         """Keep new clients from the socket, for every process that holds it. The caller still has to close it.
 
-        Raises OSError. A socket that is not ready any more is not an error.
+        Where that is possible, the socket does not wake its holders any more. Raises OSError. A socket that is not
+        ready any more is not an error.
         """
+
+    def is_retired(self, sock: socket.socket) -> bool:
+        """Return whether ``retire`` is known to have succeeded for this socket. False if that cannot be told."""
+        return False
 
     @abc.abstractmethod
     def is_ready(self, sock: socket.socket) -> bool:

@@ -12,6 +12,7 @@ from typing import ClassVar
 import msgspec
 
 from multibinder.kernel.accept_queue import TCP_LISTEN, accept_queue
+from multibinder.kernel.parking import is_parked, park
 from multibinder.kernel.port_sharing import end_sharing, side_by_side
 from multibinder.kernel.socket_options import drops_of
 from multibinder.wire.addresses import Address, TcpAddress
@@ -22,6 +23,8 @@ from multibinder.wire.options import Options
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 #: The largest argument of listen(2). The kernel reduces it to net.core.somaxconn.
 _LONGEST_BACKLOG = 2**31 - 1
+#: A holder may call listen(2) between shutdown(2) and the end of ``park``, and opens the port again.
+_TRIES = 3
 
 
 class Tcp(Kind):
@@ -99,13 +102,24 @@ class Tcp(Kind):
         end_sharing(sock)
 
     def retire(self, sock: socket.socket) -> None:
-        """Only shutdown(2) ends listening for all holders (inet_shutdown() in net/ipv4/af_inet.c). For
-        example, an old HAProxy worker keeps its copy until it has drained."""
-        try:
-            sock.shutdown(socket.SHUT_RDWR)
-        except OSError as error:
-            if error.errno != errno.ENOTCONN:  # ENOTCONN: it no longer listens
-                raise
+        """Only shutdown(2) ends listening for all holders (inet_shutdown() in net/ipv4/af_inet.c). For example, an old
+        HAProxy worker keeps its copy until it has drained. Then the socket is parked, so that no holder spins, where
+        that is possible."""
+        for _ in range(_TRIES):
+            if is_parked(sock):
+                return
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError as error:
+                if error.errno != errno.ENOTCONN:  # ENOTCONN: it no longer listens
+                    raise
+            with contextlib.suppress(OSError):  # a shortage; clients are refused all the same
+                park(sock)
+            if not self.is_ready(sock):
+                return
+
+    def is_retired(self, sock: socket.socket) -> bool:
+        return is_parked(sock)
 
     def is_ready(self, sock: socket.socket) -> bool:
         return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
