@@ -28,7 +28,7 @@ from multibinder.wire.errors import (
 from multibinder.wire.messages import Hello, ListenerSpec, Released, Upgrade
 from multibinder.wire.options import OPTION_NAMES, Options
 from multibinder.wire.shared_listener import PeerAddress, SharedListener
-from multibinder.wire.shortcuts import bind, bind_many
+from multibinder.wire.shortcuts import bind, bind_many, release, sync
 from multibinder.wire.status import BinderStatus, Counters, HolderStatus, ListenerHealth, ListenerStatus, OwnerStatus
 
 __version__ = "0.1.0"
@@ -69,4 +69,6 @@ __all__ = [
     "__version__",
     "bind",
     "bind_many",
+    "release",
+    "sync",
 ]

@@ -141,7 +141,7 @@ class BindAttempt:
             self._room.take_listener(spec)
             listener, created = self._open_or_recover(spec, owner)
         if not created:
-            require_same(listener, spec)
+            require_same(listener, spec, self._asker)
         if name:
             self._plan_name(listener, name, owner, spec, created)
         self._claims.setdefault(listener, set()).add(owner)

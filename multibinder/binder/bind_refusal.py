@@ -56,15 +56,16 @@ def held_by_binder(spec: ListenerSpec, holder: Listener, asker: Asker) -> BindEr
             COULD_NOT_BIND,
             _data(address, errno.EADDRINUSE),
         )
-    owners = ", ".join(_shown(owner, asker.uid) for owner in holder.claims) or "no owner"
+    owners = ", ".join(_owners(holder, asker)) or "no owner"
     remedy = _both(address, holder.address)
     if remedy and holder.address.family == socket.AF_INET6:
+        owners += ", with v6only=false"
         remedy += ", which has to be released first"
     return BindError(
         f"Could not bind: {address}: address already in use, by {holder.address}, which this binder holds for "
         f"{owners}; {remedy or 'release it, or choose another address or port'}",
         COULD_NOT_BIND,
-        _data(address, errno.EADDRINUSE),
+        _data(address, errno.EADDRINUSE) | _existing(holder, asker),
     )
 
 
@@ -78,13 +79,14 @@ def collides_in_request(address: Address, other: Address) -> BindError:
     )
 
 
-def require_same(listener: Listener, spec: ListenerSpec) -> None:
+def require_same(listener: Listener, spec: ListenerSpec, asker: Asker) -> None:
     """Raise BindError if ``spec`` asks to change what cannot change after bind(2). The error names both values."""
     has, wants = listener.options, spec.options
     if not spec.address.matches(listener.address):
         raise exists_with("address", listener.address, spec.address, spec)
     if wants.v6only is not None and has.v6only is not None and wants.v6only != has.v6only:
-        raise exists_with("v6only", has.v6only, wants.v6only, spec)
+        error = exists_with("v6only", has.v6only, wants.v6only, spec)
+        raise BindError(str(error), error.code, {**error.data, **_existing(listener, asker)})
 
 
 def exists_with(what: str, old: object, new: object, spec: ListenerSpec, why: str = "") -> BindError:
@@ -101,6 +103,21 @@ def exists_with(what: str, old: object, new: object, spec: ListenerSpec, why: st
 def _both(address: Address, other: Address) -> str:
     """Return how both addresses can be bound, as a part of a sentence. Empty if they cannot."""
     return kinds.of_address(address).collision_remedy(address, other)
+
+
+def _existing(listener: Listener, asker: Asker) -> dict[str, object]:
+    """Return what ``BindError`` tells of the listener that exists; nothing if its asker may not know."""
+    if not asker.may_know(listener):
+        return {}
+    return {
+        "listener": str(listener.address),
+        "owners": _owners(listener, asker),
+        "v6only": listener.options.v6only,
+    }
+
+
+def _owners(listener: Listener, asker: Asker) -> list[str]:
+    return [_shown(owner, asker.uid) for owner in listener.claims]
 
 
 def _shown(owner: Owner, uid: int) -> str:

@@ -45,7 +45,7 @@ def control_path(path: str | os.PathLike[str] | None) -> str:
     try:
         named = os.fsdecode(path or os.environ.get(SOCKET_VARIABLE) or "")
     except TypeError:
-        raise ArgumentError(f"socket_path is a {type(path).__name__}: give the path as a str or a Path") from None
+        raise ArgumentError(f"socket_path is of type {type(path).__name__}: give the path as a str or a Path") from None
     if not named:
         raise ConfigurationError(
             f"{SOCKET_VARIABLE} is not set: set it to the path of the binder's control socket "
@@ -70,8 +70,8 @@ def _not_negative(name: str, value: float) -> float:
 
 def _seconds(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ArgumentError(f"{name} {shown(value)} is a {type(value).__name__}: give a number of seconds")
-    if math.isnan(value):
+        raise ArgumentError(f"{name} {shown(value)} is of type {type(value).__name__}: give a number of seconds")
+    if value != value:  # math.isnan() refuses an int of more than 308 digits
         raise ArgumentError(f"{name} is not a number (NaN): give a number of seconds")
     # A number of hundreds of digits is no float.
     return math.inf if value >= _ENDLESS_S else float(max(value, -1))

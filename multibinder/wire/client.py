@@ -7,12 +7,13 @@ import warnings
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 
-from multibinder.wire import messages
+from multibinder.wire import kinds, messages
 from multibinder.wire.arguments import DEFAULT_TIMEOUT_S, control_path, timeout_s, wait_s
 from multibinder.wire.connection import Connection
 from multibinder.wire.errors import RequestError
 from multibinder.wire.listener import close_all, set_mode, verify_all_received
 from multibinder.wire.messages import Hello, ListenerParams, ListenerSpec, Released, Reply, Upgrade
+from multibinder.wire.options import check_optional_owner, check_owner
 from multibinder.wire.reception import Reception, decode_result
 from multibinder.wire.session import Session
 from multibinder.wire.shared_listener import SharedListener
@@ -105,7 +106,7 @@ class Client:
 
     def check(self, wanted: Iterable[BindTarget], *, owner: str = "") -> None:
         """Ask whether ``bind`` would be granted now. Creates nothing; raises what ``bind`` would raise."""
-        params = [ListenerParams.of(spec, owner) for spec in specs_of(wanted)]
+        params = _params(specs_of(wanted), owner)
         if params:
             self._ask("check", params)
 
@@ -126,8 +127,19 @@ class Client:
 
         The outcome of each is ``closed``, ``kept`` (another claim remains: see ``owners``) or ``absent``.
         """
-        params = [ListenerParams.of(spec, owner) for spec in specs_of(wanted)]
+        params = _params(specs_of(wanted), owner)
         return decode_result(self._ask("release", params, can_repeat=False), _Releases) if params else []
+
+    def sync(
+        self, owner: str, wanted: Iterable[BindTarget], *, inheritable: bool = False, blocking: bool = True
+    ) -> _Sockets:
+        """Make the listeners of ``owner`` exactly these: bind them, and release its claims on all others.
+
+        Only claims of this user (or of the uid in ``label:uid``) are released. Returns and raises what ``bind`` does.
+        Nothing is released unless all of them are bound: an address that collides with one to be released is refused.
+        If an error is raised later, the claims on the new ones stay, and asking again completes the work.
+        """
+        return self._sync(specs_of(wanted), owner, inheritable, blocking, stacklevel=4)
 
     def move(self, moves: Iterable[tuple[str, int]]) -> _Moves:
         """Give the claims and names of each owner, ``("haproxy@web:107", 33)``, to the same label of another uid.
@@ -153,11 +165,45 @@ class Client:
 
         return self._session.call(exchange, self._timeout_s, can_repeat=True) if specs else []
 
+    def _sync(
+        self, specs: Sequence[ListenerSpec], owner: str, inheritable: bool, blocking: bool, stacklevel: int
+    ) -> _Sockets:
+        check_owner(owner)
+        sockets = self._bind(specs, owner, inheritable, stacklevel)
+        try:
+            bound = {str(kinds.address_of(sock)) for sock in sockets}
+            label, uid = self._label_and_uid(owner)
+            others = [each for each in self.list() if each.address not in bound and _has_claim(each, label, uid)]
+            self.release(others, owner=owner)
+        except BaseException:
+            close_all(sockets)
+            raise
+        return set_mode(sockets, blocking)
+
+    def _label_and_uid(self, owner: str) -> tuple[str, int]:
+        label, colon, uid = owner.rpartition(":")
+        if colon:
+            return label, int(uid)
+        ours = self.hello().uid  # None: the binder is older, and cannot be in another user namespace
+        return owner, os.geteuid() if ours is None else ours
+
     def _ask(self, method: str, params: Sequence[object], *, can_repeat: bool = True) -> Reply:
         def exchange(connection: Connection, deadline: float) -> Reply:
             return connection.ask(method, params, self._timeout_s, deadline)
 
         return self._session.call(exchange, self._timeout_s, can_repeat=can_repeat)
+
+
+def _params(specs: Sequence[ListenerSpec], owner: str) -> list[ListenerParams]:
+    check_optional_owner(owner)
+    return [ListenerParams.of(spec, owner) for spec in specs]
+
+
+def _has_claim(listener: ListenerStatus, label: str, uid: int) -> bool:
+    """Return whether the owner has a claim. A binder of 0.1 tells the labels alone."""
+    if not listener.claims:
+        return label in listener.owners
+    return any(claim.label == label and claim.uid == uid for claim in listener.claims)
 
 
 def _receive(
@@ -175,7 +221,7 @@ def _receive(
         while len(sockets) < len(specs):
             # A binder answers for the whole list. The Ruby program binds only the first of it and answers true.
             rest = specs[len(sockets) :]
-            params = [ListenerParams.of(spec, owner) for spec in rest]
+            params = _params(rest, owner)
             reply = connection.ask("bind", params, timeout, deadline, acknowledge=True)
             with Reception(connection, reply, len(rest)) as reception:
                 descriptors = reception.descriptors(timeout, deadline)

@@ -14,7 +14,7 @@
     │   └── RemoteProtocolError   the peer sent what the protocol does not allow
     │       └── DescriptorsLost   this process may not have so many open files
     └── RequestError              the binder answered with a refusal: ``code``, ``data``
-        ├── BindError             an address cannot be bound: ``errno``, ``address``
+        ├── BindError             an address cannot be bound: ``errno``, ``address``, ``listener`` in the way
         ├── NotAllowed            a policy, or the label of another user, forbids it
         └── LimitReached          a limit of this user or of the binder is reached: ``limit``
 """
@@ -22,7 +22,7 @@
 from __future__ import annotations
 
 import errno as errno_names
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 
 class MultibinderError(Exception):
@@ -91,7 +91,9 @@ class RequestError(MultibinderError):
 class BindError(RequestError):
     """An address cannot be bound. Nothing of the request was bound.
 
-    ``errno`` is the kernel's errno if the kernel refused, else None; ``address`` is the address that failed.
+    ``errno`` is the kernel's errno if the kernel refused, else None; ``address`` is the address that failed. If a
+    listener of the binder is in the way, and the caller may know of it: ``listener`` is its address, ``owners`` are
+    its owners, and ``v6only`` is its IPV6_V6ONLY, None for IPv4.
     """
 
     @property
@@ -101,7 +103,24 @@ class BindError(RequestError):
 
     @property
     def address(self) -> str | None:
-        value = self.data.get("address")
+        return self._text("address")
+
+    @property
+    def listener(self) -> str | None:
+        return self._text("listener")
+
+    @property
+    def owners(self) -> Sequence[str]:
+        value = self.data.get("owners")
+        return value if isinstance(value, list) else []
+
+    @property
+    def v6only(self) -> bool | None:
+        value = self.data.get("v6only")
+        return value if isinstance(value, bool) else None
+
+    def _text(self, name: str) -> str | None:
+        value = self.data.get(name)
         return value if isinstance(value, str) else None
 
 

@@ -23,7 +23,7 @@ import msgspec
 from multibinder.wire import kinds
 from multibinder.wire.addresses import Address, TcpAddress
 from multibinder.wire.errors import AddressError
-from multibinder.wire.excerpt import excerpt
+from multibinder.wire.excerpt import excerpt, shown
 from multibinder.wire.options import LARGEST_UID, OPTION_NAMES, Options, check_owner
 from multibinder.wire.status import OwnerStatus
 
@@ -51,6 +51,10 @@ class ListenerSpec(msgspec.Struct, frozen=True):
     options: Options = Options()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.address, Address) or not isinstance(self.options, Options):
+            raise AddressError(
+                f"ListenerSpec takes an Address and Options: {shown(self.address)}, {shown(self.options)}"
+            )
         kinds.of_address(self.address).check(self.address, self.options)
 
     def __str__(self) -> str:

@@ -69,5 +69,10 @@ def check_owner(text: str) -> str:
     return text
 
 
+def check_optional_owner(text: str) -> str:
+    """Do what ``check_owner`` does; an empty text stands for a client without a label."""
+    return text if text == "" else check_owner(text)
+
+
 def _wrong_type(name: str, value: object, wanted: str) -> AddressError:
-    return AddressError(f"{name} {shown(value)} is a {type(value).__name__}: give {wanted}")
+    return AddressError(f"{name} {shown(value)} is of type {type(value).__name__}: give {wanted}")

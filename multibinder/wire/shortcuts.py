@@ -11,10 +11,10 @@ from multibinder.wire.arguments import DEFAULT_TIMEOUT_S, SOCKET_VARIABLE, timeo
 from multibinder.wire.client import Client
 from multibinder.wire.fallback import bind_here
 from multibinder.wire.listener import set_mode
-from multibinder.wire.messages import ListenerSpec
-from multibinder.wire.options import Options
+from multibinder.wire.messages import ListenerSpec, Released
+from multibinder.wire.options import Options, check_optional_owner
 from multibinder.wire.shared_listener import SharedListener
-from multibinder.wire.targets import BindTarget, specs_of
+from multibinder.wire.targets import BindTarget, ReleaseTarget, spec_of, specs_of
 
 
 def bind(
@@ -77,6 +77,59 @@ def bind_many(
     return set_mode(_bind_or_fall_back(specs, owner, inheritable, socket_path, timeout, wait, fallback), blocking)
 
 
+def release(
+    what: ReleaseTarget,
+    *,
+    owner: str = "",
+    socket_path: str | os.PathLike[str] | None = None,
+    timeout: float | None = DEFAULT_TIMEOUT_S,
+    wait: float = 0.0,
+) -> Released:
+    """Give up the claim of ``owner`` on a listener. If no claim is left, the port closes, for every holder.
+
+    ``what`` is what ``bind`` returned, what ``Client.list`` returned, ``("127.0.0.1", 8000)``, an address or a
+    ``ListenerSpec``. ``owner`` is the label that was given to ``bind``. A socket stays open; close it yourself.
+
+    The ``outcome`` of the result is ``closed``, ``kept`` (another owner has a claim: see ``owners``) or ``absent``. If
+    the binder has the listener and ``owner`` has no claim, a RuntimeWarning says so, and ``had_claim`` is False.
+
+    Raises AddressError, NotAllowed, BinderUnavailable, BinderTimeout, ConfigurationError, ArgumentError.
+    """
+    spec = spec_of(what)
+    with Client(socket_path, timeout=timeout, wait=wait) as client:
+        [released] = client.release([spec], owner=owner)
+    if released.outcome == "kept" and not released.had_claim:
+        of = f"owner '{owner}'" if owner else "a client without a label"
+        others = ", ".join(released.owners) or "a client without a label"
+        warnings.warn(
+            f"{released.address}: not released: {of} has no claim, but {others} has", RuntimeWarning, stacklevel=2
+        )
+    return released
+
+
+def sync(
+    owner: str,
+    wanted: Iterable[BindTarget],
+    *,
+    inheritable: bool = False,
+    blocking: bool = True,
+    socket_path: str | os.PathLike[str] | None = None,
+    timeout: float | None = DEFAULT_TIMEOUT_S,
+    wait: float = 0.0,
+) -> list[SharedListener]:
+    """Make the listeners of ``owner`` exactly these: bind them, and release what else the owner has.
+
+    For a program whose addresses come from a configuration: a port that the configuration names no more is closed,
+    also if the program died in between. ``owner`` is a label that no other program of this user has.
+
+    The caller owns the sockets, as those of ``bind_many``; all are bound, in the order of ``wanted``, or none and
+    nothing is released. Raises what ``bind_many`` and ``release`` raise.
+    """
+    specs = specs_of(wanted)
+    with Client(socket_path, timeout=timeout, wait=wait) as client:
+        return client._sync(specs, owner, inheritable, blocking, stacklevel=4)
+
+
 def _bind_or_fall_back(
     specs: Sequence[ListenerSpec],
     owner: str,
@@ -86,7 +139,7 @@ def _bind_or_fall_back(
     wait: float,
     fallback: bool,
 ) -> list[SharedListener]:
-    timeout_s(timeout), wait_s(wait)  # a wrong one is an error on a laptop, too
+    check_optional_owner(owner), timeout_s(timeout), wait_s(wait)  # a wrong one is an error on a laptop, too
     if fallback and not (socket_path or os.environ.get(SOCKET_VARIABLE)):
         warnings.warn(
             f"{SOCKET_VARIABLE} is not set: binding in this process, so a restart will refuse connections",

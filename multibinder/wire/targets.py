@@ -21,9 +21,14 @@ ReleaseTarget = BindTarget | SharedListener | ListenerStatus | ListenerHealth
 
 def specs_of(wanted: Iterable[ReleaseTarget]) -> list[ListenerSpec]:
     """Return the specification of each target. Raises AddressError, LocalProtocolError, and what ``wanted`` raises."""
-    if isinstance(wanted, str | bytes | Address | ListenerSpec | socket.socket):
-        raise LocalProtocolError(f"{shown(wanted)} is one listener, and several are expected: write [it]")
-    return [spec_of(item) for item in wanted]
+    match wanted:
+        case (
+            str() | Address() | ListenerSpec() | ListenerStatus() | ListenerHealth() | socket.socket() | (str(), int())
+        ):
+            raise LocalProtocolError(f"{shown(wanted)} is one listener, and several are expected: put it into a list")
+        case Iterable():
+            return [spec_of(item) for item in wanted]
+    raise LocalProtocolError(f"{shown(wanted)} is no list of listeners")
 
 
 def spec_of(target: ReleaseTarget) -> ListenerSpec:

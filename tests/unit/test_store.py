@@ -537,9 +537,12 @@ def test_ipv4_beside_another_users_ipv6_is_refused_with_v6only_as_the_remedy(sto
     require_ipv6()
     six = bind_one(store, spec("[::]:0", v6only=False))
     with pytest.raises(
-        BindError, match=r"which this binder holds for a client without a label of uid \d+; give v6only=true"
-    ):
+        BindError, match=r"which this binder holds for a client without a label of uid \d+, with v6only=false; give"
+    ) as refusal:
         store.bind([spec(wildcard(six, "127.0.0.1"))], [Owner("", os.geteuid() + 1)])
+    assert refusal.value.listener == str(six.listener.address)
+    assert refusal.value.owners == [f"a client without a label of uid {os.geteuid()}"]
+    assert refusal.value.v6only is False
 
 
 def test_a_client_that_may_not_know_of_the_listener_is_told_nothing_about_it(store: ListenerStore) -> None:
@@ -552,6 +555,7 @@ def test_a_client_that_may_not_know_of_the_listener_is_told_nothing_about_it(sto
     assert str(refusal.value) == (
         f"Could not bind: {one.address}: address already in use; choose another address or port"
     )
+    assert (refusal.value.listener, list(refusal.value.owners), refusal.value.v6only) == (None, [], None)
     with pytest.raises(BindError, match="exists with name of another owner") as refusal:
         store.bind([spec(str(every.listener.address), name="mine")], [stranger], asker=asker)
     assert "secret" not in str(refusal.value)

@@ -79,7 +79,8 @@ CLIENT = Section(
         ),
         entry(
             "… is neither an address, a (host, port) tuple nor a ListenerSpec",
-            "… is one listener, and several are expected: write [it]",
+            "… is one listener, and several are expected: put it into a list",
+            "… is no list of listeners",
             cause="the argument of `bind_many`, or of a method of `Client`, is of another type",
             remedy='write `("127.0.0.1", 8000)`, or a list of such',
         ),
@@ -94,7 +95,7 @@ CLIENT = Section(
             "drain inf would never close the port",
             "… is negative: give a number of seconds from 0",
             "…: give a number of seconds",
-            "socket_path is a …: give the path as a str or a Path",
+            "socket_path is of type …: give the path as a str or a Path",
             cause="an argument of the library has a value or a type that it cannot have; nothing was sent",
             remedy="as the message says",
         ),
@@ -110,6 +111,11 @@ CLIENT = Section(
             "this Client is closed",
             cause="a `Client` is one connection, on which one answer at a time is expected",
             remedy="one `Client` for each thread and each process; `bind` and `bind_many` make their own",
+        ),
+        entry(
+            "…: not released: … has no claim, but … has",
+            cause="a warning of `multibinder.release`: the claim was made with another `owner=`",
+            remedy="give the owner that `multibinder list` shows",
         ),
         entry(
             "MULTIBINDER_SOCK is not set: binding in this process, so a restart will refuse connections",
@@ -253,9 +259,9 @@ BIND = Section(
             remedy="`192.0.2.1:80`, `[2001:db8::1]:443`",
         ),
         entry(
-            "host … is a …: give a str",
-            "port … is a …: …",
-            "… is a …: give …",
+            "port … is of type …: …",
+            "… is of type …: give …",
+            "ListenerSpec takes an Address and Options",
             "v6only has a meaning for IPv6 addresses only",
             "backlog … is out of range",
             "… is not usable: 1 to 128 of A-Z a-z 0-9 _ . @ / + -",

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from multibinder.wire.errors import AddressError
-from multibinder.wire.excerpt import excerpt
+from multibinder.wire.excerpt import excerpt, shown
 
 _PREFIX = re.compile(r"[a-z0-9+]+@")
 
@@ -80,7 +80,12 @@ class Address(msgspec.Struct, frozen=True):
 
 
 def split_prefix(text: str) -> tuple[str, str]:
-    """Split ``tcp@192.0.2.1:80`` into the prefix with its ``@``, which may be empty, and the rest."""
+    """Split ``tcp@192.0.2.1:80`` into the prefix with its ``@``, which may be empty, and the rest.
+
+    Raises AddressError if ``text`` is no text.
+    """
+    if not isinstance(text, str):
+        raise AddressError(f"{shown(text)} is of type {type(text).__name__}: give a str, as '192.0.2.1:80'")
     found = _PREFIX.match(text)
     return (found[0], text[found.end() :]) if found else ("", text)
 

@@ -37,7 +37,7 @@ class TcpAddress(Address, frozen=True):
         if type(port) is not int:
             port = _number(port)
         if not isinstance(host, str):
-            raise AddressError(f"host {shown(host)} is a {type(host).__name__}: give a str, as '127.0.0.1'")
+            raise AddressError(f"host {shown(host)} is of type {type(host).__name__}: give a str, as '127.0.0.1'")
         if not 0 <= port <= 65535:
             raise AddressError(f"port {shown(port)} is out of range: a TCP port is a number from 0 to 65535")
         return TcpAddress(_numeric_host(host), port)
@@ -129,7 +129,7 @@ def _number(port: object) -> int:
     if isinstance(port, int) and not isinstance(port, bool):
         return int(port)
     remedy = f"write int({shown(port)})" if isinstance(port, str) else "give an int from 0 to 65535"
-    raise AddressError(f"port {shown(port)} is a {type(port).__name__}: {remedy}")
+    raise AddressError(f"port {shown(port)} is of type {type(port).__name__}: {remedy}")
 
 
 # Cached because a policy compares one address with each of its patterns.
