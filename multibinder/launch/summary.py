@@ -92,8 +92,8 @@ class SummaryWriter:
         """Read the summary, or make one of an instance that was never started."""
         return self.read() or InstanceSummary.of_new_instance(self._name)
 
-    def started(self, master: int, failure: Exception | None) -> None:
-        """Note that the process ``master`` has become the daemon.
+    def started(self, generation: int, master: int, failure: Exception | None) -> None:
+        """Note that the process ``master`` has become the daemon, with the load of this generation.
 
         With a ``failure``, it got the last good configuration.
         """
@@ -102,7 +102,7 @@ class SummaryWriter:
 
         def change(before: InstanceSummary) -> InstanceSummary:
             after = replace(
-                self._with_loaded(before),
+                self._with_loaded(before, generation),
                 state="running",
                 master=MasterProcess(master, ticks),
                 fallback=failure is not None,
@@ -122,31 +122,37 @@ class SummaryWriter:
             lambda before: _with_failure(replace(_stopped(before), starts_total=before.starts_total + 1), failure)
         )
 
-    def reload_began(self, master: int, old_workers: list[int], failure: Exception | None = None) -> None:
-        """Note that the daemon's master has re-executed itself, and loads its configuration.
+    def reload_began(
+        self, generation: int, master: int, old_workers: list[int], failure: Exception | None = None
+    ) -> None:
+        """Note that the daemon's master has re-executed itself, and loads the configuration of this generation.
 
         With a ``failure``, it got the last good configuration.
         """
+        process = MasterProcess(master, start_ticks_of(master))
 
         def change(before: InstanceSummary) -> InstanceSummary:
+            # Of loads in quick succession, only the last may be seen. Another process may have seen this one too.
+            is_known = before.master == process and before.generation <= generation
+            began = generation - before.generation if is_known else 1
             after = replace(
-                self._with_loaded(before),
+                self._with_loaded(before, generation),
                 state="reloading",
-                master=MasterProcess(master, start_ticks_of(master)),
+                master=process,
                 fallback=failure is not None,
-                reloads_total=before.reloads_total + 1,
+                reloads_total=before.reloads_total + began,
                 workers=[],
                 old_workers=old_workers,
             )
-            return _with_failure(after, failure) if failure else after
+            return _with_failure(after, failure) if failure and began else after
 
         self._change(change)
 
-    def reload_ended(self, workers: list[int], processes: Processes | None) -> None:
-        """Note that ``workers`` came up with the loaded configuration, the current or the last good one."""
+    def reload_ended(self, generation: int, workers: list[int], processes: Processes | None) -> None:
+        """Note that ``workers`` came up with the configuration of this generation, the current or the last good one."""
 
         def change(before: InstanceSummary) -> InstanceSummary:
-            after = self._with_loaded(before)
+            after = self._with_loaded(before, generation)
             old = processes.draining if processes else before.old_workers
             return replace(
                 after,
@@ -196,13 +202,14 @@ class SummaryWriter:
     def stopped(self) -> None:
         self._change(_stopped)
 
-    def _with_loaded(self, before: InstanceSummary) -> InstanceSummary:
+    def _with_loaded(self, before: InstanceSummary, generation: int) -> InstanceSummary:
+        """Return the summary with what is recorded of a load. A later load may have replaced that record."""
         loaded = self._read_loaded()
-        if loaded is None:
-            return before
+        if loaded is None or loaded.generation != generation:
+            return replace(before, generation=generation)
         return replace(
             before,
-            generation=loaded.generation,
+            generation=generation,
             fallback=loaded.fallback,
             last_load=loaded.loaded_at,
             binds=loaded.binds,

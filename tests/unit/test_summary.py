@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from pathlib import Path
@@ -14,6 +15,8 @@ from multibinder_haproxy.records import ReloadReport
 from multibinder_haproxy.status import Status
 
 from multibinder.kernel.process import is_child, start_ticks_of
+from multibinder.launch.log import InstanceLog
+from multibinder.launch.summary import LoadedConfiguration, SummaryWriter
 from multibinder.wire.instance_summary import InstanceSummary
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "instance-summary.md"
@@ -107,3 +110,53 @@ def test_only_an_existing_child_of_the_master_is_a_child() -> None:
     assert start_ticks_of(2**31 - 1) == 0
     assert not is_child(1, 2**31 - 1)
     assert is_child(1, 0)
+
+
+class Records:
+    """A summary beside a record of the last load, as a re-exec writes it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.generation = 0
+        self.writer = SummaryWriter(str(directory), "web", InstanceLog("haproxy", "web"), self._loaded)
+
+    def _loaded(self) -> LoadedConfiguration:
+        return LoadedConfiguration(self.generation, False, 0.0, [f"bind {self.generation}"], [], [])
+
+    def began(self, generation: int, failure: Exception | None = None) -> InstanceSummary:
+        self.generation = generation
+        self.writer.reload_began(generation, os.getpid(), [1], failure)
+        return self.writer.read_or_new()
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Records:
+    records = Records(tmp_path)
+    records.generation = 1
+    records.writer.started(1, os.getpid(), None)
+    return records
+
+
+def test_reloads_that_follow_one_another_too_quickly_to_be_seen_are_counted(records: Records) -> None:
+    found = records.began(4)
+    assert (found.generation, found.starts_total, found.reloads_total) == (4, 1, 3)
+
+
+def test_a_reload_that_two_processes_see_is_counted_once(records: Records) -> None:
+    records.began(2, ReloadFailed(""))
+    found = records.began(2, ReloadFailed(""))
+    assert (found.reloads_total, found.failures_total) == (1, 1)
+
+
+def test_a_reload_of_a_master_whose_start_was_not_seen_is_one_reload(records: Records) -> None:
+    records.writer.stopped()
+    assert records.began(3).reloads_total == 1
+
+
+def test_the_end_of_a_reload_tells_nothing_of_a_later_one(records: Records) -> None:
+    records.began(2)
+    records.generation = 3
+    records.writer.reload_ended(2, [5], None)
+    found = records.writer.read_or_new()
+    assert (found.generation, found.reloads_total, found.binds) == (2, 1, ["bind 2"])
+    found = records.began(3)
+    assert (found.generation, found.reloads_total, found.binds) == (3, 2, ["bind 3"])

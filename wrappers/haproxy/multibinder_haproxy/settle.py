@@ -85,9 +85,9 @@ def summarize_begin(instance: Instance, loaded: Loaded) -> None:
     """Note in the summary that HAProxy was given a configuration. The re-exec and an unchanged start leave it to us."""
     failure = FellBack(loaded.fallback, loaded.fallback_phase) if loaded.fallback else None
     if loaded.old_workers:
-        instance.summary.reload_began(loaded.master, loaded.old_workers, failure)
+        instance.summary.reload_began(loaded.generation, loaded.master, loaded.old_workers, failure)
     else:
-        instance.summary.started(loaded.master, failure)
+        instance.summary.started(loaded.generation, loaded.master, failure)
 
 
 class Load:
@@ -188,7 +188,7 @@ class Load:
         )
 
     def _succeed(self, new_workers: list[int]) -> ReloadReport:
-        self._instance.summary.reload_ended(new_workers, self._watch.processes(_MASTER_AWAY_S))
+        self._instance.summary.reload_ended(self._generation, new_workers, self._watch.processes(_MASTER_AWAY_S))
         loaded = self._loaded
         if loaded is None:
             # HAProxy executed itself without us, or with the files as they were. A listener that only the new ones bind
