@@ -42,6 +42,7 @@ from multibinder.binder.ready import report_ready
 from multibinder.binder.records import Record
 from multibinder.binder.server import ControlServer
 from multibinder.binder.settings import Settings
+from multibinder.binder.shutdown_watch import ShutdownWatch
 from multibinder.binder.signals import SignalQueue
 from multibinder.binder.slices import Slices
 from multibinder.binder.status import BinderStatusSource
@@ -110,7 +111,8 @@ def _restore(settings: Settings, limits: Limits, inherited: Inheritance) -> Rest
         lambda: store,
         upgraded=os.environ.pop(next_version.UPGRADED, None) is not None,
     )
-    store = ListenerStore(durable, limit=limits.listeners, limit_per_uid=limits.listeners_per_uid)
+    watch = functools.partial(ShutdownWatch, loop)
+    store = ListenerStore(durable, watch, limit=limits.listeners, limit_per_uid=limits.listeners_per_uid)
     for _, sock in inherited.listeners:
         _restore_listener(store, sock, durable.record_of(sock))
     for record, sock in durable.recover_all():
@@ -145,8 +147,7 @@ class Daemon:
         self._control = control
         self._supervisor = Supervisor(restored.loop)
         self._loop, self._store = loop, store = restored.loop, restored.store
-        self._durable = durable = restored.durable
-        self._keeper = keeper = restored.keeper
+        self._durable, self._keeper = durable, keeper = restored.durable, restored.keeper
         self._policy = policy = PolicyInForce(restored.policy)
         self._is_stopping = self._is_upgrading = False
         self._quotas = quotas = Quotas(limits)
@@ -202,9 +203,8 @@ class Daemon:
         self._loop.watch_always(signals.fileno(), lambda: self._obey_all(signals.read()))
         self._control.warn_who_may_connect(has_policy=self._policy.current is not None)
         self._store.repair()
-        self._loop.call_every(self._program.timings.repair_every_s, self._monitor.repair)
-        self._loop.call_every(self._program.timings.repair_every_s, self._durable.catch_up)
-        self._loop.call_every(self._program.timings.repair_every_s, self._look_at_control_socket)
+        for repair in (self._monitor.repair, self._durable.catch_up, self._look_at_control_socket):
+            self._loop.call_every(self._program.timings.repair_every_s, repair)
         self._loop.call_every(self._program.timings.look_every_s, self._monitor.look_regularly)
         events.catch_up_by(self._loop.call_later)
         self._loop.call_every(self._program.timings.look_every_s, keep)

@@ -58,10 +58,22 @@ def repair_all(listeners: Iterable[Listener], beside: Beside) -> Iterator[None]:
         name = listener.kind.name
         if name not in largest_by_kind:
             largest_by_kind[name] = listener.kind.largest_queue()
-        try:
-            _repair(listener, largest_by_kind[name], beside)
-        except (OSError, BindError) as error:
-            events.limited(events.error, "cannot-repair", listener.log_key, address=listener.address, why=error)
+        _repair_or_complain(listener, largest_by_kind[name], beside)
+
+
+def repair_now(listeners: Iterable[Listener], beside: Beside) -> list[Listener]:
+    """Repair each of these listeners, which were shut down. Return those that cannot be repaired; they are logged."""
+    return [each for each in listeners if not _repair_or_complain(each, each.kind.largest_queue(), beside)]
+
+
+def _repair_or_complain(listener: Listener, largest: int, beside: Beside) -> bool:
+    """Repair one listener. Return False if that fails, after logging why."""
+    try:
+        _repair(listener, largest, beside)
+    except (OSError, BindError) as error:
+        events.limited(events.error, "cannot-repair", listener.log_key, address=listener.address, why=error)
+        return False
+    return True
 
 
 def _repair(listener: Listener, largest: int, beside: Beside) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -14,13 +14,15 @@ import msgspec
 from multibinder.binder import events, repair
 from multibinder.binder.bind_attempt import BindAttempt, Room
 from multibinder.binder.bind_refusal import Asker, not_recorded
+from multibinder.binder.claims import Claims
 from multibinder.binder.durable_records import DurableRecords
 from multibinder.binder.handoffs import Handoffs, OptionsBefore
 from multibinder.binder.inherit import NOT_KEPT
-from multibinder.binder.listener import Claim, Grant, Listener, Receiver, restored_listener
+from multibinder.binder.listener import Grant, Listener, Receiver, restored_listener
 from multibinder.binder.listener_index import ListenerIndex
-from multibinder.binder.owner import ClaimCounts, Owner, is_privileged
+from multibinder.binder.owner import Owner, is_privileged
 from multibinder.binder.records import Record
+from multibinder.binder.shutdown_watch import Repair, WatchShutdowns
 from multibinder.wire.addresses import Address
 from multibinder.wire.errors import BindError
 from multibinder.wire.messages import ListenerSpec, Released
@@ -31,15 +33,20 @@ from multibinder.wire.status import ListenerStatus
 class ListenerStore:
     """Hold one socket for each key: equal addresses get the same socket. No call waits for a client or the keeper.
 
+    ``watch`` makes what notices that a listener was shut down; the store closes it.
+
     ``limit`` listeners at most; ``limit_per_uid`` claims for each uid that is not privileged.
     """
 
-    def __init__(self, durable: DurableRecords, *, limit: int, limit_per_uid: int) -> None:
+    def __init__(
+        self, durable: DurableRecords, watch: Callable[[Repair], WatchShutdowns], *, limit: int, limit_per_uid: int
+    ) -> None:
         self._durable = durable
+        self._watch = watch(self.repair_shut_down)
         self._limit = limit
         self._limit_per_uid = limit_per_uid
-        self._claims = ClaimCounts()
         self._index = ListenerIndex()
+        self._claims = Claims(self._index)
         #: The handoffs that were granted and not confirmed yet.
         self.handoffs = Handoffs(self, self._index)
 
@@ -90,7 +97,7 @@ class ListenerStore:
         for (listener, created), spec, owner in zip(found, specs, owners, strict=True):
             former: dict[str, Any] = {}
             if created:
-                self._index.add(listener)
+                self._add(listener)
                 listener.held_outside_pid_namespace = held_outside_pid_namespace
             else:
                 former = self._apply(listener, spec.options, owner.uid, held_outside_pid_namespace)
@@ -128,7 +135,7 @@ class ListenerStore:
         if not dropped and of_any_uid:
             dropped = [claimant for claimant in listener.claims if claimant.label == owner.label]
         for claimant in dropped:
-            self.remove_claim(listener, claimant)
+            self._claims.remove(listener, claimant)
         if listener.claims:
             if dropped:
                 self._durable.note([listener.record()])
@@ -141,7 +148,7 @@ class ListenerStore:
         """Give the claims of ``owner``, and its names, to the same label of ``uid``. Return their listeners."""
         moved = self.owned_by(owner)
         for listener in moved:
-            self._move(listener, owner, Owner(owner.label, uid))
+            self._claims.move(listener, owner, Owner(owner.label, uid))
         if moved:
             self._durable.note([listener.record() for listener in moved])
         return moved
@@ -166,6 +173,11 @@ class ListenerStore:
         """Do what ``repair`` does, with a step for each listener."""
         return repair.repair_all(self.listeners(), self._index.beside)
 
+    def repair_shut_down(self, descriptors: Collection[int]) -> list[int]:
+        """Repair the listeners with these descriptors. Return the descriptors of those that cannot be repaired."""
+        shut = (listener for listener in self._index if listener.socket.fileno() in descriptors)
+        return [listener.socket.fileno() for listener in repair.repair_now(shut, self._index.beside)]
+
     def restore(self, sock: socket.socket, record: Record | None) -> None:
         """Take over a LISTEN socket of an earlier binder. Its address and options come from the socket, the rest from
         ``record``.
@@ -186,14 +198,14 @@ class ListenerStore:
         listener.kind.end_sharing(sock)
         if not listener.kind.is_ready(sock):
             repair.make_ready_again(listener, self._index.beside(listener))
-        self._index.add(listener)
-        for owner in listener.claims:
-            self._claims.add(owner)
+        self._add(listener)
+        self._claims.restore(listener)
         if record is not None:
             self.handoffs.restore(listener, record)
 
     def detach_all(self) -> list[tuple[str, int]]:
         """Give all descriptors to the caller, each with the name that it has at the keeper. The store is empty then."""
+        self._watch.close()
         descriptors = [
             (listener.kept_name if listener.kept else NOT_KEPT, listener.socket.detach()) for listener in self._index
         ]
@@ -202,6 +214,7 @@ class ListenerStore:
 
     def close(self) -> None:
         """Close the binder's descriptors. A port stays open as long as another process holds it."""
+        self._watch.close()
         for listener in self._index:
             listener.socket.close()
         self._index.clear()
@@ -246,45 +259,21 @@ class ListenerStore:
         listener.handoffs += 1
         listener.last_handoff_at = time.monotonic()
         listener.received_by = receiver.pid
-        claim = listener.claims.get(owner)
-        if claim is None:
-            claim = listener.claims[owner] = Claim(listener.handoffs)
-            self._claims.add(owner)
-        claim.handoffs += 1
+        self._claims.grant(listener, owner)
         grant = Grant(listener, owner, listener.handoffs, created, listener.backlog_warning(), receiver, former)
         self.handoffs.add(grant)
         return grant
 
     def remove_claim(self, listener: Listener, owner: Owner) -> None:
         """Remove an owner's claim. The listener stays open."""
-        del listener.claims[owner]
-        self._claims.remove(owner)
-        if listener.claims and all(claimant.uid != listener.name_uid for claimant in listener.claims):
-            # No other user may keep this name from its uid, or be found by it.
-            self._index.rename(listener, None, 0)
+        self._claims.remove(listener, owner)
 
-    def _move(self, listener: Listener, owner: Owner, to: Owner) -> None:
-        claim = listener.claims.pop(owner)
-        for grant in listener.pending:
-            grant.owner = to if grant.owner == owner else grant.owner
-        self._claims.remove(owner)
-        if (existing := listener.claims.get(to)) is not None:
-            existing.since = min(existing.since, claim.since)
-            existing.handoffs += claim.handoffs
-            existing.unconfirmed += claim.unconfirmed
-        else:
-            listener.claims[to] = claim
-            self._claims.add(to)
-        name = listener.options.name
-        if name and listener.name_uid == owner.uid and all(each.uid != owner.uid for each in listener.claims):
-            is_taken = self._index.named(to.uid, name) is not None
-            if is_taken:
-                events.warning("name-taken", address=listener.address, called=name, uid=to.uid)
-            self._index.rename(listener, None if is_taken else name, to.uid)
+    def _add(self, listener: Listener) -> None:
+        self._index.add(listener)
+        self._watch.add(listener.socket)
 
     def _close(self, listener: Listener) -> None:
-        for owner in list(listener.claims):
-            self.remove_claim(listener, owner)
+        self._claims.remove_all(listener)
         # Record the release first: after a crash in between, the socket must not be restored if it turns up again.
         self._durable.note([listener.record(released=True)])
         try:
@@ -292,5 +281,6 @@ class ListenerStore:
             listener.kind.retire(listener.socket)
         except OSError as error:
             events.limited(events.warning, "shutdown-failed", None, address=listener.address, error=error.strerror)
+        self._watch.remove(listener.socket)
         listener.socket.close()
         self._index.remove(listener)

@@ -24,5 +24,18 @@ class NothingDurable:
         return None
 
 
+class NothingWatched:
+    """A watch that notices nothing: the tests repair by hand."""
+
+    def add(self, sock: socket.socket) -> None:
+        pass
+
+    def remove(self, sock: socket.socket) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def new_store(limit: int = 100, *, limit_per_uid: int = sys.maxsize) -> ListenerStore:
-    return ListenerStore(NothingDurable(), limit=limit, limit_per_uid=limit_per_uid)
+    return ListenerStore(NothingDurable(), lambda repair: NothingWatched(), limit=limit, limit_per_uid=limit_per_uid)

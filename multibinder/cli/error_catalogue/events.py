@@ -37,6 +37,12 @@ EVENTS = Section(
             remedy="`ss -ltnp` shows who has it; stop that process, and restart the server",
         ),
         entry(
+            "shutdown-unwatched",
+            cause="the kernel refused to watch a listener for shutdown(2) by a holder (epoll_ctl(2)); one is repaired "
+            "within 15 s, not at once",
+            remedy="raise fs.epoll.max_user_watches, or give the host more memory",
+        ),
+        entry(
             "shutdown-failed",
             cause="a released listener could not be shut down; it may stay open in its holders",
             remedy="restart its holders",
