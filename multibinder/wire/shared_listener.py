@@ -2,36 +2,154 @@
 
 from __future__ import annotations
 
-import select
+import contextlib
+import errno
 import socket
+import time
+from typing import SupportsIndex
+
+from multibinder.wire import kinds
+from multibinder.wire.addresses import Address
+from multibinder.wire.asyncio_accept import attach_at_once, is_accepting, stop_watching
+from multibinder.wire.errors import AddressError, ListenerReleased
+from multibinder.wire.local_acceptors import LocalAcceptors
+from multibinder.wire.pickled_listener import reduce_for_multiprocessing
+from multibinder.wire.tls_listener import become_shared, tls_socket_in_the_making
 
 #: The address of a client, as accept() returns it for IPv4 and for IPv6 (host, port, flow information, scope).
 PeerAddress = tuple[str, int] | tuple[str, int, int, int]
+
+#: The first and the longest pause between two looks at a listener that another process has shut down.
+_PAUSE_S, _LONGEST_PAUSE_S = 0.002, 0.05
 
 
 class SharedListener(socket.socket):
     """A LISTEN socket that other processes hold as well.
 
-    O_NONBLOCK belongs to the open file description (open(2)), which all holders share. HAProxy, nginx and asyncio set
-    it and depend on it; a plain Python socket in blocking mode would then raise BlockingIOError from ``accept()``,
-    or break the other holders by clearing the flag. Therefore ``settimeout`` and ``setblocking`` only set the flag here
-    and never clear it, and a blocking ``accept()`` polls if the flag is set.
+    ``accept()``, timeouts and blocking mode are those of any socket. What differs is that nothing which is done with
+    one object is felt by other holders:
 
-    ``close()`` closes this process's descriptor; the binder's stays, and the port with it.
+    * ``close()`` closes the descriptor of this process; the binder's stays, and the port with it.
+    * ``shutdown()`` ends the ``accept()`` of this object only. ``pause()`` makes it find no client.
+    * ``listen()`` does nothing: the binder sets the backlog.
+    * O_NONBLOCK, which all holders share, is never cleared, and set before each ``accept()``.
+
+    Threads of this process that wait in ``accept()`` wake up at ``close()``, ``shutdown()`` and ``pause()``. When the
+    binder releases the listener, ``accept()`` raises ListenerReleased. ``ssl.SSLContext.wrap_socket`` makes a TLS
+    listener with the same rules, and multiprocessing can give the listener to a child.
+
+    A subclass is constructed as ``socket.socket`` is: ``(family, type, proto, fileno=…)``.
     """
 
-    _waits_forever = True
+    _local: LocalAcceptors
+
+    def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:  # noqa: A002
+        super().__init__(family, type, proto, fileno)
+        if socket.getdefaulttimeout() is not None:
+            super().settimeout(0.0)  # the waiting is ours
+        self._local = LocalAcceptors(_address_if_ready(self))
+
+    @property
+    def address(self) -> Address:
+        """The address that the listener has, or had when it was received. Raises OSError or AddressError."""
+        known = self._local.address or kinds.address_of(self)
+        if known is None:
+            raise AddressError(f"a socket of {self.family!r} has no address that multibinder supports")
+        return known
+
+    @property
+    def paused(self) -> bool:
+        """True after ``pause()``."""
+        return self._local.paused
+
+    @property
+    def released(self) -> bool:
+        """True if the binder has released the listener: no client reaches it any more. Makes two system calls.
+
+        In an event loop, the listener becomes writable then, which it never is before.
+        """
+        kind = kinds.of_socket(self)
+        if self.fileno() < 0 or kind is None or kind.is_ready(self):
+            return False
+        return kind.is_retired(self) or self._local.has_stayed_shut()
 
     def accept(self) -> tuple[socket.socket, PeerAddress]:
-        if not self._waits_forever:
-            return super().accept()
+        """Wait for a client, as socket.accept() does. Return its connection and its address.
+
+        Raises ListenerReleased after a release, OSError (EINVAL) after ``shutdown()``, OSError (EBADF) after
+        ``close()``, BlockingIOError and TimeoutError according to ``settimeout()``.
+        """
+        # Each round sets O_NONBLOCK first, because another process may have cleared it: accept4(2) would then block
+        # with a client that another copy was faster to take, and no thread could wake it.
+        local = self._local
+        timeout = local.timeout
+        until = None if timeout is None else time.monotonic() + timeout if timeout else 0.0
+        pause_s = _PAUSE_S
         while True:
+            if local.barred:
+                self._refuse_or_wait(timeout, until)
+                continue
             try:
-                return super().accept()
-            except (BlockingIOError, TimeoutError):
-                readable = select.poll()
-                readable.register(self, select.POLLIN)
-                readable.poll()
+                super().settimeout(0.0)
+                accepted = super().accept()
+            except BlockingIOError:
+                if timeout == 0.0:
+                    raise
+                _check_deadline(until)
+                local.wait(self.fileno(), until)
+            except ConnectionAbortedError:
+                if timeout == 0.0:
+                    raise
+            except OSError as error:
+                if local.barred:
+                    continue
+                if error.errno != errno.EINVAL or not self._will_be_repaired(error):
+                    raise
+                if timeout == 0.0:
+                    raise BlockingIOError(errno.EAGAIN, f"{local.name} was shut down by another process") from None
+                _check_deadline(until)
+                soon = time.monotonic() + pause_s
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                local.wait(None, soon if until is None else min(soon, until))
+            else:
+                if timeout == 0.0:
+                    attach_at_once(accepted[0])
+                return accepted
+
+    def pause(self) -> None:
+        """Stop accepting for good, without closing: ``accept()`` of this object finds no client from now on.
+
+        In blocking mode it waits until ``close()`` or ``shutdown()``; else it raises BlockingIOError or TimeoutError.
+        Clients stay in the queue, for other copies. A server that pauses first can close without losing a client that
+        it has accepted. Bind again for a listener that accepts.
+        """
+        self._local.pause()
+
+    def shutdown(self, how: SupportsIndex, /) -> None:
+        """End the ``accept()`` of this object, in all threads of this process, with OSError (EINVAL).
+
+        Other copies and the port are not affected. SHUT_WR has no meaning for a listener, and does nothing.
+        """
+        if self.fileno() < 0:
+            raise OSError(errno.EBADF, "the listener was closed in this process")
+        if how not in (socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR):
+            raise OSError(errno.EINVAL, f"{how!r} is none of SHUT_RD, SHUT_WR and SHUT_RDWR")
+        if how != socket.SHUT_WR:
+            self._local.shut_down()
+
+    def close(self) -> None:
+        """Close the descriptor of this process. The binder keeps the port open; clients wait, or go to other copies."""
+        self._local.close()
+        super().close()
+
+    def detach(self) -> int:
+        """Return the descriptor, which the caller then owns, and be closed. Threads in ``accept()`` end as at close."""
+        wrapping = tls_socket_in_the_making(self)
+        descriptor = super().detach()
+        if wrapping is not None:
+            become_shared(wrapping, SharedListener, self._local.of_another_object())
+        self._local.close()
+        return descriptor
 
     def listen(self, backlog: int = 0, /) -> None:
         """Do nothing: the socket already listens, and the binder sets its backlog.
@@ -41,19 +159,80 @@ class SharedListener(socket.socket):
         """
 
     def settimeout(self, value: float | None, /) -> None:
-        self._waits_forever = value is None
+        """Set the timeout of ``accept()`` in seconds: None waits for ever, 0 does not wait."""
         if value is not None:
             super().settimeout(value)
+            value = super().gettimeout()
+            super().settimeout(0.0)
+        self._local.timeout = value
 
     def gettimeout(self) -> float | None:
-        return None if self._waits_forever else super().gettimeout()
+        """Return what ``settimeout`` was given."""
+        return self._local.timeout
 
     def setblocking(self, flag: bool, /) -> None:
+        """Set the timeout to None or to 0."""
         self.settimeout(None if flag else 0.0)
 
     def getblocking(self) -> bool:
-        return self.gettimeout() != 0.0
+        """Return whether ``accept()`` may wait."""
+        return self._local.timeout != 0.0
 
     @property
     def timeout(self) -> float | None:
-        return self.gettimeout()
+        """What ``settimeout`` was given."""
+        return self._local.timeout
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[object, ...]:
+        return reduce_for_multiprocessing(self) or super().__reduce_ex__(protocol)
+
+    def _refuse_or_wait(self, timeout: float | None, until: float | None) -> None:
+        """Raise what ``accept()`` has to raise while ``barred``; wait in blocking mode while paused."""
+        local = self._local
+        stop_watching(self)
+        refusal = local.refusal
+        if refusal is not None:
+            if local.closed and is_accepting():
+                # A callback of asyncio has closed its own server. It accepts until there is no client, and no longer.
+                raise BlockingIOError(errno.EAGAIN, refusal.strerror)
+            raise refusal
+        if timeout == 0.0:
+            raise BlockingIOError(errno.EAGAIN, f"{local.name} is paused in this process")
+        _check_deadline(until)
+        local.wait(None, until)
+
+    def _will_be_repaired(self, error: OSError) -> bool:
+        """Say what EINVAL of accept4(2) means: the socket does not listen.
+
+        Return True if another process shut it down, which the binder repairs, False if this cannot be told. Raises
+        ListenerReleased.
+        """
+        kind = kinds.of_socket(self)
+        if kind is None:
+            return False
+        with contextlib.suppress(OSError):  # closed meanwhile
+            if kind.is_ready(self):
+                return True
+            if not kind.is_retired(self) and not self._local.has_stayed_shut():
+                return True
+        if self._local.barred:
+            return True
+        stop_watching(self)
+        raise ListenerReleased(
+            errno.EINVAL,
+            f"{self._local.name} was released: the binder has closed it for all processes; stop, or bind it again",
+        ) from error
+
+
+def _check_deadline(until: float | None) -> None:
+    if until is not None and time.monotonic() >= until:
+        raise TimeoutError("timed out")
+
+
+def _address_if_ready(sock: socket.socket) -> Address | None:
+    """Return the address while the socket surely has it: a release takes a port away that the kernel chose."""
+    kind = kinds.of_socket(sock)
+    try:
+        return kind.address_of(sock) if kind is not None and kind.is_ready(sock) else None
+    except (OSError, AddressError):
+        return None

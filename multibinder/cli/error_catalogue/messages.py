@@ -118,6 +118,30 @@ CLIENT = Section(
             remedy="give the owner that `multibinder list` shows",
         ),
         entry(
+            "the listener on … was released: the binder has closed it for all processes; stop, or bind it again",
+            cause="`accept()`, after `multibinder release`, `--orphan-ttl`, or the last owner's `release`",
+            remedy="stop the server, or bind the address again; `multibinder list` shows what the binder holds",
+            fragment="was released: the binder has closed it for all processes",
+        ),
+        entry(
+            "the listener on … was shut down in this process; bind again to accept",
+            "the listener on … was closed in this process",
+            cause="`accept()`, after `shutdown()` or `close()` of the same object, perhaps in another thread",
+            remedy="none, if it is how the server stops; the port stays open in the binder",
+            fragment="in this process",
+        ),
+        entry(
+            "a socket of … has no address that multibinder supports",
+            cause="`SharedListener.address` of a socket that is no TCP socket, which the program has made itself",
+            remedy="`getsockname()`",
+        ),
+        entry(
+            "the listener on … was shut down by another process",
+            cause="`accept()` in non-blocking mode, in the milliseconds until the binder has repaired the listener",
+            remedy="none: it is a BlockingIOError, as without a client; find the program that calls shutdown(2)",
+            fragment="was shut down by another process",
+        ),
+        entry(
             "MULTIBINDER_SOCK is not set: binding in this process, so a restart will refuse connections",
             cause="a warning of `fallback=True` where there is no binder",
             remedy="none on a laptop; in production set MULTIBINDER_SOCK",
