@@ -27,7 +27,7 @@ def test_reloads_at_2000_connections_a_second_with_binds_added_and_dropped_lose_
     haproxy.template.write_text(config(bind_tcp(base)))
     haproxy.start()
     with Load([base], rate=2000, timeout_s=PATIENCE_S) as load:
-        for number in range(1, times(20, 50) + 1):
+        for number in range(1, times(10, 50) + 1):
             load.mark(f"reload {number}")
             with_extra = number % 10 in (5, 6, 7)
             if with_extra:
@@ -150,7 +150,7 @@ def test_many_reloads_leave_no_descriptor_behind(haproxy: Haproxy, binder: Binde
         return len(binder.descriptors()), len(descriptors(haproxy.pid)), len(descriptors(worker))
 
     before = counts()
-    for number in range(times(20, 100)):
+    for number in range(times(10, 100)):
         haproxy.template.write_text(
             config(bind_tcp((host, 8000)), bind_tcp((host, 8001)), *([bind_tcp((host, 8002))] if number % 2 else []))
         )

@@ -132,7 +132,7 @@ def test_a_binder_that_was_stopped_without_its_guard_is_started_again(guard: Gua
 def test_no_acknowledged_bind_is_ever_missing(guard: Guard, host: str) -> None:
     bound: dict[str, int] = {}
     pid = serving_pid(guard.socket_path)
-    for port in range(8000, 8000 + times(25, 100)):
+    for port in range(8000, 8000 + times(12, 100)):
         with Client(guard.socket_path) as client:
             [listener] = client.bind([(host, port)], owner=f"o{port}")
             os.kill(pid, signal.SIGKILL)

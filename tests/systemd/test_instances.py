@@ -96,7 +96,7 @@ def test_no_reload_fails_while_the_binder_is_restarted_under_load(make_instance:
     with Load([web.address], rate=500, timeout_s=PATIENCE_S) as load:
         restarts.start()
         try:
-            for number in range(times(12, 40)):
+            for number in range(times(6, 40)):
                 # Every other configuration needs a listener that only the binder can give.
                 web.configure(PORT, *([EXTRA_PORT] if number % 2 else []))
                 cursor = machine.cursor()
