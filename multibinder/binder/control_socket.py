@@ -11,10 +11,8 @@ from multibinder.binder import control_file, events
 from multibinder.binder.control_lock import ControlSocketError, is_at, note_pid, release_lock, take_lock
 from multibinder.binder.inherit import CONTROL, LOCK
 from multibinder.kernel.socket_options import peer_credentials, refuse_descriptors
+from multibinder.wire.arguments import PATH_BYTES
 from multibinder.wire.errors import MultibinderError
-
-#: sizeof(sun_path), less the NUL that unix(7) asks for.
-PATH_BYTES = 107
 
 
 class ControlSocket:

@@ -22,13 +22,6 @@ _ROOM = "MULTIBINDER_REHEARSAL_ROOM"
 #: Descriptors that a start opens beside those that were passed to it.
 _RESERVED_DESCRIPTORS = 32
 
-#: A listener's name at a keeper (its SO_COOKIE) has at most six characters and a colon until 2**36 sockets were made.
-_NAME_BYTES = 7
-#: Room for the names of other descriptors that a keeper has.
-_OTHER_NAMES_BYTES = 256
-#: The most listeners whose names fit into LISTEN_FDNAMES. With more, neither an upgrade nor a keeper could start the
-#: next binder.
-MAX_LISTENERS = (handover.MAX_STRING_BYTES - _OTHER_NAMES_BYTES) // _NAME_BYTES
 _OUR_NAMES = (CONTROL, LOCK, f"{RECORDS}-{10**9}", CLIENTS, lifeboat.LIFEBOAT)
 
 Named = list[tuple[str, int]]

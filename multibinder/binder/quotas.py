@@ -9,7 +9,15 @@ from typing import NamedTuple
 import msgspec
 
 from multibinder.binder.owner import is_privileged
+from multibinder.kernel.handover import MAX_STRING_BYTES
 
+#: A listener's name at a keeper (its SO_COOKIE) has at most six characters and a colon until 2**36 sockets were made.
+_NAME_BYTES = 7
+#: Room for the names of other descriptors that a keeper has.
+_OTHER_NAMES_BYTES = 256
+#: The most listeners whose names fit into LISTEN_FDNAMES. With more, neither an upgrade nor a keeper could start the
+#: next binder.
+MAX_LISTENERS = (MAX_STRING_BYTES - _OTHER_NAMES_BYTES) // _NAME_BYTES
 #: A full bucket has the tokens of this time, so that a client that was idle may send a burst of requests.
 _BURST_S = 2.0
 #: Above this many users, those without a client and with a full bucket are forgotten.

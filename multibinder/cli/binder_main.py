@@ -6,42 +6,28 @@ The process lives for months and keeps every module that it imported, so it does
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import sys
 
 import msgspec
 
 from multibinder import MultibinderError, __version__
-from multibinder.binder import daemon, failures
+from multibinder.binder import daemon
 from multibinder.binder.holder_scan import FindHolders
 from multibinder.binder.next_version import POLICY_REQUIRED
 from multibinder.binder.program import Program
-from multibinder.binder.settings import Settings, Timings
+from multibinder.binder.settings import Timings
 from multibinder.binder.trial import try_start
 from multibinder.binder.upgrade import NONCE, WORD
+from multibinder.cli.invocation import Invocation, binder_command
 from multibinder.cli.logs import log_to, try_log_file
+from multibinder.cli.wording import shortage
 from multibinder.kernel.std_descriptors import open_std_descriptors
 from multibinder.observe.holders import holders_of, who_listen_on
 
 #: A collection of the oldest objects takes the loop for 25 ms with 14,000 listeners, which stay. By default there would
 #: be one for each few thousand binds. Those of young objects find nearly all garbage.
 _GC_THRESHOLDS = (700, 10, 1000)
-
-
-class Invocation(msgspec.Struct, frozen=True):
-    """The checked options of ``multibinder serve``, passed on as one JSON argument."""
-
-    settings: Settings
-    log_format: str = "text"
-    log_level: int = logging.INFO
-    log_file: str | None = None
-
-
-def command(settings: str) -> list[str]:
-    """Return the command that becomes the binder, in the version that is installed now."""
-    # -P keeps the working directory out of sys.path: root must not import what another user placed there.
-    return [sys.executable, "-P", "-m", "multibinder.cli.binder_main", settings]
 
 
 def rehearse() -> None:
@@ -82,7 +68,7 @@ def main(timings: Timings = Timings(), find_holders: FindHolders = holders_of) -
         )
         program = Program(
             __version__,
-            command(sys.argv[1]),
+            binder_command(sys.argv[1]),
             who_listens=who_listen_on,
             find_holders=find_holders,
             timings=timings,
@@ -92,12 +78,6 @@ def main(timings: Timings = Timings(), find_holders: FindHolders = holders_of) -
         sys.exit(f"multibinder: {error}")
     except (OSError, MemoryError) as error:
         sys.exit(shortage(error))
-
-
-def shortage(error: Exception) -> str:
-    """Return the sentence about an error that no part of a start expects, such as a lack of descriptors or memory."""
-    told = failures.told(error)
-    return f"multibinder: the system refused what a start needs: {told['error']} (at {told['at']})"
 
 
 def _inherits() -> bool:

@@ -11,16 +11,11 @@ from multibinder import MultibinderError
 from multibinder.binder import guard
 from multibinder.binder.guard_rehearsal import Upgrade
 from multibinder.binder.pidfile import try_to_write_pidfile
-from multibinder.cli import binder_main, guard_start
+from multibinder.cli import guard_start
+from multibinder.cli.invocation import GUARD_MODULE, Invocation, binder_command, guard_command
 from multibinder.cli.logs import log_to, try_log_file
+from multibinder.cli.wording import shortage
 from multibinder.kernel.std_descriptors import open_std_descriptors
-
-_MODULE = "multibinder.cli.guard_main"
-
-
-def command(settings: str) -> list[str]:
-    """Return the command that becomes the guard, in the version that is installed now."""
-    return [sys.executable, "-P", "-m", _MODULE, settings]
 
 
 def rehearse() -> None:
@@ -52,24 +47,24 @@ def main() -> None:
     except MultibinderError as error:
         sys.exit(f"multibinder: {error}")
     except (OSError, MemoryError) as error:
-        sys.exit(binder_main.shortage(error))
+        sys.exit(shortage(error))
     pidfile = invocation.settings.pidfile
     guarded = msgspec.structs.replace(invocation, settings=msgspec.structs.replace(invocation.settings, pidfile=None))
-    binder_command = binder_main.command(msgspec.json.encode(guarded).decode())
+    binder = binder_command(msgspec.json.encode(guarded).decode())
     try:
         upgrade = Upgrade(
-            rehearsed=command(sys.argv[1]),
-            executed=guard_start.command(sys.executable, _MODULE, sys.argv[1]),
+            rehearsed=guard_command(sys.argv[1]),
+            executed=guard_start.command(sys.executable, GUARD_MODULE, sys.argv[1]),
             variables=guard_start.variables(),
         )
-        status = guard.run(binder_command, upgrade, pidfile, invocation.settings.socket_path)
+        status = guard.run(binder, upgrade, pidfile, invocation.settings.socket_path)
     except (OSError, MemoryError) as error:
-        sys.exit(binder_main.shortage(error))
+        sys.exit(shortage(error))
     sys.exit(128 - status if status < 0 else status)  # the exit code of a shell for a program that a signal ended
 
 
-def _invocation() -> binder_main.Invocation:
-    return msgspec.json.decode(sys.argv[1], type=binder_main.Invocation)
+def _invocation() -> Invocation:
+    return msgspec.json.decode(sys.argv[1], type=Invocation)
 
 
 if __name__ == "__main__":

@@ -13,16 +13,13 @@ import click
 import msgspec
 
 from multibinder import Address, AddressError
-from multibinder.binder.control_socket import PATH_BYTES
-from multibinder.binder.next_version import MAX_LISTENERS
 from multibinder.binder.orphan_ttl import OrphanTtl
-from multibinder.binder.quotas import Limits
+from multibinder.binder.quotas import MAX_LISTENERS, Limits
 from multibinder.binder.settings import DEFAULT_POLICY, Settings
-from multibinder.cli.binder_main import Invocation
-from multibinder.cli.binder_main import command as binder_command
 from multibinder.cli.detach import detach
-from multibinder.cli.guard_main import command as guard_command
+from multibinder.cli.invocation import Invocation, binder_command, guard_command
 from multibinder.cli.options import server_socket_option
+from multibinder.wire.arguments import PATH_BYTES
 
 _DEFAULTS = Limits()
 _F = TypeVar("_F", bound=Callable[..., object])

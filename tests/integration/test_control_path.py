@@ -19,7 +19,7 @@ import pytest
 
 from multibinder import Client
 from multibinder.binder.settings import Settings
-from multibinder.cli.binder_main import Invocation
+from multibinder.cli.invocation import Invocation
 from tests.support import PROGRAM, Binder, clean_environment, serving_pid, wait_until
 
 #: A binder that looks more often than every 15 s.

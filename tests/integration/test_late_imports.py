@@ -13,7 +13,7 @@ import pytest
 
 from multibinder import Client, ListenerSpec, MultibinderError, Options, TcpAddress
 from multibinder.binder.settings import Settings
-from multibinder.cli.binder_main import Invocation
+from multibinder.cli.invocation import Invocation
 from tests.conftest import StartBinder
 from tests.support import RawClient, wait_until
 

@@ -16,7 +16,7 @@ from multibinder import Client, ListenerSpec, Options, TcpAddress
 from multibinder.binder.owner import Owner
 from multibinder.binder.settings import Settings
 from multibinder.binder.store import ListenerStore
-from multibinder.cli.binder_main import Invocation
+from multibinder.cli.invocation import Invocation
 from multibinder.kernel.accept_queue import accept_queue
 from tests.support import Binder, can_connect, wait_until
 from tests.support.stores import new_store

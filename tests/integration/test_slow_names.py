@@ -17,7 +17,7 @@ import pytest
 from multibinder import Client
 from multibinder.binder import policy_source
 from multibinder.binder.settings import Settings
-from multibinder.cli.binder_main import Invocation
+from multibinder.cli.invocation import Invocation
 from tests.conftest import StartBinder
 from tests.support import Binder, wait_until
 

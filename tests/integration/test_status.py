@@ -25,7 +25,7 @@ import pytest
 from multibinder import Client, ListenerHealth, ListenerSpec, Options, TcpAddress
 from multibinder.binder.orphan_ttl import OrphanTtl
 from multibinder.binder.settings import Settings
-from multibinder.cli.binder_main import Invocation
+from multibinder.cli.invocation import Invocation
 from multibinder.kernel.socket_options import drops_of
 from tests.conftest import StartBinder
 from tests.support import (

@@ -17,7 +17,7 @@ import msgspec
 
 from multibinder import Client, MultibinderError
 from multibinder.binder.settings import Settings
-from multibinder.cli.binder_main import Invocation
+from multibinder.cli.invocation import Invocation
 from tests.support.commands import clean_environment
 from tests.sweep import strace
 from tests.sweep.store import Store
