@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCKS := requirements-build.lock requirements-dev.lock
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation
 
-.PHONY: demo test campaign unit lint docs bench sweep fuzz chaos screenshots lock clean
+.PHONY: demo test campaign unit lint pyright docs bench sweep fuzz chaos screenshots lock clean
 
 demo: $(VENV)/ready
 	@tools/need haproxy:haproxy
@@ -37,7 +37,15 @@ lint: $(VENV)/ready
 	@$(BIN)/mypy
 	@$(BIN)/python -m tools.audit $(LOCKS)
 
-# Generate docs/errors.md and docs/reference/commands.md from the code.
+# What a user of the library writes, checked as pyright does. basedpyright is pyright in a wheel that needs no download when
+# it runs; 'make test' runs it too, once it is here.
+pyright: $(VENV)/pyright
+	@$(BIN)/pytest tests/typing $(PYTEST)
+
+$(VENV)/pyright: $(VENV)/ready
+	@$(BIN)/pip install --quiet --disable-pip-version-check --only-binary :all: --upgrade --target $@ basedpyright==1.40.2
+
+# Generate docs/errors.md, docs/reference/commands.md and docs/reference/library.md from the code.
 docs: $(VENV)/ready
 	@$(BIN)/python -m tools.reference
 

@@ -1,74 +1,89 @@
-"""Get LISTEN sockets that outlive your process from a multibinder daemon.
+"""Get LISTEN sockets that outlive your process from a multibinder daemon, the binder.
 
     import multibinder
-    listener = multibinder.bind("127.0.0.1", 8000)
+    listener = multibinder.bind("127.0.0.1", 8000, owner="hello")
+    while True:
+        connection, peer = listener.accept()
+        ...
 
-The binder keeps the port open while your program restarts; clients wait in the kernel's accept queue.
+The binder keeps the port open while your program restarts; clients wait in the kernel's accept queue. The environment
+variable MULTIBINDER_SOCK says where the binder is.
+
+    bind        the listener of one address
+    bind_many   those of several, all or none
+    release     close the port for good
+    sync        the listeners of an owner are exactly these: bind them, release the others
+    Client      all that a binder can be asked, over one connection
+
+What they return and take (``help(multibinder.SharedListener)``, and so on):
+
+    SharedListener              the socket: that of the socket module, made safe to share with other processes
+    PeerAddress                 the address of a client, from ``SharedListener.accept``
+    Address, TcpAddress         an address: ``Address.parse("[::]:443")``, ``TcpAddress.of("::", 443)``
+    ListenerSpec, Options       an address with options: backlog, v6only, name
+    BindTarget, ReleaseTarget   what names a listener: one of the above, or ``("127.0.0.1", 8000)``
+    Released, Moved, Upgrade, Hello, ListenerStatus, BinderStatus, ListenerHealth, ...   the answers to a Client
+
+What they raise:
+
+    MultibinderError
+        ConfigurationError      no control socket is configured
+        ArgumentError           an argument that the call does not take (also a ValueError)
+            AddressError        an address, an option or a label that cannot be
+        BinderUnavailable       no binder answers at the control socket (also a ConnectionError)
+            BinderTimeout       it did not answer in time (also a TimeoutError)
+        RequestError            the binder refused: ``code``, ``data``
+            BindError           an address cannot be bound: ``errno``, ``address``, ``listener`` in the way
+            NotAllowed          a policy, or the label of another user, forbids it
+            LimitReached        a limit of this user or of the binder is reached: ``limit``
+        ListenerReleased        from ``accept()``: the port was closed for good (also an OSError)
+        ProtocolError           LocalProtocolError: misuse; RemoteProtocolError: the other end is no binder
+
+docs/reference/library.md has each name with its contract, docs/errors.md each message with its remedy.
 """
 
-from multibinder.wire.addresses import Address, TcpAddress
-from multibinder.wire.arguments import SOCKET_VARIABLE
+from multibinder.wire.addresses import Address as Address, TcpAddress as TcpAddress
+from multibinder.wire.arguments import SOCKET_VARIABLE as SOCKET_VARIABLE
 from multibinder.wire.client import Client
 from multibinder.wire.errors import (
-    AddressError,
-    ArgumentError,
-    BindError,
-    BinderTimeout,
-    BinderUnavailable,
-    ConfigurationError,
-    LimitReached,
-    ListenerReleased,
-    LocalProtocolError,
-    MultibinderError,
-    NotAllowed,
-    ProtocolError,
-    RemoteProtocolError,
-    RequestError,
+    AddressError as AddressError,
+    ArgumentError as ArgumentError,
+    BindError as BindError,
+    BinderTimeout as BinderTimeout,
+    BinderUnavailable as BinderUnavailable,
+    ConfigurationError as ConfigurationError,
+    DescriptorsLost as DescriptorsLost,
+    LimitReached as LimitReached,
+    ListenerReleased as ListenerReleased,
+    LocalProtocolError as LocalProtocolError,
+    MultibinderError as MultibinderError,
+    NotAllowed as NotAllowed,
+    ProtocolError as ProtocolError,
+    RemoteProtocolError as RemoteProtocolError,
+    RequestError as RequestError,
 )
-from multibinder.wire.messages import Hello, ListenerSpec, Released, Upgrade
-from multibinder.wire.options import OPTION_NAMES, Options
-from multibinder.wire.shared_listener import PeerAddress, SharedListener
+from multibinder.wire.messages import (
+    Hello as Hello,
+    ListenerSpec as ListenerSpec,
+    Moved as Moved,
+    Released as Released,
+    Upgrade as Upgrade,
+)
+from multibinder.wire.options import OPTION_NAMES as OPTION_NAMES, Options as Options
+from multibinder.wire.shared_listener import PeerAddress as PeerAddress, SharedListener as SharedListener
 from multibinder.wire.shortcuts import bind, bind_many, release, sync
-from multibinder.wire.status import BinderStatus, Counters, HolderStatus, ListenerHealth, ListenerStatus, OwnerStatus
+from multibinder.wire.status import (
+    BinderStatus as BinderStatus,
+    Counters as Counters,
+    HolderStatus as HolderStatus,
+    ListenerHealth as ListenerHealth,
+    ListenerStatus as ListenerStatus,
+    OwnerStatus as OwnerStatus,
+)
+from multibinder.wire.targets import BindTarget as BindTarget, ReleaseTarget as ReleaseTarget
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "OPTION_NAMES",
-    "SOCKET_VARIABLE",
-    "Address",
-    "AddressError",
-    "ArgumentError",
-    "BindError",
-    "BinderStatus",
-    "BinderTimeout",
-    "BinderUnavailable",
-    "Client",
-    "ConfigurationError",
-    "Counters",
-    "Hello",
-    "HolderStatus",
-    "LimitReached",
-    "ListenerHealth",
-    "ListenerReleased",
-    "ListenerSpec",
-    "ListenerStatus",
-    "LocalProtocolError",
-    "MultibinderError",
-    "NotAllowed",
-    "Options",
-    "OwnerStatus",
-    "PeerAddress",
-    "ProtocolError",
-    "Released",
-    "RemoteProtocolError",
-    "RequestError",
-    "SharedListener",
-    "TcpAddress",
-    "Upgrade",
-    "__version__",
-    "bind",
-    "bind_many",
-    "release",
-    "sync",
-]
+# What help(multibinder) describes in full: with every class, it has 2,800 lines, most of them inherited from socket and
+# from exceptions. Each name above is public; "X as X" says so to type checkers (PEP 484).
+__all__ = ["Client", "bind", "bind_many", "release", "sync"]

@@ -1,4 +1,4 @@
-"""Generate docs/errors.md and docs/reference/commands.md from the code ('make docs')."""
+"""Generate docs/errors.md, docs/reference/commands.md and docs/reference/library.md from the code ('make docs')."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from multibinder_haproxy.cli import multibinder_haproxy as haproxy_command
 
 from multibinder.cli.error_catalogue import EVENTS, SECTIONS, ErrorEntry, Section
 from multibinder.cli.main import multibinder as multibinder_command
+from tools.library_page import library_page
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-_GENERATED = "<!-- Made by 'make docs' from the code; do not edit. -->"
+GENERATED = "<!-- Made by 'make docs' from the code; do not edit. -->"
 
 
 def errors_page() -> str:
@@ -23,7 +24,7 @@ def errors_page() -> str:
     lines = [
         "# Errors, their causes and remedies",
         "",
-        _GENERATED,
+        GENERATED,
         "",
         "`…` stands for what varies. Look for a part of the message that does not.",
     ]
@@ -48,7 +49,7 @@ def commands_page() -> str:
     lines = [
         "# Commands",
         "",
-        _GENERATED,
+        GENERATED,
         "",
         "`COMMAND --help` says the same. Completion for your shell, e.g. bash (zsh and fish likewise):",
         "",
@@ -127,3 +128,4 @@ def _option(option: click.Option, context: click.Context) -> str:
 if __name__ == "__main__":
     (DOCS / "errors.md").write_text(errors_page())
     (DOCS / "reference" / "commands.md").write_text(commands_page())
+    (DOCS / "reference" / "library.md").write_text(library_page(GENERATED))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import warnings
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ from multibinder.wire.arguments import DEFAULT_TIMEOUT_S, control_path, timeout_
 from multibinder.wire.connection import Connection
 from multibinder.wire.errors import RequestError
 from multibinder.wire.listener import close_all, set_mode, verify_all_received
-from multibinder.wire.messages import Hello, ListenerParams, ListenerSpec, Released, Reply, Upgrade
+from multibinder.wire.messages import Hello, ListenerParams, ListenerSpec, Moved, Released, Reply, Upgrade
 from multibinder.wire.options import check_optional_owner, check_owner
 from multibinder.wire.reception import Reception, decode_result
 from multibinder.wire.session import Session
@@ -21,16 +22,11 @@ from multibinder.wire.status import BinderStatus, ListenerStatus
 from multibinder.wire.status_params import StatusParams
 from multibinder.wire.targets import BindTarget, ReleaseTarget, specs_of
 
-# Inside the class Client, the name ``list`` means its method.
-_Statuses = list[ListenerStatus]
-_Releases = list[Released]
-_Moves = list[messages.Moved]
-_Sockets = list[SharedListener]
 #: The stack frames between ``Client._bind`` and ``_receive``.
 _FRAMES = 4
 
 
-class Client:
+class Client:  # which has a method ``list``: hence builtins.list
     """A connection to a binder. Use it as a context manager; one call at a time.
 
     ``socket_path`` defaults to $MULTIBINDER_SOCK; ``timeout`` is in seconds, for each call as a whole (None: no
@@ -91,7 +87,7 @@ class Client:
 
     def bind(
         self, wanted: Iterable[BindTarget], *, owner: str = "", inheritable: bool = False, blocking: bool = True
-    ) -> _Sockets:
+    ) -> builtins.list[SharedListener]:
         """Get LISTEN sockets in one round trip: all of them, in the order of ``wanted``, or none. The caller owns them.
 
         ``wanted`` has ``("127.0.0.1", 8000)`` tuples, addresses, or ``ListenerSpec(address, Options(…))``. ``owner``
@@ -110,9 +106,9 @@ class Client:
         if params:
             self._ask("check", params)
 
-    def list(self) -> _Statuses:
+    def list(self) -> builtins.list[ListenerStatus]:
         """Return every listener of the binder, in the order of their creation."""
-        return decode_result(self._ask("list", []), _Statuses)
+        return decode_result(self._ask("list", []), builtins.list[ListenerStatus])
 
     def status(self, *, fresh: bool = True) -> BinderStatus:
         """Return the state of the binder, its counters since it started, and the health of its listeners.
@@ -122,17 +118,17 @@ class Client:
         """
         return decode_result(self._ask("status", [] if fresh else [StatusParams(fresh=False)]), BinderStatus)
 
-    def release(self, wanted: Iterable[ReleaseTarget], *, owner: str = "") -> _Releases:
+    def release(self, wanted: Iterable[ReleaseTarget], *, owner: str = "") -> builtins.list[Released]:
         """Give up the claim of ``owner``. A listener that has no claim left is shut down for every holder.
 
         The outcome of each is ``closed``, ``kept`` (another claim remains: see ``owners``) or ``absent``.
         """
         params = _params(specs_of(wanted), owner)
-        return decode_result(self._ask("release", params, can_repeat=False), _Releases) if params else []
+        return decode_result(self._ask("release", params, can_repeat=False), builtins.list[Released]) if params else []
 
     def sync(
         self, owner: str, wanted: Iterable[BindTarget], *, inheritable: bool = False, blocking: bool = True
-    ) -> _Sockets:
+    ) -> builtins.list[SharedListener]:
         """Make the listeners of ``owner`` exactly these: bind them, and release its claims on all others.
 
         Only claims of this user (or of the uid in ``label:uid``) are released. Returns and raises what ``bind`` does.
@@ -141,13 +137,13 @@ class Client:
         """
         return self._sync(specs_of(wanted), owner, inheritable, blocking, stacklevel=4)
 
-    def move(self, moves: Iterable[tuple[str, int]]) -> _Moves:
+    def move(self, moves: Iterable[tuple[str, int]]) -> builtins.list[Moved]:
         """Give the claims and names of each owner, ``("haproxy@web:107", 33)``, to the same label of another uid.
 
         Root and the binder's own user may: a service whose user has changed keeps its listeners.
         """
         params = [messages.MoveParams(owner, uid) for owner, uid in moves]
-        return decode_result(self._ask("move", params, can_repeat=False), _Moves) if params else []
+        return decode_result(self._ask("move", params, can_repeat=False), builtins.list[Moved]) if params else []
 
     def upgrade(self) -> Upgrade:
         """Make the binder execute the installed version. The PID, the listeners and the connections stay the same.
@@ -157,17 +153,19 @@ class Client:
         """
         return decode_result(self._ask("upgrade", [], can_repeat=False), Upgrade)
 
-    def _bind(self, specs: Sequence[ListenerSpec], owner: str, inheritable: bool, stacklevel: int) -> _Sockets:
+    def _bind(
+        self, specs: Sequence[ListenerSpec], owner: str, inheritable: bool, stacklevel: int
+    ) -> builtins.list[SharedListener]:
         """Do what ``bind`` does. ``stacklevel`` is that of the caller's line, for warnings."""
 
-        def exchange(connection: Connection, deadline: float) -> _Sockets:
+        def exchange(connection: Connection, deadline: float) -> builtins.list[SharedListener]:
             return _receive(connection, specs, owner, inheritable, self._timeout_s, deadline, stacklevel + _FRAMES)
 
         return self._session.call(exchange, self._timeout_s, can_repeat=True) if specs else []
 
     def _sync(
         self, specs: Sequence[ListenerSpec], owner: str, inheritable: bool, blocking: bool, stacklevel: int
-    ) -> _Sockets:
+    ) -> builtins.list[SharedListener]:
         check_owner(owner)
         sockets = self._bind(specs, owner, inheritable, stacklevel)
         try:
@@ -214,7 +212,7 @@ def _receive(
     timeout: float,
     deadline: float,
     stacklevel: int,
-) -> _Sockets:
+) -> list[SharedListener]:
     """Ask for listeners and receive them. The caller owns them; none is open if an error, or a warning, is raised."""
     sockets: list[SharedListener] = []
     try:

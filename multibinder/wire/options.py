@@ -43,6 +43,7 @@ class Options(msgspec.Struct, frozen=True):
             check_label("name", self.name)
 
 
+#: The names of the options, as a program that passes them on wants to know them.
 OPTION_NAMES: tuple[str, ...] = Options.__struct_fields__
 
 

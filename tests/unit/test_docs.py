@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.reference import commands_page
+from tools.library_page import GROUPS, library_page, public_names
+from tools.reference import GENERATED, commands_page
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -18,6 +19,18 @@ _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 def test_the_reference_of_commands_agrees_with_the_commands() -> None:
     assert (ROOT / "docs" / "reference" / "commands.md").read_text() == commands_page(), "run 'make docs'"
+
+
+def test_the_reference_of_the_library_agrees_with_the_docstrings() -> None:
+    assert (ROOT / "docs" / "reference" / "library.md").read_text() == library_page(GENERATED), "run 'make docs'"
+
+
+def test_the_reference_of_the_library_has_every_public_name_with_its_contract() -> None:
+    assert sorted(name for group in GROUPS for name in group.names) == sorted(public_names()), "tools/library_page.py"
+    entries = re.split(r"^###? (.+)$", library_page(GENERATED), flags=re.MULTILINE)
+    contracts = dict(zip(entries[1::2], entries[2::2], strict=True))
+    without = [name for name in public_names() if not re.search("^[A-Z].*[.:]$", contracts[name], re.MULTILINE)]
+    assert not without, "these have no docstring, or no comment that begins with '#:'"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import multibinder
+from tools.library_page import public_names
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,7 +74,7 @@ def imports(name: str, path: Path) -> Iterator[tuple[int, str]]:
 def is_allowed(name: str, target: str) -> bool:
     room = room_of(name)
     if room == "multibinder_haproxy" and is_in(target, "multibinder"):
-        public = target == "multibinder" or target.removeprefix("multibinder.") in multibinder.__all__
+        public = target == "multibinder" or target.removeprefix("multibinder.") in {*public_names(), "__version__"}
         return public or any(is_in(target, allowed) for allowed in ARROWS[room])
     if room == "multibinder":
         return is_in(target, "multibinder.wire")

@@ -1,0 +1,133 @@
+"""Code as a user writes it. mypy ('make lint') and pyright ('make pyright') check it; no test executes it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import assert_type
+
+import multibinder
+from multibinder import (
+    Address,
+    BindError,
+    BinderStatus,
+    Client,
+    ListenerHealth,
+    ListenerReleased,
+    ListenerSpec,
+    ListenerStatus,
+    LocalProtocolError,
+    MultibinderError,
+    Options,
+    PeerAddress,
+    Released,
+    SharedListener,
+    TcpAddress,
+)
+
+
+def serve() -> None:
+    listener = multibinder.bind("127.0.0.1", 8000, owner="web", backlog=1000, wait=30, timeout=None)
+    assert_type(listener, SharedListener)
+    connection, peer = listener.accept()
+    assert_type(connection, socket.socket)
+    assert_type(peer, PeerAddress)
+    assert_type(peer[0], str)
+    host, port = peer[:2]
+    assert_type(host, str)
+    assert_type(port, int)
+    with listener, connection:
+        threading.Thread(target=listener.close).start()
+    assert_type(listener.gettimeout(), float | None)
+    plain: socket.socket = listener  # it is a socket wherever one is expected
+    plain.fileno()
+
+
+def serve_several(configured: Sequence[tuple[str, int]]) -> list[SharedListener]:
+    listeners = multibinder.bind_many(configured, owner="web", inheritable=True, blocking=False)
+    assert_type(listeners, list[SharedListener])
+    spec = ListenerSpec(TcpAddress.parse("[::]:443"), Options(v6only=True, name="https"))
+    more = multibinder.bind_many([("127.0.0.1", 80), TcpAddress.of("::1", 80), spec], fallback=True)
+    assert_type(more, list[SharedListener])
+    return [*listeners, *more, *multibinder.bind_many(from_a_generator(), socket_path=Path("/run/mb.sock"))]
+
+
+def from_a_generator() -> Iterator[multibinder.BindTarget]:
+    yield "127.0.0.1", 8001
+    yield Address.parse("tcp@127.0.0.1:8002")
+
+
+def reload(configured: list[tuple[str, int]]) -> None:
+    listeners = multibinder.sync("web", configured)
+    assert_type(listeners, list[SharedListener])
+    released = multibinder.release(listeners[0], owner="web")
+    assert_type(released, Released)
+    assert_type(released.outcome, str)
+    assert_type(released.had_claim, bool)
+    multibinder.release(("127.0.0.1", 8000))
+    multibinder.release(TcpAddress.of("127.0.0.1", 8000))
+
+
+def look() -> None:
+    with Client(timeout=3, wait=1.5) as binder:
+        assert_type(binder, Client)
+        listeners = binder.list()
+        assert_type(listeners, list[ListenerStatus])
+        status = binder.status(fresh=False)
+        assert_type(status, BinderStatus)
+        assert_type(status.listeners, list[ListenerHealth])
+        assert_type(binder.bind([("127.0.0.1", 8000)]), list[SharedListener])
+        assert_type(binder.sync("web", [("127.0.0.1", 8000)]), list[SharedListener])
+        assert_type(binder.release(listeners), list[Released])
+        assert_type(binder.release(status.listeners), list[Released])
+        assert_type(binder.hello().pid, int)
+        assert_type(binder.timeout, float)
+        assert_type(listeners[0].owners, list[str])
+        assert_type(os.fspath(binder.socket_path), str)
+
+
+def what_can_fail() -> None:
+    try:
+        multibinder.bind("127.0.0.1", 8000)
+    except BindError as error:
+        assert_type(error.errno, int | None)
+        assert_type(error.listener, str | None)
+        assert_type(error.owners, Sequence[str])
+        assert_type(error.v6only, bool | None)
+    except (LocalProtocolError, MultibinderError) as error:
+        print(error)
+
+
+def until_it_is_released(listener: SharedListener) -> None:
+    with contextlib.suppress(ListenerReleased):
+        while True:
+            with listener.accept()[0] as connection:
+                connection.sendall(b"hello\n")
+
+
+def with_tls(listener: SharedListener, context: ssl.SSLContext) -> ssl.SSLSocket:
+    return context.wrap_socket(listener, server_side=True)
+
+
+async def with_asyncio(listener: SharedListener) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readline())
+        writer.close()
+
+    async with await asyncio.start_server(answer, sock=listener) as server:
+        await server.serve_forever()
+
+
+class Counting(SharedListener):
+    """A subclass may override accept()."""
+
+    def accept(self) -> tuple[socket.socket, PeerAddress]:
+        accepted = super().accept()
+        self.count = getattr(self, "count", 0) + 1
+        return accepted
