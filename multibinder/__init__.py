@@ -43,7 +43,11 @@ docs/reference/library.md has each name with its contract, docs/errors.md each m
 """
 
 from multibinder.wire.addresses import Address as Address, TcpAddress as TcpAddress
-from multibinder.wire.arguments import SOCKET_VARIABLE as SOCKET_VARIABLE
+from multibinder.wire.arguments import (
+    SOCKET_VARIABLE as SOCKET_VARIABLE,
+    BindTarget as BindTarget,
+    ReleaseTarget as ReleaseTarget,
+)
 from multibinder.wire.client import Client
 from multibinder.wire.errors import (
     AddressError as AddressError,
@@ -80,7 +84,6 @@ from multibinder.wire.status import (
     ListenerStatus as ListenerStatus,
     OwnerStatus as OwnerStatus,
 )
-from multibinder.wire.targets import BindTarget as BindTarget, ReleaseTarget as ReleaseTarget
 
 __version__ = "0.1.0"
 

@@ -1,12 +1,24 @@
-"""Check the arguments of the public calls, before anything is sent: durations, the path of the control socket."""
+"""Check the arguments of the public calls before anything is sent: durations, the control socket, the listeners."""
 
 from __future__ import annotations
 
 import math
 import os
+import socket
+from collections.abc import Iterable
 
-from multibinder.wire.errors import ArgumentError, ConfigurationError
+from multibinder.wire import kinds
+from multibinder.wire.addresses import Address, TcpAddress
+from multibinder.wire.errors import ArgumentError, ConfigurationError, LocalProtocolError
 from multibinder.wire.excerpt import excerpt, shown
+from multibinder.wire.messages import ListenerSpec
+from multibinder.wire.shared_listener import SharedListener
+from multibinder.wire.status import ListenerHealth, ListenerStatus
+
+#: A listener to ask for: ``(host, port)`` of a TCP listener, an address, or an address with options.
+BindTarget = ListenerSpec | Address | tuple[str, int]
+#: A listener to release: also what ``bind``, ``Client.list`` and ``Client.status`` return.
+ReleaseTarget = BindTarget | SharedListener | ListenerStatus | ListenerHealth
 
 #: The variable with the path of the control socket, for every client and for ``multibinder serve``.
 SOCKET_VARIABLE = "MULTIBINDER_SOCK"
@@ -61,6 +73,35 @@ def control_path(path: str | os.PathLike[str] | None) -> str:
     return named
 
 
+def specs_of(wanted: Iterable[ReleaseTarget]) -> list[ListenerSpec]:
+    """Return the specification of each target. Raises AddressError, LocalProtocolError, and what ``wanted`` raises."""
+    match wanted:
+        case (
+            str() | Address() | ListenerSpec() | ListenerStatus() | ListenerHealth() | socket.socket() | (str(), int())
+        ):
+            raise LocalProtocolError(f"{shown(wanted)} is one listener, and several are expected: put it into a list")
+        case Iterable():
+            return [spec_of(item) for item in wanted]
+    raise LocalProtocolError(f"{shown(wanted)} is no list of listeners")
+
+
+def spec_of(target: ReleaseTarget) -> ListenerSpec:
+    """Return the specification that a target means. Raises AddressError, LocalProtocolError."""
+    match target:
+        case ListenerSpec():
+            return target
+        case Address():
+            return ListenerSpec(target)
+        case ListenerStatus(address=address) | ListenerHealth(address=address):
+            return ListenerSpec(Address.parse(address))
+        case socket.socket():
+            return ListenerSpec(_address_of(target))
+        case (host, port):
+            return ListenerSpec(TcpAddress.of(host, port))
+    remedy = "; write Address.parse(…)" if isinstance(target, str) else ""
+    raise LocalProtocolError(f"{shown(target)} is neither an address, a (host, port) tuple nor a ListenerSpec{remedy}")
+
+
 def _not_negative(name: str, value: float) -> float:
     seconds = _seconds(name, value)
     if seconds < 0:
@@ -75,3 +116,15 @@ def _seconds(name: str, value: float) -> float:
         raise ArgumentError(f"{name} is not a number (NaN): give a number of seconds")
     # A number of hundreds of digits is no float.
     return math.inf if value >= _ENDLESS_S else float(max(value, -1))
+
+
+def _address_of(sock: socket.socket) -> Address:
+    try:
+        address = kinds.address_of(sock)
+    except OSError as error:
+        raise LocalProtocolError(
+            f"{shown(sock)} has no address any more ({error.strerror}): name it by address"
+        ) from error
+    if address is None:
+        raise LocalProtocolError(f"{shown(sock)} is no socket that a binder can hold")
+    return address

@@ -9,7 +9,15 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 
 from multibinder.wire import kinds, messages
-from multibinder.wire.arguments import DEFAULT_TIMEOUT_S, control_path, timeout_s, wait_s
+from multibinder.wire.arguments import (
+    DEFAULT_TIMEOUT_S,
+    BindTarget,
+    ReleaseTarget,
+    control_path,
+    specs_of,
+    timeout_s,
+    wait_s,
+)
 from multibinder.wire.connection import Connection
 from multibinder.wire.errors import RequestError
 from multibinder.wire.listener import close_all, set_mode, verify_all_received
@@ -20,7 +28,6 @@ from multibinder.wire.session import Session
 from multibinder.wire.shared_listener import SharedListener
 from multibinder.wire.status import BinderStatus, ListenerStatus
 from multibinder.wire.status_params import StatusParams
-from multibinder.wire.targets import BindTarget, ReleaseTarget, specs_of
 
 #: The stack frames between ``Client._bind`` and ``_receive``.
 _FRAMES = 4

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import socket
+import struct
 import time
 from collections.abc import Sequence
 
@@ -11,7 +13,6 @@ import msgspec
 
 from multibinder.wire import messages, notices, transport
 from multibinder.wire.arguments import SOCKET_VARIABLE
-from multibinder.wire.connecting import limit_waits
 from multibinder.wire.decoder import Decoder
 from multibinder.wire.errors import (
     BindError,
@@ -179,3 +180,14 @@ class Connection:
         if not left_s <= self._waits_s <= left_s * 1.05:
             limit_waits(self.socket, left_s)
             self._waits_s = left_s
+
+
+def limit_waits(sock: socket.socket, seconds: float) -> None:
+    """Set SO_SNDTIMEO and SO_RCVTIMEO (socket(7)), after which a blocking call fails with EAGAIN.
+
+    math.inf sets no limit: the kernel takes 0 for that.
+    """
+    microseconds = 0 if math.isinf(seconds) else max(1, int(seconds * 1e6))
+    timeval = struct.pack("@ll", *divmod(microseconds, 10**6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)

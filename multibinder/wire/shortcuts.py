@@ -1,20 +1,33 @@
-"""``bind``, ``bind_many``, ``release`` and ``sync``: one call each, with a connection of its own."""
+"""``bind``, ``bind_many``, ``release`` and ``sync``: one call each, with a connection of its own.
+
+Also the ``fallback`` of the first two, which binds in this process.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Iterable, Sequence
 
+from multibinder.wire import kinds, messages
 from multibinder.wire.addresses import TcpAddress
-from multibinder.wire.arguments import DEFAULT_TIMEOUT_S, SOCKET_VARIABLE, timeout_s, wait_s
+from multibinder.wire.arguments import (
+    DEFAULT_TIMEOUT_S,
+    SOCKET_VARIABLE,
+    BindTarget,
+    ReleaseTarget,
+    spec_of,
+    specs_of,
+    timeout_s,
+    wait_s,
+)
 from multibinder.wire.client import Client
-from multibinder.wire.fallback import bind_here
+from multibinder.wire.errors import BindError, errname
 from multibinder.wire.listener import set_mode
 from multibinder.wire.messages import ListenerSpec, Released
 from multibinder.wire.options import Options, check_optional_owner
 from multibinder.wire.shared_listener import SharedListener
-from multibinder.wire.targets import BindTarget, ReleaseTarget, spec_of, specs_of
 
 
 def bind(
@@ -146,6 +159,29 @@ def _bind_or_fall_back(
             RuntimeWarning,
             stacklevel=3,
         )
-        return bind_here(specs, inheritable)
+        return _bind_here(specs, inheritable)
     with Client(socket_path, timeout=timeout, wait=wait) as client:
         return client._bind(specs, owner, inheritable, stacklevel=4)
+
+
+def _bind_here(specs: Sequence[ListenerSpec], inheritable: bool) -> list[SharedListener]:
+    """Bind all of them and listen, or raise BindError and leave none open. The caller owns the sockets."""
+    with contextlib.ExitStack() as undo:
+        sockets: list[SharedListener] = []
+        for spec in specs:
+            try:
+                kind = kinds.of_address(spec.address)
+                with kind.open(spec.address, spec.options) as plain:
+                    kind.make_ready(plain, spec.options.backlog)
+                    sock = undo.enter_context(SharedListener(fileno=plain.detach()))
+                sock.set_inheritable(inheritable)
+            except OSError as error:
+                number = error.errno or 0
+                raise BindError(
+                    f"Could not bind: {spec.address}: {os.strerror(number)}",
+                    messages.COULD_NOT_BIND,
+                    {"errno": number, "errname": errname(number), "address": str(spec.address)},
+                ) from error
+            sockets.append(sock)
+        undo.pop_all()
+    return sockets
