@@ -27,6 +27,8 @@ from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from multibinder.wire.selecting_callers import is_callback
+
 if TYPE_CHECKING:
     import asyncio
     from asyncio.selector_events import BaseSelectorEventLoop
@@ -61,12 +63,9 @@ def stop_watching(listener: socket.socket) -> None:
 
     The listener can stay readable, and the loop would call back for ever.
     """
-    events, tasks = sys.modules.get("asyncio.events"), sys.modules.get("asyncio.tasks")
-    loop = events._get_running_loop() if events is not None else None
-    if loop is None or tasks is None or tasks.current_task(loop) is not None:
-        return
-    with contextlib.suppress(OSError, ValueError, NotImplementedError, RuntimeError):
-        loop.remove_reader(listener.fileno())
+    if is_callback():
+        with contextlib.suppress(OSError, ValueError, NotImplementedError, RuntimeError):
+            sys.modules["asyncio.events"]._get_running_loop().remove_reader(listener.fileno())
 
 
 class _AttachAtOnce:

@@ -14,6 +14,7 @@ from multibinder.wire.asyncio_accept import attach_at_once, is_accepting, stop_w
 from multibinder.wire.errors import AddressError, ListenerReleased
 from multibinder.wire.local_acceptors import LocalAcceptors
 from multibinder.wire.pickled_listener import reduce_for_multiprocessing
+from multibinder.wire.selecting_callers import has_selected
 from multibinder.wire.tls_listener import become_shared, tls_socket_in_the_making
 
 #: The address of a client, as accept() returns it for IPv4 and for IPv6 (host, port, flow information, scope).
@@ -77,7 +78,9 @@ class SharedListener(socket.socket):
         """Wait for a client, as socket.accept() does. Return its connection and its address.
 
         Raises ListenerReleased after a release, OSError (EINVAL) after ``shutdown()``, OSError (EBADF) after
-        ``close()``, BlockingIOError and TimeoutError according to ``settimeout()``.
+        ``close()``, BlockingIOError and TimeoutError according to ``settimeout()``. In blocking mode it also raises
+        BlockingIOError when a server that selects first calls it: one of ``socketserver``, or a callback of an event
+        loop.
         """
         # Each round sets O_NONBLOCK first, because another process may have cleared it: accept4(2) would then block
         # with a client that another copy was faster to take, and no thread could wake it.
@@ -93,7 +96,7 @@ class SharedListener(socket.socket):
                 super().settimeout(0.0)
                 accepted = super().accept()
             except BlockingIOError:
-                if timeout == 0.0:
+                if not _may_wait(timeout):
                     raise
                 _check_deadline(until)
                 local.wait(self.fileno(), until)
@@ -105,7 +108,7 @@ class SharedListener(socket.socket):
                     continue
                 if error.errno != errno.EINVAL or not self._will_be_repaired(error):
                     raise
-                if timeout == 0.0:
+                if not _may_wait(timeout):
                     raise BlockingIOError(errno.EAGAIN, f"{local.name} was shut down by another process") from None
                 _check_deadline(until)
                 soon = time.monotonic() + pause_s
@@ -196,7 +199,7 @@ class SharedListener(socket.socket):
                 # A callback of asyncio has closed its own server. It accepts until there is no client, and no longer.
                 raise BlockingIOError(errno.EAGAIN, refusal.strerror)
             raise refusal
-        if timeout == 0.0:
+        if not _may_wait(timeout):
             raise BlockingIOError(errno.EAGAIN, f"{local.name} is paused in this process")
         _check_deadline(until)
         local.wait(None, until)
@@ -222,6 +225,10 @@ class SharedListener(socket.socket):
             errno.EINVAL,
             f"{self._local.name} was released: the binder has closed it for all processes; stop, or bind it again",
         ) from error
+
+
+def _may_wait(timeout: float | None) -> bool:
+    return timeout != 0.0 and (timeout is not None or not has_selected())
 
 
 def _check_deadline(until: float | None) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import socketserver
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,6 +119,17 @@ def test_accept_with_a_timeout_gives_up(ours: SharedListener) -> None:
 def test_a_nonblocking_accept_without_a_client_raises(ours: SharedListener) -> None:
     ours.setblocking(False)
     with pytest.raises(BlockingIOError):
+        ours.accept()
+
+
+@pytest.mark.parametrize(("timeout", "expected"), [(0.0, BlockingIOError), (0.05, TimeoutError)])
+def test_accept_does_not_hang_in_the_kernel_after_another_holder_cleared_o_nonblock(
+    others: socket.socket, ours: SharedListener, timeout: float, expected: type[Exception]
+) -> None:
+    ours.settimeout(timeout)
+    others.setblocking(True)
+    assert not is_nonblocking(ours)
+    with later(1, lambda: connect_to(others)), pytest.raises(expected):
         ours.accept()
 
 
@@ -238,3 +250,61 @@ def test_an_opened_listener_is_close_on_exec_and_does_not_share_its_port() -> No
 def test_a_listener_that_cannot_be_opened_leaves_nothing_open(others: socket.socket) -> None:
     with descriptors_unchanged(), pytest.raises(OSError, match="Address already in use"):
         TCP.open(TcpAddress.of(*others.getsockname()), Options())
+
+
+def test_a_blocking_accept_does_not_hold_up_a_socketserver_whose_client_another_copy_took(
+    others: socket.socket, ours: SharedListener
+) -> None:
+    """A request is handled after selecting. With no client, accept() in blocking mode must not wait for one."""
+
+    class Server(socketserver.ThreadingTCPServer):
+        def __init__(self) -> None:
+            super().__init__(ours.getsockname(), socketserver.BaseRequestHandler, bind_and_activate=False)
+            self.socket.close()
+            self.socket = ours
+
+    with Server() as server:
+        server._handle_request_noblock()  # type: ignore[attr-defined]
+        connect_to(others)
+        server.handle_request()
+        assert ours.getblocking()
+
+
+def test_a_blocking_accept_does_not_hold_up_an_event_loop_whose_client_another_copy_took(
+    others: socket.socket, ours: SharedListener
+) -> None:
+    async def program() -> None:
+        loop = asyncio.get_running_loop()
+        outcome: asyncio.Future[str] = loop.create_future()
+
+        def accept() -> None:
+            try:
+                ours.accept()[0].close()
+            except BlockingIOError as error:
+                outcome.set_result(type(error).__name__)
+
+        loop.call_soon(accept)
+        assert await outcome == "BlockingIOError"
+
+        with later(0.1, lambda: connect_to(others)):
+            ours.accept()[0].close()  # a task may wait; it asked for it
+
+    asyncio.run(program())
+
+
+def test_a_handler_of_a_socketserver_may_wait_for_a_client_of_another_listener(
+    others: socket.socket, ours: SharedListener
+) -> None:
+    accepted: list[socket.socket] = []
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            accepted.append(ours.accept()[0])
+
+    with (
+        socketserver.TCPServer(("127.0.0.1", 0), Handler) as server,
+        socket.create_connection(server.server_address, timeout=PATIENCE_S),  # type: ignore[arg-type]
+        later(0.1, lambda: connect_to(others)),
+    ):
+        server.handle_request()
+        accepted[0].close()
