@@ -25,7 +25,8 @@ test: $(VENV)/ready
 campaign: $(VENV)/ready
 	@tools/need haproxy:haproxy systemd-nspawn:systemd-container setpriv:util-linux unshare:util-linux
 	@MULTIBINDER_CAMPAIGN=1 $(BIN)/pytest -n 2 tests/haproxy/test_no_connection_is_lost.py \
-		tests/haproxy/test_the_binder_may_die.py tests/integration/test_guard.py tests/systemd/test_instances.py $(PYTEST)
+		tests/haproxy/test_the_binder_may_die.py tests/integration/test_guard.py tests/systemd/test_instances.py \
+		tests/unit/test_local_acceptors.py $(PYTEST)
 
 # Tests that start no process; they take about ten seconds.
 unit: $(VENV)/ready

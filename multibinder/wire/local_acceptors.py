@@ -66,10 +66,12 @@ class LocalAcceptors:
     def name(self) -> str:
         return "the listener" if self.address is None else f"the listener on {self.address}"
 
-    def wait(self, listener: int | None, until: float | None) -> None:
+    def wait(self, listener: int | None, until: float | None, *, paused: bool = False) -> None:
         """Wait until the descriptor of the listener is ready, until another thread changes what is told here, or until
-        a time of time.monotonic(). May return earlier."""
-        told = (self.paused, self.shut, self.closed)
+        a time of time.monotonic(). May return earlier.
+
+        ``paused`` is what the caller believes of this object.
+        """
         patience_s = _LONGEST_WAIT_S if until is None else min(until - time.monotonic(), _LONGEST_WAIT_S)
         waiting = select.poll()
         wakeup = None
@@ -81,7 +83,8 @@ class LocalAcceptors:
         if listener is not None and listener >= 0:
             # A released listener may become parked before this thread looks, and is writable then, not readable.
             waiting.register(listener, select.POLLIN | select.POLLOUT)
-        if told == (self.paused, self.shut, self.closed):
+        # After the wake-up was made: what is told before is seen here, and what is told later wakes it.
+        if not (self.shut or self.closed or self.paused is not paused):
             waiting.poll(max(patience_s, 0) * 1000)
 
     def has_stayed_shut(self) -> bool:

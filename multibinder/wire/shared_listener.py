@@ -202,7 +202,7 @@ class SharedListener(socket.socket):
         if not _may_wait(timeout):
             raise BlockingIOError(errno.EAGAIN, f"{local.name} is paused in this process")
         _check_deadline(until)
-        local.wait(None, until)
+        local.wait(None, until, paused=True)
 
     def _will_be_repaired(self, error: OSError) -> bool:
         """Say what EINVAL of accept4(2) means: the socket does not listen.

@@ -8,7 +8,9 @@ import os
 import resource
 import signal
 import socket
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
@@ -16,7 +18,9 @@ import pytest
 
 from multibinder import Options, SharedListener, TcpAddress
 from multibinder.wire.kinds.tcp import TCP
+from multibinder.wire.local_acceptors import LocalAcceptors
 from tests.support import PATIENCE_S, can_connect, descriptors_unchanged, later, wait_until
+from tests.support.campaign import times
 
 
 @pytest.fixture
@@ -93,6 +97,63 @@ def test_every_thread_in_accept_is_woken_by_an_end_in_another_thread(
         assert raised.value.errno == number
         copy.close()
     assert can_connect(others.getsockname())
+
+
+@pytest.mark.parametrize("tell", [LocalAcceptors.pause, LocalAcceptors.shut_down, LocalAcceptors.close])
+def test_a_thread_does_not_miss_what_it_was_told_just_before_it_waits(tell: Callable[[LocalAcceptors], None]) -> None:
+    """Between the last look of a thread and its poll(2), another one may pause, shut down or close."""
+    local = LocalAcceptors(None)
+    tell(local)
+    began = time.monotonic()
+    local.wait(None, began + PATIENCE_S)
+    assert time.monotonic() - began < PATIENCE_S / 2
+
+
+def test_a_paused_thread_does_not_miss_the_end(ours: SharedListener) -> None:
+    local = LocalAcceptors(None)
+    local.pause()
+    local.shut_down()
+    began = time.monotonic()
+    local.wait(None, began + PATIENCE_S, paused=True)
+    assert time.monotonic() - began < PATIENCE_S / 2
+
+
+def test_threads_that_accept_while_numbers_of_descriptors_are_reused_never_touch_another_socket(
+    others: socket.socket,
+) -> None:
+    """Between two steps of accept(), the listener may be closed, and its number be that of another listener."""
+    over = threading.Event()
+    stolen: list[str] = []
+
+    def reuse_numbers() -> None:
+        while not over.is_set():
+            with socket.create_server(("127.0.0.1", 0)) as own:
+                own.settimeout(PATIENCE_S)
+                connect_to(own)
+                try:
+                    own.accept()[0].close()
+                except OSError as error:
+                    stolen.append(repr(error))
+
+    threads = [threading.Thread(target=reuse_numbers) for _ in range(2)]
+    for each in threads:
+        each.start()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for at in range(times(60, 2000)):
+            copy = SharedListener(fileno=os.dup(others.fileno()))
+            acceptors = [Acceptor(copy) for _ in range(3)]
+            ENDS[at % len(ENDS)][0](copy)
+            for each in acceptors:
+                assert isinstance(each.outcome.exception(PATIENCE_S), OSError)
+            copy.close()
+    finally:
+        sys.setswitchinterval(interval)
+        over.set()
+        for thread in threads:
+            thread.join(PATIENCE_S)
+    assert stolen == []
 
 
 def test_a_local_shutdown_is_not_felt_by_other_copies(others: socket.socket, ours: SharedListener) -> None:
