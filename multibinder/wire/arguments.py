@@ -94,6 +94,9 @@ def spec_of(target: ReleaseTarget) -> ListenerSpec:
             return ListenerSpec(target)
         case ListenerStatus(address=address) | ListenerHealth(address=address):
             return ListenerSpec(Address.parse(address))
+        case SharedListener():
+            # It remembers its address: getsockname(2) says another one after a release.
+            return ListenerSpec(target.address)
         case socket.socket():
             return ListenerSpec(_address_of(target))
         case (host, port):

@@ -75,13 +75,22 @@ def test_a_release_by_an_owner_without_a_claim_is_said(binder: Binder, host: str
     assert multibinder.release((host, 8001)).outcome == "absent"
 
 
-def test_a_socket_that_is_closed_cannot_name_its_listener(binder: Binder, host: str) -> None:
-    listener = multibinder.bind(host, 8000)
+def test_a_listener_names_itself_also_after_it_was_closed_and_released(binder: Binder) -> None:
+    listener = multibinder.bind("0.0.0.0", 0, owner="web")
+    assert multibinder.release(listener, owner="web").outcome == "closed"
+    assert multibinder.release(listener, owner="web").outcome == "absent"
+    address = listener.address
     listener.close()
-    with descriptors_unchanged(), pytest.raises(LocalProtocolError, match="has no address any more"):
-        multibinder.release(listener)
+    assert multibinder.release(listener, owner="web").address == str(address)
+
+
+def test_a_socket_that_no_binder_gave_cannot_be_released(binder: Binder, host: str) -> None:
     with socket.socket(socket.AF_UNIX) as other, pytest.raises(LocalProtocolError, match="no socket that a binder can"):
         multibinder.release(other)  # type: ignore[arg-type]
+    closed = socket.create_server((host, 0))
+    closed.close()
+    with descriptors_unchanged(), pytest.raises(LocalProtocolError, match="has no address any more"):
+        multibinder.release(closed)  # type: ignore[arg-type]
 
 
 def test_after_a_sync_the_owner_has_exactly_these(binder: Binder, host: str) -> None:
