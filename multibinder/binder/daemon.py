@@ -112,7 +112,9 @@ def _restore(settings: Settings, limits: Limits, inherited: Inheritance) -> Rest
         upgraded=os.environ.pop(next_version.UPGRADED, None) is not None,
     )
     watch = functools.partial(ShutdownWatch, loop)
-    store = ListenerStore(durable, watch, limit=limits.listeners, limit_per_uid=limits.listeners_per_uid)
+    store = ListenerStore(
+        durable, watch, loop.call_later, limit=limits.listeners, limit_per_uid=limits.listeners_per_uid
+    )
     for _, sock in inherited.listeners:
         _restore_listener(store, sock, durable.record_of(sock))
     for record, sock in durable.recover_all():
@@ -142,15 +144,12 @@ class Daemon:
         control: ControlSocket,
         upgrade_failure: str | None,
     ) -> None:
-        self._settings = settings
-        self._program = program
-        self._control = control
+        self._settings, self._program, self._control = settings, program, control
         self._supervisor = Supervisor(restored.loop)
         self._loop, self._store = loop, store = restored.loop, restored.store
         self._durable, self._keeper = durable, keeper = restored.durable, restored.keeper
-        self._policy = policy = PolicyInForce(restored.policy)
         self._is_stopping = self._is_upgrading = False
-        self._quotas = quotas = Quotas(limits)
+        self._policy, self._quotas = policy, quotas = PolicyInForce(restored.policy), Quotas(limits)
         timings, version, counters = program.timings, program.version, RequestCounters()
         # The keeper is our parent, and has copies of all listeners.
         ignored_pids = () if keeper is None else (os.getppid(),)
@@ -295,6 +294,7 @@ class Daemon:
 
     def _begin_upgrade(self) -> None:
         self._is_upgrading = True
+        self._store.releases.end_drains()
         if self._keeper is not None:
             self._keeper.stop_waiting()
         self._server.drain()

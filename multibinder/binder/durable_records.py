@@ -16,8 +16,11 @@ class DurableRecords(Protocol):
     def write(self, changed: Sequence[Record]) -> None:
         """Append records of listeners that a bind has made or changed. Raises OSError; then nothing is recorded."""
 
-    def note(self, changed: Sequence[Record]) -> None:
-        """Append records that say that less is claimed, or that a listener is released. Raises nothing."""
+    def note(self, changed: Sequence[Record], *, forget: bool = True) -> None:
+        """Append records that say that less is claimed, or that a listener is released. Raises nothing.
+
+        The keeper forgets the released ones, unless they are released only later (``forget`` is false).
+        """
 
     def recover(self, address: Address, uid: int) -> tuple[Record, socket.socket] | None:
         """Return a socket on ``address`` that an earlier binder lost and another process still holds.

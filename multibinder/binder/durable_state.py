@@ -137,7 +137,7 @@ class DurableState:
         if self._file is not None:
             self._file.append(text, ())
 
-    def note(self, changed: Sequence[Record]) -> None:
+    def note(self, changed: Sequence[Record], *, forget: bool = True) -> None:
         """Append records that say that less is claimed now, or that a listener is released. The keeper forgets those.
 
         What cannot be appended is written at the next ``catch_up``. A release is marked in the present lines at once.
@@ -145,7 +145,7 @@ class DurableState:
         text = records.encode(changed)
         released = [record for record in changed if record.released]
         self._earlier.note_released(released)
-        if self._keeper is not None:
+        if self._keeper is not None and forget:
             self._tombstones |= {record.cookie: record for record in released}
         try:
             self._append(text)
@@ -156,7 +156,7 @@ class DurableState:
                     self._journal.mark_released(released)
         if self._file is not None:
             self._file.append(text, released)
-        if self._keeper is not None:
+        if self._keeper is not None and forget:
             self._keeper.forget([name_of_cookie(record.cookie) for record in released])
 
     def catch_up(self) -> None:

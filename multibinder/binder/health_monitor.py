@@ -15,7 +15,7 @@ from multibinder.binder.queue_samples import QueueSamples
 from multibinder.binder.slices import Slices
 from multibinder.binder.store import ListenerStore
 from multibinder.observe.holders import Holders
-from multibinder.wire.status import HolderStatus, ListenerHealth, OwnerStatus
+from multibinder.wire.status import HolderStatus, ListenerHealth
 
 #: A listener is shown as repaired for this long after a repair.
 _REPAIRED_S = 3600.0
@@ -227,7 +227,9 @@ class HealthMonitor:
     def _health(self, listener: Listener, observation: Observation, now: float) -> ListenerHealth:
         queue = listener.kind.queue(listener.socket)
         holders = observation.holders
-        if observation.is_orphan:
+        if listener.draining:
+            state = "draining"
+        elif observation.is_orphan:
             state = "orphan"
         elif observation.stalled_since is not None and queue.length:
             state = "stalled"
@@ -238,7 +240,7 @@ class HealthMonitor:
         return ListenerHealth(
             address=str(listener.address),
             name=listener.options.name,
-            owners=[OwnerStatus(owner.label, owner.uid) for owner in listener.claims],
+            owners=[] if listener.draining else listener.owners,
             state=state,
             queue=queue.length,
             limit=queue.limit,

@@ -56,6 +56,7 @@ class Listener(msgspec.Struct, eq=False):
     ``received_by``                 the PID of the client of the last handoff; 0 if that is unknown.
     ``repaired_at``                 in seconds since the epoch; 0 if the listener was never repaired.
     ``created``                     in seconds since the epoch.
+    ``draining``                    it is released, and its holders accept the clients that wait (``release.py``).
     """
 
     socket: socket.socket
@@ -74,6 +75,7 @@ class Listener(msgspec.Struct, eq=False):
     repairs: int = 0
     repaired_at: float = 0.0
     created: float = msgspec.field(default_factory=time.time)
+    draining: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -113,7 +115,7 @@ class Listener(msgspec.Struct, eq=False):
         return self.kept_name, self.socket
 
     def note_kept(self, kept_names: Collection[str]) -> None:
-        """Note whether the keeper has the socket. ``kept_names`` are names that it certainly has."""
+        """Note whether the keeper has the socket. ``kept_names`` are what it certainly has."""
         if self.socket.fileno() >= 0:
             self.kept = self.kept_name in kept_names
 
@@ -134,7 +136,7 @@ class Listener(msgspec.Struct, eq=False):
             created=self.created,
             kernel_chose_port=self.kernel_chose_port,
             held_outside_pid_namespace=self.held_outside_pid_namespace,
-            released=released,
+            released=released or self.draining,
             pending=[grant.record() for grant in itertools.islice(self.pending, _RECORDED_PENDING)],
         )
 
@@ -152,14 +154,15 @@ class Listener(msgspec.Struct, eq=False):
         return ListenerStatus(
             address=str(self.address),
             name=self.options.name,
-            owners=self.labels,
+            owners=[] if self.draining else self.labels,
             backlog=self.kind.queue(self.socket).limit,
             backlog_requested=self.options.backlog,
             v6only=self.options.v6only,
             handoffs=self.handoffs,
             created=self.created,
             cookie=self.cookie,
-            claims=self.owners,
+            claims=[] if self.draining else self.owners,
+            draining=self.draining,
         )
 
 
@@ -269,8 +272,7 @@ def pending_grants(listener: Listener, record: Record) -> list[Grant]:
     for pending in sorted(record.pending, key=lambda pending: pending.number):
         if pending.owner not in record.claims:
             continue
-        owner = Owner.parse(pending.owner)
-        former: dict[str, Any] = {}
+        owner, former = Owner.parse(pending.owner), dict[str, Any]()
         try:
             if pending.backlog is not msgspec.UNSET:
                 former["backlog"] = Options(backlog=pending.backlog).backlog
@@ -288,8 +290,8 @@ def pending_grants(listener: Listener, record: Record) -> list[Grant]:
 def name_of_cookie(cookie: int) -> str:
     """Return the shortest text for ``cookie`` that can be an FDNAME.
 
-    The names of all descriptors must fit into one string of the environment (LISTEN_FDNAMES), which has at most 128 KiB
-    (MAX_ARG_STRLEN, execve(2)). Five characters and a colon are short enough for 20,000 listeners.
+    All names together must fit into one string of the environment (LISTEN_FDNAMES): 128 KiB (MAX_ARG_STRLEN,
+    execve(2)). Five characters and a colon are short enough for 20,000 listeners.
     """
     digits = ""
     while cookie:

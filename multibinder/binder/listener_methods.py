@@ -6,6 +6,7 @@ Each is a generator: a request about thousands of listeners is answered in steps
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Sequence
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -22,7 +23,8 @@ from multibinder.binder.policy_in_force import PolicyInForce
 from multibinder.binder.request_log import log_grants, log_releases
 from multibinder.binder.store import ListenerStore
 from multibinder.wire import messages
-from multibinder.wire.messages import BindResult, Handoff, ListenerSpec, Released, Request
+from multibinder.wire.messages import BindResult, Handoff, ListenerParams, ListenerSpec, Released, Request
+from multibinder.wire.release_params import decode_release_params
 from multibinder.wire.transport import MAX_DESCRIPTORS
 
 #: The work of a request, in steps. It returns the answer, or None if that comes later.
@@ -56,6 +58,28 @@ class _Asked(msgspec.Struct, frozen=True):
     of_any_uid: bool
 
 
+class _Outcomes:
+    """The outcomes of one request for releases, in the order in which they come.
+
+    ``are_awaited``: the request is gone through, and its answer waits for the rest.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._noted: dict[int, Released] = {}
+        self.are_awaited = False
+
+    @property
+    def are_complete(self) -> bool:
+        return len(self._noted) == self._count
+
+    def note(self, index: int, outcome: Released) -> None:
+        self._noted[index] = outcome
+
+    def in_order(self) -> list[Released]:
+        return [self._noted[index] for index in range(self._count)]
+
+
 class ListenerMethods:
     """Answer requests about listeners.
 
@@ -76,7 +100,8 @@ class ListenerMethods:
         self._keeper = keeper
 
     def bind(self, request: Request, caller: Caller, reply: Reply) -> Answering:
-        asked = yield from self._allowed(request, caller, "bind")
+        params = messages.decode_listener_params(request.params)
+        asked = yield from self._allowed(params, caller, "bind")
         grants: list[Grant] = []
         try:
             for first in range(0, len(asked), _LISTENERS_PER_STEP):
@@ -104,7 +129,8 @@ class ListenerMethods:
         return None
 
     def check(self, request: Request, caller: Caller, reply: Reply) -> Answering:
-        asked = yield from self._allowed(request, caller, "bind")
+        params = messages.decode_listener_params(request.params)
+        asked = yield from self._allowed(params, caller, "bind")
         attempt = self._store.attempt(self._asker(caller))
         try:
             for each in asked:
@@ -116,15 +142,32 @@ class ListenerMethods:
         return result(request.id, True)
 
     def release(self, request: Request, caller: Caller, reply: Reply) -> Answering:
-        asked = yield from self._allowed(request, caller, "release")
-        outcomes: list[Released] = []
-        for each in asked:
+        params = decode_release_params(request.params)
+        asked = yield from self._allowed(params, caller, "release")
+        outcomes = _Outcomes(len(asked))
+
+        def finish() -> Answer:
+            log_releases(outcomes.in_order(), [each.owner for each in asked], caller)
+            return result(request.id, outcomes.in_order())
+
+        def note(index: int, outcome: Released) -> None:
+            outcomes.note(index, outcome)
+            if outcomes.are_awaited and outcomes.are_complete:
+                reply(finish())
+
+        for index, (each, element) in enumerate(zip(asked, params, strict=True)):
             yield
             if self._store.find(each.spec, each.owner.uid) is not None:  # else there is nothing to release any more
                 self._require_still_allowed(caller, "release", [each])
-            outcomes.append(self._store.release(each.spec, each.owner, of_any_uid=each.of_any_uid))
-        log_releases(outcomes, [each.owner for each in asked], caller)
-        return result(request.id, outcomes)
+            outcome = self._store.releases.release(
+                each.spec, each.owner, partial(note, index), of_any_uid=each.of_any_uid, drain_s=element.drain
+            )
+            if outcome is not None:
+                outcomes.note(index, outcome)
+        if outcomes.are_complete:
+            return finish()
+        outcomes.are_awaited = True
+        return None
 
     def _grant(self, request: Request, caller: Caller, asked: Sequence[_Asked]) -> list[Grant]:
         return self._store.bind(
@@ -156,12 +199,13 @@ class ListenerMethods:
     def _asker(self, caller: Caller) -> Asker:
         return Asker(caller.uid, lambda listener: self._policy.may_know(caller, listener))
 
-    def _allowed(self, request: Request, caller: Caller, method: str) -> Generator[None, None, list[_Asked]]:
+    def _allowed(
+        self, params: Sequence[ListenerParams], caller: Caller, method: str
+    ) -> Generator[None, None, list[_Asked]]:
         """Return the elements of a request, after the policy allowed ``method`` for all of them.
 
         Raises InvalidParamsError, NotAllowed with the first refusal, and RequestError for an owner of another uid.
         """
-        params = messages.decode_listener_params(request.params)
         specs: list[tuple[ListenerSpec, Owner, bool]] = []
         is_any = is_privileged(caller.uid)
         for index, element in enumerate(params):

@@ -31,6 +31,7 @@ from multibinder.wire.messages import (
     Request,
     Upgrade,
 )
+from multibinder.wire.release_params import DRAIN
 from multibinder.wire.status_params import decode_status_params
 
 #: Called with the version of the new code after its rehearsal; or with None and the reason why it cannot be used.
@@ -198,7 +199,7 @@ class Methods:
             self._version,
             messages.PROTOCOL,
             os.getpid(),
-            list(self._methods),
+            [*self._methods, DRAIN],
             uid=caller.uid,
             upgrade_failure=self._upgrade_failure,
         )

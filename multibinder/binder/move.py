@@ -10,6 +10,7 @@ from multibinder.binder.store import ListenerStore
 from multibinder.wire import messages
 from multibinder.wire.errors import RequestError
 from multibinder.wire.messages import ListenerSpec, Moved, Request
+from multibinder.wire.move_params import decode_move_params
 
 
 def move(store: ListenerStore, policy: PolicyInForce, request: Request, caller: Caller) -> list[Moved]:
@@ -17,7 +18,7 @@ def move(store: ListenerStore, policy: PolicyInForce, request: Request, caller: 
 
     Raises InvalidParamsError, NotAllowed, and RequestError if the client is neither root nor the binder's own user.
     """
-    moves = [(Owner.parse(each.owner), each.to) for each in messages.decode_move_params(request.params)]
+    moves = [(Owner.parse(each.owner), each.to) for each in decode_move_params(request.params)]
     if not is_privileged(caller.uid):
         raise RequestError(
             f"uid {caller.uid} may not move claims from one user to another: only root and the binder's own user may",

@@ -81,6 +81,8 @@ def _repair(listener: Listener, largest: int, beside: Beside) -> None:
 
     If the administrator has raised that, a listener that was limited by it gets a longer queue.
     """
+    if listener.draining:
+        return  # it lets nobody in, and ends if a holder shuts it down
     queue = listener.kind.queue(listener.socket)
     if not queue.ready:
         make_ready_again(listener, beside(listener))

@@ -54,6 +54,7 @@ def log_releases(outcomes: Sequence[Released], owners: Sequence[Owner], caller: 
                 address=outcome.address,
                 owner=owner.label or "-",
                 outcome=outcome.outcome,
+                **({"reset": outcome.reset} if outcome.reset else {}),
                 pid=caller.pid,
                 uid=caller.uid,
             )

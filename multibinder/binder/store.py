@@ -16,12 +16,14 @@ from multibinder.binder.bind_attempt import BindAttempt, Room
 from multibinder.binder.bind_refusal import Asker, not_recorded
 from multibinder.binder.claims import Claims
 from multibinder.binder.durable_records import DurableRecords
+from multibinder.binder.events import CallLater
 from multibinder.binder.handoffs import Handoffs, OptionsBefore
 from multibinder.binder.inherit import NOT_KEPT
 from multibinder.binder.listener import Grant, Listener, Receiver, restored_listener
 from multibinder.binder.listener_index import ListenerIndex
 from multibinder.binder.owner import Owner, is_privileged
 from multibinder.binder.records import Record
+from multibinder.binder.release import Releases
 from multibinder.binder.shutdown_watch import Repair, WatchShutdowns
 from multibinder.wire.addresses import Address
 from multibinder.wire.errors import BindError
@@ -33,13 +35,20 @@ from multibinder.wire.status import ListenerStatus
 class ListenerStore:
     """Hold one socket for each key: equal addresses get the same socket. No call waits for a client or the keeper.
 
-    ``watch`` makes what notices that a listener was shut down; the store closes it.
+    ``watch`` makes what notices that a listener was shut down; the store closes it. ``call_later`` is the
+    loop's. ``releases`` releases listeners.
 
     ``limit`` listeners at most; ``limit_per_uid`` claims for each uid that is not privileged.
     """
 
     def __init__(
-        self, durable: DurableRecords, watch: Callable[[Repair], WatchShutdowns], *, limit: int, limit_per_uid: int
+        self,
+        durable: DurableRecords,
+        watch: Callable[[Repair], WatchShutdowns],
+        call_later: CallLater,
+        *,
+        limit: int,
+        limit_per_uid: int,
     ) -> None:
         self._durable = durable
         self._watch = watch(self.repair_shut_down)
@@ -47,6 +56,7 @@ class ListenerStore:
         self._limit_per_uid = limit_per_uid
         self._index = ListenerIndex()
         self._claims = Claims(self._index)
+        self.releases = Releases(self._index, self._claims, durable, self._watch, call_later)
         #: The handoffs that were granted and not confirmed yet.
         self.handoffs = Handoffs(self, self._index)
 
@@ -85,12 +95,15 @@ class ListenerStore:
         Without ``asker``, the first owner asks, and may know all. ``receiver`` has to confirm the grants.
         ``held_outside_pid_namespace`` is true if our PID namespace does not show the client's process.
         """
+        known = (self._index.find(spec, owner.uid) for spec, owner in zip(specs, owners, strict=True))
+        resumed = self.releases.resume(listener for listener in known if listener is not None)
         attempt = self.attempt(asker or Asker(owners[0].uid))
         try:
             found = attempt.find_or_open(specs, owners)
             attempt.make_ready(found)
         except BaseException:
             attempt.close()
+            self.releases.drain_again(resumed)
             raise
         grants: list[Grant] = []
         changed: list[Listener] = []
@@ -100,6 +113,8 @@ class ListenerStore:
                 self._add(listener)
                 listener.held_outside_pid_namespace = held_outside_pid_namespace
             else:
+                if listener.draining:
+                    self.releases.take_back(listener, owner.uid)
                 former = self._apply(listener, spec.options, owner.uid, held_outside_pid_namespace)
             grant = self._grant(listener, created, owner, receiver, former)
             if grant.is_pending:
@@ -112,6 +127,7 @@ class ListenerStore:
             # A crash would give a listener without a record back as no client's. So its client must not have it.
             self.handoffs.take_back(grants)
             raise not_recorded(specs[0].address, error) from error
+        self.releases.tell_taken_back(resumed)
         return grants
 
     def check(self, specs: Sequence[ListenerSpec], owners: Sequence[Owner], *, asker: Asker | None = None) -> None:
@@ -123,26 +139,10 @@ class ListenerStore:
             attempt.close()
 
     def release(self, spec: ListenerSpec, owner: Owner, *, of_any_uid: bool = False) -> Released:
-        """Drop the owner's claim. After the last claim, close the port for every holder.
-
-        ``of_any_uid``: if that owner has no claim, drop the claims of all other users that have the same label.
-        """
-        listener = self._index.find(spec, owner.uid)
-        if listener is None or not spec.address.matches(listener.address):
-            return Released(str(spec.address), "absent")
-        address = str(listener.address)
-        dropped = [claimant for claimant in listener.claims if claimant == owner]
-        if not dropped and of_any_uid:
-            dropped = [claimant for claimant in listener.claims if claimant.label == owner.label]
-        for claimant in dropped:
-            self._claims.remove(listener, claimant)
-        if listener.claims:
-            if dropped:
-                self._durable.note([listener.record()])
-            return Released(address, "kept", listener.labels, listener.owners, had_claim=bool(dropped))
-        # Also a listener that had no claim at all, of a damaged record.
-        self._close(listener)
-        return Released(address, "closed")
+        """Drop the owner's claim. After the last claim, close the port for every holder (``Releases.release``)."""
+        released = self.releases.release(spec, owner, lambda _: None, of_any_uid=of_any_uid)
+        assert released is not None  # noqa: S101 (only a drain ends later)
+        return released
 
     def move(self, owner: Owner, uid: int) -> list[Listener]:
         """Give the claims of ``owner``, and its names, to the same label of ``uid``. Return their listeners."""
@@ -158,7 +158,7 @@ class ListenerStore:
 
         Its waiting clients are reset (inet_csk_listen_stop() in net/ipv4/inet_connection_sock.c).
         """
-        self._close(listener)
+        self.releases.close(listener)
 
     def write_records(self, listeners: Sequence[Listener]) -> None:
         """Write the records of listeners that have changed."""
@@ -213,9 +213,12 @@ class ListenerStore:
         return descriptors
 
     def close(self) -> None:
-        """Close the binder's descriptors. A port stays open as long as another process holds it."""
+        """Close the binder's descriptors. A port stays open as long as another process holds it, unless it drains."""
         self._watch.close()
         for listener in self._index:
+            if listener.draining:
+                with contextlib.suppress(OSError):
+                    listener.kind.retire(listener.socket)
             listener.socket.close()
         self._index.clear()
 
@@ -271,16 +274,3 @@ class ListenerStore:
     def _add(self, listener: Listener) -> None:
         self._index.add(listener)
         self._watch.add(listener.socket)
-
-    def _close(self, listener: Listener) -> None:
-        self._claims.remove_all(listener)
-        # Record the release first: after a crash in between, the socket must not be restored if it turns up again.
-        self._durable.note([listener.record(released=True)])
-        try:
-            # Holders have copies, so close(2) alone would leave the port open. New clients must be refused at once.
-            listener.kind.retire(listener.socket)
-        except OSError as error:
-            events.limited(events.warning, "shutdown-failed", None, address=listener.address, error=error.strerror)
-        self._watch.remove(listener.socket)
-        listener.socket.close()
-        self._index.remove(listener)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pwd
 import sys
 import time
@@ -13,6 +14,7 @@ from multibinder.cli.options import AddressType, socket_option
 from multibinder.cli.say import say, say_json
 from multibinder.cli.wording import NO_LABEL, age, owner_names
 from multibinder.kernel.process import printable
+from multibinder.wire.release_params import LONGEST_DRAIN_S
 
 
 @click.command("list", short_help="Show every listener that the binder holds.")
@@ -40,8 +42,13 @@ def list_command(socket_path: str | None, as_json: bool) -> None:
 @click.option("--owner", default="", metavar="LABEL", help="The owner whose claim is given up. Default: the claim "
               "without a label.")  # fmt: skip
 @click.option("--all-owners", is_flag=True, help="Give up every claim, so that the port closes.")
+@click.option("--drain", default=0.0, metavar="SECONDS", type=click.FloatRange(0, LONGEST_DRAIN_S),
+              help="Let no new client in, and close a port when its server has accepted those that wait, or after this "
+              "time. Default: 0, which resets them.")  # fmt: skip
 @click.argument("addresses", nargs=-1, required=True, metavar="ADDRESS...", type=AddressType())
-def release_command(socket_path: str | None, owner: str, all_owners: bool, addresses: tuple[Address, ...]) -> None:
+def release_command(
+    socket_path: str | None, owner: str, all_owners: bool, drain: float, addresses: tuple[Address, ...]
+) -> None:
     """Give up a claim on listeners.
 
     A listener without any claim left is closed, for every process that holds it.
@@ -49,22 +56,29 @@ def release_command(socket_path: str | None, owner: str, all_owners: bool, addre
     \b
     Exit codes:
       0  The claim on every listener is given up.
-      1  The binder has no such listener, or it refused.
+      1  The binder has no such listener, the owner has no claim on it, or the binder refused.
 
     \b
     Example:
-      multibinder release --owner haproxy@web 192.0.2.1:80 '[::]:443'
+      multibinder release --owner haproxy@web --drain 30 192.0.2.1:80 '[::]:443'
     """
-    absent = False
+    if math.isnan(drain):
+        raise click.BadParameter("NaN is no number of seconds", param_hint="--drain")
     with Client(socket_path) as binder:
         held = {listener.address: listener for listener in binder.list()}
+        # One request for each owner, so that all listeners drain at the same time.
+        by_owner: dict[str, list[Address]] = {}
         for address in addresses:
             listener = held.get(str(address))
             for each in _claims_of(listener) if all_owners and listener else [owner]:
-                [outcome] = binder.release([address], owner=each)
-            say(f"{outcome.address}: {outcome.outcome}{_kept_by(outcome)}")
-            absent |= outcome.outcome == "absent"
-    sys.exit(1 if absent else 0)
+                by_owner.setdefault(each, []).append(address)
+        outcomes: dict[Address, Released] = {}
+        for each, its in by_owner.items():
+            outcomes |= zip(its, binder.release(its, owner=each, drain=drain), strict=True)
+    for address in addresses:
+        say(_sentence(outcomes[address], owner))
+    given_up = all(each.outcome != "absent" and each.had_claim for each in outcomes.values())
+    sys.exit(0 if given_up else 1)
 
 
 @click.command("move", short_help="Give an owner's claims to another user.")
@@ -105,10 +119,22 @@ def _claims_of(listener: ListenerStatus) -> list[str]:
     return named or [""]  # a listener without a claim is closed too
 
 
-def _kept_by(outcome: Released) -> str:
+def _sentence(outcome: Released, owner: str) -> str:
     names = owner_names(outcome.claims) if outcome.claims else [label or NO_LABEL for label in outcome.owners]
-    kept = f", by {', '.join(names)}" if names else ""
-    return kept if outcome.had_claim else f"{kept}; the owner that you named has no claim"
+    sentence = f"{outcome.address}: {outcome.outcome}"
+    if names:
+        sentence += f", by {', '.join(names)}"
+    if not outcome.had_claim:
+        sentence += f"; not released: {owner or NO_LABEL} has no claim"
+    if outcome.reset:
+        sentence += f"; {outcome.reset} waiting client{'s were' if outcome.reset > 1 else ' was'} reset"
+    return sentence
+
+
+def _owners(listener: ListenerStatus) -> str:
+    if listener.draining:
+        return "(draining)"
+    return ", ".join(owner_names(listener.claims, "-") or [label or "-" for label in listener.owners])
 
 
 def _print_table(listeners: list[ListenerStatus]) -> None:
@@ -130,9 +156,7 @@ def _print_table(listeners: list[ListenerStatus]) -> None:
         name = f" ({listener.name})" if listener.name else ""
         table.add_row(
             Text(printable(listener.address + name)),
-            Text(
-                printable(", ".join(owner_names(listener.claims, "-") or [label or "-" for label in listener.owners]))
-            ),
+            Text(printable(_owners(listener))),
             str(listener.backlog),
             str(listener.handoffs),
             age(time.time() - listener.created),

@@ -19,7 +19,7 @@ _SECOND_SCAN_S = 0.2
 #: The version of ``Report``. Added fields do not raise it; a change of an existing field does.
 FORMAT = 1
 #: The states of a listener, the worst first.
-STATES = ("orphan", "stalled", "repaired", "serving")
+STATES = ("orphan", "stalled", "repaired", "draining", "serving")
 
 
 class Row(ListenerHealth, frozen=True):

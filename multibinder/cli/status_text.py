@@ -16,7 +16,7 @@ from multibinder.cli.wording import age, count
 from multibinder.kernel.process import printable
 
 #: Red and magenta are readable on a light and on a dark background. The state is also written out.
-COLOURS = {"orphan": "red", "stalled": "red", "repaired": "magenta"}
+COLOURS = {"orphan": "red", "stalled": "red", "repaired": "magenta", "draining": "cyan"}
 
 
 def lines_of(report: Report, width: int, *, colour: bool) -> list[str]:

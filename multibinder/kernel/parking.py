@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 
 from multibinder.kernel.accept_queue import TCP_ESTABLISHED, state_of
+from multibinder.kernel.new_clients import turn_remote_clients_away
 from multibinder.kernel.socket_options import cookie_of, netns_cookie_of
 
 #: A packet to the address and port of a parked socket, from the address and port that it is connected to, would be
@@ -62,11 +63,12 @@ def park(sock: socket.socket) -> bool:
     """Park a socket on which shutdown(2) was called. Return whether that has succeeded.
 
     It does not succeed for a socket of another network namespace than ours, for one that is bound to an interface
-    (SO_BINDTODEVICE, a link-local address), or if no packet passes on loopback. The socket is as before then, but for
-    options that have a meaning for connections only. Blocks for some 0.1 ms; for 20 ms where packets on loopback are
-    lost, at most once a minute. Raises OSError for a shortage of descriptors or memory.
+    (SO_BINDTODEVICE, a link-local address) other than the loopback one, or if no packet passes on loopback. The socket
+    is as before then, but for options that have a meaning for connections only. Blocks for some 0.1 ms; for 20 ms where
+    packets on loopback are lost, at most once a minute. Raises OSError for a shortage of descriptors or memory.
     """
-    if time.monotonic() < _NextTry.at or sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, _INTERFACE_BYTES):
+    interface = sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, _INTERFACE_BYTES)
+    if time.monotonic() < _NextTry.at or interface not in (b"", b"lo\0"):
         return False
     # The last close(2) then frees the socket at once, and no timer of the connection ends it before.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
@@ -78,6 +80,8 @@ def park(sock: socket.socket) -> bool:
                 return False
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, _DEFER_ACCEPT_S)
             try:
+                if address[0].endswith(_IPV4_HOST):
+                    turn_remote_clients_away(end)  # its answer reaches a socket that is bound to this interface, too
                 end.bind(address)
                 end.listen(1)
             except OSError:  # no such address here, or the port is in use

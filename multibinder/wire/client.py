@@ -14,16 +14,19 @@ from multibinder.wire.arguments import (
     BindTarget,
     ReleaseTarget,
     control_path,
+    drain_s,
     specs_of,
     timeout_s,
     wait_s,
 )
 from multibinder.wire.connection import Connection
-from multibinder.wire.errors import RequestError
+from multibinder.wire.errors import LocalProtocolError, RequestError
 from multibinder.wire.listener import close_all, set_mode, verify_all_received
 from multibinder.wire.messages import Hello, ListenerParams, ListenerSpec, Moved, Released, Reply, Upgrade
+from multibinder.wire.move_params import MoveParams
 from multibinder.wire.options import check_optional_owner, check_owner
 from multibinder.wire.reception import Reception, decode_result
+from multibinder.wire.release_params import DRAIN, release_params
 from multibinder.wire.session import Session
 from multibinder.wire.shared_listener import SharedListener
 from multibinder.wire.status import BinderStatus, ListenerStatus
@@ -125,13 +128,28 @@ class Client:  # which has a method ``list``: hence builtins.list
         """
         return decode_result(self._ask("status", [] if fresh else [StatusParams(fresh=False)]), BinderStatus)
 
-    def release(self, wanted: Iterable[ReleaseTarget], *, owner: str = "") -> builtins.list[Released]:
+    def release(
+        self, wanted: Iterable[ReleaseTarget], *, owner: str = "", drain: float = 0.0
+    ) -> builtins.list[Released]:
         """Give up the claim of ``owner``. A listener that has no claim left is shut down for every holder.
 
-        The outcome of each is ``closed``, ``kept`` (another claim remains: see ``owners``) or ``absent``.
+        The outcome of each is ``closed``, ``kept`` (another claim remains: see ``owners``) or ``absent``. With
+        ``drain``, a listener lets no new client in, and closes when its holders have accepted those that wait, or after
+        this many seconds; ``reset`` clients still waited then. The call returns when all are closed.
+
+        Raises LocalProtocolError if the binder is too old for ``drain``; nothing is released then.
         """
-        params = _params(specs_of(wanted), owner)
-        return decode_result(self._ask("release", params, can_repeat=False), builtins.list[Released]) if params else []
+        specs, seconds = specs_of(wanted), drain_s(drain)
+        check_optional_owner(owner)
+        if not specs:
+            return []
+        if seconds and DRAIN not in (hello := self.hello()).capabilities:
+            raise LocalProtocolError(
+                f"this binder ({hello.version}) cannot drain a listener: upgrade it ('multibinder upgrade'), "
+                "or release without drain"
+            )
+        params = [release_params(spec, owner, seconds) for spec in specs]
+        return decode_result(self._ask("release", params, can_repeat=False, also_s=seconds), builtins.list[Released])
 
     def sync(
         self, owner: str, wanted: Iterable[BindTarget], *, inheritable: bool = False, blocking: bool = True
@@ -149,7 +167,7 @@ class Client:  # which has a method ``list``: hence builtins.list
 
         Root and the binder's own user may: a service whose user has changed keeps its listeners.
         """
-        params = [messages.MoveParams(owner, uid) for owner, uid in moves]
+        params = [MoveParams(owner, uid) for owner, uid in moves]
         return decode_result(self._ask("move", params, can_repeat=False), builtins.list[Moved]) if params else []
 
     def upgrade(self) -> Upgrade:
@@ -192,11 +210,14 @@ class Client:  # which has a method ``list``: hence builtins.list
         ours = self.hello().uid  # None: the binder is older, and cannot be in another user namespace
         return owner, os.geteuid() if ours is None else ours
 
-    def _ask(self, method: str, params: Sequence[object], *, can_repeat: bool = True) -> Reply:
-        def exchange(connection: Connection, deadline: float) -> Reply:
-            return connection.ask(method, params, self._timeout_s, deadline)
+    def _ask(self, method: str, params: Sequence[object], *, can_repeat: bool = True, also_s: float = 0.0) -> Reply:
+        """Ask. The binder may take ``also_s`` seconds beside the timeout."""
+        timeout_s = self._timeout_s + also_s
 
-        return self._session.call(exchange, self._timeout_s, can_repeat=can_repeat)
+        def exchange(connection: Connection, deadline: float) -> Reply:
+            return connection.ask(method, params, timeout_s, deadline)
+
+        return self._session.call(exchange, timeout_s, can_repeat=can_repeat)
 
 
 def _params(specs: Sequence[ListenerSpec], owner: str) -> list[ListenerParams]:

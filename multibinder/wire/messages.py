@@ -16,7 +16,7 @@ A request with ``"acknowledge":true`` promises that the client says whether it h
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -24,7 +24,7 @@ from multibinder.wire import kinds
 from multibinder.wire.addresses import Address, TcpAddress
 from multibinder.wire.errors import AddressError
 from multibinder.wire.excerpt import excerpt, shown
-from multibinder.wire.options import LARGEST_UID, OPTION_NAMES, Options, check_owner
+from multibinder.wire.options import OPTION_NAMES, Options, check_owner
 from multibinder.wire.status import OwnerStatus
 
 #: The version of the protocol that this module describes. A change that an old peer would misread raises it.
@@ -162,7 +162,7 @@ class Released(msgspec.Struct, frozen=True):
     """The outcome of ``release`` for one address: ``closed``, ``kept`` (by ``owners``) or ``absent``.
 
     ``claims`` has label and uid of each owner that keeps it. ``had_claim`` is False if nothing was given up, because
-    the owner that the request names has no claim.
+    the owner that the request names has no claim. ``reset`` is how many clients waited when the port closed.
     """
 
     address: str
@@ -170,13 +170,7 @@ class Released(msgspec.Struct, frozen=True):
     owners: list[str] = []
     claims: list[OwnerStatus] = []
     had_claim: bool = True
-
-
-class MoveParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One element of the ``params`` of ``move``: an owner, as ``label:uid``, and the uid that gets its claims."""
-
-    owner: str
-    to: int
+    reset: int = 0
 
 
 class Moved(msgspec.Struct, frozen=True):
@@ -195,7 +189,7 @@ class Upgrade(msgspec.Struct, frozen=True):
 
 
 class Hello(msgspec.Struct, frozen=True):
-    """The binder that answers. ``capabilities`` names its methods; ``protocol`` is a number that only grows.
+    """The binder that answers. ``capabilities`` names its methods, and ``drain``. ``protocol`` only grows.
 
     ``upgrade_failure`` tells why the last upgrade failed, if it failed after its trial start.
     ``uid`` is the client's, as the binder sees it; None if an older binder does not tell.
@@ -210,12 +204,14 @@ class Hello(msgspec.Struct, frozen=True):
     uid: int | None = None
 
 
+_Element = TypeVar("_Element")
+
+
 class InvalidParamsError(Exception):
     """``params`` is JSON, but not what the method accepts. The message is for the client."""
 
 
 _request = msgspec.json.Decoder(Request)
-_move_params = msgspec.json.Decoder(list[MoveParams])
 _listener_params = msgspec.json.Decoder(list[ListenerParams])
 
 
@@ -230,27 +226,18 @@ def decode_request(text: bytes) -> Request:
 
 
 def decode_listener_params(raw: msgspec.Raw) -> list[ListenerParams]:
-    """Read the ``params`` of bind, check and release. Raises InvalidParamsError, which names the element and field."""
+    """Read the ``params`` of bind and check. Raises InvalidParamsError, which names the element and field."""
+    return decode_elements(raw, _listener_params)
+
+
+def decode_elements(raw: msgspec.Raw, decoder: msgspec.json.Decoder[list[_Element]]) -> list[_Element]:
+    """Read ``params`` with an element for each listener, one at least. Raises what ``decode_listener_params`` does."""
     try:
-        params = _listener_params.decode(raw)
+        params = decoder.decode(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise InvalidParamsError(_explain(str(error))) from None
+        raise InvalidParamsError(explain(str(error))) from None
     if not params:
         raise InvalidParamsError('params is empty: give at least one {"address": …, "port": …}')
-    return params
-
-
-def decode_move_params(raw: msgspec.Raw) -> list[MoveParams]:
-    """Read the ``params`` of move. Raises InvalidParamsError, which names the element and field."""
-    try:
-        params = _move_params.decode(raw)
-        for index, element in enumerate(params):
-            if ":" not in check_owner(element.owner):
-                raise InvalidParamsError(f"params[{index}]: owner {element.owner} names no uid: write label:uid")
-            if not 0 <= element.to < LARGEST_UID:
-                raise InvalidParamsError(f"params[{index}]: {element.to} is no uid")
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, AddressError) as error:
-        raise InvalidParamsError(_explain(str(error))) from None
     return params
 
 
@@ -290,7 +277,7 @@ def encode_continuation(first: int) -> bytes:
     return encode({"jsonrpc": "2.0", "method": "descriptors", "params": {"from": first}})
 
 
-def _explain(complaint: str) -> str:
+def explain(complaint: str) -> str:
     """Return msgspec's message, which names the path, with the allowed fields added."""
     where = excerpt(complaint).replace("`$", "`params")
     if "unknown field" in complaint:

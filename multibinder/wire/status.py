@@ -21,6 +21,7 @@ class ListenerStatus(msgspec.Struct, frozen=True):
     ``backlog`` is the effective limit, ``backlog_requested`` the requested one (None: the kernel's limit);
     ``created`` is in seconds since the epoch; ``cookie`` is SO_COOKIE, which identifies the socket for its whole life.
     ``owners`` has the label of each claim, ``claims`` its label and uid; a binder of 0.1 does not send ``claims``.
+    ``draining``: it is released, and closes when its holders have accepted the clients that wait.
     """
 
     address: str
@@ -33,6 +34,7 @@ class ListenerStatus(msgspec.Struct, frozen=True):
     created: float
     cookie: int
     claims: list[OwnerStatus] = []
+    draining: bool = False
 
 
 class Counters(msgspec.Struct):
@@ -66,7 +68,8 @@ class ListenerHealth(msgspec.Struct, frozen=True):
     """One listener as ``status`` shows it. Times are in seconds since the epoch.
 
     ``state`` is ``serving``; ``orphan``: it has no holder; ``stalled``: clients wait and no process accepts them;
-    ``repaired``: a holder had shut it down, or changed its backlog, within the last hour. ``queue`` connections wait
+    ``repaired``: a holder had shut it down, or changed its backlog, within the last hour; ``draining``: it is released,
+    and closes when its holders have accepted the clients that wait. ``queue`` connections wait
     now, ``limit`` may wait. ``drops`` counts the packets that the socket has dropped since it was created, each of a
     client that has to try again (SO_MEMINFO); ``drops_per_s`` is the rate between the last two samples. ``holders`` are
     those of the last search, without the keeper; None if some process could not be read and no holder was found.

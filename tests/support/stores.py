@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
+from multibinder.binder.events import CallLater
 from multibinder.binder.records import Record
 from multibinder.binder.store import ListenerStore
 from multibinder.wire.addresses import Address
@@ -17,7 +18,7 @@ class NothingDurable:
     def write(self, changed: Sequence[Record]) -> None:
         pass
 
-    def note(self, changed: Sequence[Record]) -> None:
+    def note(self, changed: Sequence[Record], *, forget: bool = True) -> None:
         pass
 
     def recover(self, address: Address, uid: int) -> tuple[Record, socket.socket] | None:
@@ -37,5 +38,10 @@ class NothingWatched:
         pass
 
 
-def new_store(limit: int = 100, *, limit_per_uid: int = sys.maxsize) -> ListenerStore:
-    return ListenerStore(NothingDurable(), lambda repair: NothingWatched(), limit=limit, limit_per_uid=limit_per_uid)
+def new_store(
+    limit: int = 100, *, limit_per_uid: int = sys.maxsize, call_later: CallLater = lambda seconds, callback: None
+) -> ListenerStore:
+    """Return a store. Without ``call_later``, no drain ends by itself."""
+    return ListenerStore(
+        NothingDurable(), lambda repair: NothingWatched(), call_later, limit=limit, limit_per_uid=limit_per_uid
+    )

@@ -43,6 +43,18 @@ EVENTS = Section(
             remedy="raise fs.epoll.max_user_watches, or give the host more memory",
         ),
         entry(
+            "drain-ended",
+            cause="the drain of a released listener ended early: the listener was bound again. Without CAP_NET_RAW the "
+            "kernel does not let clients of other hosts in again: the `reset=` clients that waited were reset, and the "
+            "address has a new socket",
+            remedy="nothing; do not bind an address while it drains, or start the new server before the release",
+        ),
+        entry(
+            "cannot-turn-away",
+            cause="the kernel refused to keep new clients from a listener that drains; the drain goes on with them",
+            remedy="nothing; it ends after its time at the latest",
+        ),
+        entry(
             "shutdown-failed",
             cause="a released listener could not be shut down; it may stay open in its holders",
             remedy="restart its holders",

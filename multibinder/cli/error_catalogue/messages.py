@@ -142,6 +142,11 @@ CLIENT = Section(
             fragment="was shut down by another process",
         ),
         entry(
+            "this binder (…) cannot drain a listener",
+            cause="`drain` needs a newer binder than the one that runs; nothing was released",
+            remedy="`multibinder upgrade`, or release without drain, which resets the clients that wait",
+        ),
+        entry(
             "MULTIBINDER_SOCK is not set: binding in this process, so a restart will refuse connections",
             cause="a warning of `fallback=True` where there is no binder",
             remedy="none on a laptop; in production set MULTIBINDER_SOCK",

@@ -14,7 +14,7 @@ from multibinder.wire.status import REQUEST_BOUNDS_S, BinderStatus, Counters, Li
 #: The labels that are exposed from the start with value 0, because rate() does not count the first sample of a series.
 METHODS = ("hello", "bind", "check", "list", "release", "status", "upgrade", "move", "other")
 REASONS = ("policy", "owner", "bind", "invalid", "internal", "timeout")
-STATES = ("serving", "orphan", "stalled", "repaired")
+STATES = ("serving", "orphan", "stalled", "repaired", "draining")
 ROLES = ("accepting", "draining", "holding")
 
 _LABELS = ("address", "name")

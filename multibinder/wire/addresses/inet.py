@@ -89,6 +89,11 @@ class TcpAddress(Address, frozen=True):
         return self.host in ("0.0.0.0", "::")
 
     @property
+    def is_loopback(self) -> bool:
+        """True if only clients of this host reach the host."""
+        return self.host == "::1" or self.unmapped().host.startswith("127.")
+
+    @property
     def is_ipv4_mapped(self) -> bool:
         """True if the host is an IPv4 address in IPv6 notation: ``::ffff:192.0.2.1`` (ipv6(7))."""
         return self.host.startswith(_MAPPED) and "." in self.host

@@ -91,6 +91,17 @@ class Kind(abc.ABC):
     def end_sharing(self, sock: socket.socket) -> None:  # noqa: B027 (most kinds have nothing to do)
         """Undo what a process that was killed while it opened a socket beside this one has left on it."""
 
+    def turn_away(self, sock: socket.socket) -> float:
+        """Keep new clients from the socket; those that wait in its queue stay there. Raises OSError.
+
+        Returns for how many seconds clients may still come into the queue that had begun to connect. A kind that cannot
+        do it lets clients in.
+        """
+        return 0.0
+
+    def let_in(self, sock: socket.socket) -> None:  # noqa: B027 (nothing to undo)
+        """Undo ``turn_away``, but for the length of the queue (``make_ready``). Raises OSError."""
+
     @abc.abstractmethod
     def retire(self, sock: socket.socket) -> None:
         """Keep new clients from the socket, for every process that holds it. The caller still has to close it.

@@ -12,6 +12,7 @@ from typing import ClassVar
 import msgspec
 
 from multibinder.kernel.accept_queue import TCP_LISTEN, accept_queue
+from multibinder.kernel.new_clients import can_let_remote_clients_in, let_remote_clients_in, turn_remote_clients_away
 from multibinder.kernel.parking import is_parked, park
 from multibinder.kernel.port_sharing import end_sharing, side_by_side
 from multibinder.kernel.socket_options import drops_of
@@ -23,6 +24,8 @@ from multibinder.wire.options import Options
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 #: The largest argument of listen(2). The kernel reduces it to net.core.somaxconn.
 _LONGEST_BACKLOG = 2**31 - 1
+#: The last packet of a handshake arrives within this time, but for clients that are very far away.
+_HANDSHAKE_S = 1.0
 #: A holder may call listen(2) between shutdown(2) and the end of ``park``, and opens the port again.
 _TRIES = 3
 
@@ -101,6 +104,24 @@ class Tcp(Kind):
     def end_sharing(self, sock: socket.socket) -> None:
         end_sharing(sock)
 
+    def turn_away(self, sock: socket.socket) -> float:
+        """Clients of other hosts are refused. One of this host is kept waiting while the queue is not empty, because
+        that admits one client more than listen(2) says. So a busy client of this host does not prolong a drain: the
+        queue is found empty soon."""
+        address = self.address_of(sock)
+        # Bound to the loopback interface, a socket on an IPv6 address of another one cannot be parked.
+        if not address.is_loopback and (
+            address.is_wildcard or address.unmapped().version == 4 or can_let_remote_clients_in(sock.family)
+        ):
+            turn_remote_clients_away(sock)
+        sock.listen(0)
+        return 0.0 if address.is_loopback else _HANDSHAKE_S
+
+    def let_in(self, sock: socket.socket) -> None:
+        """For clients of other hosts, that needs CAP_NET_RAW."""
+        if not self.address_of(sock).is_loopback:
+            let_remote_clients_in(sock)
+
     def retire(self, sock: socket.socket) -> None:
         """Only shutdown(2) ends listening for all holders (inet_shutdown() in net/ipv4/af_inet.c). For example, an old
         HAProxy worker keeps its copy until it has drained. Then the socket is parked, so that no holder spins, where
@@ -113,7 +134,10 @@ class Tcp(Kind):
             except OSError as error:
                 if error.errno != errno.ENOTCONN:  # ENOTCONN: it no longer listens
                     raise
-            with contextlib.suppress(OSError):  # a shortage; clients are refused all the same
+            # A shortage, or no permission to undo ``turn_away``: clients are refused all the same.
+            with contextlib.suppress(OSError):
+                self.let_in(sock)
+            with contextlib.suppress(OSError):
                 park(sock)
             if not self.is_ready(sock):
                 return

@@ -1,0 +1,218 @@
+"""Release listeners: at once, or after their holders have accepted the clients that wait (a drain).
+
+During a drain the listener keeps its address and its claims, which show who released it. No new client of another host
+is let in, and one of this host only while no client waits. Its record says that it is released: a crash ends the drain.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from multibinder.binder import events
+from multibinder.binder.claims import Claims
+from multibinder.binder.durable_records import DurableRecords
+from multibinder.binder.events import CallLater
+from multibinder.binder.failures import callback_failed
+from multibinder.binder.listener import Listener
+from multibinder.binder.listener_index import ListenerIndex
+from multibinder.binder.owner import Owner
+from multibinder.binder.repair import set_backlog
+from multibinder.binder.shutdown_watch import WatchShutdowns
+from multibinder.wire.messages import ListenerSpec, Released
+
+#: The kernel does not tell when a queue becomes empty. The queues are read with this pause, some in each turn.
+_EVERY_S, _TURN_S = 0.01, 0.001
+
+#: Takes the outcome of a release that ends later. Called from the loop.
+TellReleased = Callable[[Released], None]
+
+
+class _Drain(msgspec.Struct, eq=False):
+    """A drain. ``until`` is its end at the latest; until ``settled_at`` handshakes may still end. Times are those of
+    time.monotonic(). ``tell`` are those who wait for the end."""
+
+    until: float
+    settled_at: float
+    tell: list[TellReleased] = []
+
+
+class Releases:
+    """Release and close the listeners of ``index``."""
+
+    def __init__(
+        self,
+        index: ListenerIndex,
+        claims: Claims,
+        durable: DurableRecords,
+        watch: WatchShutdowns,
+        call_later: CallLater,
+    ) -> None:
+        self._index = index
+        self._claims = claims
+        self._durable = durable
+        self._watch = watch
+        self._call_later = call_later
+        self._drains: dict[Listener, _Drain] = {}
+        self._is_due = False
+
+    def release(
+        self, spec: ListenerSpec, owner: Owner, tell: TellReleased, *, of_any_uid: bool = False, drain_s: float = 0.0
+    ) -> Released | None:
+        """Drop the owner's claim. After the last claim, close the port for every holder, or begin a drain.
+
+        ``of_any_uid``: if that owner has no claim, drop the claims of all other users that have the same label. Returns
+        None if the listener drains, for ``drain_s`` seconds at most: ``tell`` is called with the outcome later. A
+        listener that drains already does so until then instead.
+        """
+        listener = self._index.find(spec, owner.uid)
+        if listener is None or not spec.address.matches(listener.address):
+            return Released(str(spec.address), "absent")
+        address = str(listener.address)
+        dropped = [claimant for claimant in listener.claims if claimant == owner]
+        if not dropped and of_any_uid:
+            dropped = [claimant for claimant in listener.claims if claimant.label == owner.label]
+        if len(dropped) < len(listener.claims):
+            if dropped and not listener.draining:
+                for claimant in dropped:
+                    self._claims.remove(listener, claimant)
+                self._durable.note([listener.record()])
+            status = listener.status()
+            return Released(address, "kept", status.owners, status.claims, had_claim=bool(dropped))
+        # Also a listener that had no claim at all, of a damaged record.
+        if drain_s <= 0:
+            return Released(address, "closed", reset=self.close(listener))
+        self._drain(listener, owner, drain_s, tell)
+        return None
+
+    def close(self, listener: Listener) -> int:
+        """Close a port for every holder, and end its drain. Return how many clients were waiting.
+
+        They are reset (inet_csk_listen_stop() in net/ipv4/inet_connection_sock.c).
+        """
+        self._claims.remove_all(listener)
+        # Record the release first: after a crash in between, the socket must not be restored if it turns up again.
+        self._durable.note([listener.record(released=True)])
+        waiting = 0
+        try:
+            queue = listener.kind.queue(listener.socket)
+            waiting = queue.length if queue.ready else 0
+            # Holders have copies, so close(2) alone would leave the port open. New clients must be refused at once.
+            listener.kind.retire(listener.socket)
+        except OSError as error:
+            events.limited(events.warning, "shutdown-failed", None, address=listener.address, error=error.strerror)
+        self._watch.remove(listener.socket)
+        listener.socket.close()
+        self._index.remove(listener)
+        self._tell(listener, Released(str(listener.address), "closed", reset=waiting))
+        return waiting
+
+    def resume(self, listeners: Iterable[Listener]) -> list[Listener]:
+        """Let clients in again, of those of these listeners that drain. Return these.
+
+        One for which the kernel refuses that is closed. Call ``take_back`` for each of the others, or ``drain_again``.
+        """
+        resumed = []
+        for listener in dict.fromkeys(listeners):
+            if not listener.draining:
+                continue
+            try:
+                listener.kind.let_in(listener.socket)
+                set_backlog(listener)
+            except OSError as error:
+                reset = self.close(listener)
+                why = f"it is bound again, and cannot be let in new clients: {error.strerror}"
+                events.warning("drain-ended", address=listener.address, reset=reset, why=why)
+            else:
+                resumed.append(listener)
+        return resumed
+
+    def take_back(self, listener: Listener, uid: int) -> None:
+        """End the drain of a listener that was resumed: ``uid`` binds it again. The released claims go."""
+        listener.draining = False
+        self._claims.remove_all(listener)
+        if listener.options.name and listener.name_uid != uid:
+            self._index.rename(listener, None, 0)
+
+    def tell_taken_back(self, listeners: Iterable[Listener]) -> None:
+        """Tell those who wait for the end of the drain who has the listener now."""
+        for listener in listeners:
+            events.limited(events.info, "drain-ended", listener.log_key, address=listener.address, why="bound again")
+            self._tell(listener, Released(str(listener.address), "kept", listener.labels, listener.owners))
+
+    def drain_again(self, listeners: Iterable[Listener]) -> None:
+        """Go on with the drains of listeners that were resumed."""
+        for listener in listeners:
+            self._turn_away(listener)
+
+    def end_drains(self) -> None:
+        """Close all listeners that drain, at once."""
+        for listener in list(self._drains):
+            self.close(listener)
+
+    def _drain(self, listener: Listener, owner: Owner, drain_s: float, tell: TellReleased) -> None:
+        now = time.monotonic()
+        drain = self._drains.get(listener)
+        if drain is None:
+            listener.draining = True
+            # The keeper has the socket still: after a crash, the next binder closes the port.
+            self._durable.note([listener.record()], forget=False)
+            drain = self._drains[listener] = _Drain(0.0, now + self._turn_away(listener))
+        drain.until = now + drain_s
+        drain.tell.append(tell)
+        events.limited(
+            events.info,
+            "draining",
+            owner.uid,
+            address=listener.address,
+            owner=owner.label or "-",
+            waiting=listener.kind.queue(listener.socket).length,
+            drain_s=drain_s,
+        )
+        self._look_later(0)
+
+    def _turn_away(self, listener: Listener) -> float:
+        try:
+            return listener.kind.turn_away(listener.socket)
+        except OSError as error:
+            events.limited(events.warning, "cannot-turn-away", None, address=listener.address, why=error.strerror)
+            return 0.0
+
+    def _tell(self, listener: Listener, outcome: Released) -> None:
+        drain = self._drains.pop(listener, None)
+        for tell in drain.tell if drain is not None else ():
+            try:
+                tell(outcome)
+            except Exception as error:  # the others must not wait for ever
+                callback_failed(tell, error)
+
+    def _look_later(self, seconds: float) -> None:
+        if self._drains and not self._is_due:
+            self._is_due = True
+            self._call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        """Close listeners whose drain is over, for a millisecond at most."""
+        self._is_due = False
+        began = now = time.monotonic()
+        has_closed = False
+        try:
+            for _ in range(len(self._drains)):
+                listener, drain = next(iter(self._drains.items()))
+                # It goes to the end of the order: the next turn begins with the others.
+                self._drains[listener] = self._drains.pop(listener)
+                if _is_over(listener, drain, now):
+                    self.close(listener)
+                    has_closed = True
+                if (now := time.monotonic()) - began > _TURN_S:
+                    break
+        finally:
+            self._look_later(now - began if has_closed else _EVERY_S)
+
+
+def _is_over(listener: Listener, drain: _Drain, now: float) -> bool:
+    queue = listener.kind.queue(listener.socket)
+    # A holder may have shut it down. Those who waited were reset then.
+    return now >= drain.until or not queue.ready or (queue.length == 0 and now >= drain.settled_at)

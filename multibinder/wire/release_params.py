@@ -1,0 +1,40 @@
+"""The ``params`` of ``release``."""
+
+from __future__ import annotations
+
+import msgspec
+
+from multibinder.wire import messages
+from multibinder.wire.messages import InvalidParamsError, ListenerParams, ListenerSpec
+
+#: The capability (``Hello.capabilities``) of a binder that knows ``drain``.
+DRAIN = "drain"
+#: The longest time that a listener may drain: a day.
+LONGEST_DRAIN_S = 86400.0
+
+
+class ReleaseParams(ListenerParams, forbid_unknown_fields=True, omit_defaults=True):
+    """One element of ``params`` as it is sent. ``drain`` is in seconds."""
+
+    drain: float = 0.0
+
+
+def release_params(spec: ListenerSpec, owner: str, drain_s: float) -> ListenerParams:
+    """Return the element that asks for the release of ``spec``. An old binder can read it if there is no drain."""
+    if not drain_s:
+        return ListenerParams.of(spec, owner)
+    return msgspec.structs.replace(ReleaseParams.of(spec, owner), drain=drain_s)
+
+
+def decode_release_params(raw: msgspec.Raw) -> list[ReleaseParams]:
+    """Read the ``params``. Raises InvalidParamsError, which names the element and field."""
+    params = messages.decode_elements(raw, _decoder)
+    for index, element in enumerate(params):
+        if not 0 <= element.drain <= LONGEST_DRAIN_S:
+            raise InvalidParamsError(
+                f"params[{index}]: drain {element.drain:g} is out of range: give seconds from 0 to {LONGEST_DRAIN_S:g}"
+            )
+    return params
+
+
+_decoder = msgspec.json.Decoder(list[ReleaseParams])
