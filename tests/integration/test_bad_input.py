@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,18 +30,31 @@ from tests.support import (
 from tests.support.installation import for_everybody
 
 
+@pytest.fixture(scope="module")
+def refusing() -> Iterator[tuple[Binder, int]]:
+    """A binder for many tests, and how many descriptors it has: each test leaves it as it was."""
+    with tempfile.TemporaryDirectory(prefix="mb-") as directory, Binder(Path(directory)) as binder:
+        binder.wait_until_ready()
+        yield binder, len(binder.descriptors())
+
+
 @pytest.fixture
-def survivor(binder: Binder) -> Iterator[Binder]:
+def survivor(refusing: tuple[Binder, int]) -> Iterator[Binder]:
     """A binder that must serve other clients after the test, without listeners or descriptors of refused requests."""
-    before = binder.descriptors()
-    yield binder
+    with unharmed(*refusing):
+        yield refusing[0]
+
+
+@contextlib.contextmanager
+def unharmed(binder: Binder, descriptors: int) -> Iterator[None]:
+    yield
     with Client(binder.socket_path) as client:
         assert client.list() == []
         assert client.hello().pid == binder.pid
     with RawClient(binder.socket_path) as other:
         other.ask(request("hello"))
         wait_until(
-            lambda: len(binder.descriptors()) == len(before) + 1,
+            lambda: len(binder.descriptors()) == descriptors + 1,
             "the binder has closed the earlier connections, and nothing else is open",
             log=binder.log,
         )
@@ -158,13 +172,13 @@ def test_a_refusal_has_the_id_of_its_request(survivor: Binder, request_id: objec
     assert ask(survivor.socket_path, request("dance", request_id=request_id))["id"] == request_id
 
 
-def test_a_mebibyte_without_a_newline_is_refused_and_dropped(survivor: Binder) -> None:
-    with RawClient(survivor.socket_path) as client:
+def test_a_mebibyte_without_a_newline_is_refused_and_dropped(binder: Binder) -> None:
+    with unharmed(binder, len(binder.descriptors())), RawClient(binder.socket_path) as client:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the binder does not wait for the rest
             client.send(b"{" + b" " * (1 << 20))
         assert client.reply()["error"]["message"] == "Invalid request: a message has more than 524288 bytes"
         assert client.at_end()
-    survivor.wait_for_log("event=protocol-error")
+    binder.wait_for_log("event=protocol-error")
 
 
 def test_the_limit_of_a_request_can_be_set(start_binder: StartBinder) -> None:
@@ -173,9 +187,13 @@ def test_the_limit_of_a_request_can_be_set(start_binder: StartBinder) -> None:
     assert ask(binder.socket_path, request("hello"))["result"]["pid"] == binder.pid
 
 
-def test_an_address_in_use_is_refused_and_names_the_holder(survivor: Binder, taken: tuple[str, int]) -> None:
+def test_an_address_in_use_is_refused_and_names_the_holder(binder: Binder, taken: tuple[str, int]) -> None:
     comm = Path("/proc/self/comm").read_text().strip()
-    with Client(survivor.socket_path) as client, pytest.raises(BindError) as refusal:
+    with (
+        unharmed(binder, len(binder.descriptors())),
+        Client(binder.socket_path) as client,
+        pytest.raises(BindError) as refusal,
+    ):
         client.bind([("127.0.0.1", 0), taken])
     address = "{}:{}".format(*taken)
     assert str(refusal.value) == (
@@ -183,7 +201,7 @@ def test_an_address_in_use_is_refused_and_names_the_holder(survivor: Binder, tak
         "stop it or choose another port"
     )
     assert (refusal.value.errno, refusal.value.address, refusal.value.code) == (98, address, 10000)
-    survivor.wait_for_log("event=refused method=bind")
+    binder.wait_for_log("event=refused method=bind")
 
 
 def test_an_address_in_use_by_a_wildcard_listener_names_its_holder(survivor: Binder) -> None:
