@@ -282,7 +282,7 @@ def test_check_is_refused_as_bind_would_be_and_creates_nothing(
 
 def test_a_bind_of_a_listener_that_cannot_be_repaired_is_answered_with_a_refusal(binder: Binder, host: str) -> None:
     with Client(binder.socket_path) as client, client.bind([(host, 8000)])[0] as listener:
-        listener.shutdown(socket.SHUT_RDWR)
+        socket.socket.shutdown(listener, socket.SHUT_RDWR)  # as a program without the library does
         with socket.socket() as stranger:
             stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             stranger.bind((host, 8000))

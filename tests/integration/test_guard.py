@@ -165,7 +165,7 @@ def test_a_kept_socket_that_a_holder_shut_down_listens_again(guard: Guard, host:
     with Client(guard.socket_path) as client:
         [listener] = client.bind([(host, 8000)])
     with listener:
-        listener.shutdown(socket.SHUT_RDWR)
+        socket.socket.shutdown(listener, socket.SHUT_RDWR)  # as a program without the library does
         guard.kill_binder()
     serving_pid(guard.socket_path)
     assert can_connect((host, 8000))

@@ -87,7 +87,7 @@ def test_overlapping_listeners_each_get_their_own_clients(
         os.kill(binder, signal.SIGKILL)
     # All of them are repaired by the next binder, which has none that listens.
     for listener in listeners:
-        listener.shutdown(socket.SHUT_RDWR)
+        socket.socket.shutdown(listener, socket.SHUT_RDWR)  # as a program without the library does
     serving_pid(guard.socket_path, not_=binder)
     assert identities(guard.socket_path) == before
     assert_each_gets_its_own(listeners, host)

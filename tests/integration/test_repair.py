@@ -99,7 +99,7 @@ def test_a_binder_repairs_its_listeners_without_any_request(run_dir: Path, host:
         with Client(binder.socket_path) as client:
             [listener] = client.bind([ListenerSpec(TcpAddress.parse(f"{host}:8000"), Options(backlog=30))])
         with listener:
-            listener.shutdown(socket.SHUT_RDWR)
+            socket.socket.shutdown(listener, socket.SHUT_RDWR)  # as a program without the library does
             wait_until(lambda: accept_queue(listener).listening, "the socket listens again", log=binder.log)
             assert f"{host}:8000" in binder.wait_for_log("event=repaired")
             socket.socket.listen(listener, 2)  # as a program in another language would

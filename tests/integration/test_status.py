@@ -366,7 +366,7 @@ def test_the_status_of_a_repaired_listener_says_so(hasty: Callable[..., Binder],
     with Client(binder.socket_path) as client:
         [listener] = client.bind([spec(host)])
     with listener:
-        listener.shutdown(socket.SHUT_RDWR)
+        socket.socket.shutdown(listener, socket.SHUT_RDWR)  # as a program without the library does
         repaired = wait_for_state(binder, "repaired")
     assert repaired.repairs == 1
     assert repaired.repaired_at is not None
