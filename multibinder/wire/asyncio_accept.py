@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     _Factory = Callable[..., asyncio.Future[Any]]
 
-#: The number of frames between accept() and asyncio's callback: those of subclasses that override accept().
-_DEPTH = 6
+#: The number of frames from here to asyncio's callback: our own, and those of subclasses that override accept().
+_DEPTH = 10
 
 
 def attach_at_once(connection: socket.socket) -> None:
@@ -105,7 +105,7 @@ def _accepting_loop() -> BaseSelectorEventLoop | None:
     if selector_events is None or not isinstance(loop, selector_events.BaseSelectorEventLoop):
         return None
     code = getattr(getattr(loop, "_accept_connection", None), "__code__", None)
-    frame: FrameType | None = sys._getframe(3)
+    frame: FrameType | None = sys._getframe(1)
     for _ in range(_DEPTH):
         if frame is None:
             break

@@ -42,8 +42,8 @@ class LocalAcceptors:
         return other
 
     def pause(self) -> None:
+        # Nothing to wake for: a thread that waits looks here before it accepts.
         self.barred = self.paused = True
-        self._wakeups.wake()
 
     def shut_down(self) -> None:
         self.barred = self.shut = True

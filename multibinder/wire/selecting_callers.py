@@ -14,13 +14,13 @@ from __future__ import annotations
 import sys
 from types import FrameType
 
-#: The number of frames between accept() and the caller: get_request() and subclasses that override accept().
-_DEPTH = 6
+#: The number of frames from here to the caller: our own, and those of subclasses that override accept().
+_DEPTH = 10
 
 
 def has_selected() -> bool:
-    """Return whether one of the callers of accept(), which calls this, has selected first."""
-    return is_callback() or _is_get_request()
+    """Return whether one of the callers of accept(), which calls this function, has selected first."""
+    return is_callback() or is_get_request()
 
 
 def is_callback() -> bool:
@@ -30,10 +30,11 @@ def is_callback() -> bool:
     return loop is not None and tasks is not None and tasks.current_task(loop) is None
 
 
-def _is_get_request() -> bool:
+def is_get_request() -> bool:
+    """Return whether a server of ``socketserver`` calls accept(), which calls this function."""
     server = getattr(sys.modules.get("socketserver"), "BaseServer", None)
     code = getattr(getattr(server, "_handle_request_noblock", None), "__code__", None)
-    frame: FrameType | None = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(1)
     for _ in range(_DEPTH):
         if frame is None or frame.f_back is None or code is None:
             break

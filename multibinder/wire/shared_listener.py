@@ -14,7 +14,7 @@ from multibinder.wire.asyncio_accept import attach_at_once, is_accepting, stop_w
 from multibinder.wire.errors import AddressError, ListenerReleased
 from multibinder.wire.local_acceptors import LocalAcceptors
 from multibinder.wire.pickled_listener import reduce_for_multiprocessing
-from multibinder.wire.selecting_callers import has_selected
+from multibinder.wire.selecting_callers import has_selected, is_get_request
 from multibinder.wire.tls_listener import become_shared, tls_socket_in_the_making
 
 #: The address of a client, as accept() returns it for IPv4 and for IPv6 (host, port, flow information, scope).
@@ -35,7 +35,7 @@ class SharedListener(socket.socket):
     * ``listen()`` does nothing: the binder sets the backlog.
     * O_NONBLOCK, which all holders share, is never cleared, and set before each ``accept()``.
 
-    Threads of this process that wait in ``accept()`` wake up at ``close()``, ``shutdown()`` and ``pause()``. When the
+    Threads of this process that wait in ``accept()`` end at ``close()`` and ``shutdown()``. When the
     binder releases the listener, ``accept()`` raises ListenerReleased. ``ssl.SSLContext.wrap_socket`` makes a TLS
     listener with the same rules, and multiprocessing can give the listener to a child.
 
@@ -109,6 +109,7 @@ class SharedListener(socket.socket):
                 if error.errno != errno.EINVAL or not self._will_be_repaired(error):
                     raise
                 if not _may_wait(timeout):
+                    self._slow_down()
                     raise BlockingIOError(errno.EAGAIN, f"{local.name} was shut down by another process") from None
                 _check_deadline(until)
                 soon = time.monotonic() + pause_s
@@ -200,9 +201,15 @@ class SharedListener(socket.socket):
                 raise BlockingIOError(errno.EAGAIN, refusal.strerror)
             raise refusal
         if not _may_wait(timeout):
+            self._slow_down()
             raise BlockingIOError(errno.EAGAIN, f"{local.name} is paused in this process")
         _check_deadline(until)
         local.wait(None, until, paused=True)
+
+    def _slow_down(self) -> None:
+        """Keep servers of ``socketserver`` from using all of a core: to them, the listener stays readable."""
+        if is_get_request():
+            self._local.wait(None, time.monotonic() + _LONGEST_PAUSE_S, paused=self._local.paused)
 
     def _will_be_repaired(self, error: OSError) -> bool:
         """Say what EINVAL of accept4(2) means: the socket does not listen.
@@ -221,6 +228,7 @@ class SharedListener(socket.socket):
         if self._local.barred:
             return True
         stop_watching(self)
+        self._slow_down()
         raise ListenerReleased(
             errno.EINVAL,
             f"{self._local.name} was released: the binder has closed it for all processes; stop, or bind it again",

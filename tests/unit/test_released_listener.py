@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import socketserver
 import threading
 import time
 from collections.abc import Iterator
@@ -144,3 +145,32 @@ def test_a_local_shutdown_wins_over_a_release(binders: socket.socket, ours: Shar
     with pytest.raises(OSError, match="was shut down in this process") as raised:
         ours.accept()
     assert not isinstance(raised.value, ListenerReleased)
+
+
+@pytest.mark.usefixtures("short_patience")
+@pytest.mark.parametrize("timeout", [None, 0.0])
+def test_a_socketserver_does_not_spin_on_a_listener_that_stays_readable(
+    binders: socket.socket, ours: SharedListener, timeout: float | None
+) -> None:
+    calls = 0
+
+    class Server(socketserver.ThreadingTCPServer):
+        def __init__(self) -> None:
+            super().__init__(ours.getsockname(), socketserver.BaseRequestHandler, bind_and_activate=False)
+            self.socket.close()
+            self.socket = ours
+
+        def get_request(self) -> tuple[socket.socket, object]:
+            nonlocal calls
+            calls += 1
+            return super().get_request()
+
+    ours.settimeout(timeout)
+    with Server() as server:
+        serving = threading.Thread(target=server.serve_forever, args=(0.01,))
+        serving.start()
+        binders.shutdown(socket.SHUT_RDWR)
+        threading.Event().wait(0.3)
+        assert calls < 20
+        server.shutdown()
+        serving.join(PATIENCE_S)
