@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import socket
-
 import pytest
 
 from tests.haproxy.support import Haproxy, bind_tcp, get
-from tests.support import require_ipv6
+from tests.support import own_port, require_ipv6
 
 _FRONTENDS = """
 defaults
@@ -28,9 +26,7 @@ def configuration(binds: dict[str, str]) -> str:
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket(socket.AF_INET6) as sock:
-        sock.bind(("::", 0))
-        return int(sock.getsockname()[1])
+    return own_port()
 
 
 def test_wildcard_and_specific_binds_each_get_their_clients_through_reloads_and_a_crash(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from multibinder import Client, ListenerSpec, Options, TcpAddress
-from tests.support import Binder, identities, require_ipv6, serving_pid
+from tests.support import Binder, identities, own_port, require_ipv6, serving_pid
 from tests.support.stranger import Stranger
 from tests.support.waiting import PATIENCE_S
 
@@ -21,12 +21,6 @@ def guard(run_dir: Path) -> Iterator[Binder]:
     with Binder(run_dir, "--guard") as guard:
         guard.wait_until_ready()
         yield guard
-
-
-def free_port() -> int:
-    with socket.socket(socket.AF_INET6) as sock:
-        sock.bind(("::", 0))
-        return int(sock.getsockname()[1])
 
 
 def specs(host: str, port: int) -> list[ListenerSpec]:
@@ -65,7 +59,7 @@ def test_overlapping_listeners_each_get_their_own_clients(
     guard: Binder, host: str, order: tuple[int, ...], together: bool
 ) -> None:
     require_ipv6()
-    port = free_port()
+    port = own_port()
     ordered = [specs(host, port)[index] for index in order]
     with Client(guard.socket_path) as client:
         if together:
@@ -102,7 +96,7 @@ def test_overlapping_listeners_each_get_their_own_clients(
 
 
 def test_another_user_cannot_take_the_clients_of_a_wildcard_address(run_dir: Path, host: str) -> None:
-    port = free_port()
+    port = own_port()
     run_dir.chmod(0o755)
     with Binder(run_dir, "--mode", "0666") as binder, Stranger(path=binder.socket_path) as stranger:
         binder.wait_until_ready()

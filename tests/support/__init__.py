@@ -6,7 +6,7 @@ as modules of their own.
 
 from __future__ import annotations
 
-from tests.support.addresses import can_connect, is_nonblocking, own_host
+from tests.support.addresses import can_connect, is_nonblocking, own_host, own_port
 from tests.support.binder import Binder, identities, serving_pid
 from tests.support.commands import PROGRAM, BrokenCode, clean_environment, multibinder, without_privileges
 from tests.support.processes import children, descriptors, descriptors_unchanged, is_alive
@@ -38,6 +38,7 @@ __all__ = [
     "later",
     "multibinder",
     "own_host",
+    "own_port",
     "request",
     "require",
     "require_ipv6",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import socket
@@ -24,6 +25,9 @@ def can_connect(address: tuple[str, int]) -> bool:
 
 
 _hosts = itertools.count(1)
+_ports = itertools.count()
+#: Ports for each worker, from 22000 on: below those that the kernel chooses (ip_local_port_range, ip(7)).
+_FIRST_PORT, _PORTS = 22000, 600
 
 
 def own_host() -> str:
@@ -33,9 +37,34 @@ def own_host() -> str:
     number of the worker (pytest-xdist), so that each worker has 16 times 250 addresses.
     """
     number = next(_hosts)
+    assert number < 16 * 250, "this worker has used all its addresses"
+    return f"127.{64 + _run() % 128}.{16 * _worker() + number // 250}.{number % 250 + 1}"
+
+
+def own_port() -> int:
+    """Return a port that no other test of this run uses, for a test that binds wildcard addresses.
+
+    A port that the kernel chose, and that is closed again, may be the next one that it gives to another test.
+    """
+    while (number := next(_ports)) < _PORTS:
+        port = _FIRST_PORT + _PORTS * _worker() + (_run() + number) % _PORTS
+        with socket.socket() as sock:
+            try:
+                sock.bind(("0.0.0.0", port))
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    continue  # another run, or another program
+            return port
+    raise AssertionError("this worker has used all its ports")
+
+
+def _run() -> int:
+    """Return a number that differs between runs on one machine, most likely."""
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
-    which = zlib.crc32(run.encode()) if run else os.getpid()
+    return zlib.crc32(run.encode()) if run else os.getpid()
+
+
+def _worker() -> int:
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     assert worker < 16, "there are addresses for 16 workers"
-    assert number < 16 * 250, "this worker has used all its addresses"
-    return f"127.{64 + which % 128}.{16 * worker + number // 250}.{number % 250 + 1}"
+    return worker

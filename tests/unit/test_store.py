@@ -22,6 +22,7 @@ from tests.support import (
     can_connect,
     descriptors_unchanged,
     is_nonblocking,
+    own_port,
     require_ipv6,
     somaxconn,
 )
@@ -65,9 +66,7 @@ def sockaddr(grant: Grant) -> tuple[str, int]:
 
 
 def free_address() -> str:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return "{}:{}".format(*sock.getsockname())
+    return f"127.0.0.1:{own_port()}"
 
 
 @pytest.fixture
@@ -285,7 +284,7 @@ def expected_of(one: str, other: str) -> dict[str, int] | None:
 
     They can if the kernel gives each target to the same one in both orders, and each gets some.
     """
-    port = TcpAddress.parse(free_address()).port
+    port = own_port()
     there = kernel_serves([on(one, port), on(other, port)], reuseport=False)
     if there is not None:
         return there
@@ -317,7 +316,7 @@ def test_check_and_bind_grant_overlapping_addresses_if_the_kernel_always_prefers
     expected = expected_of(one, other)
     for hosts in ((one, other), (other, one)):
         with contextlib.closing(new_store()) as store:
-            port = TcpAddress.parse(free_address()).port
+            port = own_port()
             specs = [on(host, port) for host in hosts]
             if not together:
                 bind_one(store, specs[0])
@@ -369,7 +368,7 @@ def test_a_binder_that_may_not_give_files_away_lets_no_other_program_join(
         raise PermissionError  # as without CAP_CHOWN
 
     monkeypatch.setattr(os, "fchown", fchown)
-    port = TcpAddress.parse(free_address()).port
+    port = own_port()
     for hosts in requests:
         bind(store, *(on(host, port) for host in hosts.split()))
     for listener in store.listeners():
@@ -378,7 +377,7 @@ def test_a_binder_that_may_not_give_files_away_lets_no_other_program_join(
 
 def test_a_listener_beside_another_is_repaired_and_neither_shares_its_port_afterwards(store: ListenerStore) -> None:
     require_ipv6()
-    port = TcpAddress.parse(free_address()).port
+    port = own_port()
     grants = bind(store, spec(f"0.0.0.0:{port}"), spec(f"[::]:{port}", v6only=False), spec(f"127.0.0.1:{port}"))
     sockets = [grant.listener.socket for grant in grants]
     for broken in ([0], [1], [2], [0, 1, 2]):
@@ -436,7 +435,7 @@ def test_no_user_takes_clients_from_the_listener_of_another_user(store: Listener
 
 
 def test_two_users_of_one_request_get_no_overlapping_addresses(store: ListenerStore) -> None:
-    port = TcpAddress.parse(free_address()).port
+    port = own_port()
     owners = [Owner("", os.geteuid() + 1), Owner("", os.geteuid() + 2)]
     with descriptors_unchanged(), pytest.raises(BindError, match="of the same request; leave one of the two out"):
         store.bind([spec(f"0.0.0.0:{port}"), spec(f"127.0.0.1:{port}")], owners)
@@ -453,7 +452,7 @@ def test_what_a_killed_binder_left_on_a_socket_is_taken_off() -> None:
 
 def test_new_addresses_that_collide_are_refused_with_the_remedy(store: ListenerStore) -> None:
     require_ipv6()
-    port = TcpAddress.parse(free_address()).port
+    port = own_port()
     with pytest.raises(BindError, match="of the same request; leave one of the two out"):
         store.check([spec(f"127.0.0.1:{port}"), spec(f"[::ffff:127.0.0.1]:{port}")], [mine()] * 2)
     two = [Owner("", os.geteuid() + 1), Owner("", os.geteuid() + 2)]
