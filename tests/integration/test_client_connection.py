@@ -269,7 +269,10 @@ def test_a_client_that_another_thread_closes_ends_its_call_first(run_dir: Path) 
         other = threading.Thread(target=lambda: results.append(client.list()))
         other.start()
         assert asked.wait(PATIENCE_S)
+        connection = client._session._connection
         client.close()
+        assert connection is not None
+        assert connection.socket.fileno() >= 0, "its number could be another file's before the call has ended"
         may_answer.set()
         other.join(PATIENCE_S)
     assert results == [[]]

@@ -545,6 +545,7 @@ def test_ipv4_beside_another_users_ipv6_is_refused_with_v6only_as_the_remedy(sto
 
 
 def test_a_client_that_may_not_know_of_the_listener_is_told_nothing_about_it(store: ListenerStore) -> None:
+    require_ipv6()
     every = bind_one(store, spec("0.0.0.0:0", name="secret"), owner="haproxy@web")
     one = spec(wildcard(every, "127.0.0.1"))
     stranger = Owner("", os.geteuid() + 1)
@@ -555,6 +556,10 @@ def test_a_client_that_may_not_know_of_the_listener_is_told_nothing_about_it(sto
         f"Could not bind: {one.address}: address already in use; choose another address or port"
     )
     assert (refusal.value.listener, list(refusal.value.owners), refusal.value.v6only) == (None, [], None)
+    six = bind_one(store, spec("[::1]:0", v6only=True))
+    with pytest.raises(BindError, match="exists with v6only True, and False was asked for") as refusal:
+        store.bind([spec(str(six.listener.address), v6only=False)], [stranger], asker=asker)
+    assert (refusal.value.listener, list(refusal.value.owners)) == (None, [])
     with pytest.raises(BindError, match="exists with name of another owner") as refusal:
         store.bind([spec(str(every.listener.address), name="mine")], [stranger], asker=asker)
     assert "secret" not in str(refusal.value)
