@@ -143,24 +143,27 @@ class Client:  # which has a method ``list``: hence builtins.list
         check_optional_owner(owner)
         if not specs:
             return []
-        if seconds and DRAIN not in (hello := self.hello()).capabilities:
-            raise LocalProtocolError(
-                f"this binder ({hello.version}) cannot drain a listener: upgrade it ('multibinder upgrade'), "
-                "or release without drain"
-            )
+        self._require_drain(seconds)
         params = [release_params(spec, owner, seconds) for spec in specs]
         return decode_result(self._ask("release", params, can_repeat=False, also_s=seconds), builtins.list[Released])
 
     def sync(
-        self, owner: str, wanted: Iterable[BindTarget], *, inheritable: bool = False, blocking: bool = True
+        self,
+        owner: str,
+        wanted: Iterable[BindTarget],
+        *,
+        drain: float = 0.0,
+        inheritable: bool = False,
+        blocking: bool = True,
     ) -> builtins.list[SharedListener]:
         """Make the listeners of ``owner`` exactly these: bind them, and release its claims on all others.
 
         Only claims of this user (or of the uid in ``label:uid``) are released. Returns and raises what ``bind`` does.
         Nothing is released unless all of them are bound: an address that collides with one to be released is refused.
-        If an error is raised later, the claims on the new ones stay, and asking again completes the work.
+        If an error is raised later, the claims on the new ones stay, and asking again completes the work. ``drain`` is
+        that of ``release``.
         """
-        return self._sync(specs_of(wanted), owner, inheritable, blocking, stacklevel=4)
+        return self._sync(specs_of(wanted), owner, drain, inheritable, blocking, stacklevel=4)
 
     def move(self, moves: Iterable[tuple[str, int]]) -> builtins.list[Moved]:
         """Give the claims and names of each owner, ``("haproxy@web:107", 33)``, to the same label of another uid.
@@ -189,19 +192,33 @@ class Client:  # which has a method ``list``: hence builtins.list
         return self._session.call(exchange, self._timeout_s, can_repeat=True) if specs else []
 
     def _sync(
-        self, specs: Sequence[ListenerSpec], owner: str, inheritable: bool, blocking: bool, stacklevel: int
+        self,
+        specs: Sequence[ListenerSpec],
+        owner: str,
+        drain: float,
+        inheritable: bool,
+        blocking: bool,
+        stacklevel: int,
     ) -> builtins.list[SharedListener]:
         check_owner(owner)
+        self._require_drain(drain_s(drain))
         sockets = self._bind(specs, owner, inheritable, stacklevel)
         try:
             bound = {str(kinds.address_of(sock)) for sock in sockets}
             label, uid = self._label_and_uid(owner)
             others = [each for each in self.list() if each.address not in bound and _has_claim(each, label, uid)]
-            self.release(others, owner=owner)
+            self.release(others, owner=owner, drain=drain)
         except BaseException:
             close_all(sockets)
             raise
         return set_mode(sockets, blocking)
+
+    def _require_drain(self, seconds: float) -> None:
+        if seconds and DRAIN not in (hello := self.hello()).capabilities:
+            raise LocalProtocolError(
+                f"this binder ({hello.version}) cannot drain a listener: upgrade it ('multibinder upgrade'), "
+                "or release without drain"
+            )
 
     def _label_and_uid(self, owner: str) -> tuple[str, int]:
         label, colon, uid = owner.rpartition(":")

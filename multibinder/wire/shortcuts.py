@@ -94,6 +94,7 @@ def release(
     what: ReleaseTarget,
     *,
     owner: str = "",
+    drain: float = 0.0,
     socket_path: str | os.PathLike[str] | None = None,
     timeout: float | None = DEFAULT_TIMEOUT_S,
     wait: float = 0.0,
@@ -103,6 +104,10 @@ def release(
     ``what`` is what ``bind`` returned, what ``Client.list`` returned, ``("127.0.0.1", 8000)``, an address or a
     ``ListenerSpec``. ``owner`` is the label that was given to ``bind``. A socket stays open; close it yourself.
 
+    Without ``drain``, clients that wait in the queue are reset. With it, no new client is let in, and the port closes
+    when its holders have accepted those that wait, or after this many seconds; the call returns then. Go on accepting
+    in another thread meanwhile, or let another process do so. ``reset`` of the result says how many still waited.
+
     The ``outcome`` of the result is ``closed``, ``kept`` (another owner has a claim: see ``owners``) or ``absent``. If
     the binder has the listener and ``owner`` has no claim, a RuntimeWarning says so, and ``had_claim`` is False.
 
@@ -110,7 +115,7 @@ def release(
     """
     spec = spec_of(what)
     with Client(socket_path, timeout=timeout, wait=wait) as client:
-        [released] = client.release([spec], owner=owner)
+        [released] = client.release([spec], owner=owner, drain=drain)
     if released.outcome == "kept" and not released.had_claim:
         of = f"owner '{owner}'" if owner else "a client without a label"
         others = ", ".join(released.owners) or "a client without a label"
@@ -124,6 +129,7 @@ def sync(
     owner: str,
     wanted: Iterable[BindTarget],
     *,
+    drain: float = 0.0,
     inheritable: bool = False,
     blocking: bool = True,
     socket_path: str | os.PathLike[str] | None = None,
@@ -135,12 +141,13 @@ def sync(
     For a program whose addresses come from a configuration: a port that the configuration names no more is closed,
     also if the program died in between. ``owner`` is a label that no other program of this user has.
 
-    The caller owns the sockets, as those of ``bind_many``; all are bound, in the order of ``wanted``, or none and
+    ``drain`` is that of ``release``: the call returns when the others are closed, after this many seconds at most. The
+    caller owns the sockets, as those of ``bind_many``; all are bound, in the order of ``wanted``, or none, and
     nothing is released. Raises what ``bind_many`` and ``release`` raise.
     """
     specs = specs_of(wanted)
     with Client(socket_path, timeout=timeout, wait=wait) as client:
-        return client._sync(specs, owner, inheritable, blocking, stacklevel=4)
+        return client._sync(specs, owner, drain, inheritable, blocking, stacklevel=4)
 
 
 def _bind_or_fall_back(

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import multibinder
 from multibinder import (
     Address,
+    ArgumentError,
     BindError,
     Client,
     ListenerSpec,
     LocalProtocolError,
     Options,
-    SharedListener,
     TcpAddress,
 )
-from tests.support import Binder, can_connect, descriptors_unchanged
+from tests.support import PATIENCE_S, Binder, can_connect, descriptors_unchanged, later
 
 
 @pytest.fixture(autouse=True)
@@ -42,25 +42,21 @@ def health_of(address: str) -> multibinder.ListenerHealth:
         return next(each for each in client.status(fresh=False).listeners if each.address == address)
 
 
-@pytest.mark.parametrize(
-    "named_by",
-    [
-        lambda listener: listener,
-        lambda listener: listener.getsockname(),
-        lambda listener: TcpAddress.of(*listener.getsockname()),
-        lambda listener: ListenerSpec(TcpAddress.of(*listener.getsockname()), Options(name="mine")),
-        lambda listener: status_of("{}:{}".format(*listener.getsockname())),
-        lambda listener: health_of("{}:{}".format(*listener.getsockname())),
-    ],
-    ids=["listener", "tuple", "address", "spec", "status", "health"],
-)
-def test_a_listener_is_released_by_whatever_names_it(
-    binder: Binder, host: str, named_by: Callable[[SharedListener], SharedListener]
-) -> None:
-    with multibinder.bind(host, 8000, owner="web", name="mine") as listener, descriptors_unchanged():
-        released = multibinder.release(named_by(listener), owner="web")
-        assert (released.address, released.outcome, released.had_claim) == (f"{host}:8000", "closed", True)
-        assert not can_connect((host, 8000)), "for every holder"
+def test_a_listener_is_released_by_whatever_names_it(binder: Binder, host: str) -> None:
+    address = TcpAddress.of(host, 8000)
+    for name in ("listener", "tuple", "address", "spec", "status", "health"):
+        with multibinder.bind(host, 8000, owner="web", name="mine") as listener, descriptors_unchanged():
+            named_by: dict[str, multibinder.ReleaseTarget] = {
+                "listener": listener,
+                "tuple": (host, 8000),
+                "address": address,
+                "spec": ListenerSpec(address, Options(name="mine")),
+                "status": status_of(str(address)),
+                "health": health_of(str(address)),
+            }
+            released = multibinder.release(named_by[name], owner="web")
+            assert (released.address, released.outcome, released.had_claim) == (f"{host}:8000", "closed", True), name
+            assert not can_connect((host, 8000)), f"{name}: for every holder"
 
 
 def test_a_release_by_an_owner_without_a_claim_is_said(binder: Binder, host: str) -> None:
@@ -145,6 +141,46 @@ def test_a_sync_needs_an_owner_of_its_own(binder: Binder, host: str) -> None:
     with descriptors_unchanged(), pytest.raises(multibinder.AddressError, match="owner '' is not usable"):
         multibinder.sync("", [])
     assert claims(binder) == {f"{host}:8000": [""]}
+
+
+@pytest.mark.parametrize("how", ["release", "sync"])
+def test_with_drain_a_client_that_waits_is_accepted_before_the_port_closes(binder: Binder, host: str, how: str) -> None:
+    served: list[bytes] = []
+    with multibinder.bind(host, 8000, owner="web") as listener, socket.create_connection((host, 8000)) as client:
+        client.sendall(b"waited")
+        client.settimeout(PATIENCE_S)
+
+        def serve_it() -> None:
+            with listener.accept()[0] as accepted:
+                served.append(accepted.recv(6))
+
+        with later(0.1, serve_it):
+            if how == "sync":
+                assert multibinder.sync("web", [], drain=PATIENCE_S) == []
+            else:
+                released = multibinder.release(listener, owner="web", drain=PATIENCE_S)
+                assert (released.outcome, released.reset) == ("closed", 0)
+            assert not can_connect((host, 8000))
+        assert served == [b"waited"]
+    assert claims(binder) == {}
+
+
+def test_a_drain_that_is_longer_than_the_timeout_is_waited_for(binder: Binder, host: str) -> None:
+    with multibinder.bind(host, 8000, owner="web"), socket.create_connection((host, 8000)):
+        released = multibinder.release((host, 8000), owner="web", drain=0.6, timeout=0.3)
+        assert (released.outcome, released.reset) == ("closed", 1)
+
+
+def test_a_drain_that_is_no_number_of_seconds_changes_nothing(binder: Binder, host: str) -> None:
+    multibinder.bind(host, 8000, owner="web").close()
+    wrong: list[Any] = [-1, None, "5", float("inf"), float("nan"), True]
+    with descriptors_unchanged():
+        for drain in wrong:
+            with pytest.raises(ArgumentError, match=r"^drain "):
+                multibinder.release((host, 8000), owner="web", drain=drain)
+            with pytest.raises(ArgumentError, match=r"^drain "):
+                multibinder.sync("web", [(host, 8001)], drain=drain)
+    assert claims(binder) == {f"{host}:8000": ["web"]}
 
 
 # What is in the way

@@ -64,12 +64,13 @@ def from_a_generator() -> Iterator[multibinder.BindTarget]:
 
 
 def reload(configured: list[tuple[str, int]]) -> None:
-    listeners = multibinder.sync("web", configured)
+    listeners = multibinder.sync("web", configured, drain=5)
     assert_type(listeners, list[SharedListener])
-    released = multibinder.release(listeners[0], owner="web")
+    released = multibinder.release(listeners[0], owner="web", drain=2.5)
     assert_type(released, Released)
     assert_type(released.outcome, str)
     assert_type(released.had_claim, bool)
+    assert_type(released.reset, int)
     multibinder.release(("127.0.0.1", 8000))
     multibinder.release(TcpAddress.of("127.0.0.1", 8000))
 
