@@ -23,8 +23,9 @@ from multibinder.binder.repair import set_backlog
 from multibinder.binder.shutdown_watch import WatchShutdowns
 from multibinder.wire.messages import ListenerSpec, Released
 
-#: The kernel does not tell when a queue becomes empty. The queues are read with this pause, some in each turn.
-_EVERY_S, _TURN_S = 0.01, 0.001
+#: The kernel does not tell when a queue becomes empty. The queues are read again and again, some in each turn, with a
+#: pause of a hundredth of the time since the last drain began.
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S, _TURN_S = 0.01, 0.25, 0.001
 
 #: Takes the outcome of a release that ends later. Called from the loop.
 TellReleased = Callable[[Released], None]
@@ -56,6 +57,7 @@ class Releases:
         self._watch = watch
         self._call_later = call_later
         self._drains: dict[Listener, _Drain] = {}
+        self._last_began_at = 0.0
         self._is_due = False
 
     def release(
@@ -73,7 +75,8 @@ class Releases:
         address = str(listener.address)
         dropped = [claimant for claimant in listener.claims if claimant == owner]
         if not dropped and of_any_uid:
-            dropped = [claimant for claimant in listener.claims if claimant.label == owner.label]
+            is_all = listener.draining and not owner.label  # ``list`` shows no owner that could be named
+            dropped = [claimant for claimant in listener.claims if is_all or claimant.label == owner.label]
         if len(dropped) < len(listener.claims):
             if dropped and not listener.draining:
                 for claimant in dropped:
@@ -161,6 +164,7 @@ class Releases:
             self._durable.note([listener.record()], forget=False)
             drain = self._drains[listener] = _Drain(0.0, now + self._turn_away(listener))
         drain.until = now + drain_s
+        self._last_began_at = now
         drain.tell.append(tell)
         events.limited(
             events.info,
@@ -209,7 +213,8 @@ class Releases:
                 if (now := time.monotonic()) - began > _TURN_S:
                     break
         finally:
-            self._look_later(now - began if has_closed else _EVERY_S)
+            pause_s = min(max((now - self._last_began_at) / 100, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)
+            self._look_later(now - began if has_closed else pause_s)
 
 
 def _is_over(listener: Listener, drain: _Drain, now: float) -> bool:

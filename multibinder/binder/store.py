@@ -149,8 +149,7 @@ class ListenerStore:
         moved = self.owned_by(owner)
         for listener in moved:
             self._claims.move(listener, owner, Owner(owner.label, uid))
-        if moved:
-            self._durable.note([listener.record() for listener in moved])
+        self.write_records(moved)
         return moved
 
     def close_orphan(self, listener: Listener) -> None:
@@ -161,8 +160,9 @@ class ListenerStore:
         self.releases.close(listener)
 
     def write_records(self, listeners: Sequence[Listener]) -> None:
-        """Write the records of listeners that have changed."""
-        self._durable.note([listener.record() for listener in listeners])
+        """Write the records of listeners that have changed. That of one that drains says all that counts already."""
+        if changed := [listener.record() for listener in listeners if not listener.draining]:
+            self._durable.note(changed)
 
     def repair(self) -> None:
         """Let every listener listen with its own backlog again if a holder changed that."""

@@ -58,6 +58,7 @@ def test_list_as_json_is_for_programs(binder: Binder, host: str) -> None:
         "v6only": None,
         "handoffs": 2,
         "claims": [{"label": "a", "uid": os.geteuid()}, {"label": "b", "uid": os.geteuid()}],
+        "draining": False,
     }
 
 
@@ -210,9 +211,7 @@ def test_claims_of_two_users_with_one_label_are_told_apart_and_all_given_up(bind
     me = os.geteuid()
     assert f"web (uid {me}), web (uid 4242)" in multibinder("list", *at, environment={"COLUMNS": "200"}).stdout
     done = multibinder("release", *at, "--owner", "web:4343", address)
-    assert done.stdout == (
-        f"{address}: kept, by web (uid {me}), web (uid 4242); the owner that you named has no claim\n"
-    )
+    assert done.stdout == (f"{address}: kept, by web (uid {me}), web (uid 4242); not released: web:4343 has no claim\n")
     assert multibinder("release", *at, "--all-owners", address).stdout == f"{address}: closed\n"
 
 

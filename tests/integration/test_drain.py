@@ -31,6 +31,7 @@ from tests.support import (
     Binder,
     RawClient,
     can_connect,
+    identities,
     multibinder,
     request,
     serving_pid,
@@ -201,6 +202,13 @@ def test_a_second_release_decides_how_long_the_drain_lasts(binder: Binder, host:
         assert first.wait() == Released(f"{host}:8000", "closed", reset=3)
 
 
+def test_giving_up_every_claim_ends_a_drain_at_once(binder: Binder, host: str) -> None:
+    with Served(binder, (host, 8000)), Release(binder, (host, 8000)) as release:
+        done = multibinder("release", "--socket", binder.socket_path, "--all-owners", f"{host}:8000")
+        assert (done.returncode, done.stdout) == (0, f"{host}:8000: closed; 3 waiting clients were reset\n")
+        assert release.wait().reset == 3
+
+
 def test_the_drain_goes_on_when_the_client_that_asked_for_it_has_gone(binder: Binder, host: str) -> None:
     with Served(binder, (host, 8000)) as served:
         element = {"address": host, "port": 8000, "owner": "web", "drain": LONG_S}
@@ -240,6 +248,23 @@ def test_the_end_of_the_binder_ends_the_drain_and_the_port_is_closed(run_dir: Pa
             assert not can_connect((host, 8000))
             if end != "stop":
                 assert can_connect((host, 8001))
+
+
+def test_a_listener_that_was_taken_back_outlives_a_crash_and_an_upgrade(run_dir: Path, host: str) -> None:
+    with Binder(run_dir, "--guard") as guard:
+        guard.wait_until_ready()
+        with Served(guard, (host, 8000)) as served, Release(guard, (host, 8000)):
+            pid = serving_pid(guard.socket_path)
+            with Served(guard, (host, 8000), 0, "other"):
+                os.kill(pid, signal.SIGKILL)
+                pid = serving_pid(guard.socket_path, not_=pid)
+                assert multibinder("upgrade", "--socket", guard.socket_path).returncode == 0
+                [(address, *_)] = identities(guard.socket_path)
+                assert address == f"{host}:8000"
+                with Client(guard.socket_path) as client:
+                    assert client.list()[0].owners == ["other"]
+                served.serve(3)
+                assert served.read() == [b"served"] * 3
 
 
 def test_a_thousand_listeners_drain_together_and_nobody_else_waits(binder: Binder, host: str) -> None:
