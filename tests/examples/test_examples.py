@@ -15,6 +15,7 @@ import pytest
 import multibinder
 from multibinder.kernel.accept_queue import accept_queue
 from tests.support import PATIENCE_S, Binder, clean_environment, wait_until
+from tests.support.campaign import times
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ECHO = "echo_server.py"
@@ -131,27 +132,28 @@ def echo(address: Address) -> str:
 class Requests:
     """Make requests one after the other in a thread while the block runs."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, ask: Callable[[Address], str] = get) -> None:
         self.bodies: Counter[str] = Counter()
         self.failures: list[BaseException] = []
         self._address = address
+        self._ask = ask
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                self.bodies[get(self._address)] += 1
+                self.bodies[self._ask(self._address)] += 1
             except (OSError, AssertionError) as error:
                 self.failures.append(error)
 
-    def wait_for_more_from(self, text: str) -> None:
-        """Wait until 50 more answers contain ``text``."""
+    def wait_for_more_from(self, text: str, count: int = 50) -> None:
+        """Wait until ``count`` more answers contain ``text``."""
 
         def answers() -> int:
-            return sum(count for body, count in self.bodies.copy().items() if text in body)
+            return sum(times for body, times in self.bodies.copy().items() if text in body)
 
-        enough = answers() + 50
+        enough = answers() + count
         wait_until(lambda: answers() >= enough, f"{text!r} answers", log=lambda: f"{self.bodies} {self.failures}")
 
     def __enter__(self) -> Requests:
@@ -263,6 +265,37 @@ def test_a_second_sigterm_ends_the_echo_server_at_once(start_example: StartExamp
         assert client.recv(100) == b""
 
 
+@pytest.mark.parametrize(("script", "ask"), [(ECHO, echo), (HTTP, get)])
+def test_a_client_that_sends_nothing_holds_up_the_end_for_the_drain_only(
+    start_example: StartExample, address: Address, script: str, ask: Callable[[Address], str]
+) -> None:
+    example = start_example(script, "--drain", "0.2")
+    with connect(address) as silent:
+        assert ask(address)  # so the client before this one was accepted
+        example.terminate()
+        assert example.exit_status() == 0
+        assert receive_all(silent) == ""
+
+
+@pytest.mark.parametrize(("script", "ask"), [(ECHO, echo), (HTTP, get)])
+def test_an_example_whose_port_is_released_finishes_its_clients_and_ends(
+    binder: Binder, start_example: StartExample, address: Address, script: str, ask: Callable[[Address], str]
+) -> None:
+    example = start_example(script)
+    with connect(address) as client:
+        client.sendall(b"GET / HTTP/1.1\r\n")
+        assert ask(address)  # so the client before this one was accepted
+        with multibinder.Client(binder.socket_path) as asking:
+            [released] = asking.release([address], owner=script.partition("_")[0])
+        assert released.outcome == "closed"
+        example.wait_for_log("was released")
+        client.sendall(b"\r\n")
+        client.shutdown(socket.SHUT_WR)
+        assert receive_all(client)
+    assert example.exit_status() == 0
+    assert example.log().count("released") == 1
+
+
 def test_an_http_request_that_is_open_at_sigterm_is_answered(start_example: StartExample, address: Address) -> None:
     old = start_example(HTTP, "--version-text", "old")
     with connect(address) as client:
@@ -276,19 +309,44 @@ def test_an_http_request_that_is_open_at_sigterm_is_answered(start_example: Star
     assert "version new" in get(address)
 
 
+ROUNDS = times(sample=2, whole=10)
+
+
 def test_an_upgrade_under_load_loses_no_request(start_example: StartExample, address: Address) -> None:
     running = start_example(HTTP, "--version-text", "0")
     with Requests(address) as requests, Requests(address) as others:
-        for number in range(1, 6):
+        for number in range(1, ROUNDS + 1):
             requests.wait_for_more_from(f"version {number - 1}\n")
             new = start_example(HTTP, "--version-text", str(number))
             others.wait_for_more_from("version ")  # both copies answer
             running.process.terminate()
             assert running.exit_status() == 0
             running = new
-        requests.wait_for_more_from("version 5\n")
+        requests.wait_for_more_from(f"version {ROUNDS}\n")
     assert requests.failures + others.failures == []
-    assert sum(requests.bodies.values()) >= 300
+    assert sum(requests.bodies.values()) >= 50 * ROUNDS
+
+
+@pytest.mark.parametrize("way", ["the new copy first", "the old copy first"])
+@pytest.mark.parametrize(("script", "ask"), [(ECHO, echo), (HTTP, get)])
+def test_a_restart_under_load_loses_no_client(
+    start_example: StartExample, address: Address, script: str, ask: Callable[[Address], str], way: str
+) -> None:
+    running = start_example(script)
+    with contextlib.ExitStack() as load:
+        clients = [load.enter_context(Requests(address, ask)) for _ in range(4)]
+        for _ in range(ROUNDS):
+            for client in clients:
+                client.wait_for_more_from("", 10)
+            new = start_example(script) if way == "the new copy first" else None
+            running.process.terminate()
+            assert running.exit_status() == 0
+            running = new or start_example(script)
+        for client in clients:
+            client.wait_for_more_from("", 10)
+    assert [failure for client in clients for failure in client.failures] == []
+    if script == ECHO:
+        assert {answer for client in clients for answer in client.bodies} == {"hello"}
 
 
 @pytest.mark.parametrize(("script", "ask"), [(ECHO, echo), (HTTP, get)])

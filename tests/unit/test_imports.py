@@ -23,6 +23,8 @@ ARROWS = {
     "multibinder.launch": ["multibinder.wire", "multibinder.kernel"],
     "multibinder.cli": ["multibinder"],
     "multibinder.__main__": ["multibinder.cli"],
+    "multibinder.asyncio": ["multibinder.wire", "multibinder.kernel"],
+    "multibinder.threading": ["multibinder.wire", "multibinder.kernel"],
     "multibinder_haproxy": ["multibinder.launch", "multibinder.wire", "multibinder.kernel"],
     "multibinder_haproxy.reexec": [],
     "multibinder_pytest": ["multibinder.pytest_plugin"],
@@ -30,7 +32,7 @@ ARROWS = {
 
 #: The rooms whose modules have at most 300 lines.
 SMALL = ("multibinder", "multibinder.kernel", "multibinder.wire", "multibinder.observe", "multibinder.binder",
-         "multibinder.launch")  # fmt: skip
+         "multibinder.launch", "multibinder.asyncio", "multibinder.threading")  # fmt: skip
 
 
 def module_name(path: Path) -> str:
@@ -101,6 +103,8 @@ def test_each_room_imports_only_from_allowed_rooms(name: str) -> None:
         ("multibinder.binder.store", "multibinder.__version__"),
         ("multibinder.launch.run", "multibinder.binder"),
         ("multibinder", "multibinder.binder.store"),
+        ("multibinder.asyncio.server", "multibinder.bind"),
+        ("multibinder.threading", "multibinder.observe.holders"),
         ("multibinder.kernel.files", "multibinder.wire.errors"),
         ("multibinder.wire.client", "multibinder.observe.holders"),
         ("multibinder_haproxy.instance", "multibinder.binder.events"),
