@@ -13,7 +13,10 @@ def help_of(thing: object) -> list[str]:
 
 def test_help_of_the_package_is_read_in_five_minutes() -> None:
     lines = help_of(multibinder)
-    assert len(lines) <= 260, "300 would be a line a second"
+    # From 3.13 on, a long signature has a line for each argument. With every class, there were 2,800 lines.
+    assert len(lines) <= 330
+    assert len(" ".join(lines).split()) <= 2200
+    assert len((multibinder.__doc__ or "").splitlines()) <= 60, "the summary, which is read first"
     assert [line.strip() for line in lines if "inherited from" in line] == []
     first_screen = "\n".join(lines[:25])
     for name in ("bind", "bind_many", "release", "sync", "Client"):
