@@ -9,7 +9,8 @@ import socket
 import time
 
 from multibinder.kernel import pidfd, process
-from multibinder.kernel.socket_options import cookie_of, peer_credentials, peer_groups, peer_pidfd
+from multibinder.kernel.peer_groups import peer_groups
+from multibinder.kernel.socket_options import cookie_of, peer_credentials, peer_pidfd
 
 
 class Caller:

@@ -21,6 +21,7 @@ from multibinder.binder.listener_index import ListenerIndex
 from multibinder.binder.owner import Owner
 from multibinder.binder.repair import set_backlog
 from multibinder.binder.shutdown_watch import WatchShutdowns
+from multibinder.kernel import disconnect as _disconnect  # noqa: F401  # parking must not import it first
 from multibinder.wire.messages import ListenerSpec, Released
 
 #: The kernel does not tell when a queue becomes empty. The queues are read again and again, some in each turn, with a

@@ -13,7 +13,6 @@ state ESTABLISHED. This needs no privilege.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import select
 import socket
@@ -42,10 +41,6 @@ _INTERFACE_BYTES = 16  # IFNAMSIZ
 _RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # struct linger
 #: struct timeval. The kernel rounds it up to one tick, at most 10 ms.
 _ONE_TICK = struct.pack("ll", 0, 1)
-#: struct sockaddr with AF_UNSPEC.
-_NO_ADDRESS = struct.pack("=H14x", socket.AF_UNSPEC)
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _NextTry:
@@ -67,6 +62,8 @@ def park(sock: socket.socket) -> bool:
     is as before then, but for options that have a meaning for connections only. Blocks for some 0.1 ms; for 20 ms where
     packets on loopback are lost, at most once a minute. Raises OSError for a shortage of descriptors or memory.
     """
+    from multibinder.kernel.disconnect import disconnect  # loaded before: see there
+
     interface = sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, _INTERFACE_BYTES)
     if time.monotonic() < _NextTry.at or interface not in (b"", b"lo\0"):
         return False
@@ -87,7 +84,7 @@ def park(sock: socket.socket) -> bool:
             except OSError:  # no such address here, or the port is in use
                 continue
             # A second shutdown(2) leaves a mark, which ends the connection that follows. This takes it away.
-            _libc.connect(sock.fileno(), _NO_ADDRESS, len(_NO_ADDRESS))
+            disconnect(sock)
             _connect(sock, end.getsockname())
         if is_parked(sock):
             return True

@@ -6,7 +6,6 @@ The numbers are those of asm-generic/socket.h. Every architecture uses them exce
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import socket
@@ -16,7 +15,6 @@ from typing import NamedTuple
 
 SO_MEMINFO = 55
 SO_COOKIE = 57
-SO_PEERGROUPS = 59
 SO_NETNS_COOKIE = 71
 SO_PEERPIDFD = 77
 SO_PASSRIGHTS = 83
@@ -25,12 +23,6 @@ SO_PASSRIGHTS = 83
 UCRED = struct.Struct("=iII")
 #: SK_MEMINFO_* (linux/sock_diag.h): nine u32, of which the last is SK_MEMINFO_DROPS.
 _MEMINFO = struct.Struct("=32xI")
-_GID_BYTES = 4
-#: NGROUPS_MAX (credentials(7)).
-_GROUPS_MAX = 65536
-
-# Loaded at import, because loading needs a descriptor, and a running daemon may have none left.
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Credentials(NamedTuple):
@@ -44,26 +36,6 @@ class Credentials(NamedTuple):
 def peer_credentials(sock: socket.socket) -> Credentials:
     """Return the identity of the process that called connect(2) or listen(2) at the other end (unix(7))."""
     return Credentials(*UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)))
-
-
-def peer_groups(sock: socket.socket) -> frozenset[int]:
-    """Return the supplementary groups that the peer had when it connected; empty if the kernel does not report them."""
-    try:
-        packed = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 1024)
-    except OSError as error:
-        if error.errno != errno.ERANGE:
-            return frozenset()
-        packed = _many_groups(sock)
-    return frozenset(number for (number,) in struct.iter_unpack("=I", packed))
-
-
-def _many_groups(sock: socket.socket) -> bytes:
-    # Python's getsockopt() returns at most 1,024 bytes: 256 groups.
-    room = ctypes.create_string_buffer(_GROUPS_MAX * _GID_BYTES)
-    size = ctypes.c_uint32(len(room))
-    if _libc.getsockopt(sock.fileno(), socket.SOL_SOCKET, SO_PEERGROUPS, room, ctypes.byref(size)):
-        return b""
-    return room.raw[: size.value]
 
 
 def peer_pidfd(sock: socket.socket) -> int | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pydoc
+import subprocess
+import sys
 
 import multibinder
 
@@ -44,3 +46,10 @@ def test_help_of_a_listener_begins_with_what_is_ours() -> None:
 def test_a_name_that_help_leaves_out_is_still_there_for_type_checkers_and_in_dir() -> None:
     assert {*multibinder.__all__} < {*dir(multibinder)}
     assert "BindError" in dir(multibinder)
+
+
+def test_an_import_of_the_library_loads_no_more_of_the_standard_library_than_it_needs() -> None:
+    """Each of these takes a millisecond or more, and a program that only accepts has no use for it."""
+    unwanted = {"asyncio", "ctypes", "logging", "ssl", "subprocess", "threading"}
+    code = f"import sys, multibinder; print(*{unwanted} & {{*sys.modules}})"
+    assert subprocess.check_output([sys.executable, "-P", "-c", code], text=True).split() == []
