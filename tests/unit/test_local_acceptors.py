@@ -263,7 +263,7 @@ def test_a_thread_is_woken_although_the_kernel_has_no_eventfd_for_it(
     for _ in range(2):
         with later(0.15, lambda: connect_to(ours)):
             ours.accept()[0].close()
-    acceptor = Acceptor(ours)
+    [acceptor] = waiting_acceptors(ours, 1)
     ours.shutdown(socket.SHUT_RDWR)
     with pytest.raises(OSError, match="was shut down in this process"):
         acceptor.outcome.result(PATIENCE_S)
