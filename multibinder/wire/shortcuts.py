@@ -54,10 +54,10 @@ def bind(
     seconds to wait, before that, for a binder that is not there yet.
 
     The caller owns the socket: it is ready for ``accept()``, and close-on-exec unless ``inheritable``. Give
-    ``blocking=False`` to servers that select before they accept: another copy may take the client in between.
-    When you close the socket, the port stays open in the binder. Other processes may accept on it too, so a new copy
-    of a server can start before the old one stops. If no binder is configured, ``fallback=True`` binds in this
-    process and warns.
+    ``blocking=False`` to servers that take its descriptor, or select before they accept: another copy may take the
+    client in between. (``socketserver`` and callbacks of an event loop do not need it.) When you close the socket, the
+    port stays open in the binder. Other processes may accept on it too, so a new copy of a server can start before the
+    old one stops. If no binder is configured, ``fallback=True`` binds in this process and warns.
 
     Raises AddressError, BindError (``errno``), NotAllowed, LimitReached, BinderUnavailable, BinderTimeout,
     ConfigurationError, ArgumentError.
