@@ -25,6 +25,7 @@ from multibinder import (
     BinderUnavailable,
     Client,
     ConfigurationError,
+    ListenerReleased,
     ListenerSpec,
     LocalProtocolError,
     Options,
@@ -43,6 +44,7 @@ from tests.support import (
     is_nonblocking,
     later,
     served_by,
+    wait_until,
 )
 
 
@@ -541,3 +543,35 @@ def test_a_listener_of_the_fallback_is_of_the_same_type() -> None:
         assert isinstance(listener, SharedListener)
         assert can_connect(listener.getsockname())
         listener.accept()[0].close()
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_accept_tells_that_the_binder_has_released_the_listener(binder: Binder, host: str, blocking: bool) -> None:
+    with multibinder.bind(host, 8000, blocking=blocking, socket_path=binder.socket_path) as listener:
+
+        def release() -> None:
+            with Client(binder.socket_path) as client:
+                client.release([(host, 8000)])
+
+        if blocking:
+            with later(0.1, release), pytest.raises(ListenerReleased, match=rf"on {host}:8000 was released"):
+                listener.accept()
+        else:
+            release()
+            with pytest.raises(ListenerReleased):
+                listener.accept()
+        assert listener.released
+
+
+def test_an_accept_that_waits_outlives_the_shutdown_by_a_program_without_the_library(binder: Binder, host: str) -> None:
+    with multibinder.bind(host, 8000, socket_path=binder.socket_path) as listener:
+        listener.settimeout(PATIENCE_S)
+        plain = socket.socket(fileno=os.dup(listener.fileno()))
+
+        def shut_down_and_connect() -> None:
+            plain.shutdown(socket.SHUT_RDWR)
+            wait_until(lambda: can_connect((host, 8000)), "the binder repairs the listener")
+
+        with plain, later(0.1, shut_down_and_connect):
+            listener.accept()[0].close()
+        assert not listener.released
