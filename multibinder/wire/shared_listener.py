@@ -46,8 +46,6 @@ class SharedListener(socket.socket):
 
     def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:  # noqa: A002
         super().__init__(family, type, proto, fileno)
-        if socket.getdefaulttimeout() is not None:
-            super().settimeout(0.0)  # the waiting is ours
         self._local = LocalAcceptors(_address_if_ready(self))
 
     @property
@@ -100,9 +98,6 @@ class SharedListener(socket.socket):
                     raise
                 _check_deadline(until)
                 local.wait(self.fileno(), until)
-            except ConnectionAbortedError:
-                if timeout == 0.0:
-                    raise
             except OSError as error:
                 if local.barred:
                     continue
