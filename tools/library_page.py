@@ -201,7 +201,8 @@ def _call(name: str, arguments: Sequence[str], result: str) -> list[str]:
 
 
 def _shown(value: object) -> str:
-    return re.sub(r"\b[a-z_.]+\.(?=[A-Z])", "", repr(value))  # without the names of modules
+    text = re.sub(r"<\w+\.(\w+): [^>]+>", r"\1", repr(value))  # a member of an enumeration
+    return re.sub(r"\b[a-z_.]+\.(?=[A-Z])", "", text)  # without the names of modules
 
 
 def _prose(value: object) -> list[str]:
@@ -210,7 +211,7 @@ def _prose(value: object) -> list[str]:
 
 def _comment(name: str) -> list[str]:
     """Return the ``#:`` comment above the assignment of a constant in the library's source."""
-    for path in sorted((Path(multibinder.__file__).parent / "wire").glob("*.py")):
+    for path in sorted(Path(multibinder.__file__).parent.rglob("*.py")):
         if found := re.search(rf"((?:^#: ?.*\n)+){name}\b.* = ", path.read_text(), re.MULTILINE):
             return [line.removeprefix("#:").strip().replace("``", "`") for line in found[1].splitlines()]
     return []

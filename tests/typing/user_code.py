@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.server
 import os
 import socket
 import ssl
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import assert_type
 
 import multibinder
+import multibinder.asyncio
+import multibinder.threading
 from multibinder import (
     Address,
     BindError,
@@ -30,6 +33,7 @@ from multibinder import (
     SharedListener,
     TcpAddress,
 )
+from multibinder.pytest_plugin import RunningBinder
 
 
 def serve() -> None:
@@ -123,6 +127,33 @@ async def with_asyncio(listener: SharedListener) -> None:
 
     async with await asyncio.start_server(answer, sock=listener) as server:
         await server.serve_forever()
+
+
+async def with_our_asyncio(listener: SharedListener, context: ssl.SSLContext) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readline())
+
+    async with await multibinder.asyncio.start_server(answer, [listener], drain=5, ssl=context) as server:
+        assert_type(server, multibinder.asyncio.Server)
+        server.ready()
+        await server.serve_forever()
+        assert_type(await server.retire(owner="web"), list[Released])
+
+
+def with_our_threads(listener: SharedListener) -> None:
+    class Hello(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+
+    with multibinder.threading.Server(listener, Hello, drain=5) as server:
+        assert_type(server, multibinder.threading.Server)
+        server.serve_forever()
+
+
+def test_with_the_fixture(multibinder_binder: RunningBinder) -> None:
+    multibinder_binder.kill()
+    assert_type(multibinder_binder.pid, int)
+    assert_type(multibinder_binder.socket_path, Path)
 
 
 class Counting(SharedListener):
