@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCKS := requirements-build.lock requirements-dev.lock
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation
 
-.PHONY: demo test campaign unit lint pyright docs bench sweep fuzz chaos screenshots lock clean
+.PHONY: demo test campaign frameworks unit lint pyright docs bench sweep fuzz chaos screenshots lock clean
 
 demo: $(VENV)/ready
 	@tools/need haproxy:haproxy
@@ -27,6 +27,18 @@ campaign: $(VENV)/ready
 	@MULTIBINDER_CAMPAIGN=1 $(BIN)/pytest -n 2 tests/haproxy/test_no_connection_is_lost.py \
 		tests/haproxy/test_the_binder_may_die.py tests/integration/test_guard.py tests/systemd/test_instances.py \
 		tests/unit/test_local_acceptors.py $(PYTEST)
+
+# Each server of docs/frameworks.md is restarted ten times in each way under load: some twenty minutes. A part of it:
+# make frameworks FRAMEWORKS='--rounds 3 uvicorn hypercorn'
+frameworks: $(VENV)/ready $(VENV)/frameworks/ready
+	@tools/need openssl:openssl
+	@$(BIN)/python -m tests.frameworks.campaign $(FRAMEWORKS)
+
+$(VENV)/frameworks/ready: $(VENV)/ready tests/frameworks/requirements.lock
+	@rm -rf $(VENV)/frameworks
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: \
+		--target $(VENV)/frameworks -r tests/frameworks/requirements.lock
+	@touch $@
 
 # Tests that start no process; they take about ten seconds.
 unit: $(VENV)/ready
@@ -99,7 +111,8 @@ lock:
 		set -- "$$directory/bin/uv" pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes \
 			$(if $(UPGRADE),--upgrade) --custom-compile-command 'make lock' && \
 		"$$@" --extra dev --output-file requirements-dev.lock pyproject.toml && \
-		echo setuptools | "$$@" --constraint requirements-dev.lock --output-file requirements-build.lock -
+		echo setuptools | "$$@" --constraint requirements-dev.lock --output-file requirements-build.lock - && \
+		"$$@" --output-file tests/frameworks/requirements.lock tests/frameworks/requirements.txt
 
 clean:
 	rm -rf $(VENV) .hypothesis .mypy_cache .ruff_cache .pytest_cache
