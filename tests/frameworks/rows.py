@@ -55,6 +55,9 @@ def _uvicorn(name: str, *arguments: str, times: int = 1) -> Row:
 BARE = ", bare"
 
 ROWS = (
+    _program("multibinder.threading", "our_threads"),
+    _program("multibinder.asyncio", "our_asyncio"),
+    _program("multibinder.asyncio on uvloop", "our_asyncio", "uvloop", packages=("uvloop",)),
     _program("socketserver", "socketserver_threads"),
     _program("asyncio", "asyncio_streams"),
     _program("asyncio on uvloop", "asyncio_streams", "uvloop", packages=("uvloop",)),
