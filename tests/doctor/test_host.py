@@ -54,13 +54,26 @@ def idle_server() -> Iterator[Callable[[socket.socket], int]]:
         yield start
 
 
+_WITHOUT_REPAIRS = """
+import sys
+import msgspec
+from multibinder.binder.settings import Settings, Timings
+from multibinder.cli import binder_main
+from multibinder.cli.invocation import Invocation
+sys.argv[1] = msgspec.json.encode(Invocation(Settings(sys.argv[1]))).decode()
+binder_main.main(Timings(repair_every_s=3600))
+"""
+
+
 def test_a_lowered_somaxconn_is_found_in_its_namespace_only(
-    make_network: MakeNetwork, start_binder: StartBinder
+    make_network: MakeNetwork, start_binder: StartBinder, run_dir: Path
 ) -> None:
     lowered, usual = make_network(), make_network()
     lowered.set("net.core.somaxconn", 16)
     usual.set("net.core.somaxconn", 4096)
-    bad = start_binder(name="bad", prefix=lowered.prefix)
+    # A repair would lengthen the queue as soon as the limit allows it.
+    without_repairs = [sys.executable, "-P", "-c", _WITHOUT_REPAIRS, str(run_dir / "bad.sock")]
+    bad = start_binder(name="bad", prefix=lowered.prefix, command=without_repairs)
     good = start_binder(name="good", prefix=usual.prefix)
     for binder in (bad, good):
         with pytest.warns(RuntimeWarning) if binder is bad else contextlib.nullcontext():

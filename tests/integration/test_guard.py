@@ -381,6 +381,8 @@ os._exit(0)
 
 
 def test_a_flood_of_its_own_user_with_lingering_sockets_does_not_hold_up_the_guard(guard: Guard, host: str) -> None:
+    with Client(guard.socket_path) as client:
+        client.bind([(host, 7999)])[0].close()  # by then, the guard has the control socket and its lock too
     before = len(guard.descriptors())
     command = [sys.executable, "-c", _FLOOD, f"{guard.socket_path}.guard"]
     with (
