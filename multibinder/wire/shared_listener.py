@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import errno
 import socket
 import time
-from typing import SupportsIndex
+from typing import TYPE_CHECKING, SupportsIndex
 
 from multibinder.wire import kinds
 from multibinder.wire.addresses import Address
@@ -24,7 +25,14 @@ PeerAddress = tuple[str, int] | tuple[str, int, int, int]
 _PAUSE_S, _LONGEST_PAUSE_S = 0.002, 0.05
 
 
-class SharedListener(socket.socket):
+if TYPE_CHECKING:
+    _Socket = socket.socket
+else:
+    # gevent and eventlet put a class of theirs in the place of socket.socket, which keeps a timeout of its own.
+    _Socket = next(each for each in _socket.socket.__subclasses__() if each.__module__ == "socket")
+
+
+class SharedListener(_Socket):
     """A LISTEN socket that other processes hold as well.
 
     ``accept()``, timeouts and blocking mode are those of any socket. What differs is that nothing which is done with

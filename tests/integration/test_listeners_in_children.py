@@ -198,3 +198,31 @@ def test_other_picklers_refuse_a_listener_as_they_refuse_sockets(listener: Share
         for refused in (pickle.dumps, copy.copy, copy.deepcopy):
             with pytest.raises(TypeError, match="cannot pickle 'SharedListener' object"):
                 refused(listener)
+
+
+def test_a_program_that_has_replaced_the_class_of_sockets_accepts(listener: SharedListener) -> None:
+    """As gevent does: its class has timeouts of its own, and the connections must be of this class."""
+    program = f"""
+import os, socket, threading
+plain = socket.socket
+class Replaced(plain):
+    timeout = None
+    def __init__(self, family=-1, type=-1, proto=-1, fileno=None):
+        super().__init__(family, type, proto, fileno)
+        self.timeout = None
+    def accept(self):
+        raise AssertionError("the accept() of the other class")
+socket.socket = Replaced
+from multibinder import SharedListener
+listener = SharedListener(fileno={listener.fileno()})
+client = plain()
+threading.Timer(0.05, client.connect, [listener.getsockname()]).start()
+connection, _ = listener.accept()
+assert type(connection) is Replaced
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        check=False, pass_fds=[listener.fileno()], env=clean_environment(), capture_output=True, text=True,
+        timeout=PATIENCE_S,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
