@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from multibinder import Address, Client, LocalProtocolError, Released, RequestError
+from multibinder import Address, Client, LocalProtocolError, Options, Released, RequestError
 from multibinder.binder.loop import Loop
 from multibinder.binder.owner import Owner
 from multibinder.binder.store import ListenerStore
@@ -26,6 +26,7 @@ from multibinder.kernel.parking import is_parked
 from multibinder.wire import release_params
 from multibinder.wire.kinds.tcp import TCP
 from multibinder.wire.messages import ListenerSpec
+from multibinder.wire.status import OwnerStatus
 from tests.support import (
     PATIENCE_S,
     Binder,
@@ -190,6 +191,7 @@ def test_a_bind_that_fails_leaves_the_drain_as_it_was(binder: Binder, host: str)
             with pytest.raises(RequestError):
                 client.bind([(host, 8000), (host, 8001)], owner="web")
         assert is_draining(binder)
+        assert accept_queue(served.listener).limit == 0
         served.serve(3)
         assert release.wait().outcome == "closed"
 
@@ -436,6 +438,21 @@ def test_a_wildcard_listener_waits_for_handshakes_and_is_parked(monkeypatch: pyt
             assert time.monotonic() - began > 0.09
             assert bench.told.pop().outcome == "closed"
             assert is_parked(holder)
+
+
+def test_the_name_of_a_listener_goes_with_the_user_that_released_it() -> None:
+    store = new_store()
+    first, second = Owner("web", 4242), Owner("web", 4343)
+    try:
+        [grant] = store.bind([ListenerSpec(Address.parse("127.0.0.1:0"), Options(name="front"))], [first])
+        spec = ListenerSpec(grant.listener.address)
+        assert store.releases.release(spec, first, lambda _: None, drain_s=LONG_S) is None
+        [again] = store.bind([spec], [second])
+        assert again.listener is grant.listener
+        assert again.listener.owners == [OwnerStatus("web", 4343)]
+        assert again.listener.options.name is None
+    finally:
+        store.close()
 
 
 def test_a_request_with_a_drain_is_read_as_it_was_written() -> None:

@@ -14,9 +14,11 @@ import pytest
 from multibinder import Client, ListenerSpec, Options, TcpAddress
 from multibinder.binder import shutdown_watch
 from multibinder.binder.loop import Loop
+from multibinder.binder.owner import Owner
 from multibinder.binder.shutdown_watch import ShutdownWatch
 from multibinder.kernel.accept_queue import accept_queue
 from tests.support import Binder, can_connect, wait_until
+from tests.support.stores import NothingWatched, new_store
 
 
 @pytest.fixture
@@ -104,6 +106,29 @@ def test_a_listener_that_cannot_be_repaired_is_tried_again_later_and_keeps_nobod
     finally:
         watch.close()
         loop.close()
+
+
+def test_the_store_watches_what_it_holds_and_nothing_else() -> None:
+    watched: list[int] = []
+
+    class Recorder(NothingWatched):
+        def add(self, sock: socket.socket) -> None:
+            watched.append(sock.fileno())
+
+        def remove(self, sock: socket.socket) -> None:
+            watched.remove(sock.fileno())
+
+    store = new_store(watch=lambda repair: Recorder())
+    me, spec = Owner("", os.geteuid()), ListenerSpec(TcpAddress.parse("127.0.0.1:0"))
+    grants = store.bind([spec] * 3, [me] * 3)
+    assert watched == [grant.listener.socket.fileno() for grant in grants]
+    store.release(ListenerSpec(grants[0].listener.address), me)
+    store.close_orphan(grants[1].listener)
+    assert watched == [grants[2].listener.socket.fileno()]
+    sock = grants[2].listener.socket.dup()
+    store.restore(sock, None)  # a second copy, which is closed
+    assert len(watched) == 1
+    store.close()
 
 
 def test_a_listener_is_forgotten_before_it_is_closed() -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from multibinder.binder.events import CallLater
 from multibinder.binder.records import Record
+from multibinder.binder.shutdown_watch import Repair, WatchShutdowns
 from multibinder.binder.store import ListenerStore
 from multibinder.wire.addresses import Address
 
@@ -39,9 +40,11 @@ class NothingWatched:
 
 
 def new_store(
-    limit: int = 100, *, limit_per_uid: int = sys.maxsize, call_later: CallLater = lambda seconds, callback: None
+    limit: int = 100,
+    *,
+    limit_per_uid: int = sys.maxsize,
+    call_later: CallLater = lambda seconds, callback: None,
+    watch: Callable[[Repair], WatchShutdowns] = lambda repair: NothingWatched(),
 ) -> ListenerStore:
     """Return a store. Without ``call_later``, no drain ends by itself."""
-    return ListenerStore(
-        NothingDurable(), lambda repair: NothingWatched(), call_later, limit=limit, limit_per_uid=limit_per_uid
-    )
+    return ListenerStore(NothingDurable(), watch, call_later, limit=limit, limit_per_uid=limit_per_uid)
