@@ -19,7 +19,6 @@ from multibinder.binder.failures import callback_failed
 from multibinder.binder.listener import Listener
 from multibinder.binder.listener_index import ListenerIndex
 from multibinder.binder.owner import Owner
-from multibinder.binder.repair import set_backlog
 from multibinder.binder.shutdown_watch import WatchShutdowns
 from multibinder.kernel import disconnect as _disconnect  # noqa: F401  # parking must not import it first
 from multibinder.wire.messages import ListenerSpec, Released
@@ -124,7 +123,6 @@ class Releases:
                 continue
             try:
                 listener.kind.let_in(listener.socket)
-                set_backlog(listener)
             except OSError as error:
                 reset = self.close(listener)
                 why = f"it is bound again, and cannot be let in new clients: {error.strerror}"

@@ -11,17 +11,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from multibinder import Address, Client, LocalProtocolError, Options, Released, RequestError
+from multibinder.binder.listener import Receiver
 from multibinder.binder.loop import Loop
 from multibinder.binder.owner import Owner
+from multibinder.binder.records import Record
 from multibinder.binder.store import ListenerStore
 from multibinder.kernel.accept_queue import accept_queue
+from multibinder.kernel.new_clients import can_let_remote_clients_in
 from multibinder.kernel.parking import is_parked
 from multibinder.wire import release_params
 from multibinder.wire.kinds.tcp import TCP
@@ -41,7 +44,7 @@ from tests.support import (
 )
 from tests.support.loops import run_until
 from tests.support.namespaces import in_new_namespaces
-from tests.support.stores import new_store
+from tests.support.stores import NothingDurable, new_store
 
 LONG_S = 20.0
 
@@ -241,6 +244,7 @@ def test_the_end_of_the_binder_ends_the_drain_and_the_port_is_closed(run_dir: Pa
                 pid = serving_pid(guard.socket_path)
                 if end == "upgrade":
                     assert multibinder("upgrade", "--socket", guard.socket_path).returncode == 0
+                    assert client.reply()["result"][0]["reset"] == 3
                 elif end == "kill":
                     os.kill(pid, signal.SIGKILL)
                     serving_pid(guard.socket_path, not_=pid)
@@ -438,6 +442,45 @@ def test_a_wildcard_listener_waits_for_handshakes_and_is_parked(monkeypatch: pyt
             assert time.monotonic() - began > 0.09
             assert bench.told.pop().outcome == "closed"
             assert is_parked(holder)
+
+
+def test_neither_a_repair_nor_a_bind_that_fails_lets_clients_in_during_a_drain() -> None:
+    bench = Store()
+    with bench.bind("0.0.0.0:0") as holder, socket.socket() as other:
+        if not can_let_remote_clients_in(holder.family):
+            pytest.skip("this needs CAP_NET_RAW")
+        bench.drain(holder)
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        wanted = [ListenerSpec(TCP.address_of(holder)), ListenerSpec(TCP.address_of(other))]
+        with pytest.raises(RequestError):
+            bench.store.bind(wanted, [Owner("", os.geteuid())] * 2)
+        bench.store.repair()
+        assert holder.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16) == b"lo\0"
+        assert accept_queue(holder).limit == 0
+    bench.store.close()
+
+
+def test_a_keeper_forgets_a_listener_when_its_drain_is_over_and_not_before() -> None:
+    class Recorder(NothingDurable):
+        forgotten = 0
+
+        def note(self, changed: Sequence[Record], *, forget: bool = True) -> None:
+            self.forgotten += sum(record.released for record in changed) if forget else 0
+
+    durable, me = Recorder(), Owner("web", os.geteuid())
+    store = new_store(durable=durable)
+    try:
+        [grant] = store.bind([ListenerSpec(Address.parse("127.0.0.1:0"))], [me], receiver=Receiver(1))
+        spec = ListenerSpec(grant.listener.address)
+        assert store.releases.release(spec, me, lambda _: None, drain_s=LONG_S) is None
+        store.handoffs.confirm([grant])
+        store.move(me, 4242)
+        assert durable.forgotten == 0
+        store.releases.end_drains()
+        assert durable.forgotten == 1
+    finally:
+        store.close()
 
 
 def test_the_name_of_a_listener_goes_with_the_user_that_released_it() -> None:

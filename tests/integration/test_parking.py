@@ -12,11 +12,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from multibinder import Address, Options
 from multibinder.binder.owner import Owner
+from multibinder.binder.recorded_sockets import RecordedSockets
 from multibinder.binder.records import Record
 from multibinder.kernel.parking import is_parked
 from multibinder.kernel.socket_options import cookie_of, inode_of
@@ -161,11 +163,19 @@ def test_without_a_loopback_interface_clients_are_refused_all_the_same() -> None
 
 @in_new_namespaces
 def test_a_listener_of_another_network_namespace_never_connects_to_a_server_there() -> None:
-    with listening("127.0.0.1:7999") as sock:
+    with listening("127.0.0.1:7999") as sock, socket.socket() as server:
+        server.bind(("127.109.98.115", 7900))
+        server.listen()
+        server.setblocking(False)
         assert ctypes.CDLL(None).unshare(_CLONE_NEWNET) == 0
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        # The kernel can choose one port only, which the server has in the other namespace.
+        Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("7900 7900")
         TCP.retire(sock)
         assert not TCP.is_ready(sock)
         assert not is_parked(sock)
+        with pytest.raises(BlockingIOError):
+            server.accept()
 
 
 def test_a_binder_needs_no_privilege_for_it() -> None:
@@ -185,6 +195,7 @@ def test_a_parked_socket_that_turns_up_again_is_closed() -> None:
         address, cookie, inode = TCP.address_of(holder), cookie_of(holder), inode_of(holder)
         TCP.retire(holder)
         released = Record(str(address), cookie, inode, {str(Owner("web", 0)): 1}, released=True)
+        assert RecordedSockets({cookie: released}, {}).of(holder) is released
         for record in (released, None):
             store.restore(holder.dup(), record)
         assert len(store) == 0

@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 
+from multibinder.binder.durable_records import DurableRecords
 from multibinder.binder.events import CallLater
 from multibinder.binder.records import Record
 from multibinder.binder.shutdown_watch import Repair, WatchShutdowns
@@ -42,9 +43,10 @@ class NothingWatched:
 def new_store(
     limit: int = 100,
     *,
+    durable: DurableRecords | None = None,
     limit_per_uid: int = sys.maxsize,
     call_later: CallLater = lambda seconds, callback: None,
     watch: Callable[[Repair], WatchShutdowns] = lambda repair: NothingWatched(),
 ) -> ListenerStore:
     """Return a store. Without ``call_later``, no drain ends by itself."""
-    return ListenerStore(NothingDurable(), watch, call_later, limit=limit, limit_per_uid=limit_per_uid)
+    return ListenerStore(durable or NothingDurable(), watch, call_later, limit=limit, limit_per_uid=limit_per_uid)
