@@ -136,14 +136,28 @@ def who_listens_on(address: Address, except_: Collection[int] = ()) -> Listening
 def who_listen_on(addresses: Sequence[Address], except_: Collection[int] = ()) -> list[str | None]:
     """Name the processes that listen on each address, but those in ``except_``, with one pass over /proc.
 
-    A name is empty if they cannot be found, and None if no socket listens there.
+    A name is empty if they cannot be found, and None if no socket listens there. It tells their address if that is
+    another one, which takes this one as well.
     """
     inodes = _colliding_inodes(addresses)
     wanted = frozenset[int]().union(*inodes)
     if not wanted:
         return [None] * len(addresses)
     seen = scan(wanted, except_)
-    return [str(_listening(each, seen)) if each else None for each in inodes]
+    return [
+        _with_address(address, str(_listening(each, seen))) if each else None
+        for address, each in zip(addresses, inodes, strict=True)
+    ]
+
+
+def _with_address(address: Address, names: str) -> str:
+    kind = kinds.of_address(address)
+    bound = set(kind.colliding_addresses(address).values())
+    if not names or not bound or address in bound:
+        return names
+    others = sorted(bound, key=str)
+    remedy = kind.collision_remedy(address, others[0])
+    return f"{names} on {', '.join(map(str, others))}" + (f" ({remedy} to have both)" if remedy else "")
 
 
 def _colliding_inodes(addresses: Sequence[Address]) -> list[AbstractSet[int]]:

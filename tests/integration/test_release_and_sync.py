@@ -19,7 +19,7 @@ from multibinder import (
     Options,
     TcpAddress,
 )
-from tests.support import PATIENCE_S, Binder, can_connect, descriptors_unchanged, later
+from tests.support import PATIENCE_S, Binder, can_connect, descriptors_unchanged, later, require_ipv6
 
 
 @pytest.fixture(autouse=True)
@@ -187,6 +187,7 @@ def test_a_drain_that_is_no_number_of_seconds_changes_nothing(binder: Binder, ho
 
 
 def test_a_collision_names_the_listener_its_owner_and_v6only(binder: Binder) -> None:
+    require_ipv6()
     with multibinder.bind("::", 0, owner="web", v6only=False) as listener:
         port = listener.getsockname()[1]
         with pytest.raises(BindError, match=rf"in use, by \[::\]:{port}, which this binder holds for web") as refusal:
@@ -198,7 +199,18 @@ def test_a_collision_names_the_listener_its_owner_and_v6only(binder: Binder) -> 
     multibinder.release(Address.parse(f"[::]:{port}"), owner="web")
 
 
-def test_a_collision_outside_of_the_binder_names_no_listener(binder: Binder, host: str) -> None:
-    with socket.create_server((host, 8000)), pytest.raises(BindError) as refusal:
+def test_a_collision_outside_of_the_binder_names_the_process_and_its_other_address(binder: Binder, host: str) -> None:
+    require_ipv6()
+    with socket.create_server((host, 8000)), pytest.raises(BindError, match=r"\(pid \d+\); stop it") as refusal:
         multibinder.bind(host, 8000)
     assert (refusal.value.listener, list(refusal.value.owners), refusal.value.v6only) == (None, [], None)
+    remedy = r"\(give v6only=true to the IPv6 one to have both\); stop it or choose another port"
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as six:
+        port = six.getsockname()[1]
+        with pytest.raises(BindError, match=rf"{host}:{port}: .*, by .* on \[::\]:{port} {remedy}"):
+            multibinder.bind(host, port)
+    with socket.create_server(("0.0.0.0", 0)) as four:
+        port = four.getsockname()[1]
+        with pytest.raises(BindError, match=rf"\[::\]:{port}: .*, by .* on 0\.0\.0\.0:{port} {remedy}"):
+            multibinder.bind("::", port, v6only=False)
+        multibinder.bind("::", port, v6only=True).close()

@@ -162,8 +162,9 @@ BIND = Section(
     (
         entry(
             "Could not bind: …: address already in use, by …",
-            cause="another process listens there; it is named where the binder may see it",
-            remedy="stop it, or choose another port",
+            cause="another process listens there; it is named where the binder may see it, with its address if that is "
+            "another one: `[::]` without v6only takes IPv4 too",
+            remedy="stop it, or choose another port; where the message says so, v6only=true lets both be",
             fragment="or choose another port",
         ),
         entry(

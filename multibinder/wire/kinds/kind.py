@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import ClassVar, NamedTuple
 
@@ -139,6 +139,10 @@ class Kind(abc.ABC):
 
         Raises OSError if the kernel's list cannot be read.
         """
+
+    def colliding_addresses(self, address: Address) -> Mapping[int, Address]:
+        """Return the addresses of those sockets, by their inodes; empty if the kind does not tell. Raises OSError."""
+        return {}
 
     @abc.abstractmethod
     def ready_inodes(self) -> AbstractSet[int]:

@@ -163,12 +163,15 @@ class Tcp(Kind):
             return 0
 
     def colliding_inodes(self, address: Address) -> frozenset[int]:
+        return frozenset(self.colliding_addresses(address))
+
+    def colliding_addresses(self, address: Address) -> dict[int, TcpAddress]:
         tcp = _tcp(address)
-        return frozenset(
-            inode
+        return {
+            inode: bound
             for bound, inode in _listeners()
             if bound.port == tcp.port and (bound.host == tcp.host or bound.is_wildcard or tcp.is_wildcard)
-        )
+        }
 
     def ready_inodes(self) -> frozenset[int]:
         return frozenset(inode for _, inode in _listeners())
