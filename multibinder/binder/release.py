@@ -95,17 +95,15 @@ class Releases:
 
         They are reset (inet_csk_listen_stop() in net/ipv4/inet_connection_sock.c).
         """
-        self._claims.remove_all(listener)
-        # Record the release first: after a crash in between, the socket must not be restored if it turns up again.
-        self._durable.note([listener.record(released=True)])
-        waiting = 0
-        try:
-            queue = listener.kind.queue(listener.socket)
-            waiting = queue.length if queue.ready else 0
-            # Holders have copies, so close(2) alone would leave the port open. New clients must be refused at once.
-            listener.kind.retire(listener.socket)
-        except OSError as error:
-            events.limited(events.warning, "shutdown-failed", None, address=listener.address, error=error.strerror)
+        if listener.draining:
+            # Its record says already that it is released. A client that comes between a look at the queue and the end
+            # of the port is reset.
+            waiting = _retire(listener)
+            self._note_released(listener)
+        else:
+            # Record it first: after a crash in between, the socket must not be restored if it turns up again.
+            self._note_released(listener)
+            waiting = _retire(listener)
         self._watch.remove(listener.socket)
         listener.socket.close()
         self._index.remove(listener)
@@ -176,6 +174,10 @@ class Releases:
         )
         self._look_later(0)
 
+    def _note_released(self, listener: Listener) -> None:
+        self._claims.remove_all(listener)
+        self._durable.note([listener.record(released=True)])
+
     def _turn_away(self, listener: Listener) -> float:
         try:
             return listener.kind.turn_away(listener.socket)
@@ -214,6 +216,19 @@ class Releases:
         finally:
             pause_s = min(max((now - self._last_began_at) / 100, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)
             self._look_later(now - began if has_closed else pause_s)
+
+
+def _retire(listener: Listener) -> int:
+    """Let the kernel refuse clients. Return how many were waiting."""
+    waiting = 0
+    try:
+        queue = listener.kind.queue(listener.socket)
+        waiting = queue.length if queue.ready else 0
+        # Holders have copies, so close(2) alone would leave the port open. New clients must be refused at once.
+        listener.kind.retire(listener.socket)
+    except OSError as error:
+        events.limited(events.warning, "shutdown-failed", None, address=listener.address, error=error.strerror)
+    return waiting
 
 
 def _is_over(listener: Listener, drain: _Drain, now: float) -> bool:
