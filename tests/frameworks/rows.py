@@ -36,7 +36,8 @@ def _program(name: str, script: str, *arguments: str, packages: tuple[str, ...] 
 def _gunicorn(name: str, worker: str, app: str, *packages: str) -> Row:
     arguments = ("-m", "gunicorn", "--config", str(SERVERS / "gunicorn_conf.py"), app)
     variables = {"PORT": "PORT", "WORKER_CLASS": worker}
-    return Row(name, arguments, ("gunicorn", *packages), times=3, environment=variables)
+    ready = "ready" if "." not in worker else _UP
+    return Row(name, arguments, ("gunicorn", *packages), ready, times=3, environment=variables)
 
 
 _UP = "Application startup complete"
@@ -79,6 +80,7 @@ ROWS = (
     _gunicorn("gunicorn, uvicorn worker", "gunicorn_worker.PatientWorker", "fastapi_app:app", *_UVICORN_WORKER),
     _gunicorn("gunicorn, uvicorn worker" + BARE, "uvicorn_worker.UvicornWorker", "fastapi_app:app", *_UVICORN_WORKER),
     _program("waitress", "waitress_app", packages=("waitress",)),
+    _program("waitress" + BARE, "waitress_app", _AS_IT_IS, packages=("waitress",)),
     _program("Tornado", "tornado_app", packages=("tornado",)),
     _program("Tornado" + BARE, "tornado_app", _AS_IT_IS, packages=("tornado",)),
     _program("Twisted", "twisted_site", packages=("twisted",)),
