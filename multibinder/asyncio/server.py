@@ -90,7 +90,7 @@ class Server:
         cancels the clients.
         """
         with at_stop_signal(signals, self.close):
-            if not self._is_ready:
+            if not self._is_ready and self.is_serving():
                 self.ready()
             try:
                 await self.wait_closed()
@@ -194,8 +194,14 @@ class Server:
             writer.close()
             await protocol.lost.wait()
         except asyncio.CancelledError:
-            transport.abort()
-            await protocol.lost.wait()
+            # What the handler wrote at its end is sent, if the client reads it.
+            writer.close()
+            try:
+                async with asyncio.timeout(_CLEAN_UP_S / 2):
+                    await protocol.lost.wait()
+            except (TimeoutError, asyncio.CancelledError):
+                transport.abort()
+                await protocol.lost.wait()
             raise
 
     def _released(self, acceptor: Acceptor, error: OSError) -> None:

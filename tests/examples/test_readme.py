@@ -7,13 +7,16 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support import PATIENCE_S, clean_environment, require
+import multibinder
+from multibinder.kernel.accept_queue import accept_queue
+from tests.support import PATIENCE_S, Binder, clean_environment, require, wait_until
 
 ROOT = Path(__file__).parents[2]
 INSTALL = re.compile(r"^python3 -m venv .*?\n(?=cat|cd)", re.MULTILINE | re.DOTALL)
@@ -66,6 +69,30 @@ def test_the_readme_kills_a_server_three_times_and_no_request_is_refused(run_dir
     assert f"{host}:8000: closed" in said
 
 
+def test_the_server_of_the_readme_is_fifteen_lines_that_lose_no_client(
+    binder: Binder, run_dir: Path, host: str
+) -> None:
+    [server] = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(server.splitlines()) <= 15
+    with (
+        multibinder.bind(host, 8000, owner="hello", socket_path=binder.socket_path) as listener,
+        socket.create_connection((host, 8000), PATIENCE_S) as client,
+    ):
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        running = subprocess.Popen(
+            [sys.executable, "-X", "dev", "-c", server.replace("127.0.0.1", host)],
+            env=clean_environment({"MULTIBINDER_SOCK": str(binder.socket_path)}),
+        )
+        try:
+            wait_until(lambda: accept_queue(listener).length == 0, "the client is accepted")
+            running.terminate()
+            assert running.wait(PATIENCE_S) == 0
+        finally:
+            running.kill()
+            running.wait()
+        assert b"".join(iter(lambda: client.recv(4096), b"")).endswith(b"hello\n")
+
+
 def test_the_readme_reloads_haproxy(run_dir: Path, host: str) -> None:
     require("haproxy", os.path.exists("/usr/sbin/haproxy"), "the README starts HAProxy")
     binder = "export MULTIBINDER_SOCK=/tmp/mb/control.sock\nmultibinder serve --quiet &\n"
@@ -88,7 +115,11 @@ def test_the_tutorial_does_what_it_says(said_by_the_tutorial: str, host: str) ->
     assert "Traceback" not in said
     answers = re.findall(r"^hello from (\d+)$", said, re.MULTILINE)
     assert len(answers) == 6, said
-    assert len(set(answers)) == 2, said
+    assert len(set(answers)) == 3, said
+    assert said.count("stopped, with exit code 0") == 3, said
+    [(count, copies, lost)] = re.findall(r"^(\d+) answers from (\d+) copies, (\d+) lost$", said, re.MULTILINE)
+    assert int(count) >= 20, said
+    assert (copies, lost) == ("4", "0"), said
     for expected in (
         "upgraded: ",
         f"ok: 1 file(s), {host}:8080",

@@ -133,7 +133,10 @@ def test_a_client_gets_all_that_a_handler_wrote_before_it_returned(port: Port) -
             await wait_until(lambda: port.waiting() == 0, "the client is accepted")
             server.close()
             assert not server.is_serving()
+            closed = asyncio.create_task(server.wait_closed())
+            assert await asyncio.wait([closed], timeout=0.05) == (set(), {closed})
             assert len(await read(client)) == 5_000_000
+            await closed
 
     run(main())
 
@@ -255,6 +258,30 @@ def test_handlers_are_cancelled_when_the_drain_is_over(port: Port, caplog: pytes
 
     run(main())
     assert "3 client(s) are not finished, and are cancelled" in caplog.text
+
+
+def test_what_a_cancelled_handler_writes_at_its_end_is_sent(port: Port) -> None:
+    async def main() -> None:
+        texts = [b"goodbye", b"x" * 21_000_000]
+
+        async def says_goodbye(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            text = texts.pop(0)
+            try:
+                await reader.readline()
+            except asyncio.CancelledError:
+                writer.write(text)
+                raise
+
+        server = await start(says_goodbye, port, drain=0)
+        client, reads_nothing = port.connect(), port.connect()
+        await wait_until(lambda: not texts, "the handlers begin")
+        server.close()
+        closed = asyncio.create_task(server.wait_closed())
+        assert await read(client) == b"goodbye"
+        await closed
+        assert len(await read(reads_nothing)) < 21_000_000
+
+    run(main())
 
 
 def test_a_client_that_is_cancelled_before_its_first_step_leaves_no_descriptor(port: Port) -> None:

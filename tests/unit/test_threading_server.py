@@ -355,7 +355,7 @@ def test_get_request_may_give_a_client_up(port: Port) -> None:
             if not self.refused:
                 self.refused += 1
                 sock.close()
-                raise OSError(errno.EPROTO, "on purpose")
+                raise OSError(errno.EIO, "on purpose")
             return sock, address
 
     with Picky(port.listener(), Answer) as server, serving(server):
