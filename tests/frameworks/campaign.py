@@ -225,6 +225,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=10, help="restarts in each way (%(default)s)")
     parser.add_argument("--logs", type=Path, metavar="DIRECTORY", help="write the output of the servers there")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM"))  # which ends the servers too
     lost = 0
     for row in ROWS:
         if options.names and not any(part.lower() in row.name.lower() for part in options.names):
