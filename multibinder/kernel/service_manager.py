@@ -39,6 +39,6 @@ def notify_stopping() -> None:
 
     A process that a signal tells to stop must not send it. If systemd sent the signal, it knows. If not, another copy
     may have become the main process, and systemd would stop that one: it takes STOPPING=1 from every process that
-    NotifyAccess= allows, and stops the whole unit (service_notify_message() in src/core/service.c).
+    NotifyAccess= allows, and stops the whole unit (seen on systemd 252, with a copy that was the main process).
     """
     notify("STOPPING=1")
