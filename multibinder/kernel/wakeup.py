@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 
 
 class Wakeup:
@@ -11,12 +12,13 @@ class Wakeup:
     It is closed with the last reference to it. A thread that polls it has one, so no number that was closed is polled.
     """
 
-    __slots__ = ("_descriptor", "_pid")
+    __slots__ = ("_descriptor", "_pid", "_watching")
 
     def __init__(self) -> None:
         """Raises OSError for a shortage of descriptors or memory."""
         self._descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._pid = os.getpid()
+        self._watching: dict[int, int] = {}
 
     def fileno(self) -> int:
         return self._descriptor
@@ -24,10 +26,30 @@ class Wakeup:
     def set(self) -> None:
         os.eventfd_write(self._descriptor, 1)
 
+    def watching(self, listener: int) -> int:
+        """Return an epoll instance that is readable while ``listener`` is readable or writable. It belongs to this.
+
+        /proc shows what an epoll instance watches, and not what a thread polls: so this is what tells other processes
+        that this one waits for clients. Raises OSError.
+        """
+        known = self._watching.get(listener)
+        if known is not None:
+            return known
+        with select.epoll() as epoll:
+            epoll.register(listener, select.EPOLLIN | select.EPOLLOUT)
+            # An epoll object closes its number in a forked child, too.
+            made = os.dup(epoll.fileno())
+        # setdefault() is atomic: two threads get the same one.
+        kept = self._watching.setdefault(listener, made)
+        if kept != made:
+            os.close(made)
+        return kept
+
     def __del__(self) -> None:
-        # In a forked child the number may have been closed, as a daemon does at its start, and belong to another file.
+        # In a forked child the numbers may have been closed, as a daemon does at its start, and belong to other files.
         if getattr(self, "_pid", None) == os.getpid():
-            os.close(self._descriptor)
+            for descriptor in (self._descriptor, *self._watching.values()):
+                os.close(descriptor)
 
 
 class Wakeups:

@@ -82,7 +82,11 @@ class LocalAcceptors:
             patience_s = min(patience_s, _WITHOUT_WAKEUP_S)
         if listener is not None and listener >= 0:
             # A released listener may become parked before this thread looks, and is writable then, not readable.
-            waiting.register(listener, select.POLLIN | select.POLLOUT)
+            events = select.POLLIN | select.POLLOUT
+            try:
+                waiting.register(listener if wakeup is None else wakeup.watching(listener), events)
+            except OSError:  # a shortage of descriptors or memory
+                waiting.register(listener, events)
         # After the wake-up was made: what is told before is seen here, and what is told later wakes it.
         if not (self.shut or self.closed or self.paused is not paused):
             waiting.poll(max(patience_s, 0) * 1000)

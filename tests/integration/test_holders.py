@@ -36,6 +36,8 @@ async def main():
     await server.serve_forever()
 asyncio.run(main())
 """
+#: It waits in poll(2), which /proc does not show, on an epoll instance, which it shows.
+SHARED_LISTENER = "import multibinder, sys; multibinder.SharedListener(fileno=int(sys.argv[1])).accept()"
 POLL = """
 import select, sys
 poll = select.poll()
@@ -146,7 +148,9 @@ def holders(sock: socket.socket) -> dict[int, str]:
     return {holder.pid: holder.role for holder in holders_of([inode(sock)], {os.getpid()}).of(inode(sock))}
 
 
-@pytest.mark.parametrize("program", [ACCEPT, IN_A_THREAD, ASYNCIO], ids=["accept", "thread", "asyncio"])
+@pytest.mark.parametrize(
+    "program", [ACCEPT, IN_A_THREAD, ASYNCIO, SHARED_LISTENER], ids=["accept", "thread", "asyncio", "shared"]
+)
 def test_a_process_that_waits_for_clients_is_accepting(listener: socket.socket, servers: Servers, program: str) -> None:
     pid = servers.start(program, listener)
     wait_until(lambda: holders(listener) == {pid: "accepting"}, "it accepts", log=lambda: str(holders(listener)))

@@ -55,12 +55,12 @@ allow = ["upgrade", "list"]
 #: A server with two processes that wait for clients in different ways. It is named haproxy, so that the binder takes it
 #: for a master and reads its children. It says "ready" when both hold the listener.
 SERVER = """
-import os, select, sys, multibinder
+import os, select, socket, sys, multibinder
 listener = multibinder.bind(sys.argv[2], 8000, owner="server", socket_path=sys.argv[1])
 with open("/proc/self/comm", "w") as name:
     name.write("haproxy")
 if not os.fork():
-    listener.accept()
+    socket.socket(fileno=listener.detach()).accept()
 epoll = select.epoll()
 epoll.register(listener, select.EPOLLIN)
 print("ready", flush=True)
