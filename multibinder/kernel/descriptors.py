@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-from multibinder.kernel.process import is_program
+from multibinder.kernel.process import is_program, stat_or_none
 from multibinder.kernel.threads import tables_of
 
 _EPOLL = "anon_inode:[eventpoll]"
@@ -96,6 +96,11 @@ def _sockets_of(pid: int, threads: tuple[int, ...], wanted: dict[str, int]) -> P
         directory = os.open(f"/proc/{pid}/task/{threads[0]}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError):
         return found  # the thread ended; others of the process may run
+    except PermissionError:
+        stat = stat_or_none(threads[0])
+        if stat is not None and stat.state == "Z":
+            return found  # a first thread that ended stays visible, without descriptors; only root may read its files
+        raise
     try:
         for name in os.listdir(directory):
             try:
