@@ -26,7 +26,7 @@ from multibinder.wire.client import Client
 from multibinder.wire.errors import BindError, errname
 from multibinder.wire.listener import set_mode
 from multibinder.wire.messages import ListenerSpec, Released
-from multibinder.wire.options import Options, check_optional_owner
+from multibinder.wire.options import Options, check_optional_owner, check_owner
 from multibinder.wire.shared_listener import SharedListener
 
 
@@ -145,6 +145,7 @@ def sync(
     caller owns the sockets, as those of ``bind_many``; all are bound, in the order of ``wanted``, or none, and
     nothing is released. Raises what ``bind_many`` and ``release`` raise.
     """
+    check_owner(owner)
     specs = specs_of(wanted)
     with Client(socket_path, timeout=timeout, wait=wait) as client:
         return client._sync(specs, owner, drain, inheritable, blocking, stacklevel=4)

@@ -214,3 +214,8 @@ def test_a_collision_outside_of_the_binder_names_the_process_and_its_other_addre
         with pytest.raises(BindError, match=rf"\[::\]:{port}: .*, by .* on 0\.0\.0\.0:{port} {remedy}"):
             multibinder.bind("::", port, v6only=False)
         multibinder.bind("::", port, v6only=True).close()
+
+
+def test_sync_without_a_label_is_an_error_also_where_no_binder_is(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError):
+        multibinder.sync("", [], socket_path=tmp_path / "none")
