@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ def descriptors(pid: int | str = "self") -> dict[int, str]:
 @contextlib.contextmanager
 def descriptors_unchanged() -> Iterator[None]:
     """Fail if the block leaves a descriptor open in this process, or closes one that it does not own."""
+    gc.collect()  # else the garbage of an earlier test may be collected in the block
     before = descriptors()
     yield
     # A thread of the test, such as a server, may not have closed its descriptors yet.

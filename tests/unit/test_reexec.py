@@ -229,6 +229,23 @@ def test_a_listener_that_was_not_asked_for_is_declined_and_closed(
     assert notices in ([], ["declined"])
 
 
+def test_a_listener_that_a_stopping_binder_took_back_is_asked_for_again(
+    serve: Callable[[Answer], str], listening: socket.socket
+) -> None:
+    asked: list[int] = []
+
+    def answer(connection: socket.socket, request: dict[str, Any]) -> None:
+        asked.append(len(request["params"]))
+        with socket.socket() as shut:
+            shut.bind(("127.0.0.1", 0))
+            sock = listening if len(asked) == 2 else shut
+            send(connection, b'{"id":"1","result":{"listeners":[],"descriptors":1}}\n', [sock.fileno()])
+
+    descriptors, _ = binder.obtain(serve(answer), [slot_for(listening)], "haproxy@web", 5)
+    assert asked == [1, 1]
+    binder.close(descriptors.values())
+
+
 @pytest.mark.parametrize("said", [b"HTTP/1.0 400\n", b'"x"\n', b'{"id":"1","result":{}}\n'])
 def test_a_socket_that_is_no_binders_is_named(serve: Callable[[Answer], str], said: bytes) -> None:
     path = serve(lambda connection, request: connection.sendall(said))

@@ -88,6 +88,20 @@ def is_listener(fd: int, slot: "Slot") -> bool:
         sock.detach()
 
 
+def _is_shut(fd: int) -> bool:
+    """Return whether this is a socket that does not listen."""
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError:
+        return False
+    try:
+        return not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError:
+        return False
+    finally:
+        sock.detach()
+
+
 def _ask(path: str, slots: "Sequence[Slot]", owner: str, timeout_s: float) -> "tuple[list[int], list[str]]":
     """Ask once. The Ruby program binds only the first address of a request, and answers true."""
     descriptors: list[int] = []
@@ -110,6 +124,9 @@ def _ask(path: str, slots: "Sequence[Slot]", owner: str, timeout_s: float) -> "t
             came = connection.take()
             descriptors += came
             wrong = [slot for fd, slot in zip(came, rest, strict=False) if not is_listener(fd, slot)]
+            if len(came) == count and any(_is_shut(fd) for fd in came):
+                # A binder that stops takes back what it has answered and its client has not acknowledged.
+                raise Away(f"the binder at {path} took its listeners back before it knew that they had come")
             if len(came) != count or not 0 < count <= len(rest) or wrong:
                 connection.notify("declined", result)
                 what = f"not the listener of {address_of(wrong[0])}" if wrong else f"{len(came)} of {count} listeners"
