@@ -9,7 +9,6 @@ import os
 import pickle
 import socket
 import ssl
-import subprocess
 import threading
 from collections.abc import Iterator
 
@@ -18,20 +17,12 @@ import pytest
 from multibinder import ListenerReleased, Options, SharedListener, TcpAddress
 from multibinder.wire.kinds.tcp import TCP
 from tests.support import PATIENCE_S, descriptors_unchanged, is_nonblocking, later
+from tests.support.certificate import server_context
 
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
-    directory = tmp_path_factory.mktemp("tls")
-    key, certificate = directory / "key", directory / "certificate"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-         "-subj", "/CN=localhost", "-days", "9", "-keyout", key, "-out", certificate],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    return context
+    return server_context(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
