@@ -14,6 +14,7 @@ from multibinder.binder.owner import Owner
 from multibinder.wire import kinds
 from multibinder.wire.addresses import Address
 from multibinder.wire.errors import BindError, errname
+from multibinder.wire.kinds import OptionError
 from multibinder.wire.messages import COULD_NOT_BIND, ListenerSpec
 
 
@@ -40,6 +41,9 @@ class AddressInUse(BindError):
 def refused_by_kernel(address: Address, error: OSError) -> BindError:
     """Return the refusal for an error of bind(2) or listen(2)."""
     number = error.errno or 0
+    if isinstance(error, OptionError):
+        reason = f"option {error.option}: {os.strerror(number).lower()}{error.remedy}"
+        return BindError(f"Could not bind: {address}: {reason}", COULD_NOT_BIND, _data(address, number))
     if number == errno.EADDRINUSE:
         return AddressInUse(address)
     return BindError(

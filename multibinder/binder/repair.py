@@ -36,9 +36,10 @@ def make_ready_again(listener: Listener, beside: Sequence[socket.socket]) -> Non
     ``beside`` are the listeners that overlap with it.
     """
     try:
-        listener.queue_limit = listener.kind.repair(listener.socket, listener.address, listener.options.backlog, beside)
+        repaired = listener.kind.repair(listener.socket, listener.address, listener.options, beside)
     except OSError as error:
         raise refused_by_kernel(listener.address, error) from error
+    listener.queue_limit = repaired.limit
     listener.note_repair()
     events.limited(
         events.warning, "repaired", listener.log_key, address=listener.address, why="a holder had shut the socket down"

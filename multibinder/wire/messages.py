@@ -24,7 +24,7 @@ from multibinder.wire import kinds
 from multibinder.wire.addresses import Address, TcpAddress
 from multibinder.wire.errors import AddressError
 from multibinder.wire.excerpt import excerpt, shown
-from multibinder.wire.options import OPTION_NAMES, Options, check_owner
+from multibinder.wire.options import OPTION_NAMES, Options, check_netns, check_owner, check_shard
 from multibinder.wire.status import OwnerStatus
 
 #: The version of the protocol that this module describes. A change that an old peer would misread raises it.
@@ -43,19 +43,33 @@ NOT_ALLOWED = 10003
 
 Id = str | int | float | None
 
+_NO_OPTIONS = Options()
+
 
 class ListenerSpec(msgspec.Struct, frozen=True):
-    """A listener that a client asks for: its address and its options."""
+    """A listener that a client asks for: its address and its options.
+
+    ``shard`` is its number among the listeners on this address, from 0 (SO_REUSEPORT, socket(7)). ``netns`` names its
+    network namespace (network_namespaces(7)): empty for the binder's own, the name of one (``ip netns``), an absolute
+    path, a PID in digits, or ``cookie:`` and its SO_NETNS_COOKIE.
+    """
 
     address: Address
     options: Options = Options()
+    shard: int = 0
+    netns: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.address, Address) or not isinstance(self.options, Options):
             raise AddressError(
                 f"ListenerSpec takes an Address and Options: {shown(self.address)}, {shown(self.options)}"
             )
-        kinds.of_address(self.address).check(self.address, self.options)
+        kind = kinds.of_address(self.address)
+        kind.check(self.address, self.options)
+        check_shard(self.shard)
+        if self.shard and not kind.can_shard:
+            raise AddressError(f"{self.address}: a listener of the kind {kind.name} has no shards")
+        check_netns(self.netns)
 
     def __str__(self) -> str:
         return f"{self.address} ({self.options.name})" if self.options.name else str(self.address)
@@ -66,42 +80,65 @@ class ListenerParams(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
 
     Root and the binder's own user may name the owner of another uid, as ``label:uid``.
 
-    ``port`` belongs to the address of a TCP listener, which needs it; ``spec`` reads the two together.
+    ``address`` and ``port`` are those of a TCP listener, as the Ruby program sends them. A listener of another kind has
+    ``endpoint`` instead, the address in HAProxy's grammar. The options are those of ``Options``; ``shard`` and
+    ``netns`` those of ``ListenerSpec``.
     """
 
-    address: str
+    address: str | msgspec.UnsetType = msgspec.UNSET
     port: int | msgspec.UnsetType = msgspec.UNSET
     owner: str = ""
+    endpoint: str | msgspec.UnsetType = msgspec.UNSET
+    shard: int = 0
+    netns: str = ""
     backlog: int | None = None
     v6only: bool | None = None
     name: str | None = None
+    freebind: bool | None = None
+    transparent: bool | None = None
+    interface: str | None = None
+    mark: int | None = None
+    mss: int | None = None
+    defer_accept: int | None = None
+    fastopen: int | None = None
+    user_timeout: int | None = None
+    keepalive_idle: int | None = None
+    keepalive_interval: int | None = None
+    keepalive_count: int | None = None
+    tos: int | None = None
+    rcvbuf: int | None = None
+    sndbuf: int | None = None
+    mode: int | None = None
+    user: int | None = None
+    group: int | None = None
 
     def __post_init__(self) -> None:
-        if self.port is msgspec.UNSET:
-            raise ValueError(
-                "Object missing required field `port`"
-            )  # msgspec's own wording, to which it adds the element
+        if self.endpoint is not msgspec.UNSET:
+            if self.address is not msgspec.UNSET or self.port is not msgspec.UNSET:
+                raise ValueError("Object has both `endpoint` and `address` or `port`")
+            return
+        # msgspec's own wording, to which it adds the element
+        for field in ("address", "port"):
+            if getattr(self, field) is msgspec.UNSET:
+                raise ValueError(f"Object missing required field `{field}`")
 
     @classmethod
     def of(cls, spec: ListenerSpec, owner: str) -> ListenerParams:
         """Return the element that asks for ``spec``."""
-        options = spec.options
-        address, port = spec.address.wire_fields()
-        return cls(address, port, owner, options.backlog, options.v6only, options.name)
+        more = {"shard": spec.shard, "netns": spec.netns, "owner": owner, "name": spec.options.name}
+        return cls(**spec.address.wire_fields(), **more, **spec.options.given)  # type: ignore[arg-type]
 
     def spec(self) -> ListenerSpec:
         """Return the checked value. Raises AddressError."""
         if self.owner:
             check_owner(self.owner)
-        address = self._address()
-        if self.backlog is None and self.v6only is None and self.name is None:
-            return ListenerSpec(address)
-        return ListenerSpec(address, Options(self.backlog, self.v6only, self.name))
+        given = {option: value for option in OPTION_NAMES if (value := getattr(self, option)) is not None}
+        return ListenerSpec(self._address(), Options(**given) if given else _NO_OPTIONS, self.shard, self.netns)
 
     def _address(self) -> Address:
-        """Return the address that the element names. Every kind that can be asked for is recognized here."""
-        assert self.port is not msgspec.UNSET  # noqa: S101 (__post_init__ refuses other values)
-        return TcpAddress.of(self.address, self.port)
+        if isinstance(self.endpoint, str):
+            return Address.parse(self.endpoint)
+        return TcpAddress.of(self.address, self.port)  # type: ignore[arg-type]  # __post_init__ requires both
 
 
 class Request(msgspec.Struct):
@@ -281,5 +318,5 @@ def explain(complaint: str) -> str:
     """Return msgspec's message, which names the path, with the allowed fields added."""
     where = excerpt(complaint).replace("`$", "`params")
     if "unknown field" in complaint:
-        return f"{where}; a listener takes address, port, owner, {', '.join(OPTION_NAMES)}"
+        return f"{where}; a listener takes address and port, or endpoint; owner, shard, netns, {', '.join(OPTION_NAMES)}"
     return where

@@ -54,9 +54,12 @@ class Address(msgspec.Struct, frozen=True):
         """Return the address that takes this one as well, if the family has such: every host on the same port."""
         return self
 
-    def wire_fields(self) -> tuple[str, int]:
-        """Return ``address`` and ``port`` of the request element that asks for this address."""
-        raise NotImplementedError
+    def wire_fields(self) -> dict[str, Any]:
+        """Return the members of the request element that asks for this address: ``endpoint``.
+
+        TCP alone has ``address`` and ``port``, which the Ruby program knows.
+        """
+        return {"endpoint": str(self)}
 
     @property
     def family(self) -> socket.AddressFamily:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import re
 import socket
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from multibinder.wire.addresses.address import Address, IpEndpoint, split_prefix, unsupported
 from multibinder.wire.errors import AddressError
@@ -122,8 +122,8 @@ class TcpAddress(Address, frozen=True):
         any port."""
         return isinstance(bound, TcpAddress) and self.host == bound.host and self.port in (0, bound.port)
 
-    def wire_fields(self) -> tuple[str, int]:
-        return self.host, self.port
+    def wire_fields(self) -> dict[str, Any]:
+        return {"address": self.host, "port": self.port}
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import socket
 
 from multibinder.wire.addresses import Address
-from multibinder.wire.kinds.kind import Kind, Queue
+from multibinder.wire.kinds.kind import Kind, OptionError, Queue, Repaired
 from multibinder.wire.kinds.tcp import TCP
 
-__all__ = ["KINDS", "Kind", "Queue", "address_of", "of_address", "of_socket"]
+__all__ = ["KINDS", "Kind", "OptionError", "Queue", "Repaired", "address_of", "of_address", "of_socket"]
 
 KINDS: tuple[Kind, ...] = (TCP,)
 _BY_NAME = {kind.name: kind for kind in KINDS}

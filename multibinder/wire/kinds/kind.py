@@ -6,9 +6,10 @@ import abc
 import socket
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from multibinder.wire.addresses import Address
+from multibinder.wire.errors import AddressError
 from multibinder.wire.options import Options
 
 
@@ -23,14 +24,39 @@ class Queue(NamedTuple):
     limit: int
 
 
+class OptionError(OSError):
+    """The kernel refuses an option. ``remedy`` follows the kernel's message: the feature or the right that it needs."""
+
+    def __init__(self, option: str, error: OSError, remedy: str) -> None:
+        super().__init__(error.errno, error.strerror)
+        self.option = option
+        self.remedy = remedy
+
+
+class Repaired(NamedTuple):
+    """The result of ``Kind.repair``: the limit of the queue, and the socket that takes the place of the old one.
+
+    ``replacement`` is None if the socket itself is ready again. The caller owns a replacement.
+    """
+
+    limit: int
+    replacement: socket.socket | None = None
+
+
 class Kind(abc.ABC):
     """A kind of socket that the binder can hold. It has no state: a socket and its address are arguments.
 
-    A socket is ready when clients can reach it: a stream socket listens.
+    A socket is ready when clients can reach it: a stream socket listens, and a path leads to the socket.
     """
 
     #: The name in messages and metrics.
     name: ClassVar[str]
+    #: The options (``Options``, but for ``name``) that sockets of this kind have, and that cannot change after bind(2).
+    fixed_options: ClassVar[frozenset[str]]
+    #: The options that can change while the socket exists.
+    live_options: ClassVar[frozenset[str]]
+    #: Whether several listeners can share an address (SO_REUSEPORT).
+    can_shard: ClassVar[bool] = False
 
     @abc.abstractmethod
     def recognizes(self, sock: socket.socket) -> bool:
@@ -40,9 +66,20 @@ class Kind(abc.ABC):
     def address_of(self, sock: socket.socket) -> Address:
         """Return the address that a socket of this kind is bound to (getsockname(2))."""
 
-    @abc.abstractmethod
+    def is_bound_to(self, sock: socket.socket, address: Address) -> bool:
+        """Return whether this is the address of a socket of this kind, which it may have under several names."""
+        return self.address_of(sock) == address
+
     def check(self, address: Address, options: Options) -> None:
         """Raise AddressError if an option has no meaning for this address."""
+        for option in options.given:
+            if option not in self.fixed_options and option not in self.live_options:
+                known = ", ".join(sorted(self.fixed_options | self.live_options))
+                raise AddressError(f"{address}: a listener of the kind {self.name} has no option {option}, but {known}")
+
+    def accepts(self, address: Address) -> bool:
+        """Return whether clients of this address connect, and are accepted. Else it receives datagrams."""
+        return True
 
     @abc.abstractmethod
     def effective_addresses(self, address: Address, v6only: bool | None) -> tuple[Address, ...]:
@@ -60,16 +97,27 @@ class Kind(abc.ABC):
 
     @abc.abstractmethod
     def open(self, address: Address, options: Options, beside: Sequence[socket.socket] = ()) -> socket.socket:
-        """Return a socket that is bound to ``address``, close-on-exec and not ready yet.
+        """Return a socket that is bound to ``address``, close-on-exec and not ready yet, with all ``options``.
 
         ``beside`` are sockets of this process on addresses that overlap, for each of which ``can_be_beside`` is true;
-        they are as before when this returns. The caller owns the result. Raises OSError; no descriptor is left open
-        then.
+        they are as before when this returns. The caller owns the result. Raises OSError, which is OptionError if an
+        option is the reason; no descriptor is left open then.
         """
+
+    def discard(self, sock: socket.socket, address: Address) -> None:
+        """Close a socket that ``open`` has returned and that never became ready, with all that it has left."""
+        sock.close()
+
+    def set_option(self, sock: socket.socket, option: str, value: Any) -> None:
+        """Set one of the ``live_options``, but ``backlog``; None gives it the default of a new socket back.
+
+        Raises OptionError.
+        """
+        raise NotImplementedError
 
     @abc.abstractmethod
     def actual_options(self, sock: socket.socket, options: Options) -> Options:
-        """Return ``options`` with the socket's own values of the options that are fixed at bind(2)."""
+        """Return ``options`` with the socket's own values of the ``fixed_options``."""
 
     @abc.abstractmethod
     def make_ready(self, sock: socket.socket, backlog: int | None, beside: Sequence[socket.socket] = ()) -> int:
@@ -81,11 +129,12 @@ class Kind(abc.ABC):
 
     @abc.abstractmethod
     def repair(
-        self, sock: socket.socket, address: Address, backlog: int | None, beside: Sequence[socket.socket] = ()
-    ) -> int:
-        """Make a socket ready again that another holder has shut down; ``address`` is its previous address.
+        self, sock: socket.socket, address: Address, options: Options, beside: Sequence[socket.socket] = ()
+    ) -> Repaired:
+        """Let clients reach a socket again that is not ready any more; ``address`` is its previous address.
 
-        Takes ``beside``, returns and raises what ``make_ready`` does.
+        A holder has shut it down, or has removed its path. Where the kernel cannot undo that, a new socket with
+        ``options`` takes its place. Takes ``beside`` and raises what ``make_ready`` does; the old socket is left open.
         """
 
     def end_sharing(self, sock: socket.socket) -> None:  # noqa: B027 (most kinds have nothing to do)
@@ -116,7 +165,11 @@ class Kind(abc.ABC):
 
     @abc.abstractmethod
     def is_ready(self, sock: socket.socket) -> bool:
-        """Return whether clients can reach the socket. Makes one system call."""
+        """Return whether the socket takes clients. Makes some system calls."""
+
+    def is_reachable(self, sock: socket.socket, address: Address) -> bool:
+        """Return whether clients reach the socket at ``address``: it is ready, and its path leads to it."""
+        return self.is_ready(sock)
 
     @abc.abstractmethod
     def queue(self, sock: socket.socket) -> Queue:

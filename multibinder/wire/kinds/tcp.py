@@ -18,7 +18,7 @@ from multibinder.kernel.port_sharing import end_sharing, side_by_side
 from multibinder.kernel.socket_options import drops_of
 from multibinder.wire.addresses import Address, TcpAddress
 from multibinder.wire.errors import AddressError
-from multibinder.wire.kinds.kind import Kind, Queue
+from multibinder.wire.kinds.kind import Kind, Queue, Repaired
 from multibinder.wire.options import Options
 
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
@@ -34,6 +34,9 @@ class Tcp(Kind):
     """TCP over IPv4 and IPv6. A socket is ready when it is in state LISTEN."""
 
     name: ClassVar[str] = "tcp"
+    fixed_options = frozenset({"v6only"})
+    live_options = frozenset({"backlog"})
+    can_shard = True
 
     def recognizes(self, sock: socket.socket) -> bool:
         return sock.type == socket.SOCK_STREAM and sock.family in _FAMILIES
@@ -42,6 +45,7 @@ class Tcp(Kind):
         return TcpAddress.of_name(sock.getsockname())
 
     def check(self, address: Address, options: Options) -> None:
+        super().check(address, options)
         if options.v6only is not None and _tcp(address).version == 4:
             raise AddressError(f"{address}: v6only has a meaning for IPv6 addresses only")
 
@@ -89,8 +93,8 @@ class Tcp(Kind):
         return self.queue(sock).limit
 
     def repair(
-        self, sock: socket.socket, address: Address, backlog: int | None, beside: Sequence[socket.socket] = ()
-    ) -> int:
+        self, sock: socket.socket, address: Address, options: Options, beside: Sequence[socket.socket] = ()
+    ) -> Repaired:
         # A port that the kernel chose is given up when the socket stops listening (inet_put_port() without
         # SOCK_BINDPORT_LOCK), although getsockname() still shows it; listen() alone would choose another one.
         tcp = _tcp(address)
@@ -99,7 +103,7 @@ class Tcp(Kind):
         except OSError as error:
             if error.errno != errno.EINVAL:  # EINVAL: the socket still has its port
                 raise
-        return self.make_ready(sock, backlog, beside)
+        return Repaired(self.make_ready(sock, options.backlog, beside))
 
     def end_sharing(self, sock: socket.socket) -> None:
         end_sharing(sock)
