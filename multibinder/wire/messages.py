@@ -318,5 +318,7 @@ def explain(complaint: str) -> str:
     """Return msgspec's message, which names the path, with the allowed fields added."""
     where = excerpt(complaint).replace("`$", "`params")
     if "unknown field" in complaint:
-        return f"{where}; a listener takes address and port, or endpoint; owner, shard, netns, {', '.join(OPTION_NAMES)}"
+        return (
+            f"{where}; a listener takes address and port, or endpoint; owner, shard, netns, {', '.join(OPTION_NAMES)}"
+        )
     return where

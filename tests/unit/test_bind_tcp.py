@@ -143,9 +143,13 @@ def test_a_call_that_cannot_work_says_in_the_operators_terms_what_to_write(
     ("options", "says"),
     [
         (
-            {"interface": "eth0"},
-            "bind_tcp() has no option interface; it has backlog, v6only, name. Options of HAProxy's",
+            {"maxconn": 5},
+            "bind_tcp() has no option maxconn; it has backlog, v6only, name, freebind, transparent, interface, mark, ",
         ),
+        ({"mss": 1400}, "HAProxy sets mss by itself, at each load: write 'mss …' behind the call"),
+        ({"fastopen": 20}, "HAProxy sets fastopen by itself, at each load: write 'tfo …' behind the call"),
+        ({"interface": 5}, "the interface is the number 5: write a text, as in interface='eth0'"),
+        ({"transparent": "yes"}, "transparent is the text 'yes': write transparent=true or transparent=false"),
         ({"backlog": "many"}, "the backlog is the text 'many': write a number"),
         ({"backlog": True}, "the backlog is true: write a number"),
         ({"backlog": 0}, "backlog 0 is out of range"),

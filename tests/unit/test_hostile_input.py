@@ -9,7 +9,7 @@ import json
 
 import pytest
 
-from multibinder import RemoteProtocolError
+from multibinder import OPTION_NAMES, RemoteProtocolError
 from multibinder.wire.decoder import Decoder
 from tests.fuzz.decoder import answer, read, read_answer
 
@@ -19,7 +19,7 @@ NESTED = b"[" * 20_000 + b"]" * 20_000
 PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
 INVALID_PARAMS = -32602
-A_LISTENER = "`; a listener takes address, port, owner, backlog, v6only, name"
+A_LISTENER = f"`; a listener takes address and port, or endpoint; owner, shard, netns, {', '.join(OPTION_NAMES)}"
 NO_PORT = " is out of range: a TCP port is a number from 0 to 65535"
 NO_BACKLOG = " is out of range: 1 to 2147483647 connections"
 NO_LABEL = " is not usable: 1 to 128 of A-Z a-z 0-9 _ . @ / + -"

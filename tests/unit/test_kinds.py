@@ -75,7 +75,7 @@ def test_a_socket_that_was_shut_down_is_repaired_with_the_port_that_the_kernel_c
     TCP.make_ready(sock, 5)
     address = TCP.address_of(sock)
     sock.shutdown(socket.SHUT_RDWR)
-    assert TCP.repair(sock, address, 6) == 6
+    assert TCP.repair(sock, address, Options(backlog=6)).limit == 6
     assert TCP.address_of(sock) == address
     assert can_connect(address.sockaddr)
 
@@ -89,7 +89,7 @@ def test_a_repair_fails_when_another_socket_has_the_port() -> None:
             other.bind(address.sockaddr)
             other.listen()
             with pytest.raises(OSError, match="in use"):
-                TCP.repair(sock, address, 5)
+                TCP.repair(sock, address, Options(backlog=5))
 
 
 def test_an_address_in_use_leaves_no_descriptor_and_names_its_holder(sock: socket.socket) -> None:

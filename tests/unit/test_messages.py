@@ -121,7 +121,7 @@ def test_bytes_that_are_not_json_are_a_decode_error(text: bytes) -> None:
         (b'[{"address":"127.0.0.1","port":80,"v6only":"yes"}]', "Expected `bool | null`, got `str`"),
         (
             b'[{"address":"127.0.0.1","port":80},{"address":"127.0.0.1","port":81,"bakclog":1}]',
-            "unknown field `bakclog` - at `params[1]`; a listener takes address, port, owner, backlog, v6only, name",
+            "unknown field `bakclog` - at `params[1]`; a listener takes address and port, or endpoint; ",
         ),
         (b'[{"address":"\xff","port":80}]', "utf-8"),
         (b'[{"address":"127.0.0.1","port":80,"name":"\xff"}]', "utf-8"),

@@ -74,7 +74,7 @@ def test_an_error_in_the_file_is_reported_with_its_place(text: str, says: str) -
         ('allow = "bind"\nunit = []', "unit is an empty list"),
         ('allow = "bind"\naddress = []', "address is an empty list"),
         ('allow = "bind"\nunit = ["a", ""]', "unit is an empty string, which is no unit's name; leave it out for any"),
-        ('allow = "bind"\noptions = ["tos"]', "there is no option 'tos'; there are backlog, v6only, name"),
+        ('allow = "bind"\noptions = ["tls"]', "there is no option 'tls'; there are backlog, v6only, name"),
         ('allow = "bind"\nuid = "not-here"', "there is no user 'not-here' on this host (see 'getent passwd')"),
         ('allow = "bind"\ngid = "not-here"', "there is no group 'not-here' on this host (see 'getent group')"),
         ('allow = "bind"\nuid = "0"', "there is no user '0' on this host"),

@@ -74,7 +74,7 @@ def test_accept_waits_for_the_repair_of_a_listener_that_another_holder_shut_down
     def shut_down_and_repair() -> None:
         binders.shutdown(socket.SHUT_RDWR)
         threading.Event().wait(0.05)
-        TCP.repair(binders, address, None)
+        TCP.repair(binders, address, Options())
         connect_to(binders)
 
     with later(0.1, shut_down_and_repair):
@@ -89,7 +89,7 @@ def test_in_non_blocking_mode_no_client_is_there_until_the_repair(binders: socke
         with pytest.raises(BlockingIOError, match="was shut down by another process"):
             ours.accept()
         assert not ours.released
-        TCP.repair(binders, address, None)
+        TCP.repair(binders, address, Options())
         connect_to(binders)
         ours.accept()[0].close()
 

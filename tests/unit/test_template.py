@@ -80,7 +80,7 @@ def test_the_same_address_with_conflicting_options_is_refused_with_both(template
         ("{{ bind_tcp('0.0.0.0', 70000) }}", 1, "port 70000 is out of range"),
         ("{{ bind_tcp('fe80::1%eth0', 80) }}", 1, "has an IPv6 scope, which is not supported"),
         ("{{ bind_tcp('0.0.0.0', 80, backlog='many') }}", 1, "the backlog is the text 'many': write a number"),
-        ("{{ bind_tcp('0.0.0.0', 80, tls=true) }}", 1, "bind_tcp() has no option tls; it has backlog, v6only, name"),
+        ("{{ bind_tcp('0.0.0.0', 80, tls=true) }}", 1, "bind_tcp() has no option tls; it has backlog, v6only, name, "),
         ("{{ bind_tcp('0.0.0.0', 80, v6only=true) }}", 1, "v6only has a meaning for IPv6 addresses only"),
         ("{{ bind_tcp('0.0.0.0') }}", 1, "the port is missing: write bind_tcp('0.0.0.0', 80)"),
         ("{% include 'nowhere.cfg' %}", 1, "nowhere.cfg"),

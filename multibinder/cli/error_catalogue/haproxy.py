@@ -22,6 +22,7 @@ HAPROXY = Section(
             "the port is missing",
             "the address has a port already",
             "the address is …: write it in quotes",
+            "HAProxy sets … by itself, at each load",
             "the port … is no number",
             "that is no TCP address",
             "HAProxy's variables are not known here",

@@ -6,12 +6,17 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from multibinder import OPTION_NAMES, AddressError, TcpAddress
+from multibinder import AddressError, TcpAddress
 from multibinder.wire.excerpt import excerpt
+from multibinder_haproxy.config.model import HAPROXYS_OPTIONS, SLOT_OPTIONS
 
 EXAMPLE = "bind_tcp('0.0.0.0', 80)"
 #: HAProxy's prefixes of TCP addresses (configuration.txt, "Address formats"), and the IP version that each demands.
 _TCP_PREFIXES = {"tcp": None, "ipv4": 4, "tcp4": 4, "ipv6": 6, "tcp6": 6}
+#: The options that are no numbers, and examples.
+_FLAGS = frozenset(["v6only", "freebind", "transparent"])
+_TEXTS = {"name": "web", "interface": "eth0"}
+_NUMBERS = {"backlog": 1000}
 _PREFIX = re.compile(r"([a-z0-9+]+)@")
 _NUMBER = re.compile(r"[0-9]+")
 _RANGE = re.compile(r"([0-9]+)\s*-\s*([0-9]+)")
@@ -34,20 +39,29 @@ def read_address(arguments: Sequence[Any]) -> tuple[str, Sequence[int]]:
 def read_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a call, with their types. Raises AddressError."""
     options = dict(given)
-    if unknown := sorted(options.keys() - set(OPTION_NAMES)):
+    if unknown := sorted(options.keys() - set(SLOT_OPTIONS)):
+        if own := HAPROXYS_OPTIONS.get(unknown[0]):
+            _refuse(
+                f"HAProxy sets {unknown[0]} by itself, at each load: write '{own} …' behind the call, as an option of "
+                "the bind line"
+            )
         raise AddressError(
-            f"bind_tcp() has no option {', '.join(unknown)}; it has {', '.join(OPTION_NAMES)}. Options of HAProxy's "
+            f"bind_tcp() has no option {', '.join(unknown)}; it has {', '.join(SLOT_OPTIONS)}. Options of HAProxy's "
             "stand behind the call: bind {{ bind_tcp('0.0.0.0', 443) }} ssl crt …"
         )
-    backlog, v6only, name = (options.get(option) for option in ("backlog", "v6only", "name"))
-    if isinstance(backlog, str) and _NUMBER.fullmatch(backlog.strip()):
-        options["backlog"] = int(backlog)  # the values of env, and often those of --vars, are texts
-    elif backlog is not None and (isinstance(backlog, bool) or not isinstance(backlog, int)):
-        _refuse(f"the backlog is {_kind(backlog)}: write a number, as in backlog=1000")
-    if v6only is not None and not isinstance(v6only, bool):
-        _refuse(f"v6only is {_kind(v6only)}: write v6only=true or v6only=false")
-    if name is not None and not isinstance(name, str):
-        _refuse(f"the name is {_kind(name)}: write a text, as in name='web'")
+    for name, value in given.items():
+        if value is None:
+            continue
+        if name in _FLAGS:
+            if not isinstance(value, bool):
+                _refuse(f"{name} is {_kind(value)}: write {name}=true or {name}=false")
+        elif name in _TEXTS:
+            if not isinstance(value, str):
+                _refuse(f"the {name} is {_kind(value)}: write a text, as in {name}='{_TEXTS[name]}'")
+        elif isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+            options[name] = int(value[:20])  # the values of env, and often those of --vars, are texts
+        elif isinstance(value, bool) or not isinstance(value, int):
+            _refuse(f"the {name} is {_kind(value)}: write a number, as in {name}={_NUMBERS.get(name, 1)}")
     return options
 
 

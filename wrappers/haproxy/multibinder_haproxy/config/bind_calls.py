@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from multibinder import OPTION_NAMES, AddressError, TcpAddress
+from multibinder import AddressError, TcpAddress
 from multibinder_haproxy.config.bind_arguments import read_address, read_options, shown
 from multibinder_haproxy.config.model import Slot
 
@@ -53,5 +53,4 @@ class BindCalls:
 
 
 def _options(slot: Slot) -> str:
-    given = {name: getattr(slot, name) for name in OPTION_NAMES if getattr(slot, name) is not None}
-    return ", ".join(f"{name}={value!r}" for name, value in given.items()) or "no options"
+    return ", ".join(f"{name}={value!r}" for name, value in slot.options.items()) or "no options"

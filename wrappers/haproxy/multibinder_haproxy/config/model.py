@@ -4,35 +4,73 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
-from multibinder import ListenerSpec, Options, TcpAddress
+from multibinder import OPTION_NAMES, Address, ListenerSpec, Options, TcpAddress
 from multibinder_haproxy.config.inputs import Inputs
 from multibinder_haproxy.config.sources import Sources
 from multibinder_haproxy.reexec import slots
 
+#: The options of a listener that HAProxy sets, or takes off again, at each load (tcp_bind_listener() in
+#: src/proto_tcp.c), and its own word for each.
+HAPROXYS_OPTIONS = {"mss": "mss", "defer_accept": "defer-accept", "fastopen": "tfo", "user_timeout": "tcp-ut"}
+#: The options that a listener of a configuration can have.
+SLOT_OPTIONS = tuple(name for name in OPTION_NAMES if name not in HAPROXYS_OPTIONS)
+
 
 class Slot(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A place in a configuration for a listener's descriptor, and the address and options of the listener."""
+    """A place in a configuration for a listener's descriptor, and the address and options of the listener.
 
-    host: str
-    port: int
+    ``host`` and ``port`` are those of a TCP listener; one of another kind has an ``endpoint``, its address in HAProxy's
+    grammar. ``shard`` and ``netns`` are those of ``ListenerSpec``.
+    """
+
+    host: str = ""
+    port: int = 0
     backlog: int | None = None
     v6only: bool | None = None
     name: str | None = None
+    endpoint: str = ""
+    shard: int = 0
+    netns: str = ""
+    freebind: bool | None = None
+    transparent: bool | None = None
+    interface: str | None = None
+    mark: int | None = None
+    keepalive_idle: int | None = None
+    keepalive_interval: int | None = None
+    keepalive_count: int | None = None
+    tos: int | None = None
+    rcvbuf: int | None = None
+    sndbuf: int | None = None
+    mode: int | None = None
+    user: int | None = None
+    group: int | None = None
+
+    @property
+    def address(self) -> Address:
+        return Address.parse(self.endpoint) if self.endpoint else TcpAddress.of(self.host, self.port)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that are given, with their values."""
+        return {name: value for name in SLOT_OPTIONS if (value := getattr(self, name)) is not None}
 
     @property
     def spec(self) -> ListenerSpec:
-        return ListenerSpec(TcpAddress.of(self.host, self.port), Options(self.backlog, self.v6only, self.name))
+        return ListenerSpec(self.address, Options(**self.options), self.shard, self.netns)
 
     @property
     def key(self) -> str:
-        """Return a text that is equal for two slots that share a descriptor: that of ``spec``.
+        """Return a text that is equal for two slots that share a descriptor: that of ``slots.key_of``.
 
-        It is asked for many times in a start, and ``spec`` checks all values each time.
+        It is asked for many times in a start, and ``slots.key_of`` takes a mapping.
         """
-        address = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        address = self.endpoint or (f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}")
+        if self.shard or self.netns:
+            address = slots.distinguished(address, self.shard, self.netns)
         return f"{address} ({self.name})" if self.name else address
 
     @property

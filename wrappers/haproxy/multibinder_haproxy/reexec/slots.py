@@ -1,6 +1,7 @@
 """The slots of a configuration record: places in its text for the descriptors of listeners.
 
-A slot has ``host``, ``port``, and perhaps ``backlog``, ``v6only`` and ``name``, as ``config.model.Slot``.
+A slot has ``host`` and ``port``, or ``endpoint``, and perhaps ``shard``, ``netns`` and options, as
+``config.model.Slot``.
 """
 
 import re
@@ -18,11 +19,19 @@ _ADDRESSES = re.compile(r"(?:\S*?fd@\{[^{}]*\})+\S*")
 def key_of(slot: "Mapping[str, Any]") -> str:
     """Return a text that is equal for two slots that share a descriptor: ``[::1]:80``, ``127.0.0.1:0 (stats)``."""
     name = slot.get("name")
-    return f"{address_of(slot)} ({name})" if name is not None else address_of(slot)
+    address = distinguished(address_of(slot), slot.get("shard", 0), slot.get("netns", ""))
+    return f"{address} ({name})" if name is not None else address
+
+
+def distinguished(address: str, shard: int, netns: str) -> str:
+    """Return an address with what distinguishes several listeners on it."""
+    return f"{address}{f' shard {shard}' if shard else ''}{f' netns {netns}' if netns else ''}"
 
 
 def address_of(slot: "Mapping[str, Any]") -> str:
     """Return the address of a slot as HAProxy and we write it."""
+    if slot.get("endpoint"):
+        return str(slot["endpoint"])
     host = f"[{slot['host']}]" if ":" in slot["host"] else slot["host"]
     return f"{host}:{slot['port']}"
 
