@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.support.requirements import require
-from tests.support.waiting import PATIENCE_S
+from tests.support.waiting import PATIENCE_S, wait_until
 
 _INSIDE = "MULTIBINDER_TEST_INSIDE"
 
@@ -51,3 +51,60 @@ def in_new_namespaces(test: Callable[..., None]) -> Callable[..., None]:
             pytest.skip(done.stdout.strip().splitlines()[-2])
 
     return run
+
+
+class NetworkNamespace:
+    """A new network namespace with a name (``ip netns add``), whose loopback interface is up.
+
+    ``pid`` is a process in it. Leaving the context manager ends the process and removes the name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = f"mb-{os.getpid()}-{name}"
+        self._holder: subprocess.Popen[bytes] | None = None
+
+    @property
+    def path(self) -> str:
+        return f"/run/netns/{self.name}"
+
+    @property
+    def pid(self) -> int:
+        if self._holder is None:
+            self._holder = subprocess.Popen(self.command("sleep", "infinity"))
+            wait_until(lambda: os.stat(f"/proc/{self.pid}/ns/net").st_ino == self.number, "the process is inside")
+        return self._holder.pid
+
+    @property
+    def number(self) -> int:
+        return os.stat(self.path).st_ino
+
+    def command(self, *command: str) -> list[str]:
+        """Return the command that runs ``command`` inside."""
+        return ["nsenter", f"--net={self.path}", *command]
+
+    def run(self, *command: str) -> str:
+        return subprocess.run(
+            self.command(*command), capture_output=True, text=True, timeout=PATIENCE_S, check=True
+        ).stdout
+
+    def end_process(self) -> None:
+        if self._holder is not None:
+            self._holder.kill()
+            self._holder.wait()
+            self._holder = None
+
+    def remove_name(self) -> None:
+        subprocess.run(["ip", "netns", "del", self.name], capture_output=True, timeout=PATIENCE_S, check=False)
+
+    def __enter__(self) -> NetworkNamespace:
+        require("root", os.geteuid() == 0, "making namespaces needs root")
+        for tool in ("ip", "nsenter"):
+            require(tool, shutil.which(tool), f"there is no {tool}")
+        done = subprocess.run(["ip", "netns", "add", self.name], capture_output=True, text=True, check=False)
+        require("namespaces", done.returncode == 0, f"no namespaces can be made here: {done.stderr}")
+        self.run("ip", "link", "set", "lo", "up")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end_process()
+        self.remove_name()
