@@ -25,7 +25,8 @@ from typing import NamedTuple
 
 import multibinder
 from benchmarks import rig
-from multibinder.wire.messages import ListenerParams, encode_request
+from multibinder.wire.listener_params import ListenerParams
+from multibinder.wire.messages import encode_request
 
 #: The aim: our share of the rate of the bare exchange.
 AIM = 0.60

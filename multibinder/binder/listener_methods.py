@@ -23,7 +23,8 @@ from multibinder.binder.policy_in_force import PolicyInForce
 from multibinder.binder.request_log import log_grants, log_releases
 from multibinder.binder.store import ListenerStore
 from multibinder.wire import messages
-from multibinder.wire.messages import BindResult, Handoff, ListenerParams, ListenerSpec, Released, Request
+from multibinder.wire.listener_params import ListenerParams, check_spec, decode_listener_params
+from multibinder.wire.messages import BindResult, Handoff, ListenerSpec, Released, Request
 from multibinder.wire.release_params import decode_release_params
 from multibinder.wire.transport import MAX_DESCRIPTORS
 
@@ -100,7 +101,7 @@ class ListenerMethods:
         self._keeper = keeper
 
     def bind(self, request: Request, caller: Caller, reply: Reply) -> Answering:
-        params = messages.decode_listener_params(request.params)
+        params = decode_listener_params(request.params)
         asked = yield from self._allowed(params, caller, "bind")
         grants: list[Grant] = []
         try:
@@ -129,7 +130,7 @@ class ListenerMethods:
         return None
 
     def check(self, request: Request, caller: Caller, reply: Reply) -> Answering:
-        params = messages.decode_listener_params(request.params)
+        params = decode_listener_params(request.params)
         asked = yield from self._allowed(params, caller, "bind")
         attempt = self._store.attempt(self._asker(caller))
         try:
@@ -210,7 +211,7 @@ class ListenerMethods:
         is_any = is_privileged(caller.uid)
         for index, element in enumerate(params):
             yield
-            spec, owner = messages.check_spec(index, element), owner_named(element.owner, caller.uid)
+            spec, owner = check_spec(index, element), owner_named(element.owner, caller.uid)
             specs.append((spec, owner, is_any and ":" not in element.owner))
         asked: list[_Asked] = []
         for spec, owner, of_any_uid in specs:

@@ -22,7 +22,8 @@ from multibinder.wire.arguments import (
 from multibinder.wire.connection import Connection
 from multibinder.wire.errors import LocalProtocolError, RequestError
 from multibinder.wire.listener import close_all, set_mode, verify_all_received
-from multibinder.wire.messages import Hello, ListenerParams, ListenerSpec, Moved, Released, Reply, Upgrade
+from multibinder.wire.listener_params import ListenerParams
+from multibinder.wire.messages import Hello, ListenerSpec, Moved, Released, Reply, Upgrade
 from multibinder.wire.move_params import MoveParams
 from multibinder.wire.options import check_optional_owner, check_owner
 from multibinder.wire.reception import Reception, decode_result

@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from multibinder.wire.errors import AddressError
-from multibinder.wire.messages import InvalidParamsError, explain
+from multibinder.wire.listener_params import explain
+from multibinder.wire.messages import InvalidParamsError
 from multibinder.wire.options import LARGEST_UID, check_owner
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from multibinder.wire import messages
-from multibinder.wire.messages import InvalidParamsError, ListenerParams, ListenerSpec
+from multibinder.wire.listener_params import ListenerParams, decode_elements
+from multibinder.wire.messages import InvalidParamsError, ListenerSpec
 
 #: The capability (``Hello.capabilities``) of a binder that knows ``drain``.
 DRAIN = "drain"
@@ -28,7 +28,7 @@ def release_params(spec: ListenerSpec, owner: str, drain_s: float) -> ListenerPa
 
 def decode_release_params(raw: msgspec.Raw) -> list[ReleaseParams]:
     """Read the ``params``. Raises InvalidParamsError, which names the element and field."""
-    params = messages.decode_elements(raw, _decoder)
+    params = decode_elements(raw, _decoder)
     for index, element in enumerate(params):
         if not 0 <= element.drain <= LONGEST_DRAIN_S:
             raise InvalidParamsError(

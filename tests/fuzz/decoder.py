@@ -23,6 +23,7 @@ import msgspec
 from multibinder import RemoteProtocolError
 from multibinder.wire import messages
 from multibinder.wire.decoder import Decoder
+from multibinder.wire.listener_params import check_spec, decode_listener_params
 from multibinder.wire.messages import InvalidParamsError
 from tests.fuzz import campaign
 from tests.fuzz.inputs import Generator, corpus
@@ -57,8 +58,8 @@ def answer(message: bytes) -> bytes:
     except msgspec.DecodeError as error:
         return messages.encode_error(None, messages.PARSE_ERROR, f"not JSON: {error}")
     try:
-        params = messages.decode_listener_params(request.params)
-        specs = [messages.check_spec(index, element) for index, element in enumerate(params)]
+        params = decode_listener_params(request.params)
+        specs = [check_spec(index, element) for index, element in enumerate(params)]
     except InvalidParamsError as error:
         return messages.encode_error(request.id, messages.INVALID_PARAMS, f"Invalid params: {error}")
     return messages.encode_result(request.id, [str(spec) for spec in specs])

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from multibinder import Client, MultibinderError  # noqa: E402
-from multibinder.wire.messages import ListenerParams  # noqa: E402
+from multibinder.wire.listener_params import ListenerParams  # noqa: E402
 from multibinder.wire.status import ListenerStatus  # noqa: E402
 from tests.support import Binder, Json, own_host, require, require_ipv6, wait_until  # noqa: E402
 from tests.support.stranger import Received, Stranger  # noqa: E402

@@ -7,7 +7,8 @@ import pytest
 
 from multibinder import ListenerSpec, Options, TcpAddress
 from multibinder.wire import messages
-from multibinder.wire.messages import InvalidParamsError, ListenerParams, check_spec, decode_listener_params
+from multibinder.wire.listener_params import ListenerParams, check_spec, decode_listener_params
+from multibinder.wire.messages import InvalidParamsError
 
 RUBY_REQUEST = (
     b'{"jsonrpc":"2.0","method":"bind","id":"5f0c7a0e-6a0e-4bb0-9d4e-0e0f5b1f7c3a",'
