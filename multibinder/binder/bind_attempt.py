@@ -18,8 +18,10 @@ from multibinder.binder.bind_refusal import (
     refused_by_kernel,
     require_same,
 )
-from multibinder.binder.listener import Listener, open_listener
+from multibinder.binder.key import Key
+from multibinder.binder.listener import Listener
 from multibinder.binder.listener_index import ListenerIndex, TakenAddresses
+from multibinder.binder.opening import open_listener
 from multibinder.binder.owner import Owner, is_privileged
 from multibinder.wire import kinds
 from multibinder.wire.addresses import Address
@@ -72,18 +74,18 @@ class Room(msgspec.Struct):
 class BindAttempt:
     """Find or open the listeners of one request. The store does not have the new ones before all have succeeded.
 
-    ``recover`` brings back a lost listener on an address that is in use. The new sockets belong to the attempt until
+    ``recover`` brings back a lost listener whose address is in use. The new sockets belong to the attempt until
     the store adds them; ``close`` closes them.
     """
 
     def __init__(
-        self, room: Room, index: ListenerIndex, asker: Asker, recover: Callable[[Address], Listener | None]
+        self, room: Room, index: ListenerIndex, asker: Asker, recover: Callable[[Key], Listener | None]
     ) -> None:
         self._room = room
         self._index = index
         self._asker = asker
         self._recover = recover
-        self._opened: dict[Address, Listener] = {}
+        self._opened: dict[Key, Listener] = {}
         self._taken = TakenAddresses()
         #: A new listener overlaps with another one.
         self._overlaps = False
@@ -133,7 +135,7 @@ class BindAttempt:
     def _find_or_open(self, spec: ListenerSpec, owner: Owner) -> Found:
         name = spec.options.name
         listener = self._named.get((owner.uid, name)) if name else None
-        listener = listener or self._index.find(spec, owner.uid) or self._opened.get(spec.address)
+        listener = listener or self._index.find(spec, owner.uid) or self._opened.get(Key.of(spec))
         created = False
         if listener is None or owner not in self._owners_of(listener):
             self._room.take_claim(spec)
@@ -170,10 +172,10 @@ class BindAttempt:
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise refused_by_kernel(spec.address, error) from error
-            if (recovered := self._recover(spec.address)) is not None:
+            if (recovered := self._recover(Key.of(spec))) is not None:
                 return Found(recovered, created=False)
             listener = self._open_beside(spec, owner, error)
-        self._opened[listener.address] = listener
+        self._opened[listener.key] = listener
         self._require_no_collision(listener, spec, owner)
         self._taken.add(listener)
         return Found(listener, created=True)
@@ -184,7 +186,7 @@ class BindAttempt:
         Raises BindError if they may not be beside each other, or if another process has the address.
         """
         address, v6only = spec.address, spec.options.v6only
-        overlapping = self._index.overlapping(address, v6only)
+        overlapping = self._index.overlapping(Key.of(spec), v6only)
         if not overlapping:
             raise refused_by_kernel(address, in_use) from in_use
         for other in overlapping:
@@ -204,7 +206,8 @@ class BindAttempt:
         With SO_REUSEADDR, two sockets can be bound to one address while neither listens; listen(2) refuses the second.
         """
         address, v6only = listener.address, listener.options.v6only
-        of_request, of_binder = self._taken.overlapping(address, v6only), self._index.overlapping(address, v6only)
+        of_request = self._taken.overlapping(listener.key, v6only)
+        of_binder = self._index.overlapping(listener.key, v6only)
         self._overlaps |= bool(of_request or of_binder)
         for other in of_request:
             if not self._may_be_beside(address, v6only, owner, other):
@@ -225,8 +228,8 @@ class BindAttempt:
 
     def _beside(self, listener: Listener) -> list[socket.socket]:
         """Return the sockets of the other listeners, of this attempt too, that overlap with this one."""
-        taken = self._taken.overlapping(listener.address, listener.options.v6only)
-        return [other.socket for other in taken if other is not listener] + self._index.beside(listener)
+        taken = self._taken.overlapping(listener.key, listener.options.v6only)
+        return [other.socket for other in taken] + self._index.beside(listener)
 
 
 def _are_alone(listeners: Iterable[Listener], address: Address) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from multibinder.binder.key import Key
 from multibinder.binder.listener import Listener
 from multibinder.binder.owner import Owner
 from multibinder.wire import kinds
@@ -66,7 +67,7 @@ def held_by_binder(spec: ListenerSpec, holder: Listener, asker: Asker) -> BindEr
         owners += ", with v6only=false"
         remedy += ", which has to be released first"
     return BindError(
-        f"Could not bind: {address}: address already in use, by {holder.address}, which this binder holds for "
+        f"Could not bind: {address}: address already in use, by {holder.key}, which this binder holds for "
         f"{owners}; {remedy or 'release it, or choose another address or port'}",
         COULD_NOT_BIND,
         _data(address, errno.EADDRINUSE) | _existing(holder, asker),
@@ -88,6 +89,9 @@ def require_same(listener: Listener, spec: ListenerSpec, asker: Asker) -> None:
     has, wants = listener.options, spec.options
     if not spec.address.matches(listener.address):
         raise exists_with("address", listener.address, spec.address, spec)
+    if not listener.matches(spec):
+        # It was found by its name.
+        raise exists_with("key", listener.key, Key.of(spec), spec)
     if wants.v6only is not None and has.v6only is not None and wants.v6only != has.v6only:
         error = exists_with("v6only", has.v6only, wants.v6only, spec)
         raise BindError(str(error), error.code, {**error.data, **_existing(listener, asker)})
@@ -114,7 +118,7 @@ def _existing(listener: Listener, asker: Asker) -> dict[str, object]:
     if not asker.may_know(listener):
         return {}
     return {
-        "listener": str(listener.address),
+        "listener": str(listener.key),
         "owners": _owners(listener, asker),
         "v6only": listener.options.v6only,
     }

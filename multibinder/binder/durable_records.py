@@ -6,8 +6,8 @@ import socket
 from collections.abc import Sequence
 from typing import Protocol
 
+from multibinder.binder.key import Key
 from multibinder.binder.records import Record
-from multibinder.wire.addresses import Address
 
 
 class DurableRecords(Protocol):
@@ -22,8 +22,8 @@ class DurableRecords(Protocol):
         The keeper forgets the released ones, unless they are released only later (``forget`` is false).
         """
 
-    def recover(self, address: Address, uid: int) -> tuple[Record, socket.socket] | None:
-        """Return a socket on ``address`` that an earlier binder lost and another process still holds.
+    def recover(self, key: Key, uid: int) -> tuple[Record, socket.socket] | None:
+        """Return a socket with this key that an earlier binder lost and another process still holds.
 
         ``uid`` is that of the client that asks. The caller owns the socket.
         """

@@ -14,14 +14,14 @@ from multibinder.binder import events, records
 from multibinder.binder.earlier_journals import EarlierJournals
 from multibinder.binder.inherit import RECORDS, Inheritance
 from multibinder.binder.keeper import Keeper
+from multibinder.binder.key import Key
 from multibinder.binder.listener import Listener, name_of_cookie
 from multibinder.binder.owner import Owner, is_privileged
 from multibinder.binder.record_lines import RecordLines, new_journal
-from multibinder.binder.recorded_sockets import RecordedSockets
+from multibinder.binder.recorded_sockets import RecordedSockets, has_key
 from multibinder.binder.records import Record
 from multibinder.binder.recover import recover, without_gone
 from multibinder.binder.state_file import StateFile
-from multibinder.wire.addresses import Address
 
 #: A journal grows with each bind and release. One with this many bytes more than its listeners need is replaced. With
 #: 10,000 listeners that takes the loop for tens of milliseconds, so it happens once in 20 MB of changes.
@@ -99,14 +99,14 @@ class DurableState:
         yield from self._recover(list(self._missing.values()))
         self._missing = without_gone(self._missing, self._held().listeners())
 
-    def recover(self, address: Address, uid: int) -> tuple[Record, socket.socket] | None:
-        """Recover the listener of one address that is in use. The caller owns the socket. None if that fails.
+    def recover(self, key: Key, uid: int) -> tuple[Record, socket.socket] | None:
+        """Recover the listener with this key, whose address is in use. The caller owns the socket. None if that fails.
 
         The search for its holder blocks the loop. So it is made only for a client that had the listener, or that is
         privileged, and takes a small share of the time.
         """
-        missing = [record for record in self._missing.values() if record.address == str(address)]
-        missing = [record for record in missing if is_privileged(uid) or uid in _uids_of(record)]
+        having_key = (record for record in self._missing.values() if has_key(record, key))
+        missing = [record for record in having_key if is_privileged(uid) or uid in _uids_of(record)]
         if not missing or time.monotonic() < self._search_again_at:
             return None
         began = time.monotonic()

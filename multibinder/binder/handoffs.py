@@ -14,8 +14,9 @@ from typing import Any, Protocol
 import msgspec
 
 from multibinder.binder import events, repair
-from multibinder.binder.listener import Grant, Listener, pending_grants
+from multibinder.binder.listener import Grant, Listener
 from multibinder.binder.listener_index import ListenerIndex
+from multibinder.binder.opening import pending_grants
 from multibinder.binder.owner import Owner
 from multibinder.binder.records import Record
 from multibinder.wire.options import Options

@@ -5,18 +5,18 @@ from __future__ import annotations
 import itertools
 import socket
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
 
 from multibinder.binder.keeper_link import HasDescriptor
+from multibinder.binder.key import Key, netns_of
 from multibinder.binder.owner import Owner
 from multibinder.binder.records import PendingHandoff, Record
 from multibinder.kernel.socket_options import cookie_of, inode_of
 from multibinder.wire import kinds
 from multibinder.wire.addresses import Address
-from multibinder.wire.errors import AddressError
 from multibinder.wire.kinds import Kind
 from multibinder.wire.messages import Id, ListenerSpec
 from multibinder.wire.options import Options
@@ -26,8 +26,6 @@ from multibinder.wire.status import ListenerStatus, OwnerStatus
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_-"
 #: At most this many pending handoffs of a listener are recorded. After a crash, the others count as confirmed.
 _RECORDED_PENDING = 16
-#: The owner of a socket that came without a record: a socket unit's, for example.
-_INHERITED = Owner("inherited", 0)
 
 
 class Claim(msgspec.Struct):
@@ -57,6 +55,7 @@ class Listener(msgspec.Struct, eq=False):
     ``repaired_at``                 in seconds since the epoch; 0 if the listener was never repaired.
     ``created``                     in seconds since the epoch.
     ``draining``                    it is released, and its holders accept the clients that wait (``release.py``).
+    ``netns``, ``shard``            as in ``Key``.
     """
 
     socket: socket.socket
@@ -76,6 +75,16 @@ class Listener(msgspec.Struct, eq=False):
     repaired_at: float = 0.0
     created: float = msgspec.field(default_factory=time.time)
     draining: bool = False
+    netns: int = 0
+    shard: int = 0
+
+    @property
+    def key(self) -> Key:
+        return Key(self.address, self.netns, self.shard)
+
+    def matches(self, spec: ListenerSpec) -> bool:
+        """Return whether this listener is what ``spec`` asks for, but for options. Port 0 matches any port."""
+        return spec.address.matches(self.address) and (netns_of(spec), spec.shard) == (self.netns, self.shard)
 
     @property
     def kind(self) -> Kind:
@@ -137,6 +146,8 @@ class Listener(msgspec.Struct, eq=False):
             kernel_chose_port=self.kernel_chose_port,
             held_outside_pid_namespace=self.held_outside_pid_namespace,
             released=released or self.draining,
+            netns=self.netns,
+            shard=self.shard,
             pending=[grant.record() for grant in itertools.islice(self.pending, _RECORDED_PENDING)],
         )
 
@@ -223,68 +234,6 @@ class Grant(msgspec.Struct, eq=False):
     def backlog(self) -> int:
         """Return the effective limit of the accept queue, in connections."""
         return self.listener.queue_limit
-
-
-def open_listener(spec: ListenerSpec, uid: int, beside: Iterable[Listener] = ()) -> Listener:
-    """Return a new listener that is bound and not ready yet. Its name belongs to ``uid``.
-
-    ``beside`` are the listeners that overlap with it. Raises OSError; no socket is left open then.
-    """
-    kind = kinds.of_address(spec.address)
-    sock = kind.open(spec.address, spec.options, [other.socket for other in beside])
-    address = kind.address_of(sock)
-    # The bound address differs from the requested one only if the kernel chose the port.
-    options = kind.actual_options(sock, spec.options)
-    return Listener(sock, address, options, uid, kernel_chose_port=address != spec.address)
-
-
-def restored_listener(sock: socket.socket, record: Record | None) -> Listener:
-    """Return the listener of a socket that an earlier binder opened, or that came without a record.
-
-    Address, fixed options and queue limit are those of the socket; ``record`` has the rest.
-    """
-    kind = kinds.of_socket(sock)
-    assert kind is not None  # noqa: S101 (inherit.py lets nothing else through)
-    address = kind.address_of(sock)
-    if record is None:
-        record = Record(str(address), 0, created=time.time())
-    # A record that was saved from a damaged line knows no owner.
-    recorded = record.claims or {str(_INHERITED): 1}
-    claims = {Owner.parse(owner): Claim(0, handoffs) for owner, handoffs in recorded.items()}
-    return Listener(
-        sock,
-        address,
-        kind.actual_options(sock, Options(record.backlog, name=record.name)),
-        # A record of an older version has no such field. Its names belonged to the client that made the listener.
-        record.name_uid if record.name_uid is not None else next((owner.uid for owner in claims), 0),
-        queue_limit=kind.queue(sock).limit,
-        claims=claims,
-        handoffs=record.handoffs,
-        created=record.created,
-        kernel_chose_port=record.kernel_chose_port,
-        held_outside_pid_namespace=record.held_outside_pid_namespace,
-    )
-
-
-def pending_grants(listener: Listener, record: Record) -> list[Grant]:
-    """Return the recorded pending grants of a restored listener. Those that make no sense are left out."""
-    grants: list[Grant] = []
-    for pending in sorted(record.pending, key=lambda pending: pending.number):
-        if pending.owner not in record.claims:
-            continue
-        owner, former = Owner.parse(pending.owner), dict[str, Any]()
-        try:
-            if pending.backlog is not msgspec.UNSET:
-                former["backlog"] = Options(backlog=pending.backlog).backlog
-            if pending.name is not msgspec.UNSET and 0 <= pending.name[1] < 2**32:
-                former["name"] = (Options(name=pending.name[0]).name, pending.name[1])
-        except AddressError:
-            former.clear()
-        if pending.held_outside_pid_namespace is not msgspec.UNSET:
-            former["held_outside_pid_namespace"] = pending.held_outside_pid_namespace
-        receiver = Receiver(pending.connection, pending.request, pending.acknowledges, pending.pid)
-        grants.append(Grant(listener, owner, pending.number, receiver=receiver, former=former))
-    return grants
 
 
 def name_of_cookie(cookie: int) -> str:

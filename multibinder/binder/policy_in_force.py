@@ -65,7 +65,7 @@ def _decide(policy: Policy, caller: Caller, method: str, spec: ListenerSpec, lis
     if listener is None:
         return policy.decide_listener(caller, method, spec)
     decision = _decide_about_existing(policy, caller, method, listener, spec)
-    if decision.allowed and not spec.address.matches(listener.address):
+    if decision.allowed and not listener.matches(spec):
         # ``spec`` found the listener by its name, and has another address. An earlier element of the same request may
         # release that listener; then ``spec`` binds its own address, so that must be allowed too.
         return policy.decide_listener(caller, method, spec)

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Mapping
 
 from multibinder.binder import events
+from multibinder.binder.key import Key
 from multibinder.binder.records import Record
 from multibinder.kernel.socket_options import cookie_of, inode_of
 from multibinder.wire import kinds
@@ -55,3 +56,8 @@ def describes(record: Record, sock: socket.socket) -> bool:
     return kind is not None and (
         not record.address or kind.is_retired(sock) or Address.parse(record.address) == kind.address_of(sock)
     )
+
+
+def has_key(record: Record, key: Key) -> bool:
+    """Return whether a record is about the listener with this key."""
+    return (record.address, record.netns, record.shard) == (str(key.address), key.netns, key.shard)

@@ -21,13 +21,14 @@ from multibinder.binder import events
 from multibinder.kernel import files
 from multibinder.wire.addresses import Address
 from multibinder.wire.errors import AddressError
-from multibinder.wire.options import Options, check_label
+from multibinder.wire.options import MOST_SHARDS, Options, check_label
 
 FORMAT = 1
 _CHECKSUM = b',"crc":"'
 #: A label (at most 128 characters), a colon and a uid.
 _Owner = Annotated[str, msgspec.Meta(max_length=256)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+_Cookie = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -71,7 +72,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     the handoffs of each owner (``str(Owner)``), the ``pending`` ones included. ``name_uid`` is the uid that the name
     belongs to; an older version does not write it. ``held_outside_pid_namespace`` tells whether a process that our PID
     namespace does not show has received it. A ``released`` listener is closed: it must not be restored if its socket
-    turns up again.
+    turns up again. ``netns`` and ``shard`` are those of the listener's key.
     """
 
     address: str
@@ -87,6 +88,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     held_outside_pid_namespace: bool = msgspec.field(default=False, name="foreign")
     released: bool = False
     pending: list[PendingHandoff] = []
+    netns: _Cookie = 0
+    shard: Annotated[int, msgspec.Meta(ge=0, lt=MOST_SHARDS)] = 0
 
 
 class Recorded(msgspec.Struct, frozen=True):

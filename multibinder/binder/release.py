@@ -70,7 +70,7 @@ class Releases:
         listener that drains already does so until then instead.
         """
         listener = self._index.find(spec, owner.uid)
-        if listener is None or not spec.address.matches(listener.address):
+        if listener is None or not listener.matches(spec):
             return Released(str(spec.address), "absent")
         address = str(listener.address)
         dropped = [claimant for claimant in listener.claims if claimant == owner]

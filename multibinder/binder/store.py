@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import sys
 import time
@@ -19,13 +20,14 @@ from multibinder.binder.durable_records import DurableRecords
 from multibinder.binder.events import CallLater
 from multibinder.binder.handoffs import Handoffs, OptionsBefore
 from multibinder.binder.inherit import NOT_KEPT
-from multibinder.binder.listener import Grant, Listener, Receiver, restored_listener
+from multibinder.binder.key import Key
+from multibinder.binder.listener import Grant, Listener, Receiver
 from multibinder.binder.listener_index import ListenerIndex
+from multibinder.binder.opening import restored_listener
 from multibinder.binder.owner import Owner, is_privileged
 from multibinder.binder.records import Record
 from multibinder.binder.release import Releases
 from multibinder.binder.shutdown_watch import Repair, WatchShutdowns
-from multibinder.wire.addresses import Address
 from multibinder.wire.errors import BindError
 from multibinder.wire.messages import ListenerSpec, Released
 from multibinder.wire.options import Options
@@ -33,7 +35,7 @@ from multibinder.wire.status import ListenerStatus
 
 
 class ListenerStore:
-    """Hold one socket for each key: equal addresses get the same socket. No call waits for a client or the keeper.
+    """Hold one socket for each key. No call waits for a client or the keeper.
 
     ``watch`` makes what notices that a listener was shut down; the store closes it. ``call_later`` is the
     loop's. ``releases`` releases listeners.
@@ -74,7 +76,7 @@ class ListenerStore:
         return [listener.status() for listener in (self._index if listeners is None else listeners)]
 
     def find(self, spec: ListenerSpec, uid: int) -> Listener | None:
-        """Return the listener with the name of ``spec``, as a name of ``uid``, or with its address, in this order."""
+        """Return the listener with the name of ``spec``, as a name of ``uid``, or with its key, in this order."""
         return self._index.find(spec, uid)
 
     def owned_by(self, owner: Owner) -> list[Listener]:
@@ -191,7 +193,7 @@ class ListenerStore:
                 listener.kind.retire(sock)
             sock.close()
             return
-        if self._index.at(listener.address) is not None:
+        if not self._has_place_for(listener):
             events.warning("inherited-twice", address=listener.address, done="closed one")
             sock.close()
             return
@@ -227,10 +229,27 @@ class ListenerStore:
         uid = asker.uid
         claims = sys.maxsize if is_privileged(uid) else self._limit_per_uid - self._claims.of_uid(uid)
         room = Room(uid, self._limit, self._limit_per_uid, self._limit - len(self), claims)
-        return BindAttempt(room, self._index, asker, lambda address: self._recover(address, uid))
+        return BindAttempt(room, self._index, asker, lambda key: self._recover(key, uid))
 
-    def _recover(self, address: Address, uid: int) -> Listener | None:
-        if (found := self._durable.recover(address, uid)) is None:
+    def _has_place_for(self, listener: Listener) -> bool:
+        """Return whether the store has no other copy of this socket, and no other with its key.
+
+        Another one that listens on the same address is a shard that lost its record: it gets the first free number.
+        """
+        other = self._index.at(listener.key)
+        if other is None:
+            return True
+        shards = self._index.shards(listener)
+        if any(each.cookie == listener.cookie for each in shards):
+            return False
+        if not listener.kind.can_shard or not listener.kind.is_ready(listener.socket):
+            return False
+        numbers = {each.shard for each in shards}
+        listener.shard = next(number for number in itertools.count() if number not in numbers)
+        return True
+
+    def _recover(self, key: Key, uid: int) -> Listener | None:
+        if (found := self._durable.recover(key, uid)) is None:
             return None
         record, sock = found
         try:
@@ -238,7 +257,7 @@ class ListenerStore:
         except BindError:
             sock.close()
             raise
-        return self._index.at(address)
+        return self._index.at(key)
 
     def _apply(self, listener: Listener, options: Options, uid: int, is_outside: bool) -> dict[str, Any]:
         """Apply what can change to the live listener. Return the former values of what this request has set."""

@@ -70,7 +70,10 @@ class ListenerSpec(msgspec.Struct, frozen=True):
         check_netns(self.netns)
 
     def __str__(self) -> str:
-        return f"{self.address} ({self.options.name})" if self.options.name else str(self.address)
+        parts = [self.options.name] if self.options.name else []
+        parts += [f"shard {self.shard}"] if self.shard else []
+        parts += [f"netns {self.netns}"] if self.netns else []
+        return f"{self.address} ({', '.join(parts)})" if parts else str(self.address)
 
 
 class Request(msgspec.Struct):

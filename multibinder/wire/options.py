@@ -119,6 +119,8 @@ OPTION_NAMES: tuple[str, ...] = Options.__struct_fields__
 
 #: At most so many shards has an address; their number is below this.
 MOST_SHARDS = 256
+#: Stands before the SO_NETNS_COOKIE of a network namespace.
+COOKIE = "cookie:"
 _NETNS = re.compile(r"|[0-9]{1,10}|cookie:[0-9]{1,20}|[^/\s\0:][^/\s\0]{0,254}|/[^\0]{0,4094}")
 
 

@@ -14,6 +14,7 @@ import pytest
 from multibinder import TcpAddress
 from multibinder.binder import durable_state, inherit, records
 from multibinder.binder.durable_state import DurableState
+from multibinder.binder.key import Key
 from multibinder.binder.records import Record
 from tests.support.stores import new_store
 
@@ -66,15 +67,15 @@ def test_only_the_owner_of_a_lost_listener_makes_the_binder_search_for_its_holde
     monkeypatch.setattr(durable_state, "recover", search)
     monkeypatch.setattr(time, "monotonic", lambda: now)
     durable = DurableState(path, inherit.receive({}), None, new_store, upgraded=False)
-    address = TcpAddress.parse("127.0.0.1:80")
+    key = Key(TcpAddress.parse("127.0.0.1:80"))
     for _ in range(10):
-        assert durable.recover(address, own + 8) is None  # a stranger
+        assert durable.recover(key, own + 8) is None  # a stranger
     assert searched == []
     for uid in (own + 7, own):
-        durable.recover(address, uid)
+        durable.recover(key, uid)
         assert len(searched) == 1
         now += 20.0  # the search must not take more than a small part of the time
-        durable.recover(address, uid)
+        durable.recover(key, uid)
         assert len(searched) == 1
         now += 10.0
         searched.clear()
