@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from multibinder.binder.address_patterns import parse_pattern
+from multibinder.binder.owner import GUEST_UID
 from multibinder.binder.policy import (
     ABOUT_LISTENERS,
     METHODS,
@@ -34,6 +35,8 @@ from multibinder.wire.errors import AddressError, MultibinderError
 from multibinder.wire.options import OPTION_NAMES
 
 _MAX_BYTES = 1024 * 1024
+#: The user and group of clients of other PID namespaces (``Caller``). No user of a host can have this name.
+GUEST = "@guest"
 
 
 class PolicyError(MultibinderError):
@@ -221,6 +224,9 @@ def _ids(given: Sequence[int | str], kind: str, look_up: Callable[[str], int]) -
             if not 0 <= each < 2**32 - 1:
                 raise AddressError(f"{each} is no {kind}'s number")
             yield each
+            continue
+        if each == GUEST:
+            yield GUEST_UID
             continue
         try:
             yield look_up(each)

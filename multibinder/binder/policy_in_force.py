@@ -15,7 +15,8 @@ from multibinder.wire.messages import ListenerSpec
 
 
 class PolicyInForce:
-    """Hold the policy in force. Without a policy, every client that can connect may ask for everything."""
+    """Hold the policy in force. Without a policy, every client that can connect may ask for everything, but a guest not
+    for an upgrade."""
 
     def __init__(self, policy: Policy | None) -> None:
         self._current = policy
@@ -32,6 +33,12 @@ class PolicyInForce:
         """Raise NotAllowed if the caller may not ask for ``method`` at all."""
         if self._current is not None:
             _require_allowed(self._current.decide(caller, method), caller, method)
+        elif caller.is_guest and method == "upgrade":
+            raise NotAllowed(
+                "Not allowed to upgrade: a client of another PID namespace (a container) may only if a policy says so; "
+                "ask from the PID namespace of the binder",
+                messages.NOT_ALLOWED,
+            )
 
     def require_allowed_for(self, caller: Caller, method: str, spec: ListenerSpec, listener: Listener | None) -> None:
         """Raise NotAllowed if the caller may not ask ``method`` for ``spec``. ``listener`` is what ``spec`` finds."""
@@ -105,7 +112,8 @@ def _require_allowed(decision: Decision, caller: Caller, method: str, spec: List
     request = decision.request
     if request is not None and request.implied and spec is not None and _takes(spec, request):
         also = f" (which takes {request.address} as well unless v6only is set)"
-    who = f"uid {caller.uid}" + (f", unit {caller.unit}" if caller.unit else "")
+    who = "a client of another PID namespace" if caller.is_guest else f"uid {caller.uid}"
+    who += f", unit {caller.unit}" if caller.unit else ""
     raise NotAllowed(
         f"Not allowed to {what}{also}: {decision.why} ({who}); see 'multibinder policy check'",
         messages.NOT_ALLOWED,

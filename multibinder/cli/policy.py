@@ -11,8 +11,9 @@ import click
 import msgspec
 
 from multibinder import Address, AddressError, ListenerSpec, Options
+from multibinder.binder.owner import GUEST_UID
 from multibinder.binder.policy import METHODS, AccessRequest, access_requests, explain
-from multibinder.binder.policy_file import lint, load
+from multibinder.binder.policy_file import GUEST, lint, load
 from multibinder.binder.settings import DEFAULT_POLICY
 from multibinder.cli.say import say
 from multibinder.cli.wording import count
@@ -42,12 +43,14 @@ class CheckOptions(msgspec.Struct, frozen=True):
 
 
 class _UserType(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic since click 8.4
-    """A user's name on this host, or a uid."""
+    """A user's name on this host, a uid, or ``@guest``."""
 
     name = "user"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
         text = str(value)
+        if text == GUEST:
+            return GUEST_UID
         if text.isascii() and text.isdigit():
             return int(text)
         try:
@@ -80,7 +83,8 @@ def policy_command() -> None:
 
 @policy_command.command("check", short_help="Explain rule by rule what the policy decides for a request.")
 @click.option("--policy", "path", default=DEFAULT_POLICY, show_default=True, metavar="FILE", help="The policy file.")
-@click.option("--uid", type=_UserType(), required=True, metavar="USER", help="The caller: a user's name or uid.")
+@click.option("--uid", type=_UserType(), required=True, metavar="USER",
+              help="The caller: a user's name or uid; @guest for clients of other PID namespaces.")  # fmt: skip
 @click.option("--gid", "gids", type=int, multiple=True, metavar="N",
               help="A group of the caller. May be repeated. Default: the groups of USER on this host.")  # fmt: skip
 @click.option("--unit", default="", metavar="UNIT", help="The systemd unit that the caller runs in.")
@@ -155,6 +159,8 @@ def _access_requests(text: str, options: tuple[str, ...]) -> list[AccessRequest 
 
 
 def _groups_of(uid: int) -> frozenset[int]:
+    if uid == GUEST_UID:
+        return frozenset([GUEST_UID])
     try:
         user = pwd.getpwuid(uid)
     except KeyError:

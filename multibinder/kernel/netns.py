@@ -107,8 +107,8 @@ def inside(descriptor: int, action: Callable[[], T]) -> T:
     """Call ``action`` in a network namespace, and return its result or raise its exception.
 
     Needs CAP_SYS_ADMIN. Raises OSError if the namespace cannot be entered. A new thread enters it and ends there, so
-    the calling thread keeps its namespace; that takes some 0.3 ms. ``/proc/net`` shows the namespace of the main thread, so
-    ``action`` must read ``/proc/thread-self/net``.
+    the calling thread keeps its namespace; that takes some 0.3 ms. ``/proc/net`` shows the namespace of the main
+    thread, so ``action`` must read ``/proc/thread-self/net``.
     """
     outcome: list[T] = []
     failure: list[BaseException] = []

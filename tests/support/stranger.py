@@ -76,6 +76,7 @@ class Stranger:
     process, also when the test uses the connection afterwards.
 
     All its connections are closed at the end. ``path`` is the control socket that ``ask`` and ``bind`` connect to.
+    ``contained``: it is in a PID namespace of its own, as in a container.
     """
 
     def __init__(
@@ -85,10 +86,13 @@ class Stranger:
         *,
         gid: int | None = None,
         groups: Sequence[int] = (),
+        contained: bool = False,
     ) -> None:
         self.uid = uid
         self._path = path
         self._prefix = as_user(uid, gid, groups)
+        if contained:
+            self._prefix = ["unshare", "--pid", "--fork", "--kill-child", *self._prefix]
         python = installation.interpreter_for_everybody()
         self._clients = contextlib.ExitStack()
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -14,9 +14,12 @@ from pathlib import Path
 import pytest
 
 from multibinder.binder.caller import Caller
+from multibinder.binder.owner import GUEST_UID
 from multibinder.kernel import process, socket_options
 from multibinder.kernel.process import unit_in
 from tests.support import PATIENCE_S, descriptors_unchanged, require, wait_until
+
+CLONE_NEWPID = 0x20000000  # linux/sched.h
 
 
 @pytest.mark.parametrize(
@@ -149,8 +152,27 @@ def test_a_caller_that_has_ended_has_no_unit(
         child.wait(PATIENCE_S)
         with descriptors_unchanged():
             assert Caller(sock).unit == ""
-        assert Caller(sock).uid == os.geteuid()
+        # Its child may be in another PID namespace.
+        assert (Caller(sock).uid, Caller(sock).gids) == (GUEST_UID, frozenset([GUEST_UID]))
         assert Caller(sock).command == "?"
+
+
+@either_kernel
+def test_a_client_of_another_pid_namespace_is_a_guest_whichever_user_it_is(
+    kernel: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel(monkeypatch)
+    require("root", os.geteuid() == 0, "making a PID namespace needs root")
+    enter = f"import ctypes\nassert ctypes.CDLL(None).unshare({CLONE_NEWPID}) == 0\nchild = os.fork()\n"
+    enter += "child and os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    for become in ("", "os.setgid(4343)\nos.setuid(4242)\n"):
+        with connected(enter + become) as (child, sock), descriptors_unchanged():
+            caller = Caller(sock)
+            assert caller.pid not in (0, child.pid)
+            assert caller.is_guest
+            assert (caller.uid, caller.gid, caller.gids) == (GUEST_UID, GUEST_UID, frozenset([GUEST_UID]))
+    with connected("") as (_, sock):
+        assert not Caller(sock).is_guest
 
 
 def test_without_peerpidfd_a_process_that_began_after_the_connection_is_not_believed(
@@ -163,7 +185,7 @@ def test_without_peerpidfd_a_process_that_began_after_the_connection_is_not_beli
         caller._accepted_at -= 3600
         assert caller.unit == ""
         other = Caller(sock)
-        other.uid = 4242
+        other._kernel_uid = 4242
         assert other.unit == ""
         assert Caller(sock).unit == "found.service"
 

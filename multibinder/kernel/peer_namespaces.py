@@ -1,0 +1,41 @@
+"""Tell whether a process is in our PID namespace (pid_namespaces(7)), without any right to look into it."""
+
+from __future__ import annotations
+
+import functools
+import os
+
+
+def is_in_our_pid_namespace(pid: int, pidfd: int) -> bool:
+    """Return whether the process is in our PID namespace. ``pid`` is 0 if that does not show it (unix(7)).
+
+    It is in ours or in one below. The kernel lists its PID in each of them (NSpid). False for a process that has ended.
+    """
+    ours = _own_depth()
+    return pid != 0 and (not ours or _depth(pidfd) == ours)
+
+
+@functools.cache
+def _own_depth() -> int:
+    """Return the number of PID namespaces that we are in, from that of /proc on; 0 if /proc does not tell."""
+    try:
+        pidfd = os.pidfd_open(os.getpid())
+        try:
+            return _depth(pidfd)
+        finally:
+            os.close(pidfd)
+    except OSError:
+        return 0
+
+
+def _depth(pidfd: int) -> int:
+    try:
+        with open(f"/proc/self/fdinfo/{pidfd}") as file:
+            for line in file:
+                name, _, numbers = line.partition(":")
+                if name == "NSpid":
+                    pids = numbers.split()
+                    return 0 if pids == ["-1"] else len(pids)
+    except OSError:
+        pass
+    return 0
