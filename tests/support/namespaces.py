@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import functools
 import os
 import shutil
+import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -15,6 +22,9 @@ from tests.support.requirements import require
 from tests.support.waiting import PATIENCE_S, wait_until
 
 _INSIDE = "MULTIBINDER_TEST_INSIDE"
+_CLONE_NEWNET, _SIOCSIFFLAGS, _IFF_UP = 0x40000000, 0x8914, 1
+_libc = ctypes.CDLL(None, use_errno=True)
+T = TypeVar("T")
 
 
 def in_new_namespaces(test: Callable[..., None]) -> Callable[..., None]:
@@ -108,3 +118,23 @@ class NetworkNamespace:
     def __exit__(self, *_: object) -> None:
         self.end_process()
         self.remove_name()
+
+
+def in_new_network(action: Callable[[], T], **settings: str) -> T:
+    """Call ``action`` in a thread that is in a new network namespace, and return its result or raise its exception.
+
+    Loopback is up there, and ``settings`` of ``net.ipv4`` are made. Sockets that ``action`` returns stay in it.
+    """
+    require("root", os.geteuid() == 0, "making namespaces needs root")
+
+    def run() -> T:
+        if _libc.unshare(_CLONE_NEWNET) != 0:
+            require("namespaces", False, f"no namespaces can be made here: {os.strerror(ctypes.get_errno())}")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP))
+        for name, value in settings.items():
+            Path("/proc/sys/net/ipv4", name).write_text(value)
+        return action()
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(run).result()
