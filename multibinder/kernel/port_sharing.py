@@ -27,6 +27,8 @@ _IPV6_FREEBIND = 78
 def side_by_side(sockets: Sequence[socket.socket], port: int) -> Iterator[None]:
     """Let each of ``sockets`` bind and listen on ``port`` beside the others for the time of this block.
 
+    They are all of TCP or all of UDP, for which the kernel makes no such note.
+
     Afterwards none of them has SO_REUSEPORT, and other processes cannot bind beside them. One exception: if the
     process may not give files away, and ``::`` without IPV6_V6ONLY was the last, another process of the same user can,
     if it sets SO_REUSEPORT. A socket that is closed in the block is left alone.
@@ -42,7 +44,7 @@ def side_by_side(sockets: Sequence[socket.socket], port: int) -> Iterator[None]:
             is_given_away = True
         yield
     finally:
-        if not is_given_away:
+        if not is_given_away and sockets[0].type == socket.SOCK_STREAM:
             _note_unreachable_address(port)
         for sock, uid in zip(sockets, uids, strict=True):
             if sock.fileno() >= 0:

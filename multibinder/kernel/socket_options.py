@@ -21,8 +21,8 @@ SO_PASSRIGHTS = 83
 
 #: struct ucred (unix(7)).
 UCRED = struct.Struct("=iII")
-#: SK_MEMINFO_* (linux/sock_diag.h): nine u32, of which the last is SK_MEMINFO_DROPS.
-_MEMINFO = struct.Struct("=32xI")
+#: SK_MEMINFO_* (linux/sock_diag.h): nine u32, of which the first, the second and the last are used.
+_MEMINFO = struct.Struct("=II24xI")
 
 
 class Credentials(NamedTuple):
@@ -31,6 +31,14 @@ class Credentials(NamedTuple):
     pid: int
     uid: int
     gid: int
+
+
+class Memory(NamedTuple):
+    """The receive queue of a socket: bytes of memory that it takes and may take, and the packets that it dropped."""
+
+    waiting: int
+    limit: int
+    drops: int
 
 
 def peer_credentials(sock: socket.socket) -> Credentials:
@@ -80,13 +88,13 @@ def close_without_lingering(descriptor: int) -> None:
 
 def cookie_of(sock: socket.socket) -> int:
     """Return SO_COOKIE, which identifies a socket for its whole life."""
-    return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), sys.byteorder)
+    return _number_of_64_bits(sock, SO_COOKIE)
 
 
 def netns_cookie_of(sock: socket.socket) -> int:
     """Return SO_NETNS_COOKIE, which identifies the network namespace of a socket; 0 before Linux 5.14."""
     try:
-        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), sys.byteorder)
+        return _number_of_64_bits(sock, SO_NETNS_COOKIE)
     except OSError as error:
         if error.errno == errno.ENOPROTOOPT:
             return 0
@@ -104,5 +112,16 @@ def drops_of(sock: socket.socket) -> int:
     For TCP these are SYNs and the last ACKs of handshakes. A client retries, so it may count more than once.
     The kernel's counter has 32 bits and wraps around.
     """
-    [count] = _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, _MEMINFO.size))
-    return int(count)
+    return memory_of(sock).drops
+
+
+def memory_of(sock: socket.socket) -> Memory:
+    """Return what waits in a socket, and what it has dropped (sk_get_meminfo() in net/core/sock.c)."""
+    return Memory(*_MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, _MEMINFO.size)))
+
+
+def _number_of_64_bits(sock: socket.socket, option: int) -> int:
+    if sock.family == socket.AF_VSOCK:
+        # Python reads 64 bits of every option of these, and refuses to read bytes.
+        return sock.getsockopt(socket.SOL_SOCKET, option)
+    return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, option, 8), sys.byteorder)

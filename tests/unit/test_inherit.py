@@ -118,12 +118,11 @@ def test_an_unknown_descriptor_is_closed_and_logged() -> None:
     said = in_a_process("""
         reading, writing = os.pipe()
         pipe = identity(reading)
-        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        udp.bind(("127.0.0.1", 0))
+        netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM)
         environment = {}
         file = os.open("/proc/self/exe", os.O_RDONLY)
         keep = listener()
-        pairs = [("a pipe", reading), ("udp", udp.detach()), ("a file", file), ("mine", keep)]
+        pairs = [("a pipe", reading), ("netlink", netlink.detach()), ("a file", file), ("mine", keep)]
         os.close(writing)
         pass_listen_fds(pairs, environment)
         came = inherit.receive(environment)
@@ -132,7 +131,7 @@ def test_an_unknown_descriptor_is_closed_and_logged() -> None:
     assert said["result"] == [["mine"], [6], [6]]
     assert [(name, fields["called"], fields["done"]) for name, fields in said["logged"]] == [
         ("inherited-unknown", "a pipe", "closed"),
-        ("inherited-unknown", "udp", "closed"),
+        ("inherited-unknown", "netlink", "closed"),
         ("inherited-unknown", "a file", "closed"),
     ]
 

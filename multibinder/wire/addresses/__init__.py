@@ -2,5 +2,8 @@
 
 from multibinder.wire.addresses.address import Address
 from multibinder.wire.addresses.inet import TcpAddress
+from multibinder.wire.addresses.mptcp import MptcpAddress
+from multibinder.wire.addresses.udp import QuicAddress, UdpAddress
+from multibinder.wire.addresses.vsock import VsockAddress
 
-__all__ = ["Address", "TcpAddress"]
+__all__ = ["Address", "MptcpAddress", "QuicAddress", "TcpAddress", "UdpAddress", "VsockAddress"]

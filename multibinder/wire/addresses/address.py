@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import msgspec
@@ -37,10 +38,18 @@ class Address(msgspec.Struct, frozen=True):
     def parse(text: str) -> Address:
         """Read an address in HAProxy's grammar; its prefix says the family. Raises AddressError."""
         prefix, _ = split_prefix(text)
-        for family in Address.__subclasses__():
+        for family in Address.families():
             if prefix in family.prefixes:
                 return family.parse(text)
         raise unsupported(text, prefix)
+
+    @classmethod
+    def families(cls) -> Iterator[type[Address]]:
+        """Yield each family: the subclasses that have prefixes."""
+        for each in cls.__subclasses__():
+            if "prefixes" in vars(each):
+                yield each
+            yield from each.families()
 
     def matches(self, bound: Address) -> bool:
         """Return whether a socket that is bound to ``bound`` satisfies a request for this address."""
@@ -95,6 +104,5 @@ def split_prefix(text: str) -> tuple[str, str]:
 
 def unsupported(text: str, prefix: str) -> AddressError:
     """Return the error for an address whose prefix no family knows."""
-    return AddressError(
-        f"{excerpt(repr(text))}: {excerpt(prefix)} addresses are not supported yet, only TCP (192.0.2.1:80, [::]:443)"
-    )
+    known = " ".join(sorted(each for family in Address.families() for each in family.prefixes if each))
+    return AddressError(f"{excerpt(repr(text))}: {excerpt(prefix)} addresses are not supported, but {known}")

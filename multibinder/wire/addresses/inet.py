@@ -6,49 +6,49 @@ import contextlib
 import functools
 import re
 import socket
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-from multibinder.wire.addresses.address import Address, IpEndpoint, split_prefix, unsupported
+from multibinder.wire.addresses.address import Address, IpEndpoint, split_prefix
 from multibinder.wire.errors import AddressError
 from multibinder.wire.excerpt import excerpt, shown
 
-#: The IP version that each prefix demands.
-_VERSIONS = {"": None, "tcp@": None, "ipv4@": 4, "tcp4@": 4, "ipv6@": 6, "tcp6@": 6}
 #: RFC 4291, section 2.5.5.2: an IPv4 address as an IPv6 socket shows it.
 _MAPPED = "::ffff:"
 
 
-class TcpAddress(Address, frozen=True):
-    """A numeric TCP endpoint. ``str()`` prints what ``parse`` reads: ``192.0.2.1:80``, ``[2001:db8::1]:443``.
+class InetAddress(Address, frozen=True):
+    """A numeric host and a port of IPv4 or IPv6. Each protocol on it is a subclass.
 
-    Create it with ``of`` or ``parse`` only: ``host`` is the text that inet_ntop(3) prints, so that equal addresses
+    Create one with ``of`` or ``parse`` only: ``host`` is the text that inet_ntop(3) prints, so that equal addresses
     compare equal. Port 0 asks the kernel for a free port (ip(7), ip_local_port_range).
     """
 
-    kind: ClassVar[str] = "tcp"
-    prefixes: ClassVar[frozenset[str]] = frozenset(_VERSIONS)
+    #: The name of the protocol in messages.
+    protocol: ClassVar[str]
+    #: The IP version that each prefix demands; None for both.
+    versions: ClassVar[dict[str, int | None]]
 
     host: str
     port: int
 
-    @staticmethod
-    def of(host: str, port: int) -> TcpAddress:
+    @classmethod
+    def of(cls, host: str, port: int) -> Self:
         """Return the address of a numeric host and a port from 0 to 65535. Raises AddressError."""
         if type(port) is not int:
             port = _number(port)
         if not isinstance(host, str):
             raise AddressError(f"host {shown(host)} is of type {type(host).__name__}: give a str, as '127.0.0.1'")
         if not 0 <= port <= 65535:
-            raise AddressError(f"port {shown(port)} is out of range: a TCP port is a number from 0 to 65535")
-        return TcpAddress(_numeric_host(host), port)
+            raise AddressError(f"port {shown(port)} is out of range: a {cls.protocol} port is a number from 0 to 65535")
+        return cls(_numeric_host(host), port)
 
-    @staticmethod
-    def parse(text: str) -> TcpAddress:
+    @classmethod
+    def parse(cls, text: str) -> Self:
         """Read ``host:port`` in HAProxy's grammar. Raises AddressError."""
         prefix, rest = split_prefix(text)
-        if prefix not in _VERSIONS:
-            raise unsupported(text, prefix)
-        version = _VERSIONS[prefix]
+        if prefix not in cls.versions:
+            raise AddressError(f"{excerpt(repr(text))}: {excerpt(prefix)} is no prefix of a {cls.protocol} address")
+        version = cls.versions[prefix]
         host, colon, port = rest.rpartition(":")
         if not colon or not re.fullmatch("[0-9]{1,9}", port):
             raise AddressError(
@@ -56,15 +56,15 @@ class TcpAddress(Address, frozen=True):
             )
         if host.startswith("[") and host.endswith("]"):
             host = host[1:-1]
-        address = TcpAddress.of(host, int(port))
+        address = cls.of(host, int(port))
         if version is not None and address.version != version:
             raise AddressError(f"{text!r}: {host} is not an IPv{version} address")
         return address
 
-    @staticmethod
-    def of_name(name: tuple[str, int] | tuple[str, int, int, int]) -> TcpAddress:
+    @classmethod
+    def of_name(cls, name: tuple[str, int] | tuple[str, int, int, int]) -> Self:
         """Return the address in a result of getsockname(2) or getpeername(2)."""
-        return TcpAddress.of(name[0].partition("%")[0], name[1])
+        return cls.of(name[0].partition("%")[0], name[1])
 
     @property
     def family(self) -> socket.AddressFamily:
@@ -99,34 +99,48 @@ class TcpAddress(Address, frozen=True):
         return self.host.startswith(_MAPPED) and "." in self.host
 
     @property
-    def header_bytes(self) -> int:
-        """The length of the IP and TCP headers without options (RFC 6691) of packets to and from this address."""
-        return 40 if self.unmapped().version == 4 else 60
+    def host_and_port(self) -> str:
+        """The text without a prefix: ``192.0.2.1:80``, ``[2001:db8::1]:443``."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
-    def with_port(self, port: int) -> TcpAddress:
-        return TcpAddress(self.host, port)
+    def with_port(self, port: int) -> Self:
+        return type(self)(self.host, port)
 
-    def any_port(self) -> TcpAddress:
+    def any_port(self) -> Self:
         return self.with_port(0)
 
-    def wildcard(self) -> TcpAddress:
+    def wildcard(self) -> Self:
         """Return the wildcard address of the same IP version and port."""
-        return TcpAddress("::" if ":" in self.host else "0.0.0.0", self.port)
+        return type(self)("::" if ":" in self.host else "0.0.0.0", self.port)
 
-    def unmapped(self) -> TcpAddress:
+    def unmapped(self) -> Self:
         """Return the IPv4 address of an IPv4-mapped one; every other address is returned as it is."""
-        return TcpAddress(self.host.removeprefix(_MAPPED), self.port) if self.is_ipv4_mapped else self
+        return type(self)(self.host.removeprefix(_MAPPED), self.port) if self.is_ipv4_mapped else self
 
     def matches(self, bound: Address) -> bool:
         """Return whether a socket that is bound to ``bound`` satisfies a request for this address: port 0 accepts
         any port."""
-        return isinstance(bound, TcpAddress) and self.host == bound.host and self.port in (0, bound.port)
+        return type(bound) is type(self) and self.host == bound.host and self.port in (0, bound.port)
+
+
+class TcpAddress(InetAddress, frozen=True):
+    """A numeric TCP endpoint. ``str()`` prints what ``parse`` reads: ``192.0.2.1:80``, ``[2001:db8::1]:443``."""
+
+    kind: ClassVar[str] = "tcp"
+    protocol: ClassVar[str] = "TCP"
+    versions: ClassVar[dict[str, int | None]] = {"": None, "tcp@": None, "ipv4@": 4, "tcp4@": 4, "ipv6@": 6, "tcp6@": 6}
+    prefixes: ClassVar[frozenset[str]] = frozenset(versions)
+
+    @property
+    def header_bytes(self) -> int:
+        """The length of the IP and TCP headers without options (RFC 6691) of packets to and from this address."""
+        return 40 if self.unmapped().version == 4 else 60
 
     def wire_fields(self) -> dict[str, Any]:
         return {"address": self.host, "port": self.port}
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return self.host_and_port
 
 
 def _number(port: object) -> int:

@@ -6,11 +6,15 @@ import socket
 
 from multibinder.wire.addresses import Address
 from multibinder.wire.kinds.kind import Kind, OptionError, Queue, Repaired
+from multibinder.wire.kinds.mptcp import MPTCP
 from multibinder.wire.kinds.tcp import TCP
+from multibinder.wire.kinds.udp import UDP
+from multibinder.wire.kinds.vsock import VSOCK
 
 __all__ = ["KINDS", "Kind", "OptionError", "Queue", "Repaired", "address_of", "of_address", "of_socket"]
 
-KINDS: tuple[Kind, ...] = (TCP,)
+#: The more particular kind first.
+KINDS: tuple[Kind, ...] = (MPTCP, TCP, UDP, VSOCK)
 _BY_NAME = {kind.name: kind for kind in KINDS}
 
 

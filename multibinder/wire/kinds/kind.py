@@ -119,6 +119,10 @@ class Kind(abc.ABC):
     def actual_options(self, sock: socket.socket, options: Options) -> Options:
         """Return ``options`` with the socket's own values of the ``fixed_options``."""
 
+    def options_of(self, sock: socket.socket) -> Options:
+        """Return the options that a socket has and a new one has not, but for ``backlog``; of any program's socket."""
+        return Options()
+
     @abc.abstractmethod
     def make_ready(self, sock: socket.socket, backlog: int | None, beside: Sequence[socket.socket] = ()) -> int:
         """Let clients in, with a queue of at most ``backlog``, and return the limit that the kernel set.

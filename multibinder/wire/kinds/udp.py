@@ -1,0 +1,187 @@
+"""UDP over IPv4 and IPv6, also for servers of QUIC."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+from multibinder.kernel.accept_queue import TCP_ESTABLISHED
+from multibinder.kernel.port_sharing import end_sharing
+from multibinder.kernel.silence import is_shut_down, is_silenced, peer_of, reconnect_to_all, silence
+from multibinder.kernel.socket_options import drops_of, memory_of
+from multibinder.kernel.socket_tables import Row, rows
+from multibinder.wire.addresses import Address, QuicAddress, UdpAddress
+from multibinder.wire.addresses.inet import InetAddress
+from multibinder.wire.kinds.inet import Inet, inet, overlap, share_if_needed
+from multibinder.wire.kinds.inet_options import set_all
+from multibinder.wire.kinds.kind import Queue, Repaired
+from multibinder.wire.options import Options
+
+
+class Udp(Inet):
+    """UDP. A socket is ready when every sender reaches it: a holder has not connected it, or shut it down.
+
+    It receives from bind(2) on. Its queue counts bytes of memory: a datagram takes more of it than it has bytes.
+    """
+
+    name: ClassVar[str] = "udp"
+    fixed_options = frozenset({"v6only", "interface"})
+    live_options = frozenset({"freebind", "transparent", "mark", "tos", "rcvbuf", "sndbuf"})
+    can_shard = True
+    ss_options = "lu"
+
+    def recognizes(self, sock: socket.socket) -> bool:
+        return sock.type == socket.SOCK_DGRAM and sock.proto in (0, socket.IPPROTO_UDP) and super().recognizes(sock)
+
+    def address_of(self, sock: socket.socket) -> InetAddress:
+        """Only a listener for QUIC has SO_REUSEADDR."""
+        is_shared = sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+        return (QuicAddress if is_shared else UdpAddress).of_name(sock.getsockname())
+
+    def accepts(self, address: Address) -> bool:
+        return False
+
+    def effective_addresses(self, address: Address, v6only: bool | None) -> tuple[InetAddress, ...]:
+        return super().effective_addresses(_udp(address), v6only)
+
+    def open(self, address: Address, options: Options, beside: Sequence[socket.socket] = ()) -> socket.socket:
+        """SO_REUSEADDR would let every user bind the port too, and get all datagrams. QUIC needs it, because its
+        servers have a socket on the same port for each connection; it is set after bind(2), so that an address that
+        another process has is refused."""
+        sock = socket.socket(address.family, socket.SOCK_DGRAM)
+        try:
+            if options.v6only is not None:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, options.v6only)
+            set_all(sock, options)
+            self._bind(sock, inet(address), beside)
+            if isinstance(address, QuicAddress):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def make_ready(self, sock: socket.socket, backlog: int | None, beside: Sequence[socket.socket] = ()) -> int:
+        """A socket is ready when it is bound."""
+        return memory_of(sock).limit
+
+    def repair(
+        self, sock: socket.socket, address: Address, options: Options, beside: Sequence[socket.socket] = ()
+    ) -> Repaired:
+        """connect(2) is undone. After shutdown(2), another socket gets the datagrams; what waits stays in the old one,
+        for the processes that hold it."""
+        if is_shut_down(sock):
+            replacement = self._replacement(sock, inet(address), options)
+            return Repaired(memory_of(replacement).limit, replacement)
+        reconnect_to_all(sock, inet(address).sockaddr)
+        return Repaired(memory_of(sock).limit)
+
+    def end_sharing(self, sock: socket.socket) -> None:
+        end_sharing(sock)
+
+    def turn_away(self, sock: socket.socket) -> float:
+        """Holders still receive what waits, and can answer it."""
+        silence(sock)
+        return 0.0
+
+    def let_in(self, sock: socket.socket) -> None:
+        if is_silenced(sock):
+            host, port = sock.getsockname()[:2]
+            reconnect_to_all(sock, (host, port))
+
+    def retire(self, sock: socket.socket) -> None:
+        """A holder keeps the port until it closes the socket. So others may bind it beside: with SO_REUSEADDR, or
+        SO_REUSEPORT as the same user, or ``open``."""
+        silence(sock)
+        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+            sock.setsockopt(socket.SOL_SOCKET, option, 1)
+
+    def is_retired(self, sock: socket.socket) -> bool:
+        return is_silenced(sock)
+
+    def is_ready(self, sock: socket.socket) -> bool:
+        """A socket loses a port that the kernel has chosen when a holder undoes connect(2)."""
+        return peer_of(sock) is None and not is_shut_down(sock) and sock.getsockname()[1] != 0
+
+    def queue(self, sock: socket.socket) -> Queue:
+        """The holders of a socket that lets nobody in any more still receive what waits."""
+        memory = memory_of(sock)
+        return Queue(self.is_ready(sock) or is_silenced(sock), memory.waiting, memory.limit)
+
+    def drops(self, sock: socket.socket) -> int:
+        """A datagram is dropped when it finds no room in the queue. Most senders do not send it again."""
+        return drops_of(sock)
+
+    def largest_queue(self) -> int:
+        """The size of the queue is the option ``rcvbuf``; a longer one is never set without it."""
+        return 0
+
+    def colliding_inodes(self, address: Address) -> frozenset[int]:
+        return frozenset(self.colliding_addresses(address))
+
+    def colliding_addresses(self, address: Address) -> dict[int, UdpAddress]:
+        return {row.inode: UdpAddress(row.host, row.port) for row in _in_the_way(inet(address))}
+
+    def ready_inodes(self) -> frozenset[int]:
+        return frozenset(row.inode for row in rows("udp") if row.state != TCP_ESTABLISHED)
+
+    def _bind(self, sock: socket.socket, address: InetAddress, beside: Sequence[socket.socket]) -> None:
+        """Bind beside ``beside``, and beside sockets that are connected, as retired ones are: each of them gets
+        datagrams of its peer only."""
+        try:
+            share_if_needed(lambda: sock.bind(address.sockaddr), [sock, *beside], address.port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or any(row.state != TCP_ESTABLISHED for row in _in_the_way(address)):
+                raise
+            with _shared([sock]):
+                sock.bind(address.sockaddr)
+
+    def _replacement(self, sock: socket.socket, address: InetAddress, options: Options) -> socket.socket:
+        """Return another socket that is bound to the address of ``sock``, and silence ``sock``."""
+        new = socket.socket(sock.family, socket.SOCK_DGRAM)
+        try:
+            if sock.family == socket.AF_INET6:
+                v6only = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+                new.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
+            set_all(new, options)
+            with _shared([sock, new]):
+                new.bind(address.sockaddr)
+                silence(sock)
+        except OSError:
+            new.close()
+            raise
+        for option in _SHARING:
+            new.setsockopt(socket.SOL_SOCKET, option, sock.getsockopt(socket.SOL_SOCKET, option))
+        return new
+
+
+UDP = Udp()
+
+_SHARING = (socket.SO_REUSEADDR, socket.SO_REUSEPORT)
+
+
+@contextlib.contextmanager
+def _shared(sockets: Sequence[socket.socket]) -> Iterator[None]:
+    """Let each of the sockets bind beside the others, and beside others that allow it, for the time of this block."""
+    before = [(sock, option, sock.getsockopt(socket.SOL_SOCKET, option)) for sock in sockets for option in _SHARING]
+    try:
+        for sock, option, _ in before:
+            sock.setsockopt(socket.SOL_SOCKET, option, 1)
+        yield
+    finally:
+        for sock, option, value in before:
+            sock.setsockopt(socket.SOL_SOCKET, option, value)
+
+
+def _udp(address: Address) -> InetAddress:
+    return address.udp if isinstance(address, QuicAddress) else inet(address)
+
+
+def _in_the_way(address: InetAddress) -> Iterator[Row]:
+    """Yield the sockets that keep ``address`` from being bound."""
+    for row in rows("udp"):
+        if overlap(address, row.host, row.port):
+            yield row
