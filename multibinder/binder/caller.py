@@ -8,6 +8,7 @@ import select
 import socket
 import time
 
+from multibinder.binder.intake import Intake
 from multibinder.binder.owner import GUEST_UID
 from multibinder.kernel import pidfd, process
 from multibinder.kernel.peer_groups import peer_groups
@@ -31,6 +32,8 @@ class Caller:
         self.pid, self._kernel_uid, gid = peer_credentials(sock)
         self.is_guest = not self._is_in_our_pid_namespace()
         self.uid, self.gid = (GUEST_UID, GUEST_UID) if self.is_guest else (self._kernel_uid, gid)
+        #: The descriptors that it was permitted to send.
+        self.intake = Intake(sock)
 
     @functools.cached_property
     def connection(self) -> int:

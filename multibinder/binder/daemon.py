@@ -173,6 +173,7 @@ class Daemon:
             upgrader=self._upgrader,
             keeper=keeper,
             run=lambda steps, uid: slices.run(steps, quotas.user(uid)),
+            own_inodes=lambda: {inode_of(sock) for sock in control.sockets},
             upgrade_failure=upgrade_failure,
         )
         self._server = ControlServer(
@@ -223,10 +224,8 @@ class Daemon:
         for client in inherited.peers:
             self._server.accept(client, inherited.client_states.get(inode_of(client)))
         remaining = self._server.run()
-        self._policy_source.stop()
-        self._upgrader.stop()
-        self._monitor.stop()
-        self._search.stop()
+        for part in (self._policy_source, self._upgrader, self._monitor, self._search):
+            part.stop()
         self._loop.close()
         signals.close()
         return remaining

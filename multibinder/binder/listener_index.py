@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 from collections.abc import Iterator
 
@@ -113,6 +114,10 @@ class ListenerIndex:
         """Return the listeners that share the address of this one, itself too, by their numbers."""
         return sorted(self._taken.shards(listener.key, listener.options.v6only), key=lambda each: each.shard)
 
+    def shards_on(self, key: Key) -> list[Listener]:
+        """Return the listeners that have this key but for the shard."""
+        return self._taken.shards(key, None)
+
     def beside(self, listener: Listener) -> list[socket.socket]:
         """Return the sockets of the other listeners that overlap with this one."""
         return [other.socket for other in self.overlapping(listener.key, listener.options.v6only)]
@@ -132,6 +137,22 @@ class ListenerIndex:
         self._by_key.pop(_short(listener.key), None)
         self._taken.remove(listener)
         self._forget_name(listener)
+
+    def make_place_for(self, listener: Listener) -> bool:
+        """Return whether there is no other copy of this socket, and no other with its key.
+
+        Another one that listens on the same address is a shard that lost its record: it gets the first free number.
+        """
+        if self.at(listener.key) is None:
+            return True
+        shards = self.shards(listener)
+        if any(each.cookie == listener.cookie for each in shards):
+            return False
+        if not listener.kind.can_shard or not listener.kind.is_ready(listener.socket):
+            return False
+        numbers = {each.shard for each in shards}
+        listener.shard = next(number for number in itertools.count() if number not in numbers)
+        return True
 
     def rename(self, listener: Listener, name: str | None, uid: int) -> None:
         """Give a listener another name, which belongs to ``uid``; None takes its name away."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Protocol
 
 import msgspec
 
 from multibinder.binder import events
 from multibinder.binder.address_search import TellHolders
+from multibinder.binder.adopt import Adoption
 from multibinder.binder.answer import Answer, Pieces, Reply, listing, refuse, result
 from multibinder.binder.bind_refusal import AddressInUse
 from multibinder.binder.caller import Caller
@@ -24,6 +25,7 @@ from multibinder.binder.policy_in_force import PolicyInForce
 from multibinder.binder.store import ListenerStore
 from multibinder.wire import messages
 from multibinder.wire.addresses import Address
+from multibinder.wire.adopt_params import ADOPT
 from multibinder.wire.errors import RequestError
 from multibinder.wire.messages import (
     Hello,
@@ -65,7 +67,8 @@ class Methods:
     """Answer requests.
 
     ``keeper`` stores the descriptors of new listeners before they are handed over; None if there is no keeper.
-    ``upgrade_failure`` tells why the last upgrade failed, if it began and this version goes on.
+    ``own_inodes`` returns the inodes of the control sockets. ``upgrade_failure`` tells why the last upgrade failed, if
+    it began and this version goes on.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Methods:
         upgrader: Upgrader,
         keeper: StoreDescriptors | None,
         run: RunInSlices,
+        own_inodes: Callable[[], Collection[int]] = frozenset,
         upgrade_failure: str | None = None,
     ) -> None:
         self._store = store
@@ -93,6 +97,7 @@ class Methods:
         self._upgrader = upgrader
         self._run = run
         self._upgrade_failure = upgrade_failure
+        adoption = Adoption(store, policy=policy, keeper=keeper, own_inodes=own_inodes)
         about_listeners = ListenerMethods(store, policy=policy, counters=counters, keeper=keeper)
         self._methods: dict[str, Callable[[Request, Caller, Reply], Answer | Answering | None]] = {
             "hello": self._hello,
@@ -103,6 +108,7 @@ class Methods:
             "status": self._status,
             "upgrade": self._upgrade,
             "move": self._move,
+            ADOPT: adoption.adopt,
         }
 
     def answer(self, text: bytes, caller: Caller, reply: Reply) -> Answer | None:

@@ -18,10 +18,10 @@ from multibinder.binder.client_state import ClientState
 from multibinder.binder.listener import Grant
 from multibinder.binder.loop import READ
 from multibinder.binder.quotas import Quotas
-from multibinder.kernel.socket_options import close_without_lingering, inode_of
+from multibinder.kernel.socket_options import inode_of, refuse_descriptors
 from multibinder.wire import messages, notices, transport
 from multibinder.wire.decoder import Decoder
-from multibinder.wire.errors import RemoteProtocolError
+from multibinder.wire.errors import DescriptorsLost, RemoteProtocolError
 
 #: A client that acknowledges may leave at most this many answers without an acknowledgement.
 _UNACKNOWLEDGED_MAX = 1000
@@ -51,6 +51,7 @@ class Peer:
         self._decoder = Decoder(quotas.limits.request_bytes)
         if state is not None:
             self._decoder.feed(state.input)
+            refuse_descriptors(sock)  # what the version before has permitted is not known here
         # Each part with its answer if it is the last one: a peer that misses it misses descriptors of the grants.
         self._unsent: deque[tuple[memoryview, Sequence[int], Answer | None]] = deque()
         #: The answers that were sent and whose grants are not confirmed yet.
@@ -70,7 +71,8 @@ class Peer:
     @property
     def idle(self) -> bool:
         """Return whether no answer is queued for the client, and it has no request in progress."""
-        return not self._unsent and not self.awaits_answer and not self._decoder.unfinished
+        is_between = not self._unsent and not self.awaits_answer and not self._decoder.unfinished
+        return is_between and not self.caller.intake.is_open
 
     @property
     def answer_in_progress(self) -> bool:
@@ -101,12 +103,16 @@ class Peer:
             arrived, descriptors = transport.receive(self.socket)
         except BlockingIOError:
             return
+        except DescriptorsLost as error:
+            if not self.caller.intake.is_open:
+                raise
+            self.caller.intake.note_lost()
+            arrived, descriptors = error.arrived, []
         except ConnectionResetError:
             self._was_reset = True
             raise
-        # No request of the protocol carries descriptors. Since Linux 6.16 they do not arrive (control_socket.py).
-        for descriptor in descriptors:
-            close_without_lingering(descriptor)
+        if descriptors:
+            self.caller.intake.take_in(descriptors)
         if arrived:
             self._decoder.feed(arrived)
         else:
@@ -114,7 +120,10 @@ class Peer:
 
     def next_message(self) -> bytes | None:
         """Return the next message that has arrived, or None. Raises RemoteProtocolError for what cannot become one."""
-        return self._decoder.next_message()
+        message = self._decoder.next_message()
+        if message is not None:
+            self.caller.intake.end_message()
+        return message
 
     def send(self, answer: Answer) -> None:
         """Queue an answer, and send as much of it as the kernel takes now. Raises OSError if the peer is gone."""
@@ -246,12 +255,14 @@ class Peer:
 
     def detach(self) -> tuple[socket.socket, ClientState]:
         """Give the socket, still connected, to the caller, and what the next version must know of the client."""
+        self.caller.intake.close()
         return self.socket, ClientState(inode_of(self.socket), self._decoder.pending)
 
     def close(self) -> None:
         """Close the connection. Nothing of it counts in the quotas afterwards."""
         self.discard_input()
         self._note_in_flight(0)
+        self.caller.intake.close()
         self.socket.close()
 
     def _note_sent(self, answer: Answer) -> None:

@@ -14,7 +14,8 @@ from multibinder.wire.addresses import Address
 from multibinder.wire.messages import ListenerSpec
 from multibinder.wire.options import OPTION_NAMES
 
-#: The methods that a rule can name. A client that may ``bind`` may also ``check``; every client may ask ``hello``.
+#: The methods that a rule can name. A client that may ``bind`` may also ``check``, and root ``adopt``; every client may
+#: ask ``hello``.
 METHODS = ("bind", "release", "list", "status", "upgrade")
 #: The methods for which a rule may name addresses.
 ABOUT_LISTENERS = ("bind", "release", "list", "status")
@@ -119,7 +120,7 @@ class Policy(msgspec.Struct, frozen=True):
     own_uid: int
 
     def decide(self, subject: Subject, method: str, request: AccessRequest | None = None) -> Decision:
-        method = "bind" if method == "check" else method
+        method = "bind" if method in ("check", "adopt") else method
         for rule in self.rules:
             if not rule.mismatch(subject, method, request):
                 verb = "allowed" if rule.allow else "denied"

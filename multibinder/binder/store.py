@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import socket
 import sys
 import time
@@ -180,6 +179,26 @@ class ListenerStore:
         shut = (listener for listener in self._index if listener.socket.fileno() in descriptors)
         return [listener.socket.fileno() for listener in repair.repair_now(shut, self._index.beside)]
 
+    @property
+    def room(self) -> int:
+        """Return how many more listeners may be held."""
+        return self._limit - len(self)
+
+    def shards_on(self, key: Key) -> set[int]:
+        """Return the numbers of the listeners that have this key but for the shard."""
+        return {listener.shard for listener in self._index.shards_on(key)}
+
+    def adopt(self, sockets: Sequence[tuple[socket.socket, Record]]) -> list[Listener]:
+        """Hold sockets that another program has opened, with the claims that their records say.
+
+        Takes the sockets, each of which is ready and has a free key. Raises OSError if they cannot be recorded; then
+        they are the caller's, and nothing has changed.
+        """
+        self._durable.write([record for _, record in sockets])
+        for sock, record in sockets:
+            self.restore(sock, record)
+        return [listener for sock, _ in sockets for listener in self._index if listener.socket is sock]
+
     def restore(self, sock: socket.socket, record: Record | None) -> None:
         """Take over a LISTEN socket of an earlier binder. Its address and options come from the socket, the rest from
         ``record``.
@@ -193,7 +212,7 @@ class ListenerStore:
                 listener.kind.retire(sock)
             sock.close()
             return
-        if not self._has_place_for(listener):
+        if not self._index.make_place_for(listener):
             events.warning("inherited-twice", address=listener.address, done="closed one")
             sock.close()
             return
@@ -230,23 +249,6 @@ class ListenerStore:
         claims = sys.maxsize if is_privileged(uid) else self._limit_per_uid - self._claims.of_uid(uid)
         room = Room(uid, self._limit, self._limit_per_uid, self._limit - len(self), claims)
         return BindAttempt(room, self._index, asker, lambda key: self._recover(key, uid))
-
-    def _has_place_for(self, listener: Listener) -> bool:
-        """Return whether the store has no other copy of this socket, and no other with its key.
-
-        Another one that listens on the same address is a shard that lost its record: it gets the first free number.
-        """
-        other = self._index.at(listener.key)
-        if other is None:
-            return True
-        shards = self._index.shards(listener)
-        if any(each.cookie == listener.cookie for each in shards):
-            return False
-        if not listener.kind.can_shard or not listener.kind.is_ready(listener.socket):
-            return False
-        numbers = {each.shard for each in shards}
-        listener.shard = next(number for number in itertools.count() if number not in numbers)
-        return True
 
     def _recover(self, key: Key, uid: int) -> Listener | None:
         if (found := self._durable.recover(key, uid)) is None:

@@ -18,6 +18,7 @@ _COMMANDS = {
     "list": "multibinder.cli.listeners",
     "release": "multibinder.cli.listeners",
     "move": "multibinder.cli.listeners",
+    "adopt": "multibinder.cli.adopt",
     "doctor": "multibinder.cli.doctor",
     "exporter": "multibinder.cli.exporter",
     "upgrade": "multibinder.cli.upgrade",

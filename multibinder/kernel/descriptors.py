@@ -78,6 +78,12 @@ def scan(inodes: Collection[int], except_: Collection[int] = (), pids: Collectio
     return Scan(processes, unreadable, complete=not unreadable and os.path.exists("/proc/1"))
 
 
+def sockets_of(pid: int) -> Iterator[ProcessSockets]:
+    """Yield each table of descriptors of a process, with all its sockets. Raises OSError."""
+    for threads in tables_of(pid):
+        yield _sockets_of(pid, threads, None)
+
+
 def has_socket(pid: int, thread: int, descriptor: int, inode: int) -> bool:
     """Return whether the table of this thread still has this socket under this number. It takes some microseconds."""
     try:
@@ -90,7 +96,7 @@ def _all_pids() -> Iterator[int]:
     return (int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
-def _sockets_of(pid: int, threads: tuple[int, ...], wanted: dict[str, int]) -> ProcessSockets:
+def _sockets_of(pid: int, threads: tuple[int, ...], wanted: dict[str, int] | None) -> ProcessSockets:
     found = ProcessSockets(pid, threads, [], [])
     try:
         directory = os.open(f"/proc/{pid}/task/{threads[0]}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -107,7 +113,10 @@ def _sockets_of(pid: int, threads: tuple[int, ...], wanted: dict[str, int]) -> P
                 link = os.readlink(name, dir_fd=directory)
             except FileNotFoundError:
                 continue  # the process closed it during the scan
-            if link in wanted:
+            if wanted is None:
+                if link.startswith("socket:["):
+                    found.sockets.append((int(name), int(link[8:-1])))
+            elif link in wanted:
                 found.sockets.append((int(name), wanted[link]))
             elif link == _EPOLL:
                 found.epolls.append(int(name))

@@ -61,6 +61,17 @@ def end_sharing(sock: socket.socket) -> None:
             os.fchown(sock.fileno(), os.geteuid(), -1)
 
 
+def stop_sharing(sock: socket.socket, port: int) -> None:
+    """Take SO_REUSEPORT away from a socket that another program has bound with it, and the note that it has left.
+
+    Another socket, which is never ready, is bound beside it for a moment, because a bind is what changes the note.
+    Raises OSError.
+    """
+    with socket.socket(sock.family, sock.type, sock.proto) as last, side_by_side([sock, last], port):
+        last.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        last.bind(sock.getsockname())
+
+
 def _share(sock: socket.socket, shared: bool) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
 

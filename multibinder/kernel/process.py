@@ -119,6 +119,32 @@ def children_of(pid: int) -> list[int]:
         return []
 
 
+def with_descendants(pid: int) -> set[int]:
+    """Return this process and all processes below it, as far as they can be read. Any thread may have children."""
+    found: set[int] = set()
+    to_read = [pid]
+    while to_read:
+        parent = to_read.pop()
+        if parent in found:
+            continue
+        found.add(parent)
+        with contextlib.suppress(OSError):
+            for thread in os.listdir(f"/proc/{parent}/task"):
+                with contextlib.suppress(OSError), open(f"/proc/{parent}/task/{thread}/children") as file:
+                    to_read += map(int, file.read().split())
+    return found
+
+
+def processes_of_unit(unit: str) -> set[int]:
+    """Return the processes of a systemd unit, as ``nginx.service``."""
+    found = set()
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError):
+            if name.isdigit() and unit_of(int(name)) == unit:
+                found.add(int(name))
+    return found
+
+
 def uid_of(pid: int) -> int | None:
     """Return the effective user id of a process, or 0 if it is not dumpable (proc(5)); None if it is gone."""
     try:

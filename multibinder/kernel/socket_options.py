@@ -69,6 +69,12 @@ def refuse_descriptors(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
 
 
+def accept_descriptors(sock: socket.socket) -> None:
+    """Let a peer send descriptors again, until ``refuse_descriptors``. Does nothing before Linux 6.16."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 1)
+
+
 def close_without_lingering(descriptor: int) -> None:
     """Close a descriptor that another process sent, without waiting.
 
@@ -99,6 +105,17 @@ def netns_cookie_of(sock: socket.socket) -> int:
         if error.errno == errno.ENOPROTOOPT:
             return 0
         raise
+
+
+def is_connected(sock: socket.socket) -> bool:
+    """Return whether the socket has a peer (getpeername(2))."""
+    try:
+        sock.getpeername()
+    except OSError as error:
+        if error.errno == errno.ENOTCONN:
+            return False
+        raise
+    return True
 
 
 def inode_of(sock: socket.socket) -> int:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import builtins
 import os
+import socket
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 
 from multibinder.wire import kinds, messages
+from multibinder.wire.adopt_params import Adopted
+from multibinder.wire.adoption import adopt_all
 from multibinder.wire.arguments import (
     DEFAULT_TIMEOUT_S,
     BindTarget,
@@ -173,6 +176,21 @@ class Client:  # which has a method ``list``: hence builtins.list
         """
         params = [MoveParams(owner, uid) for owner, uid in moves]
         return decode_result(self._ask("move", params, can_repeat=False), builtins.list[Moved]) if params else []
+
+    def adopt(
+        self,
+        sockets: Sequence[tuple[ListenerSpec, socket.socket]],
+        *,
+        owner: str = "",
+        before_sending: Callable[[int], object] | None = None,
+    ) -> Sequence[Adopted]:
+        """Let the binder hold listeners that another program has opened, each with the spec that describes it.
+
+        Root and the binder's own user may. The binder keeps copies; the sockets stay the caller's. ``before_sending``
+        is called with the binder's uid when the binder has allowed the request. All are adopted, or none: raises
+        RequestError with the reason. ``multibinder adopt`` finds such listeners.
+        """
+        return adopt_all(self._session, sockets, check_optional_owner(owner), before_sending, self._timeout_s)
 
     def upgrade(self) -> Upgrade:
         """Make the binder execute the installed version. The PID, the listeners and the connections stay the same.

@@ -88,8 +88,9 @@ class Connection:
         deadline: float,
         *,
         acknowledge: bool = False,
+        descriptors: Sequence[int] = (),
     ) -> Reply:
-        """Send a request and return its reply.
+        """Send a request, with ``descriptors``, which stay the caller's, and return its reply.
 
         ``acknowledge`` offers a notice about the reply to ``bind``. ``deadline`` is in seconds of time.monotonic();
         ``timeout`` is only named in messages. Raises BinderUnavailable, BinderTimeout, RemoteProtocolError, and
@@ -98,7 +99,8 @@ class Connection:
         request_id = str(next(self._ids))
         self.nothing_sent = False
         try:
-            self._send(messages.encode_request(method, request_id, list(params), acknowledge=acknowledge), deadline)
+            text = messages.encode_request(method, request_id, list(params), acknowledge=acknowledge)
+            self._send(text, deadline, descriptors)
             reply = self.next_reply(deadline)
         except TimeoutError as error:
             raise BinderTimeout(f"the binder at {self.path} did not answer '{method}' within {timeout:g} s") from error
@@ -154,13 +156,14 @@ class Connection:
             f"{SOCKET_VARIABLE} or --socket has to name that of 'multibinder serve'"
         )
 
-    def _send(self, request: bytes, deadline: float) -> bool:
+    def _send(self, request: bytes, deadline: float, descriptors: Sequence[int] = ()) -> bool:
         """Send a message. Return False if the binder has closed its end."""
         rest = memoryview(request)
         while rest:
             self._wait_until(deadline)
             try:
-                rest = rest[transport.send(self.socket, rest) :]
+                rest = rest[transport.send(self.socket, rest, descriptors) :]
+                descriptors = ()
             except BlockingIOError as error:
                 raise TimeoutError from error
             except (BrokenPipeError, ConnectionResetError):

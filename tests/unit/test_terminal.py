@@ -37,7 +37,7 @@ def test_json_is_exact_and_safe_for_a_terminal() -> None:
 
 #: The modules that print: two by ``printable_lines``, three by rich with ``printable`` fields.
 PRINTING = {"say.py", "output.py"}
-RICH = {"doctor.py", "listeners.py", "status_live.py"}
+RICH = {"adopt.py", "doctor.py", "listeners.py", "status_live.py"}
 #: binder_main.py prints to the binder that rehearses it.
 FOR_PROGRAMS = {"binder_main.py"}
 

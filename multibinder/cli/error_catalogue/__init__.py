@@ -4,12 +4,13 @@ A test compares the entries with the code in both directions: each error that is
 entry is about an error that exists. 'make docs' writes the page.
 """
 
+from multibinder.cli.error_catalogue.adopt import ADOPT
 from multibinder.cli.error_catalogue.entry import ErrorEntry, Section
 from multibinder.cli.error_catalogue.events import EVENTS
 from multibinder.cli.error_catalogue.haproxy import HAPROXY, OTHERS_MESSAGES
 from multibinder.cli.error_catalogue.messages import BIND, CLIENT, COMMANDS, POLICY, PROTOCOL, START
 from multibinder.cli.error_catalogue.servers import SERVERS
 
-SECTIONS = (CLIENT, SERVERS, BIND, START, POLICY, COMMANDS, HAPROXY, EVENTS, PROTOCOL, OTHERS_MESSAGES)
+SECTIONS = (CLIENT, SERVERS, BIND, ADOPT, START, POLICY, COMMANDS, HAPROXY, EVENTS, PROTOCOL, OTHERS_MESSAGES)
 
 __all__ = ["EVENTS", "OTHERS_MESSAGES", "SECTIONS", "ErrorEntry", "Section"]

@@ -12,7 +12,7 @@ from multibinder.observe.metrics.family import Counter, Described, Gauge, Histog
 from multibinder.wire.status import REQUEST_BOUNDS_S, BinderStatus, Counters, ListenerHealth
 
 #: The labels that are exposed from the start with value 0, because rate() does not count the first sample of a series.
-METHODS = ("hello", "bind", "check", "list", "release", "status", "upgrade", "move", "other")
+METHODS = ("hello", "bind", "check", "list", "release", "status", "upgrade", "move", "adopt", "other")
 REASONS = ("policy", "owner", "bind", "invalid", "internal", "timeout")
 STATES = ("serving", "orphan", "stalled", "repaired", "draining")
 ROLES = ("accepting", "draining", "holding")

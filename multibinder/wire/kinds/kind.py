@@ -144,6 +144,12 @@ class Kind(abc.ABC):
     def end_sharing(self, sock: socket.socket) -> None:  # noqa: B027 (most kinds have nothing to do)
         """Undo what a process that was killed while it opened a socket beside this one has left on it."""
 
+    def stop_sharing(self, sock: socket.socket) -> None:  # noqa: B027 (most kinds have nothing to do)
+        """Let no other process bind the address of a socket that another program has opened, if it has SO_REUSEPORT.
+
+        Raises OSError. Needs CAP_CHOWN for a wildcard address.
+        """
+
     def turn_away(self, sock: socket.socket) -> float:
         """Keep new clients from the socket; those that wait in its queue stay there. Raises OSError.
 

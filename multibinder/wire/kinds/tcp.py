@@ -11,7 +11,7 @@ from typing import ClassVar
 from multibinder.kernel.accept_queue import accept_queue
 from multibinder.kernel.new_clients import can_let_remote_clients_in, let_remote_clients_in, turn_remote_clients_away
 from multibinder.kernel.parking import is_parked, park
-from multibinder.kernel.port_sharing import end_sharing
+from multibinder.kernel.port_sharing import end_sharing, stop_sharing
 from multibinder.kernel.socket_options import drops_of
 from multibinder.kernel.socket_tables import listening_rows
 from multibinder.wire.addresses import Address, TcpAddress
@@ -114,6 +114,10 @@ class Tcp(Inet):
 
     def end_sharing(self, sock: socket.socket) -> None:
         end_sharing(sock)
+
+    def stop_sharing(self, sock: socket.socket) -> None:
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
+            stop_sharing(sock, self.address_of(sock).port)
 
     def turn_away(self, sock: socket.socket) -> float:
         """Clients of other hosts are refused. One of this host is kept waiting while the queue is not empty, because
