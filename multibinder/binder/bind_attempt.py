@@ -23,6 +23,7 @@ from multibinder.binder.listener import Listener
 from multibinder.binder.listener_index import ListenerIndex, TakenAddresses
 from multibinder.binder.opening import open_listener
 from multibinder.binder.owner import Owner, is_privileged
+from multibinder.binder.repair import Repairs
 from multibinder.wire import kinds
 from multibinder.wire.addresses import Address
 from multibinder.wire.errors import RequestError
@@ -79,12 +80,18 @@ class BindAttempt:
     """
 
     def __init__(
-        self, room: Room, index: ListenerIndex, asker: Asker, recover: Callable[[Key], Listener | None]
+        self,
+        room: Room,
+        index: ListenerIndex,
+        asker: Asker,
+        recover: Callable[[Key], Listener | None],
+        repairs: Repairs,
     ) -> None:
         self._room = room
         self._index = index
         self._asker = asker
         self._recover = recover
+        self._repairs = repairs
         self._opened: dict[Key, Listener] = {}
         self._taken = TakenAddresses()
         #: A new listener overlaps with another one.
@@ -106,8 +113,8 @@ class BindAttempt:
         for listener, created in sorted(found, key=_narrowness) if self._overlaps else found:
             if created:
                 repair.make_ready(listener, self._beside(listener) if self._overlaps else ())
-            elif not listener.kind.is_ready(listener.socket):
-                repair.make_ready_again(listener, self._beside(listener))
+            elif not listener.kind.is_reachable(listener.socket, listener.address):
+                self._repairs.make_ready_again(listener, self._beside(listener))
 
     def require_possible(self, found: Sequence[Found]) -> None:
         """Raise BindError if ``make_ready`` would, and let no client in.
@@ -118,7 +125,8 @@ class BindAttempt:
         for listener, created in found:
             if not created and not listener.kind.is_ready(listener.socket):
                 try:
-                    listener.kind.open(listener.address, listener.options, self._beside(listener)).close()
+                    sock = listener.kind.open(listener.address, listener.options, self._beside(listener))
+                    listener.kind.discard(sock, listener.address)
                 except OSError as error:
                     raise refused_by_kernel(listener.address, error) from error
 
@@ -126,11 +134,11 @@ class BindAttempt:
         """Do what ``close`` does, with a step for each socket."""
         for listener in self._opened.values():
             yield
-            listener.socket.close()
+            _discard(listener)
 
     def close(self) -> None:
         for listener in self._opened.values():
-            listener.socket.close()
+            _discard(listener)
 
     def _find_or_open(self, spec: ListenerSpec, owner: Owner) -> Found:
         name = spec.options.name
@@ -230,6 +238,11 @@ class BindAttempt:
         """Return the sockets of the other listeners, of this attempt too, that overlap with this one."""
         taken = self._taken.overlapping(listener.key, listener.options.v6only)
         return [other.socket for other in taken] + self._index.beside(listener)
+
+
+def _discard(listener: Listener) -> None:
+    if listener.socket.fileno() >= 0:
+        listener.kind.discard(listener.socket, listener.address)
 
 
 def _are_alone(listeners: Iterable[Listener], address: Address) -> bool:

@@ -92,9 +92,12 @@ def require_same(listener: Listener, spec: ListenerSpec, asker: Asker) -> None:
     if not listener.matches(spec):
         # It was found by its name.
         raise exists_with("key", listener.key, Key.of(spec), spec)
-    if wants.v6only is not None and has.v6only is not None and wants.v6only != has.v6only:
-        error = exists_with("v6only", has.v6only, wants.v6only, spec)
-        raise BindError(str(error), error.code, {**error.data, **_existing(listener, asker)})
+    for option in sorted(listener.kind.fixed_options):
+        is_now, wanted = getattr(has, option), getattr(wants, option)
+        # Without a value, a flag is false.
+        if wanted is not None and wanted != is_now and not (wanted is False and is_now is None):
+            error = exists_with(option, "the default" if is_now is None else is_now, wanted, spec)
+            raise BindError(str(error), error.code, {**error.data, **_existing(listener, asker)})
 
 
 def exists_with(what: str, old: object, new: object, spec: ListenerSpec, why: str = "") -> BindError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from multibinder.binder import events
+from multibinder.binder import events, live_options
 from multibinder.binder.listener import Claim, Listener
 from multibinder.binder.listener_index import ListenerIndex
 from multibinder.binder.owner import ClaimCounts, Owner
@@ -33,21 +33,19 @@ class Claims:
         claim.handoffs += 1
 
     def remove(self, listener: Listener, owner: Owner) -> None:
-        """Remove an owner's claim. The listener stays open."""
-        del listener.claims[owner]
-        self._counts.remove(owner)
-        if listener.claims and all(claimant.uid != listener.name_uid for claimant in listener.claims):
-            # No other user may keep this name from its uid, or be found by it.
-            self._index.rename(listener, None, 0)
+        """Remove an owner's claim, and take off the options that it has set. The listener stays open."""
+        self._remove(listener, owner)
+        live_options.take_off(listener, owner)
 
     def remove_all(self, listener: Listener) -> None:
-        """Remove the claims of all owners."""
+        """Remove the claims of all owners, of a listener that ends or that another owner takes over."""
         for owner in list(listener.claims):
-            self.remove(listener, owner)
+            self._remove(listener, owner)
 
     def move(self, listener: Listener, owner: Owner, to: Owner) -> None:
         """Give the claim of ``owner``, and its name, to another owner, who may have a claim already."""
         claim = listener.claims.pop(owner)
+        live_options.give_to(listener, owner, to)
         for grant in listener.pending:
             grant.owner = to if grant.owner == owner else grant.owner
         self._counts.remove(owner)
@@ -64,3 +62,10 @@ class Claims:
             if is_taken:
                 events.warning("name-taken", address=listener.address, called=name, uid=to.uid)
             self._index.rename(listener, None if is_taken else name, to.uid)
+
+    def _remove(self, listener: Listener, owner: Owner) -> None:
+        del listener.claims[owner]
+        self._counts.remove(owner)
+        if listener.claims and all(claimant.uid != listener.name_uid for claimant in listener.claims):
+            # No other user may keep this name from its uid, or be found by it.
+            self._index.rename(listener, None, 0)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from multibinder.binder.key import Key
+from multibinder.binder.listener import Listener
 from multibinder.binder.records import Record
 
 
@@ -21,6 +22,9 @@ class DurableRecords(Protocol):
 
         The keeper forgets the released ones, unless they are released only later (``forget`` is false).
         """
+
+    def keep(self, listener: Listener) -> None:
+        """Let the keeper store a listener, without waiting. The listener notes when it is kept."""
 
     def recover(self, key: Key, uid: int) -> tuple[Record, socket.socket] | None:
         """Return a socket with this key that an earlier binder lost and another process still holds.

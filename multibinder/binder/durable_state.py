@@ -65,7 +65,7 @@ class DurableState:
         self._missing = self._recorded.missing()
         #: Released listeners whose removal the keeper may not have received yet.
         self._tombstones = {} if keeper is None else self._recorded.released()
-        self._header = _next_header(inherited.header or recorded.header, upgraded=upgraded)
+        self._header = records.next_header(inherited.header or recorded.header, upgraded=upgraded)
         self._inherited_names = inherited.kept_names
         self._journal_number = _highest_number(inherited.record_names)
         self._journal: RecordLines | None = None
@@ -158,6 +158,11 @@ class DurableState:
             self._file.append(text, released)
         if self._keeper is not None and forget:
             self._keeper.forget([name_of_cookie(record.cookie) for record in released])
+
+    def keep(self, listener: Listener) -> None:
+        """Let the keeper store a listener, without waiting."""
+        if self._keeper is not None:
+            self._keeper.keep([listener.for_keeper()], listener.note_kept)
 
     def catch_up(self) -> None:
         """Write what could not be written before, and see that the state file is still there."""
@@ -281,14 +286,6 @@ class DurableState:
         """Return the lines of a journal with the current state."""
         held = (listener.record() for listener in self._held().listeners())
         return records.encode([self._header, *held, *self._tombstones.values(), *self._missing.values()])
-
-
-def _next_header(previous: records.Header | None, *, upgraded: bool) -> records.Header:
-    if previous is None:
-        return records.Header(records.FORMAT, records.boot_id())
-    return msgspec.structs.replace(
-        previous, starts=previous.starts + (not upgraded), upgrades=previous.upgrades + upgraded
-    )
 
 
 def _uids_of(record: Record) -> set[int]:

@@ -9,17 +9,14 @@ version, or the binder after a crash, settles them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
-import msgspec
-
-from multibinder.binder import events, repair
-from multibinder.binder.listener import Grant, Listener
+from multibinder.binder import events, live_options
+from multibinder.binder.listener import Grant, Listener, Setting
 from multibinder.binder.listener_index import ListenerIndex
 from multibinder.binder.opening import pending_grants
 from multibinder.binder.owner import Owner
 from multibinder.binder.records import Record
-from multibinder.wire.options import Options
 
 #: As many are taken back in a millisecond.
 _GRANTS_PER_STEP = 32
@@ -167,46 +164,11 @@ class Handoffs:
             name, uid = former["name"]
             is_taken = name is not None and self._index.named(uid, name) not in (None, listener)
             self._index.rename(listener, None if is_taken else name, uid)
-        if "backlog" in former:
-            listener.options = msgspec.structs.replace(listener.options, backlog=former["backlog"])
-            try:
-                repair.set_backlog(listener)
-            except OSError as error:
-                events.error("cannot-repair", address=listener.address, why=error)
+        settings = {name: was for name, was in former.items() if isinstance(was, Setting)}
+        if settings:
+            live_options.restore(listener, settings)
 
     def write(self, changed: Iterable[Listener]) -> None:
         """Write the records of listeners whose grants have changed."""
         if still_open := [listener for listener in changed if listener.socket.fileno() >= 0]:
             self._claims.write_records(still_open)
-
-
-class OptionsBefore:
-    """The options of a listener before a request that may set ``asked``, and ``held_outside_pid_namespace``."""
-
-    def __init__(self, listener: Listener, asked: Options, *, held_outside_pid_namespace: bool) -> None:
-        self._listener = listener
-        self._was = _changeable(listener)
-        self._asked = {name for name in ("name", "backlog") if getattr(asked, name) is not None}
-        if held_outside_pid_namespace:
-            self._asked.add("held_outside_pid_namespace")
-
-    def changed(self) -> dict[str, Any]:
-        """Return the former values of the options that the request has changed.
-
-        An option that a pending grant has set counts as changed even if this request asks for the same value.
-        """
-        now = _changeable(self._listener)
-        return {
-            name: was
-            for name, was in self._was.items()
-            if was != now[name]
-            or (name in self._asked and any(name in grant.former for grant in self._listener.pending))
-        }
-
-
-def _changeable(listener: Listener) -> dict[str, Any]:
-    return {
-        "name": (listener.options.name, listener.name_uid),
-        "backlog": listener.options.backlog,
-        "held_outside_pid_namespace": listener.held_outside_pid_namespace,
-    }

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import socket
 import time
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -26,6 +27,7 @@ from multibinder.wire.status import ListenerStatus, OwnerStatus
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_-"
 #: At most this many pending handoffs of a listener are recorded. After a crash, the others count as confirmed.
 _RECORDED_PENDING = 16
+_NO_SETTERS: Mapping[str, Owner] = MappingProxyType({})
 
 
 class Claim(msgspec.Struct):
@@ -56,6 +58,8 @@ class Listener(msgspec.Struct, eq=False):
     ``created``                     in seconds since the epoch.
     ``draining``                    it is released, and its holders accept the clients that wait (``release.py``).
     ``netns``, ``shard``            as in ``Key``.
+    ``setters``                     the owner that has set each live option (``live_options.py``). It is replaced, never
+                                    changed, because most listeners share the empty one.
     """
 
     socket: socket.socket
@@ -77,6 +81,7 @@ class Listener(msgspec.Struct, eq=False):
     draining: bool = False
     netns: int = 0
     shard: int = 0
+    setters: Mapping[str, Owner] = _NO_SETTERS
 
     @property
     def key(self) -> Key:
@@ -148,8 +153,21 @@ class Listener(msgspec.Struct, eq=False):
             released=released or self.draining,
             netns=self.netns,
             shard=self.shard,
+            options=self._recorded_options(),
+            setters=self._recorded_setters(),
             pending=[grant.record() for grant in itertools.islice(self.pending, _RECORDED_PENDING)],
         )
+
+    def _recorded_options(self) -> dict[str, Any]:
+        """Return the options that the socket alone does not tell, but for ``backlog`` and ``name``."""
+        live = self.kind.live_options
+        return {name: value for name, value in self.options.given.items() if name in live and name != "backlog"}
+
+    def _recorded_setters(self) -> dict[str, str]:
+        """Return the owner of each option, unless all have the only one."""
+        if len(self.claims) == 1 and self.setters.keys() >= self.options.given.keys() & self.kind.live_options:
+            return {}
+        return {name: str(owner) for name, owner in self.setters.items()}
 
     def backlog_warning(self) -> str | None:
         """Return the sentence about a backlog that the kernel reduced, or None."""
@@ -177,6 +195,13 @@ class Listener(msgspec.Struct, eq=False):
         )
 
 
+class Setting(NamedTuple):
+    """The value of an option, None if it has the default, and the owner that has set it; None if that is unknown."""
+
+    value: Any
+    setter: Owner | None = None
+
+
 class Receiver(msgspec.Struct, frozen=True):
     """Who confirms the handoffs of one answer.
 
@@ -195,8 +220,9 @@ class Grant(msgspec.Struct, eq=False):
 
     ``handoff`` is its number among the listener's handoffs; ``created`` tells whether this request made the listener.
     ``warning`` is the sentence about a backlog that the kernel reduced, or None. It is about this request, even if
-    another one changes the backlog before the answer is sent. ``former`` has the values of the options that this grant
-    has set, as they were before. ``settled``: it was confirmed or taken back.
+    another one changes the backlog before the answer is sent. ``former`` has what this grant has changed,
+    as it was before: a ``Setting`` for each option, ``name`` with its uid, ``held_outside_pid_namespace``. ``settled``:
+    it was confirmed or taken back.
     """
 
     listener: Listener
@@ -227,8 +253,25 @@ class Grant(msgspec.Struct, eq=False):
     def record(self) -> PendingHandoff:
         to = self.receiver
         return PendingHandoff(
-            str(self.owner), self.handoff, to.connection, to.request, to.acknowledges, to.pid, **self.former
+            str(self.owner), self.handoff, to.connection, to.request, to.acknowledges, to.pid, **self._recorded_former()
         )
+
+    def _recorded_former(self) -> dict[str, Any]:
+        """Return the members of the record that say what this grant has changed."""
+        members: dict[str, Any] = {}
+        options: dict[str, Any] = {}
+        setters: dict[str, str] = {}
+        for name, was in self.former.items():
+            if not isinstance(was, Setting):
+                members[name] = was
+                continue
+            if name == "backlog":  # as 0.1 records it
+                members[name] = was.value
+            else:
+                options[name] = was.value
+            if was.setter is not None:
+                setters[name] = str(was.setter)
+        return {**members, "options": options, "setters": setters}
 
     @property
     def backlog(self) -> int:

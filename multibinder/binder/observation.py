@@ -47,8 +47,9 @@ class Observation(msgspec.Struct):
     def count_drops(self, listener: Listener) -> None:
         """Count the drops of the listener, and calculate their rate."""
         now, drops = time.monotonic(), listener.kind.drops(listener.socket)
-        if not self.drops_at:
-            # Drops from before the first look, perhaps from before an upgrade, say nothing about the rate now.
+        if not self.drops_at or drops < self.drops < _DROPS_MODULUS // 2:
+            # Drops from before the first look, perhaps from before an upgrade, say nothing about the rate now. A socket
+            # that replaces another one counts from 0.
             self.drops, self.drops_at = drops, now
         elif now - self.drops_at >= 1:
             self.drops_per_s = (drops - self.drops) % _DROPS_MODULUS / (now - self.drops_at)

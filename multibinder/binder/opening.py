@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 
 from multibinder.binder.key import netns_of, short_cookie
-from multibinder.binder.listener import Claim, Grant, Listener, Receiver
+from multibinder.binder.listener import Claim, Grant, Listener, Receiver, Setting
+from multibinder.binder.live_options import note_setter
 from multibinder.binder.owner import Owner
 from multibinder.binder.records import Record
 from multibinder.kernel.socket_options import netns_cookie_of
@@ -21,6 +22,8 @@ from multibinder.wire.options import Options
 
 #: The owner of a socket that came without a record: a socket unit's, for example.
 _INHERITED = Owner("inherited", 0)
+_options: dict[Options, Options] = {}
+_OPTIONS_MAX = 256
 
 
 def open_listener(spec: ListenerSpec, uid: int, beside: Iterable[Listener] = ()) -> Listener:
@@ -32,7 +35,7 @@ def open_listener(spec: ListenerSpec, uid: int, beside: Iterable[Listener] = ())
     sock = kind.open(spec.address, spec.options, [other.socket for other in beside])
     address = kind.address_of(sock)
     # The bound address differs from the requested one only if the kernel chose the port.
-    options = kind.actual_options(sock, spec.options)
+    options = _shared(kind.actual_options(sock, spec.options))
     return Listener(
         sock,
         address,
@@ -57,10 +60,11 @@ def restored_listener(sock: socket.socket, record: Record | None) -> Listener:
     # A record that was saved from a damaged line knows no owner.
     recorded = record.claims or {str(_INHERITED): 1}
     claims = {Owner.parse(owner): Claim(0, handoffs) for owner, handoffs in recorded.items()}
-    return Listener(
+    asked = record.asked()
+    listener = Listener(
         sock,
         address,
-        kind.actual_options(sock, Options(record.backlog, name=record.name)),
+        _shared(kind.actual_options(sock, asked)),
         # A record of an older version has no such field. Its names belonged to the client that made the listener.
         record.name_uid if record.name_uid is not None else next((owner.uid for owner in claims), 0),
         queue_limit=kind.queue(sock).limit,
@@ -72,6 +76,12 @@ def restored_listener(sock: socket.socket, record: Record | None) -> Listener:
         netns=short_cookie(netns_cookie_of(sock)),
         shard=record.shard if kind.can_shard else 0,
     )
+    if record.setters:
+        setters = {name: Owner.parse(owner) for name, owner in record.setters.items()}
+        listener.setters = {name: owner for name, owner in setters.items() if owner in claims}
+    elif len(claims) == 1:
+        note_setter(listener, *claims)
+    return listener
 
 
 def pending_grants(listener: Listener, record: Record) -> list[Grant]:
@@ -82,8 +92,13 @@ def pending_grants(listener: Listener, record: Record) -> list[Grant]:
             continue
         owner, former = Owner.parse(pending.owner), dict[str, Any]()
         try:
-            if pending.backlog is not msgspec.UNSET:
-                former["backlog"] = Options(backlog=pending.backlog).backlog
+            options = (
+                pending.options if pending.backlog is msgspec.UNSET else {**pending.options, "backlog": pending.backlog}
+            )
+            for name, value in options.items():
+                if name in listener.kind.live_options:
+                    setter = Owner.parse(pending.setters[name]) if name in pending.setters else None
+                    former[name] = Setting(getattr(Options(**{name: value}), name), setter)
             if pending.name is not msgspec.UNSET and 0 <= pending.name[1] < 2**32:
                 former["name"] = (Options(name=pending.name[0]).name, pending.name[1])
         except AddressError:
@@ -93,3 +108,12 @@ def pending_grants(listener: Listener, record: Record) -> list[Grant]:
         receiver = Receiver(pending.connection, pending.request, pending.acknowledges, pending.pid)
         grants.append(Grant(listener, owner, pending.number, receiver=receiver, former=former))
     return grants
+
+
+def _shared(options: Options) -> Options:
+    """Return an equal structure that other listeners have, too, if they have no name: it takes 200 bytes."""
+    if options.name is not None:
+        return options
+    if len(_options) >= _OPTIONS_MAX:
+        _options.clear()
+    return _options.setdefault(options, options)

@@ -13,7 +13,7 @@ import os
 import re
 from binascii import crc32
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -21,7 +21,7 @@ from multibinder.binder import events
 from multibinder.kernel import files
 from multibinder.wire.addresses import Address
 from multibinder.wire.errors import AddressError
-from multibinder.wire.options import MOST_SHARDS, Options, check_label
+from multibinder.wire.options import MOST_SHARDS, OPTION_NAMES, Options, check_label
 
 FORMAT = 1
 _CHECKSUM = b',"crc":"'
@@ -50,8 +50,8 @@ class PendingHandoff(msgspec.Struct, frozen=True, omit_defaults=True):
 
     ``owner`` is the claim's, ``number`` that of the handoff. The client confirms it on the connection whose socket has
     the SO_COOKIE ``connection``: it acknowledges the answer to ``request`` if it ``acknowledges``. ``pid`` is its PID.
-    ``name``, with the uid that it belongs to, ``backlog`` and ``held_outside_pid_namespace`` are what the handoff has
-    changed, as they were before.
+    ``name``, with the uid that it belongs to, ``backlog``, other ``options``, their ``setters`` and
+    ``held_outside_pid_namespace`` are what the handoff has changed, as they were before.
     """
 
     owner: str
@@ -63,6 +63,8 @@ class PendingHandoff(msgspec.Struct, frozen=True, omit_defaults=True):
     name: tuple[str | None, int] | msgspec.UnsetType = msgspec.UNSET
     backlog: int | msgspec.UnsetType | None = msgspec.UNSET
     held_outside_pid_namespace: bool | msgspec.UnsetType = msgspec.field(default=msgspec.UNSET, name="foreign")
+    options: dict[str, Any] = {}
+    setters: dict[str, _Owner] = {}
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -72,7 +74,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     the handoffs of each owner (``str(Owner)``), the ``pending`` ones included. ``name_uid`` is the uid that the name
     belongs to; an older version does not write it. ``held_outside_pid_namespace`` tells whether a process that our PID
     namespace does not show has received it. A ``released`` listener is closed: it must not be restored if its socket
-    turns up again. ``netns`` and ``shard`` are those of the listener's key.
+    turns up again. ``netns`` and ``shard`` are those of the listener's key. ``options`` are those that
+    the socket does not tell; ``setters`` has the owner of each option, unless the only owner has set all of them.
     """
 
     address: str
@@ -90,6 +93,13 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     pending: list[PendingHandoff] = []
     netns: _Cookie = 0
     shard: Annotated[int, msgspec.Meta(ge=0, lt=MOST_SHARDS)] = 0
+    options: dict[str, Any] = {}
+    setters: dict[str, _Owner] = {}
+
+    def asked(self) -> Options:
+        """Return the recorded options. Raises AddressError. A newer version may have more of them."""
+        known = {name: value for name, value in self.options.items() if name in OPTION_NAMES}
+        return Options(backlog=self.backlog, name=self.name, **known)
 
 
 class Recorded(msgspec.Struct, frozen=True):
@@ -104,6 +114,15 @@ class Recorded(msgspec.Struct, frozen=True):
 
 _record = msgspec.json.Decoder(Record)
 _to_json = msgspec.json.Encoder().encode
+
+
+def next_header(previous: Header | None, *, upgraded: bool) -> Header:
+    """Return the header for the journal of a process that follows another one, by an upgrade or by a start."""
+    if previous is None:
+        return Header(FORMAT, boot_id())
+    return msgspec.structs.replace(
+        previous, starts=previous.starts + (not upgraded), upgrades=previous.upgrades + upgraded
+    )
 
 
 def encode(lines: Iterable[Header | Record]) -> bytes:
@@ -208,8 +227,8 @@ def _read_record(line: bytes) -> Record | None:
             return None
         if record.address:  # a record that was saved from a damaged line has none
             Address.parse(record.address)
-        Options(record.backlog, name=record.name)
-        if not all(map(_is_owner, record.claims)):
+        record.asked()
+        if not all(map(_is_owner, (*record.claims, *record.setters.values()))):
             return None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AddressError):
         return None

@@ -5,19 +5,17 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
-import msgspec
-
-from multibinder.binder import events, repair
+from multibinder.binder import events, live_options
 from multibinder.binder.bind_attempt import BindAttempt, Room
 from multibinder.binder.bind_refusal import Asker, not_recorded
 from multibinder.binder.claims import Claims
 from multibinder.binder.durable_records import DurableRecords
 from multibinder.binder.events import CallLater
-from multibinder.binder.handoffs import Handoffs, OptionsBefore
+from multibinder.binder.granting import Granting
+from multibinder.binder.handoffs import Handoffs
 from multibinder.binder.inherit import NOT_KEPT
 from multibinder.binder.key import Key
 from multibinder.binder.listener import Grant, Listener, Receiver
@@ -26,10 +24,11 @@ from multibinder.binder.opening import restored_listener
 from multibinder.binder.owner import Owner, is_privileged
 from multibinder.binder.records import Record
 from multibinder.binder.release import Releases
+from multibinder.binder.repair import Repairs
+from multibinder.binder.replacement import Replacements
 from multibinder.binder.shutdown_watch import Repair, WatchShutdowns
 from multibinder.wire.errors import BindError
 from multibinder.wire.messages import ListenerSpec, Released
-from multibinder.wire.options import Options
 from multibinder.wire.status import ListenerStatus
 
 
@@ -60,6 +59,8 @@ class ListenerStore:
         self.releases = Releases(self._index, self._claims, durable, self._watch, call_later)
         #: The handoffs that were granted and not confirmed yet.
         self.handoffs = Handoffs(self, self._index)
+        self._repairs = Repairs(self._index, Replacements(self._index, durable, self._watch).replace)
+        self._granting = Granting(self._index, self._claims, self.handoffs)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -102,22 +103,29 @@ class ListenerStore:
         try:
             found = attempt.find_or_open(specs, owners)
             attempt.make_ready(found)
+            settings = self._granting.apply_options(found, specs, owners)
         except BaseException:
             attempt.close()
             self.releases.drain_again(resumed)
             raise
         grants: list[Grant] = []
         changed: list[Listener] = []
-        for (listener, created), spec, owner in zip(found, specs, owners, strict=True):
-            former: dict[str, Any] = {}
+        for (listener, created), spec, owner, was in zip(found, specs, owners, settings, strict=True):
+            former: dict[str, Any] = was
             if created:
                 self._add(listener)
                 listener.held_outside_pid_namespace = held_outside_pid_namespace
+                live_options.note_setter(listener, owner)
             else:
                 if listener.draining:
                     self.releases.take_back(listener, owner.uid)
-                former = self._apply(listener, spec.options, owner.uid, held_outside_pid_namespace)
-            grant = self._grant(listener, created, owner, receiver, former)
+                identity = self._granting.identify(
+                    listener, spec.options.name, owner.uid, is_outside=held_outside_pid_namespace
+                )
+                former = {**was, **identity} if identity else was
+                # Even the same backlog: net.core.somaxconn may have changed, or a holder may have called listen(2).
+                live_options.set_backlog(listener)
+            grant = self._granting.grant(listener, owner, receiver, former, created=created)
             if grant.is_pending:
                 changed.append(listener)
             grants.append(grant)
@@ -172,12 +180,12 @@ class ListenerStore:
 
     def repair_in_steps(self) -> Iterator[None]:
         """Do what ``repair`` does, with a step for each listener."""
-        return repair.repair_all(self.listeners(), self._index.beside)
+        return self._repairs.all_in_steps(self.listeners())
 
     def repair_shut_down(self, descriptors: Collection[int]) -> list[int]:
         """Repair the listeners with these descriptors. Return the descriptors of those that cannot be repaired."""
         shut = (listener for listener in self._index if listener.socket.fileno() in descriptors)
-        return [listener.socket.fileno() for listener in repair.repair_now(shut, self._index.beside)]
+        return [listener.socket.fileno() for listener in self._repairs.now(shut)]
 
     @property
     def room(self) -> int:
@@ -217,8 +225,8 @@ class ListenerStore:
             sock.close()
             return
         listener.kind.end_sharing(sock)
-        if not listener.kind.is_ready(sock):
-            repair.make_ready_again(listener, self._index.beside(listener))
+        if not listener.kind.is_reachable(sock, listener.address):
+            self._repairs.make_ready_again(listener)
         self._add(listener)
         self._claims.restore(listener)
         if record is not None:
@@ -248,7 +256,7 @@ class ListenerStore:
         uid = asker.uid
         claims = sys.maxsize if is_privileged(uid) else self._limit_per_uid - self._claims.of_uid(uid)
         room = Room(uid, self._limit, self._limit_per_uid, self._limit - len(self), claims)
-        return BindAttempt(room, self._index, asker, lambda key: self._recover(key, uid))
+        return BindAttempt(room, self._index, asker, lambda key: self._recover(key, uid), self._repairs)
 
     def _recover(self, key: Key, uid: int) -> Listener | None:
         if (found := self._durable.recover(key, uid)) is None:
@@ -260,33 +268,6 @@ class ListenerStore:
             sock.close()
             raise
         return self._index.at(key)
-
-    def _apply(self, listener: Listener, options: Options, uid: int, is_outside: bool) -> dict[str, Any]:
-        """Apply what can change to the live listener. Return the former values of what this request has set."""
-        changes = options.name is not None or options.backlog is not None or is_outside
-        before = OptionsBefore(listener, options, held_outside_pid_namespace=is_outside) if changes else None
-        if options.name and (uid, options.name) != (listener.name_uid, listener.options.name):
-            self._index.rename(listener, options.name, uid)
-        if options.backlog not in (None, listener.options.backlog):
-            listener.options = msgspec.structs.replace(listener.options, backlog=options.backlog)
-        try:
-            # Even the same backlog: net.core.somaxconn may have changed, or a holder may have called listen(2).
-            repair.set_backlog(listener)
-        except OSError as error:
-            events.error("cannot-repair", address=listener.address, why=error)
-        listener.held_outside_pid_namespace |= is_outside
-        return {} if before is None else before.changed()
-
-    def _grant(
-        self, listener: Listener, created: bool, owner: Owner, receiver: Receiver, former: dict[str, Any]
-    ) -> Grant:
-        listener.handoffs += 1
-        listener.last_handoff_at = time.monotonic()
-        listener.received_by = receiver.pid
-        self._claims.grant(listener, owner)
-        grant = Grant(listener, owner, listener.handoffs, created, listener.backlog_warning(), receiver, former)
-        self.handoffs.add(grant)
-        return grant
 
     def remove_claim(self, listener: Listener, owner: Owner) -> None:
         """Remove an owner's claim. The listener stays open."""

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 
 from multibinder.binder.durable_records import DurableRecords
 from multibinder.binder.events import CallLater
+from multibinder.binder.key import Key
+from multibinder.binder.listener import Listener
 from multibinder.binder.records import Record
 from multibinder.binder.shutdown_watch import Repair, WatchShutdowns
 from multibinder.binder.store import ListenerStore
-from multibinder.wire.addresses import Address
 
 
 class NothingDurable:
@@ -23,7 +24,10 @@ class NothingDurable:
     def note(self, changed: Sequence[Record], *, forget: bool = True) -> None:
         pass
 
-    def recover(self, address: Address, uid: int) -> tuple[Record, socket.socket] | None:
+    def keep(self, listener: Listener) -> None:
+        pass
+
+    def recover(self, key: Key, uid: int) -> tuple[Record, socket.socket] | None:
         return None
 
 

@@ -42,7 +42,6 @@ def bind(
 
 
 def test_a_grant_on_which_nothing_rests_alone_is_not_pending(store: ListenerStore, served: Grant) -> None:
-    assert not bind(store, served).is_pending
     assert not bind(store, served, backlog=10).is_pending
 
 
@@ -53,6 +52,14 @@ def test_a_grant_that_changes_an_option_is_pending_and_undone(store: ListenerSto
     assert served.listener.options == Options(10)
     assert served.listener.queue_limit == 10
     assert list(served.listener.claims) == [ME]
+
+
+def test_a_grant_that_takes_an_option_off_is_pending_and_undone(store: ListenerStore, served: Grant) -> None:
+    lost = bind(store, served)
+    assert (lost.is_pending, served.listener.options.backlog, served.listener.setters) == (True, None, {})
+    store.handoffs.take_back([lost])
+    assert (served.listener.options, served.listener.setters) == (Options(10), {"backlog": ME})
+    assert served.listener.queue_limit == 10
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
@@ -91,7 +98,7 @@ def test_what_is_settled_is_not_settled_again(store: ListenerStore) -> None:
 def test_pending_handoffs_are_recorded_until_they_are_confirmed(store: ListenerStore, served: Grant) -> None:
     later = bind(store, served, backlog=20, connection=7)
     [pending] = served.listener.record().pending
-    assert pending == PendingHandoff(str(ME), later.handoff, 7, backlog=10)
+    assert pending == PendingHandoff(str(ME), later.handoff, 7, backlog=10, setters={"backlog": str(ME)})
     store.handoffs.confirm([later])
     assert served.listener.record().pending == []
 

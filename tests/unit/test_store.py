@@ -17,6 +17,7 @@ from multibinder.binder.listener import Grant
 from multibinder.binder.owner import Owner
 from multibinder.binder.store import ListenerStore
 from multibinder.kernel.accept_queue import accept_queue
+from multibinder.kernel.socket_options import cookie_of
 from multibinder.wire.status import OwnerStatus
 from tests.support import (
     can_connect,
@@ -584,8 +585,46 @@ def test_a_backlog_is_applied_to_the_live_socket(store: ListenerStore) -> None:
     assert accept_queue(grant.listener.socket).limit == 10
     again = bind_one(store, spec(str(grant.listener.address), backlog=20))
     assert (again.backlog, accept_queue(grant.listener.socket).limit) == (20, 20)
-    third = bind_one(store, same(grant))
-    assert third.backlog == 20, "a request without a backlog does not change it"
+    third = bind_one(store, same(grant), owner="other")
+    assert third.backlog == 20, "a request of another owner without a backlog does not change it"
+    assert bind_one(store, same(grant)).backlog == somaxconn()
+
+
+def test_an_option_ends_with_the_claim_of_the_owner_that_set_it_last(store: ListenerStore) -> None:
+    grant = bind_one(store, spec(backlog=10), owner="first")
+    bind_one(store, spec(str(grant.listener.address), backlog=20), owner="second")
+    store.release(same(grant), mine("first"))
+    assert accept_queue(grant.listener.socket).limit == 20
+    bind_one(store, same(grant), owner="third")
+    store.release(same(grant), mine("second"))
+    assert accept_queue(grant.listener.socket).limit == somaxconn()
+    assert grant.listener.options.backlog is None
+
+
+def test_a_moved_claim_takes_its_options_along(store: ListenerStore) -> None:
+    grant = bind_one(store, spec(backlog=10), owner="web")
+    bind_one(store, same(grant), owner="other")
+    store.move(mine("web"), 12345)
+    assert grant.listener.setters == {"backlog": Owner("web", 12345)}
+    assert grant.listener.options.backlog == 10
+
+
+def test_who_has_set_an_option_is_known_after_a_restart(store: ListenerStore) -> None:
+    alone = bind_one(store, spec(backlog=10), owner="web")
+    shared = bind_one(store, spec(backlog=10), owner="web")
+    bind_one(store, same(shared), owner="other")
+    assert (alone.listener.record().setters, shared.listener.record().setters) == ({}, {"backlog": str(mine("web"))})
+    records = {record.cookie: record for record in store.records()}
+    sockets = [socket.socket(fileno=descriptor) for _, descriptor in store.detach_all()]
+    next_version = new_store()
+    for sock in sockets:
+        next_version.restore(sock, records[cookie_of(sock)])
+    for listener in next_version.listeners():
+        assert listener.setters == {"backlog": mine("web")}
+        next_version.release(ListenerSpec(listener.address), mine("web"))
+    [left] = next_version.listeners()
+    assert accept_queue(left.socket).limit == somaxconn()
+    next_version.close()
 
 
 def test_changing_the_backlog_loses_no_client_that_waits(store: ListenerStore) -> None:
@@ -622,7 +661,7 @@ def test_a_backlog_that_a_holder_changed_is_restored_at_the_next_handoff(store: 
     grant = bind_one(store, spec(backlog=10))
     with grant.listener.socket.dup() as holder:
         holder.listen(3)  # asyncio does this when it starts to serve
-    again = bind_one(store, same(grant))
+    again = bind_one(store, same(grant), owner="other")
     assert accept_queue(grant.listener.socket).limit == 10
     assert (again.backlog, again.warning) == (10, None)
 
@@ -642,7 +681,7 @@ def test_a_listener_that_a_holder_shut_down_is_repaired_at_the_next_handoff(stor
     with grant.listener.socket.dup() as holder:
         holder.shutdown(socket.SHUT_RDWR)
     assert not can_connect(sockaddr(grant))
-    again = bind_one(store, same(grant))
+    again = bind_one(store, spec(str(grant.listener.address), backlog=10))
     assert again.listener is grant.listener
     assert again.backlog == 10
     assert can_connect(sockaddr(grant))
