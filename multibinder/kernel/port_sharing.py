@@ -14,9 +14,11 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 
-#: The sockets belong to this uid while they bind, if the process may give files away (CAP_CHOWN). No range of uids that
-#: is in use for users, containers or services reaches so far (UIDS-GIDS.md of systemd).
-_UNUSED_UID = 4_000_000_000
+from multibinder.kernel.reuseport import is_shared, set_shared
+
+#: The sockets belong to this uid while they bind, or share a port, if the process may give files away (CAP_CHOWN). No
+#: range of uids that is in use for users, containers or services reaches so far (UIDS-GIDS.md of systemd).
+UNUSED_UID = 4_000_000_000
 #: Addresses on which no client can arrive: one that routers discard (RFC 6666), and a multicast address.
 _UNREACHABLE = ((socket.AF_INET6, "100::6d:6273"), (socket.AF_INET, "224.109.98.115"))
 #: linux/in6.h. The address need not exist on this host.
@@ -29,51 +31,60 @@ def side_by_side(sockets: Sequence[socket.socket], port: int) -> Iterator[None]:
 
     They are all of TCP or all of UDP, for which the kernel makes no such note.
 
-    Afterwards none of them has SO_REUSEPORT, and other processes cannot bind beside them. One exception: if the
-    process may not give files away, and ``::`` without IPV6_V6ONLY was the last, another process of the same user can,
-    if it sets SO_REUSEPORT. A socket that is closed in the block is left alone.
+    Afterwards they have SO_REUSEPORT only if they had it before (``share``), and other processes cannot bind beside the
+    others. One exception: if the process may not give files away, and ``::`` without IPV6_V6ONLY was the last, another
+    process of the same user can, if it sets SO_REUSEPORT. A socket that is closed in the block is left alone.
     """
-    uids = [os.fstat(sock.fileno()).st_uid for sock in sockets]
+    before = [(is_shared(sock), os.fstat(sock.fileno()).st_uid) for sock in sockets]
     is_given_away = False
     try:
         for sock in sockets:
-            _share(sock, True)
+            set_shared(sock, True)
         with contextlib.suppress(OSError):
             for sock in sockets:
-                os.fchown(sock.fileno(), _UNUSED_UID, -1)
+                os.fchown(sock.fileno(), UNUSED_UID, -1)
             is_given_away = True
         yield
     finally:
         if not is_given_away and sockets[0].type == socket.SOCK_STREAM:
             _note_unreachable_address(port)
-        for sock, uid in zip(sockets, uids, strict=True):
+        for sock, (was_shared, uid) in zip(sockets, before, strict=True):
             if sock.fileno() >= 0:
-                _share(sock, False)
+                set_shared(sock, was_shared)
                 with contextlib.suppress(OSError):
                     os.fchown(sock.fileno(), uid, -1)
 
 
+def share(sock: socket.socket) -> None:
+    """Let a socket have its port together with others of this process for as long as they like.
+
+    No other process can join them if this one may give files away. Else one of the same user can, if it sets
+    SO_REUSEPORT.
+    """
+    set_shared(sock, True)
+    if os.fstat(sock.fileno()).st_uid != UNUSED_UID:
+        with contextlib.suppress(OSError):
+            os.fchown(sock.fileno(), UNUSED_UID, -1)
+
+
 def end_sharing(sock: socket.socket) -> None:
-    """Undo what a process that was killed in a block of ``side_by_side`` has left on the socket."""
-    _share(sock, False)
-    if os.fstat(sock.fileno()).st_uid == _UNUSED_UID:
+    """Undo ``share``, and what a process that was killed in a block of ``side_by_side`` has left on the socket."""
+    set_shared(sock, False)
+    if os.fstat(sock.fileno()).st_uid == UNUSED_UID:
         with contextlib.suppress(OSError):
             os.fchown(sock.fileno(), os.geteuid(), -1)
 
 
 def stop_sharing(sock: socket.socket, port: int) -> None:
-    """Take SO_REUSEPORT away from a socket that another program has bound with it, and the note that it has left.
+    """Take SO_REUSEPORT away from a socket that was bound with it, and the note that it has left.
 
     Another socket, which is never ready, is bound beside it for a moment, because a bind is what changes the note.
     Raises OSError.
     """
+    end_sharing(sock)
     with socket.socket(sock.family, sock.type, sock.proto) as last, side_by_side([sock, last], port):
         last.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         last.bind(sock.getsockname())
-
-
-def _share(sock: socket.socket, shared: bool) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
 
 
 def _note_unreachable_address(port: int) -> None:
@@ -84,7 +95,7 @@ def _note_unreachable_address(port: int) -> None:
     for family, host in _UNREACHABLE:
         with contextlib.suppress(OSError), socket.socket(family) as last:
             last.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            _share(last, True)
+            set_shared(last, True)
             if family == socket.AF_INET6:
                 last.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
             last.bind((host, port))

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from multibinder.kernel import bpf, reuseport
+from multibinder.kernel import bpf, port_sharing, reuseport
 from multibinder.kernel.accept_queue import accept_queue
 from multibinder.kernel.parking import park
 from tests.support import clean_environment
@@ -94,18 +94,19 @@ def test_with_the_setting_no_connection_is_lost_and_it_is_read_where_the_socket_
             for retired in group.sockets[:0:-1]:
                 retired.shutdown(socket.SHUT_RDWR)
             assert group.waiting()[0] == CLIENTS
-        return reuseport.migrates_by_setting()
+        return True
 
     assert in_new_network(moves, tcp_migrate_req="1")
-    assert not in_new_network(reuseport.migrates_by_setting, tcp_migrate_req="0")
+    for value in "01":
+        with in_new_network(socket.socket, tcp_migrate_req=value) as elsewhere:
+            assert reuseport.migrates_by_setting(elsewhere) == (value == "1")
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_new_connections_are_steered_to_the_first_members_until_that_is_taken_away(group: Group, count: int) -> None:
-    reuseport.steer_to_first(group.sockets[3], count)
+@pytest.mark.parametrize("numbers", [[0], [0, 1], [0, 2, 3], [3, 1]])
+def test_new_connections_are_steered_to_some_members_until_that_is_taken_away(group: Group, numbers: list[int]) -> None:
+    reuseport.steer(group.sockets[3], numbers)
     group.connect()
-    assert sum(group.waiting()[:count]) == CLIENTS
-    assert all(group.waiting()[:count])
+    assert [bool(length) for length in group.waiting()] == [number in numbers for number in range(4)]
     reuseport.remove_program(group.sockets[3])
     reuseport.remove_program(group.sockets[3])  # without a program
     group.connect()
@@ -115,7 +116,7 @@ def test_new_connections_are_steered_to_the_first_members_until_that_is_taken_aw
 def test_the_last_member_takes_the_number_of_one_that_leaves(group: Group) -> None:
     group.sockets[1].shutdown(socket.SHUT_RDWR)
     group.sockets[1].listen(CLIENTS)
-    reuseport.steer_to_first(group.sockets[0], 2)
+    reuseport.steer(group.sockets[0], [0, 1])
     group.connect()
     assert [bool(length) for length in group.waiting()] == [True, False, False, True]
 
@@ -123,7 +124,7 @@ def test_the_last_member_takes_the_number_of_one_that_leaves(group: Group) -> No
 def test_datagrams_are_steered_too() -> None:
     group = Group(3, socket.SOCK_DGRAM)
     with group.stack:
-        reuseport.steer_to_first(group.sockets[0], 1)
+        reuseport.steer(group.sockets[0], [0])
         for _ in range(CLIENTS):
             with socket.socket(type=socket.SOCK_DGRAM) as client:
                 client.sendto(b"x", group.sockets[0].getsockname())
@@ -168,3 +169,20 @@ def test_without_the_right_loading_fails_with_eperm_and_leaves_no_descriptor() -
         check=False,
     )
     assert done.stdout == "refused True\n", done.stderr
+
+
+def test_no_other_process_joins_sockets_that_share_a_port_for_good_or_did() -> None:
+    require("root", os.geteuid() == 0, "giving sockets to another uid needs CAP_CHOWN")
+    with socket.socket() as first, socket.socket() as second:
+        for sock in (first, second):
+            port_sharing.share(sock)
+            sock.bind(first.getsockname() if sock is second else ("127.0.0.1", 0))
+            sock.listen()
+        for is_shared in (True, False):
+            assert reuseport.is_shared(first) == is_shared
+            with socket.socket() as foreign:
+                reuseport.set_shared(foreign, True)
+                with pytest.raises(OSError, match="in use"):
+                    foreign.bind(first.getsockname())
+            second.close()
+            port_sharing.stop_sharing(first, first.getsockname()[1])

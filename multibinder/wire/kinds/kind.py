@@ -57,6 +57,8 @@ class Kind(abc.ABC):
     live_options: ClassVar[frozenset[str]]
     #: Whether several listeners can share an address (SO_REUSEPORT).
     can_shard: ClassVar[bool] = False
+    #: Whether the kernel can give the clients in the queue of a shard that stops to another one.
+    moves_clients: ClassVar[bool] = False
 
     @abc.abstractmethod
     def recognizes(self, sock: socket.socket) -> bool:

@@ -13,7 +13,7 @@ from multibinder.wire.kinds.tcp import Tcp
 
 
 class Mptcp(Tcp):
-    """TCP but for the protocol of the socket. Its queue, its repair, its shards and its end are TCP's.
+    """TCP but for the protocol of the socket. Its queue, its repair and its end are TCP's.
 
     Its sockets take ports of TCP: a TCP listener cannot be beside one on the same address.
     """
@@ -22,6 +22,11 @@ class Mptcp(Tcp):
     # Without SO_BUF_LOCK, sizes of buffers cannot be taken off again. TCP_USER_TIMEOUT is not known to it.
     fixed_options = Tcp.fixed_options | {"rcvbuf", "sndbuf"}
     live_options = Tcp.live_options - {"rcvbuf", "sndbuf", "user_timeout"}
+
+    # The kernel takes no program for a group of them, and a connection of an MPTCP client that it moves to another socket,
+    # with net.ipv4.tcp_migrate_req=1, is never accepted. So a shard could not go without losing clients.
+    can_shard = False
+    moves_clients = False
 
     protocol = socket.IPPROTO_MPTCP
     address_type = MptcpAddress

@@ -56,6 +56,7 @@ class Tcp(Inet):
         }
     )
     can_shard = True
+    moves_clients = True
     ss_options = "lt"
 
     #: The protocol of its sockets, and the family of their addresses.
