@@ -162,7 +162,7 @@ class Adoption:
             address = each.asked.spec.address
             if len(groups[Key.of(each.asked.spec)]) == 1:
                 with contextlib.suppress(OSError):  # the command has done it before, with more rights
-                    kinds.of_address(address).stop_sharing(each.socket)
+                    kinds.of_address(address).take_alone(each.socket, address)
         try:
             adopted = iter(self._store.adopt([(each.socket, one) for each, one in zip(new, records, strict=True)]))
         except OSError as error:

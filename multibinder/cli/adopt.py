@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 import click
@@ -212,14 +213,20 @@ def _adopt(
         if each.address is not None and each.socket is not None and not each.obstacle
     ]
     former: dict[int, int] = {}
+    on_one_address = Counter((spec.address, spec.netns) for spec, _ in wanted)
 
     def give_to(uid: int) -> None:
         # The kernel lets sockets share a port only if they belong to one user (socket(7), SO_REUSEPORT).
-        for _, sock in wanted:
-            if cookie_of(sock) not in held and (was := os.fstat(sock.fileno()).st_uid) != uid:
+        for spec, sock in wanted:
+            if cookie_of(sock) in held:
+                continue
+            if (was := os.fstat(sock.fileno()).st_uid) != uid:
                 former[sock.fileno()] = was
                 with contextlib.suppress(PermissionError):
                     os.fchown(sock.fileno(), uid, -1)
+            if on_one_address[spec.address, spec.netns] == 1:
+                with contextlib.suppress(OSError):
+                    kinds.of_address(spec.address).take_alone(sock, spec.address)
 
     try:
         adopted = binder.adopt(wanted, owner=owner, before_sending=give_to)

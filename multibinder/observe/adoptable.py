@@ -16,7 +16,7 @@ from multibinder.kernel.pidfd import duplicate_socket
 from multibinder.kernel.process import is_program, name_of
 from multibinder.kernel.socket_options import is_connected, netns_cookie_of
 from multibinder.observe.holders import Place, Process
-from multibinder.observe.server_habits import habits_of, makes_path_anew
+from multibinder.observe.server_habits import habits_of, makes_path_anew, name_for_next_server
 from multibinder.wire import kinds
 from multibinder.wire.addresses import Address
 from multibinder.wire.errors import AddressError
@@ -169,6 +169,8 @@ class _Search:
     def _adoptable(self, inode: int, sock: socket.socket) -> Adoptable:
         holders, asked, kind = _processes(self._holders[inode]), self._asked.get(inode), kinds.of_socket(sock)
         address = asked or _address_of(sock)
+        if kind is not None and address is not None and asked is None:
+            address = name_for_next_server(kind, sock, address, holders)
         if kind is None or address is None:
             return Adoptable(None, sock, holders, "multibinder has no kind for this sort of socket")
         obstacle = ""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable, Iterator
 
 from multibinder.observe.holders import Process
 from multibinder.wire import kinds
 from multibinder.wire.addresses import Address
+from multibinder.wire.kinds import Kind
 
 #: Programs (comm) that unlink the path of their Unix sockets at their end.
 _UNLINKING = ("nginx", "gunicorn", "php-fpm")
@@ -15,6 +17,16 @@ _UNLINKING = ("nginx", "gunicorn", "php-fpm")
 def habits_of(address: Address, holders: Iterable[Process]) -> tuple[str, ...]:
     """Return sentences about what the programs that hold a listener do to it, when other processes hold it too."""
     return tuple(dict.fromkeys(_habits(address, [each.name for each in holders])))
+
+
+def name_for_next_server(kind: Kind, sock: socket.socket, address: Address, holders: Iterable[Process]) -> Address:
+    """Return the address by which the next server will ask for this socket.
+
+    A UDP socket with SO_REUSEADDR could be for QUIC. Of the servers that set it, only HAProxy needs it for that.
+    """
+    plain, *_ = kind.effective_addresses(address, None)
+    is_haproxy = any(each.name.startswith("haproxy") for each in holders)
+    return plain if not is_haproxy and kind.is_bound_to(sock, plain) else address
 
 
 def makes_path_anew(address: Address, holders: Iterable[Process]) -> bool:

@@ -58,7 +58,7 @@ ADOPT = Section(
             "the socket that came is of another kind (…)",
             "the socket that came is connected to a client",
             "the socket that came does not listen",
-            "the socket that came is in another network namespace (cookie:…)",
+            "the socket that came is in another network namespace (…)",
             "the same socket came twice in one request",
             "it is the control socket of this binder",
             "the descriptor that came is no socket",
@@ -73,10 +73,9 @@ ADOPT = Section(
             remedy="stop the server that does not get its socket from the binder, or `multibinder release` the address",
         ),
         entry(
-            "Could not adopt: this binder holds its limit of listeners",
+            "this binder holds its limit of listeners (multibinder serve --max-listeners)",
             cause="`serve --max-listeners` is reached",
             remedy="raise it",
-            fragment="Could not adopt: this binder holds its limit of",
         ),
         entry(
             "Could not adopt: …",

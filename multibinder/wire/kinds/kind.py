@@ -146,8 +146,8 @@ class Kind(abc.ABC):
     def end_sharing(self, sock: socket.socket) -> None:  # noqa: B027 (most kinds have nothing to do)
         """Undo what a process that was killed while it opened a socket beside this one has left on it."""
 
-    def stop_sharing(self, sock: socket.socket) -> None:  # noqa: B027 (most kinds have nothing to do)
-        """Let no other process bind the address of a socket that another program has opened, if it has SO_REUSEPORT.
+    def take_alone(self, sock: socket.socket, address: Address) -> None:  # noqa: B027 (most kinds have nothing to do)
+        """Let no other process bind ``address``, which a socket of another program has with SO_REUSEPORT, too.
 
         Raises OSError. Needs CAP_CHOWN for a wildcard address.
         """

@@ -116,9 +116,9 @@ class Tcp(Inet):
     def end_sharing(self, sock: socket.socket) -> None:
         end_sharing(sock)
 
-    def stop_sharing(self, sock: socket.socket) -> None:
+    def take_alone(self, sock: socket.socket, address: Address) -> None:
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
-            stop_sharing(sock, self.address_of(sock).port)
+            stop_sharing(sock, inet(address).port)
 
     def turn_away(self, sock: socket.socket) -> float:
         """Clients of other hosts are refused. One of this host is kept waiting while the queue is not empty, because

@@ -41,6 +41,16 @@ class Udp(Inet):
         is_shared = sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
         return (QuicAddress if is_shared else UdpAddress).of_name(sock.getsockname())
 
+    def is_bound_to(self, sock: socket.socket, address: Address) -> bool:
+        """A socket with SO_REUSEADDR may be that of a plain server, too, which has no use for it."""
+        bound = sock.getsockname()
+        return address in (UdpAddress.of_name(bound), self.address_of(sock))
+
+    def take_alone(self, sock: socket.socket, address: Address) -> None:
+        for option in (socket.SO_REUSEPORT, socket.SO_REUSEADDR):
+            if option != socket.SO_REUSEADDR or address == UdpAddress.of_name(sock.getsockname()):
+                sock.setsockopt(socket.SOL_SOCKET, option, 0)
+
     def accepts(self, address: Address) -> bool:
         return False
 
