@@ -70,6 +70,9 @@ class Inet(Kind):
                     ", and no process listens there: a connection or a bound socket has it; find it "
                     f"('ss -{self.ss_options.replace('l', '')}anp', as root) or choose another port"
                 )
+            if holders and " on " not in holders:  # else they have another address, which takes this one as well
+                adopt = f"take it over with 'multibinder adopt {address}'"
+                return f", by {holders}; {adopt}, stop it, or choose another address or port"
             by = f", by {holders}; stop it" if holders else f"; find who has it ('ss -{self.ss_options}np', as root)"
             return f"{by} or choose another port"
         if number == errno.EACCES:
