@@ -20,7 +20,7 @@ import msgspec
 from multibinder.binder import events
 from multibinder.binder.answer import Answer, Reply, result
 from multibinder.binder.caller import Caller
-from multibinder.binder.key import Key, own_netns
+from multibinder.binder.key import Key, netns_of, own_netns
 from multibinder.binder.listener import Listener
 from multibinder.binder.listener_methods import Answering, StoreDescriptors
 from multibinder.binder.owner import Owner, is_privileged, owner_named
@@ -256,19 +256,22 @@ def _canonical(netns: str) -> str:
 
 def _record(each: _Verified, shard: int) -> Record:
     """Return the record of a listener that its owner has bound with the options that its socket has."""
-    options, owner, sock = each.asked.spec.options, each.asked.owner, each.socket
+    owner, sock, name = each.asked.owner, each.socket, each.asked.spec.options.name
     kind = kinds.of_address(each.asked.spec.address)
+    found = kind.options_of(sock).given
     return Record(
         str(each.asked.spec.address),
         cookie_of(sock),
         inode_of(sock),
         claims={str(owner): 1},
-        name=options.name,
-        name_uid=owner.uid if options.name else None,
+        name=name,
+        name_uid=owner.uid if name else None,
         backlog=kind.queue(sock).limit or None,
         handoffs=1,
         created=time.time(),
+        netns=netns_of(each.asked.spec),
         shard=shard,
+        options={option: value for option, value in found.items() if option in kind.live_options},
     )
 
 

@@ -77,6 +77,26 @@ def test_an_adopted_listener_is_the_same_socket_with_its_backlog_and_owner(
             assert [each.owners for each in client.list()] == [["web"]]
 
 
+def test_the_options_of_an_adopted_listener_are_those_of_its_socket(
+    start_binder: StartBinder, listening: socket.socket
+) -> None:
+    """They are in force until the owner binds without them, as if it had asked for them."""
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 3)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 5000)
+    binder = start_binder()
+    with multibinder.Client(binder.socket_path) as client:
+        client.adopt([(spec_of(listening), listening)], owner="web")
+        client.upgrade()
+        [of_another] = client.bind([spec_of(listening)], owner="other")
+        with of_another:
+            assert of_another.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 5000
+            assert of_another.getsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT) == 3
+        [sock] = client.bind([spec_of(listening)], owner="web")
+        with sock:
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT) == 0
+
+
 def test_what_is_adopted_is_not_shared_with_other_processes_any_more(binder: Binder, listening: socket.socket) -> None:
     with multibinder.Client(binder.socket_path) as client:
         client.adopt([(spec_of(listening), listening)])
