@@ -128,7 +128,7 @@ def test_a_file_of_rubbish_is_reported(path: str, rubbish: bytes, caplog: pytest
         b'{"address":"127.0.0.1:80","cookie":18446744073709551616}',
         b'{"address":"127.0.0.1:80","cookie":5,"inode":-1}',
         b'{"address":"127.0.0.1:99999","cookie":5}',
-        b'{"address":"/tomorrow","cookie":5}',
+        b'{"address":"tomorrow","cookie":5}',
         b'{"address":"127.0.0.1:80","cookie":5,"backlog":0}',
         b'{"address":"127.0.0.1:80","cookie":5,"backlog":2147483648}',
         b'{"address":"127.0.0.1:80","cookie":5,"name":"a b"}',

@@ -94,10 +94,14 @@ class Address(msgspec.Struct, frozen=True):
 def split_prefix(text: str) -> tuple[str, str]:
     """Split ``tcp@192.0.2.1:80`` into the prefix with its ``@``, which may be empty, and the rest.
 
+    A path alone has the prefix ``/``, and is the rest as well.
+
     Raises AddressError if ``text`` is no text.
     """
     if not isinstance(text, str):
         raise AddressError(f"{shown(text)} is of type {type(text).__name__}: give a str, as '192.0.2.1:80'")
+    if text.startswith("/"):
+        return "/", text
     found = _PREFIX.match(text)
     return (found[0], text[found.end() :]) if found else ("", text)
 
