@@ -225,7 +225,8 @@ class HealthMonitor:
         return orphan_ttl_of(self._orphan_ttls, str(listener.address), listener.labels) if self._orphan_ttls else None
 
     def _health(self, listener: Listener, observation: Observation, now: float) -> ListenerHealth:
-        queue = listener.kind.queue(listener.socket)
+        kind = listener.kind
+        queue = kind.queue(listener.socket)
         holders = observation.holders
         if listener.draining:
             state = "draining"
@@ -242,12 +243,12 @@ class HealthMonitor:
             name=listener.options.name,
             owners=[] if listener.draining else listener.owners,
             state=state,
-            queue=queue.length,
-            limit=queue.limit,
+            queue=queue.length if kind.tells_queue else None,
+            limit=queue.limit if kind.tells_queue else None,
             backlog_requested=listener.options.backlog,
             v6only=listener.options.v6only,
-            drops=listener.kind.drops(listener.socket),
-            drops_per_s=observation.drops_per_s,
+            drops=kind.drops(listener.socket) if kind.tells_drops else None,
+            drops_per_s=observation.drops_per_s if kind.tells_drops else None,
             handoffs=listener.handoffs,
             created=listener.created,
             cookie=listener.cookie,
@@ -259,4 +260,9 @@ class HealthMonitor:
             repairs=listener.repairs,
             repaired_at=listener.repaired_at or None,
             kept=listener.kept,
+            kind=kind.name,
+            shard=listener.shard,
+            netns=listener.netns,
+            options=listener.options.given,
+            accepts=kind.accepts(listener.address),
         )

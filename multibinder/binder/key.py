@@ -10,6 +10,7 @@ from multibinder.kernel import netns
 from multibinder.wire.addresses import Address
 from multibinder.wire.messages import ListenerSpec
 from multibinder.wire.options import COOKIE
+from multibinder.wire.status import shown_key
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -29,9 +30,7 @@ class Key(msgspec.Struct, frozen=True):
         return Key(spec.address, netns_of(spec), spec.shard)
 
     def __str__(self) -> str:
-        parts = [f"shard {self.shard}"] if self.shard else []
-        parts += [f"netns {COOKIE}{self.netns}"] if self.netns else []
-        return f"{self.address} ({', '.join(parts)})" if parts else str(self.address)
+        return shown_key(str(self.address), self.shard, self.netns)
 
 
 def netns_of(spec: ListenerSpec) -> int:

@@ -180,11 +180,12 @@ class Listener(msgspec.Struct, eq=False):
         )
 
     def status(self) -> ListenerStatus:
+        tells_backlog = self.kind.tells_queue and self.kind.accepts(self.address)
         return ListenerStatus(
             address=str(self.address),
             name=self.options.name,
             owners=[] if self.draining else self.labels,
-            backlog=self.kind.queue(self.socket).limit,
+            backlog=self.kind.queue(self.socket).limit if tells_backlog else None,
             backlog_requested=self.options.backlog,
             v6only=self.options.v6only,
             handoffs=self.handoffs,
@@ -192,6 +193,10 @@ class Listener(msgspec.Struct, eq=False):
             cookie=self.cookie,
             claims=[] if self.draining else self.owners,
             draining=self.draining,
+            kind=self.kind.name,
+            shard=self.shard,
+            netns=self.netns,
+            options=self.options.given,
         )
 
 

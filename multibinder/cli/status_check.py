@@ -21,18 +21,18 @@ def judge(report: Report) -> tuple[int, str]:
     orphans = [row for row in rows if row.state == "orphan"]
     stalled = [row for row in rows if row.state == "stalled"]
     repaired = [row for row in rows if row.repaired_at is not None and row.repaired_at > report.at - _REPAIR_MATTERS_S]
-    dropping = [row for row in rows if row.drops_per_s > 0]
-    full = [row for row in rows if row.queue and row.queue >= _NEARLY_FULL * row.limit]
+    dropping = [row for row in rows if row.drops_per_s]
+    full = [row for row in rows if row.queue and row.limit and row.queue >= _NEARLY_FULL * row.limit]
     unkept = [row for row in rows if not row.kept] if report.binder["keeper"] is not None else []
     complaints = [
         f"{len(found)} {what}: {addresses(found, describe)}"
         for what, found, describe in (
             ("orphan" if len(orphans) == 1 else "orphans", orphans, _waiting),
             ("stalled", stalled, _waiting),
-            ("dropping clients", dropping, lambda row: f"{row.address} ({rate_text(row.drops_per_s)}/s)"),
-            ("nearly full", full, lambda row: f"{row.address} ({row.queue} of {row.limit})"),
-            ("repaired", repaired, lambda row: row.address),
-            ("not kept through a crash", unkept, lambda row: row.address),
+            ("dropping clients", dropping, lambda row: f"{row.key} ({rate_text(row.drops_per_s or 0)}/s)"),
+            ("nearly full", full, lambda row: f"{row.key} ({row.queue} of {row.limit})"),
+            ("repaired", repaired, lambda row: row.key),
+            ("not kept through a crash", unkept, lambda row: row.key),
         )
         if found
     ]
@@ -46,10 +46,10 @@ def judge(report: Report) -> tuple[int, str]:
         "stalled": f"{len(stalled)};;0",
         "repaired": f"{len(repaired)};0",
         "hidden": f"{hidden}",
-        "waiting": f"{sum(row.queue for row in rows)}",
-        "fullest": f"{max((100 * row.queue / max(1, row.limit) for row in rows), default=0):.0f}%;80",
-        "drops": f"{sum(row.drops for row in rows)}c",
-        "drops_per_second": f"{sum(row.drops_per_s for row in rows):.2f};0",
+        "waiting": f"{sum(row.queue or 0 for row in rows if row.accepts)}",
+        "fullest": f"{max((100 * (row.queue or 0) / max(1, row.limit or 0) for row in rows), default=0):.0f}%;80",
+        "drops": f"{sum(row.drops or 0 for row in rows)}c",
+        "drops_per_second": f"{sum(row.drops_per_s or 0 for row in rows):.2f};0",
         "descriptors": f"{report.binder['descriptors']};;;0;{report.binder['descriptors_limit']}",
     }
     text = "; ".join(complaints) if complaints else f"{count(len(rows), 'listener')} serving"
@@ -59,4 +59,5 @@ def judge(report: Report) -> tuple[int, str]:
 
 
 def _waiting(row: Row) -> str:
-    return f"{row.address} ({row.queue} waiting)"
+    waiting = "-" if row.queue is None else row.queue
+    return f"{row.key} ({waiting}{'' if row.accepts else ' bytes'} waiting)"

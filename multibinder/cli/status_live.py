@@ -74,18 +74,18 @@ class LiveStatus:
 
     def _update(self, report: Report, asked_at: float) -> None:
         if self._report is not None:
-            before = {row.cookie: row.drops for row in self._report.listeners}
+            before = {row.cookie: row.drops for row in self._report.listeners if row.drops is not None}
             passed_s = asked_at - self._asked_at
             self._rates = {
                 row.cookie: (row.drops - before[row.cookie]) % 2**32 / passed_s
                 for row in report.listeners
-                if row.cookie in before
+                if row.cookie in before and row.drops is not None
             }
         self._histories = {
             row.cookie: self._histories.get(row.cookie) or deque(maxlen=_HISTORY) for row in report.listeners
         }
         for row in report.listeners:
-            self._histories[row.cookie].append(row.queue)
+            self._histories[row.cookie].append(row.queue or 0)
         self._report, self._asked_at = report, asked_at
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:

@@ -22,7 +22,7 @@ FORMAT = 1
 STATES = ("orphan", "stalled", "repaired", "draining", "serving")
 
 
-class Row(ListenerHealth, frozen=True):
+class Row(ListenerHealth, frozen=True, kw_only=True):
     """A listener of the report. ``holders_complete`` is True if no holder can be hidden from this command."""
 
     holders_complete: bool

@@ -46,7 +46,7 @@ def table(
     ``rates`` (drops a second) and ``histories`` (lengths of the queue, the oldest first) are by the listener's cookie.
     """
     rows = report.listeners
-    cells = [_cells(row, report.at, (rates or {}).get(row.cookie, row.drops_per_s)) for row in rows]
+    cells = [_cells(row, report.at, _rate(row, rates or {})) for row in rows]
     widths = [max(map(len, column)) for column in zip(_HEADINGS, *cells, strict=True)]
     total = sum(widths) + len(_SEPARATOR) * (len(widths) - 1)
     if total > width:
@@ -78,7 +78,7 @@ def _several_lines(
     lines = [_line(_join(cells, widths), row.state)]
     if len(lines[0].text) > width:
         lines = [
-            _line(_SEPARATOR.join([cells[0].ljust(widths[0]), row.address]), row.state),
+            _line(_SEPARATOR.join([cells[0].ljust(widths[0]), row.key]), row.state),
             _line(_join(("", "", *cells[2:]), widths)),
         ]
         name = f"({row.name})" if row.name else ""
@@ -90,14 +90,18 @@ def _several_lines(
     return [*lines, *(_line(indent + line) for line in wrapped)]
 
 
-def _cells(row: Row, now: float, rate: float) -> tuple[str, ...]:
+def _rate(row: Row, rates: Mapping[int, float]) -> float | None:
+    return None if row.drops_per_s is None else rates.get(row.cookie, row.drops_per_s)
+
+
+def _cells(row: Row, now: float, rate: float | None) -> tuple[str, ...]:
     name = f" ({row.name})" if row.name else ""
     return (
         row.state,
-        row.address + name,
-        f"{row.queue}/{row.limit}",
-        str(row.drops),
-        rate_text(rate),
+        row.key + name,
+        "-" if row.queue is None else f"{row.queue}/{row.limit}{'' if row.accepts else ' B'}",
+        "-" if row.drops is None else str(row.drops),
+        "-" if rate is None else rate_text(rate),
         str(row.handoffs),
         age(now - row.created),
     )
@@ -118,8 +122,10 @@ def _history(row: Row, histories: Mapping[int, Sequence[int]] | None, levels: st
     if histories is None:
         return ""
 
+    limit = max(1, row.limit or 0)
+
     def level(length: int) -> str:
-        return levels[0 if not length else min(len(levels) - 1, 1 + length * (len(levels) - 2) // max(1, row.limit))]
+        return levels[0 if not length else min(len(levels) - 1, 1 + length * (len(levels) - 2) // limit)]
 
     return "".join(map(level, histories.get(row.cookie, ())))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 #: Upper bounds of the buckets of ``Counters.request_buckets``, in seconds.
@@ -15,6 +17,13 @@ class OwnerStatus(msgspec.Struct, frozen=True):
     uid: int
 
 
+def shown_key(address: str, shard: int, netns: int) -> str:
+    """Return the key of a listener as people read it. No two listeners of a binder have the same."""
+    parts = [f"shard {shard}"] if shard else []
+    parts += [f"netns cookie:{netns}"] if netns else []
+    return f"{address} ({', '.join(parts)})" if parts else address
+
+
 class ListenerStatus(msgspec.Struct, frozen=True):
     """One listener as ``list`` shows it.
 
@@ -22,12 +31,15 @@ class ListenerStatus(msgspec.Struct, frozen=True):
     ``created`` is in seconds since the epoch; ``cookie`` is SO_COOKIE, which identifies the socket for its whole life.
     ``owners`` has the label of each claim, ``claims`` its label and uid; a binder of 0.1 does not send ``claims``.
     ``draining``: it is released, and closes when its holders have accepted the clients that wait.
+    ``kind`` is the kind of socket; ``shard`` and ``netns`` belong to its key (``netns`` is the SO_NETNS_COOKIE of its
+    network namespace, 0 for the binder's own). ``options`` are those that are in force, by their names.
+    ``backlog`` is None if it has none, or the kernel does not tell it.
     """
 
     address: str
     name: str | None
     owners: list[str]
-    backlog: int
+    backlog: int | None
     backlog_requested: int | None
     v6only: bool | None
     handoffs: int
@@ -35,6 +47,14 @@ class ListenerStatus(msgspec.Struct, frozen=True):
     cookie: int
     claims: list[OwnerStatus] = []
     draining: bool = False
+    kind: str = "tcp"
+    shard: int = 0
+    netns: int = 0
+    options: dict[str, Any] = {}
+
+    @property
+    def key(self) -> str:
+        return shown_key(self.address, self.shard, self.netns)
 
 
 class Counters(msgspec.Struct):
@@ -74,19 +94,21 @@ class ListenerHealth(msgspec.Struct, frozen=True):
     client that has to try again (SO_MEMINFO); ``drops_per_s`` is the rate between the last two samples. ``holders`` are
     those of the last search, without the keeper; None if some process could not be read and no holder was found.
     ``orphan_ttl_s`` is the age at which an orphan is closed; None: never. ``kept``: it would survive a crash of the
-    binder.
+    binder. ``kind``, ``shard``, ``netns`` and ``options`` are those of ``ListenerStatus``. ``accepts`` is false for a
+    listener that receives datagrams: ``queue`` and ``limit`` are bytes of memory then. ``queue``, ``limit``, ``drops``
+    and ``drops_per_s`` are None if the kernel does not tell them.
     """
 
     address: str
     name: str | None
     owners: list[OwnerStatus]
     state: str
-    queue: int
-    limit: int
+    queue: int | None
+    limit: int | None
     backlog_requested: int | None
     v6only: bool | None
-    drops: int
-    drops_per_s: float
+    drops: int | None
+    drops_per_s: float | None
     handoffs: int
     created: float
     cookie: int
@@ -98,6 +120,15 @@ class ListenerHealth(msgspec.Struct, frozen=True):
     repairs: int
     repaired_at: float | None
     kept: bool
+    kind: str = "tcp"
+    shard: int = 0
+    netns: int = 0
+    options: dict[str, Any] = {}
+    accepts: bool = True
+
+    @property
+    def key(self) -> str:
+        return shown_key(self.address, self.shard, self.netns)
 
 
 class BinderStatus(msgspec.Struct, frozen=True):

@@ -47,7 +47,7 @@ def shorter_than_requested(facts: Facts) -> Iterator[Finding]:
             wanted = held.requested
             if wanted is None or sock.limit >= wanted or (most is not None and wanted > most):
                 continue
-            if sock.limit < held.backlog:
+            if held.backlog is not None and sock.limit < held.backlog:
                 yield Finding(
                     "backlog",
                     "warning",

@@ -36,6 +36,7 @@ class Namespace(msgspec.Struct, frozen=True):
 
 class BinderListener(msgspec.Struct, frozen=True):
     """A listener as its binder reports it. ``requested`` is the requested backlog; None means any.
+    ``backlog`` is None if the socket has none.
 
     ``owners`` are labels, each with its uid if the claims are of several users. ``kept``: the keeper has a copy.
     """
@@ -43,7 +44,7 @@ class BinderListener(msgspec.Struct, frozen=True):
     address: str
     cookie: int
     owners: tuple[str, ...]
-    backlog: int
+    backlog: int | None
     requested: int | None
     kept: bool | None = None
 

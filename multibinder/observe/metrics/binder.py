@@ -46,6 +46,10 @@ EVICTIONS = Counter("multibinder_evictions_total", "Idle connections closed to m
 
 QUEUE = Gauge("multibinder_listener_queue_length", "Connections in the accept queue.", _LABELS)
 QUEUE_LIMIT = Gauge("multibinder_listener_queue_limit", "The most connections that fit in the accept queue.", _LABELS)
+MEMORY = Gauge("multibinder_listener_queue_bytes", "Memory of the datagrams that wait to be received.", _LABELS)
+MEMORY_LIMIT = Gauge(
+    "multibinder_listener_queue_limit_bytes", "The most memory that datagrams that wait may take.", _LABELS
+)
 BACKLOG = Gauge("multibinder_listener_backlog_requested", "The backlog that was asked for.", _LABELS)
 DROPS = Counter(
     "multibinder_listener_drops_total", "Packets dropped by this socket; their clients must retry.", _LABELS
@@ -75,8 +79,8 @@ OWNER = Info(
 FAMILIES: Sequence[Described] = (
     UP, BUILD, START_TIME, STARTS, UPGRADES, POLICY, CLIENTS, DESCRIPTORS, DESCRIPTORS_LIMIT, IN_FLIGHT, LISTENERS,
     LISTENERS_LIMIT, KEEPER, KEPT, KEPT_LIMIT, LOOKED_AT, REQUESTS, REFUSALS, DURATION, HANDOFFS, CONNECTIONS,
-    EVICTIONS, QUEUE, QUEUE_LIMIT, BACKLOG, DROPS, LISTENER_HANDOFFS, HOLDERS, HIDDEN, STATE, ORPHAN, ORPHAN_TTL,
-    STALLED, REPAIRS, IS_KEPT, CREATED, OWNER,
+    EVICTIONS, QUEUE, QUEUE_LIMIT, MEMORY, MEMORY_LIMIT, BACKLOG, DROPS, LISTENER_HANDOFFS, HOLDERS, HIDDEN, STATE,
+    ORPHAN, ORPHAN_TTL, STALLED, REPAIRS, IS_KEPT, CREATED, OWNER,
 )  # fmt: skip
 
 
@@ -133,16 +137,21 @@ def _by_label(family: Counter, always: Sequence[str], counted: Mapping[str, int]
 def _of_the_listeners(listeners: Sequence[ListenerHealth], now: float) -> Iterator[Metric]:
     """Yield each family with the samples of all listeners. The exposition formats forbid a family in two parts."""
     queue, limit, backlog, drops = QUEUE.empty(), QUEUE_LIMIT.empty(), BACKLOG.empty(), DROPS.empty()
+    memory, memory_limit = MEMORY.empty(), MEMORY_LIMIT.empty()
     handoffs, holders, hidden, state = LISTENER_HANDOFFS.empty(), HOLDERS.empty(), HIDDEN.empty(), STATE.empty()
     orphan, ttl, stalled, repairs = ORPHAN.empty(), ORPHAN_TTL.empty(), STALLED.empty(), REPAIRS.empty()
     kept, created, owner = IS_KEPT.empty(), CREATED.empty(), OWNER.empty()
     for listener in listeners:
-        labels = (listener.address, listener.name or "")
-        queue.add_metric(labels, listener.queue)
-        limit.add_metric(labels, listener.limit)
+        # Shards have the same address, and each needs a series of its own.
+        labels = (listener.key, listener.name or "")
+        if listener.queue is not None:
+            (queue if listener.accepts else memory).add_metric(labels, listener.queue)
+        if listener.limit is not None:
+            (limit if listener.accepts else memory_limit).add_metric(labels, listener.limit)
         if listener.backlog_requested is not None:
             backlog.add_metric(labels, listener.backlog_requested)
-        drops.add_metric(labels, listener.drops)
+        if listener.drops is not None:
+            drops.add_metric(labels, listener.drops)
         handoffs.add_metric(labels, listener.handoffs)
         hidden.add_metric(labels, listener.holders is None)
         if listener.holders is not None:
@@ -160,8 +169,8 @@ def _of_the_listeners(listeners: Sequence[ListenerHealth], now: float) -> Iterat
         created.add_metric(labels, listener.created)
         for claim in {(each.label, each.uid) for each in listener.owners}:
             owner.add_metric(labels, {"owner": claim[0], "uid": str(claim[1])})
-    yield from (queue, limit, backlog, drops, handoffs, holders, hidden, state, orphan, ttl, stalled, repairs)
-    yield from (kept, created, owner)
+    yield from (queue, limit, memory, memory_limit, backlog, drops, handoffs, holders, hidden, state, orphan, ttl)
+    yield from (stalled, repairs, kept, created, owner)
 
 
 def _seconds(since: float | None, now: float) -> float:

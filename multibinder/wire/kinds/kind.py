@@ -59,6 +59,9 @@ class Kind(abc.ABC):
     can_shard: ClassVar[bool] = False
     #: Whether the kernel can give the clients in the queue of a shard that stops to another one.
     moves_clients: ClassVar[bool] = False
+    #: Whether the kernel tells the queue of such a socket, and what it has dropped.
+    tells_queue: ClassVar[bool] = True
+    tells_drops: ClassVar[bool] = True
 
     @abc.abstractmethod
     def recognizes(self, sock: socket.socket) -> bool:

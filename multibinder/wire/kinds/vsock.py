@@ -22,6 +22,8 @@ class Vsock(Kind):
     name: ClassVar[str] = "vsock"
     fixed_options: ClassVar[frozenset[str]] = frozenset()
     live_options: ClassVar[frozenset[str]] = frozenset({"backlog"})
+    tells_queue: ClassVar[bool] = False
+    tells_drops: ClassVar[bool] = False
 
     def recognizes(self, sock: socket.socket) -> bool:
         return sock.family == socket.AF_VSOCK and sock.type == socket.SOCK_STREAM
