@@ -13,6 +13,7 @@ import msgspec
 from multibinder.binder.forked import Forked
 from multibinder.binder.loop import Loop
 from multibinder.binder.owner import is_privileged
+from multibinder.kernel.netns import inside, open_netns
 from multibinder.wire.addresses import Address
 
 #: Searches for one user who is not privileged are at least this far apart.
@@ -24,6 +25,10 @@ _REMEMBERED_UIDS = 1024
 
 #: Gets the names of the processes that have an address: empty if they are unknown, None if no socket listens there.
 TellHolders = Callable[[str | None], None]
+
+
+#: The path of a network namespace, empty for our own; and an address there.
+_Place = tuple[str, Address]
 
 
 class WhoListens(Protocol):
@@ -45,19 +50,22 @@ class AddressSearch:
         self._loop = loop
         self._who_listens = who_listens
         self._ignored_pids = frozenset(ignored_pids)
-        self._waiting: dict[Address, list[TellHolders]] = {}
-        self._searched: dict[Address, list[TellHolders]] = {}
+        self._waiting: dict[_Place, list[TellHolders]] = {}
+        self._searched: dict[_Place, list[TellHolders]] = {}
         self._child: Forked | None = None
         self._next_at: dict[int, float] = {}
 
-    def begin(self, address: Address, uid: int, tell: TellHolders) -> bool:
+    def begin(self, address: Address, uid: int, tell: TellHolders, netns_path: str = "") -> bool:
         """Search on behalf of ``uid``, and ``tell`` the result from the loop.
+
+        ``netns_path`` leads to the network namespace of the address; empty for our own.
 
         Returns False, and never tells, if this user's last search was a short time ago.
         """
-        if address not in self._waiting and not self._may_search(uid):
+        place = (netns_path, address)
+        if place not in self._waiting and not self._may_search(uid):
             return False
-        self._waiting.setdefault(address, []).append(tell)
+        self._waiting.setdefault(place, []).append(tell)
         if not self._searched:
             self._search()
         return True
@@ -71,11 +79,17 @@ class AddressSearch:
 
     def _search(self) -> None:
         self._searched, self._waiting = self._waiting, {}
-        addresses = list(self._searched)
+        places = list(self._searched)
         ignored = {os.getpid(), *self._ignored_pids}
 
         def search() -> bytes:
-            return msgspec.json.encode(list(self._who_listens(addresses, ignored)))
+            found: dict[_Place, str | None] = {}
+            for path in {path for path, _ in places}:
+                some = [place for place in places if place[0] == path]
+                addresses = [address for _, address in some]
+                find = functools.partial(self._who_listens, addresses, ignored)
+                found |= zip(some, _inside(path, find) if path else find(), strict=True)
+            return msgspec.json.encode([found[place] for place in places])
 
         self._child = Forked(self._loop, search, self._finish, timeout_s=_TIMEOUT_S)
 
@@ -101,3 +115,11 @@ class AddressSearch:
             self._next_at.clear()
         self._next_at[uid] = now + _SEARCH_EVERY_S
         return True
+
+
+def _inside(path: str, action: Callable[[], Sequence[str | None]]) -> Sequence[str | None]:
+    descriptor = open_netns(path)
+    try:
+        return inside(descriptor, action)
+    finally:
+        os.close(descriptor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -18,7 +18,8 @@ from multibinder.binder.bind_refusal import (
     refused_by_kernel,
     require_same,
 )
-from multibinder.binder.key import Key
+from multibinder.binder.key import Key, netns_of
+from multibinder.binder.kind_inside import kind_in
 from multibinder.binder.listener import Listener
 from multibinder.binder.listener_index import ListenerIndex, TakenAddresses
 from multibinder.binder.opening import open_listener
@@ -128,7 +129,7 @@ class BindAttempt:
                     sock = listener.kind.open(listener.address, listener.options, self._beside(listener))
                     listener.kind.discard(sock, listener.address)
                 except OSError as error:
-                    raise refused_by_kernel(listener.address, error) from error
+                    raise refused_by_kernel(listener.address, error, listener.netns) from error
 
     def close_in_steps(self) -> Iterator[None]:
         """Do what ``close`` does, with a step for each socket."""
@@ -179,7 +180,7 @@ class BindAttempt:
             listener = open_listener(spec, owner.uid)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
-                raise refused_by_kernel(spec.address, error) from error
+                raise refused_by_kernel(spec.address, error, netns_of(spec)) from error
             if (recovered := self._recover(Key.of(spec))) is not None:
                 return Found(recovered, created=False)
             listener = self._open_beside(spec, owner, error)
@@ -196,7 +197,7 @@ class BindAttempt:
         address, v6only = spec.address, spec.options.v6only
         overlapping = self._index.overlapping(Key.of(spec), v6only)
         if not overlapping:
-            raise refused_by_kernel(address, in_use) from in_use
+            raise refused_by_kernel(address, in_use, netns_of(spec)) from in_use
         for other in overlapping:
             if not self._may_be_beside(address, v6only, owner, other):
                 raise held_by_binder(spec, other, self._asker) from in_use
@@ -206,7 +207,7 @@ class BindAttempt:
             if error.errno == errno.EADDRINUSE and _are_alone(overlapping, address):
                 # They were opened by another user: systemd, for a socket unit, or a binder that ran as root.
                 raise held_by_binder(spec, overlapping[0], self._asker) from error
-            raise refused_by_kernel(address, error) from error
+            raise refused_by_kernel(address, error, netns_of(spec)) from error
 
     def _require_no_collision(self, listener: Listener, spec: ListenerSpec, owner: Owner) -> None:
         """Raise BindError if the listener could not listen, although it could be bound.
@@ -245,10 +246,11 @@ def _discard(listener: Listener) -> None:
         listener.kind.discard(listener.socket, listener.address)
 
 
-def _are_alone(listeners: Iterable[Listener], address: Address) -> bool:
+def _are_alone(listeners: Sequence[Listener], address: Address) -> bool:
     """Return whether no socket but those of ``listeners`` keeps ``address`` from being bound."""
     try:
-        return kinds.of_address(address).colliding_inodes(address) <= {listener.inode for listener in listeners}
+        kind = kind_in(kinds.of_address(address), listeners[0].netns)
+        return kind.colliding_inodes(address) <= {listener.inode for listener in listeners}
     except OSError:
         return False
 

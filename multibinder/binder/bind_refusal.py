@@ -11,6 +11,7 @@ import msgspec
 
 from multibinder.binder.key import Key
 from multibinder.binder.listener import Listener
+from multibinder.binder.namespaces import path_in_use
 from multibinder.binder.owner import Owner
 from multibinder.wire import kinds
 from multibinder.wire.addresses import Address
@@ -27,9 +28,13 @@ class Asker(msgspec.Struct, frozen=True):
 
 
 class AddressInUse(BindError):
-    """A socket that is not the binder's has the address. A search of /proc can tell whose it is."""
+    """A socket that is not the binder's has the address. A search of /proc can tell whose it is.
 
-    def __init__(self, bound: Address, holders: str | None = "") -> None:
+    ``netns_path`` leads to the network namespace of the address, if that is not the binder's own. It is None if no path
+    is known, so that nobody can search there.
+    """
+
+    def __init__(self, bound: Address, holders: str | None = "", netns_path: str | None = "") -> None:
         """``holders`` names the processes; it is empty if they are unknown, and None if no socket listens there."""
         super().__init__(
             f"Could not bind: {bound}: {_explain(bound, errno.EADDRINUSE, holders)}",
@@ -37,16 +42,17 @@ class AddressInUse(BindError):
             _data(bound, errno.EADDRINUSE),
         )
         self.bound = bound
+        self.netns_path = netns_path
 
 
-def refused_by_kernel(address: Address, error: OSError) -> BindError:
-    """Return the refusal for an error of bind(2) or listen(2)."""
+def refused_by_kernel(address: Address, error: OSError, netns: int = 0) -> BindError:
+    """Return the refusal for an error of bind(2) or listen(2) in the namespace ``netns`` (``Key``)."""
     number = error.errno or 0
     if isinstance(error, OptionError):
         reason = f"option {error.option}: {os.strerror(number).lower()}{error.remedy}"
         return BindError(f"Could not bind: {address}: {reason}", COULD_NOT_BIND, _data(address, number))
     if number == errno.EADDRINUSE:
-        return AddressInUse(address)
+        return AddressInUse(address, netns_path=(path_in_use(netns) or None) if netns else "")
     return BindError(
         f"Could not bind: {address}: {_explain(address, number, '')}", COULD_NOT_BIND, _data(address, number)
     )

@@ -13,6 +13,7 @@ import msgspec
 
 from multibinder.binder.keeper_link import HasDescriptor
 from multibinder.binder.key import Key, netns_of
+from multibinder.binder.kind_inside import kind_in
 from multibinder.binder.owner import Owner
 from multibinder.binder.records import PendingHandoff, Record
 from multibinder.kernel.socket_options import cookie_of, inode_of
@@ -93,7 +94,8 @@ class Listener(msgspec.Struct, eq=False):
 
     @property
     def kind(self) -> Kind:
-        return kinds.of_address(self.address)
+        kind = kinds.of_address(self.address)
+        return kind_in(kind, self.netns) if self.netns else kind
 
     @property
     def cookie(self) -> int:

@@ -5,6 +5,7 @@ Each is a generator: a request about thousands of listeners is answered in steps
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Collection, Generator, Sequence
 from functools import partial
 from typing import Protocol
@@ -18,6 +19,7 @@ from multibinder.binder.counters import RequestCounters
 from multibinder.binder.keeper_link import HasDescriptor
 from multibinder.binder.keeper_waiters import OnConfirmed
 from multibinder.binder.listener import Grant, Listener, Receiver
+from multibinder.binder.namespaces import Resolution
 from multibinder.binder.owner import Owner, is_privileged, owner_named
 from multibinder.binder.policy_in_force import PolicyInForce
 from multibinder.binder.request_log import log_grants, log_releases
@@ -101,8 +103,12 @@ class ListenerMethods:
         self._keeper = keeper
 
     def bind(self, request: Request, caller: Caller, reply: Reply) -> Answering:
+        with Resolution(self._socket_in) as namespaces:
+            return (yield from self._bind(request, caller, reply, namespaces))
+
+    def _bind(self, request: Request, caller: Caller, reply: Reply, namespaces: Resolution) -> Answering:
         params = decode_listener_params(request.params)
-        asked = yield from self._allowed(params, caller, "bind")
+        asked = yield from self._allowed(params, caller, "bind", namespaces)
         grants: list[Grant] = []
         try:
             for first in range(0, len(asked), _LISTENERS_PER_STEP):
@@ -130,8 +136,12 @@ class ListenerMethods:
         return None
 
     def check(self, request: Request, caller: Caller, reply: Reply) -> Answering:
+        with Resolution(self._socket_in) as namespaces:
+            return (yield from self._check(request, caller, reply, namespaces))
+
+    def _check(self, request: Request, caller: Caller, reply: Reply, namespaces: Resolution) -> Answering:
         params = decode_listener_params(request.params)
-        asked = yield from self._allowed(params, caller, "bind")
+        asked = yield from self._allowed(params, caller, "bind", namespaces)
         attempt = self._store.attempt(self._asker(caller))
         try:
             for each in asked:
@@ -144,7 +154,8 @@ class ListenerMethods:
 
     def release(self, request: Request, caller: Caller, reply: Reply) -> Answering:
         params = decode_release_params(request.params)
-        asked = yield from self._allowed(params, caller, "release")
+        with Resolution(self._socket_in) as namespaces:
+            asked = yield from self._allowed(params, caller, "release", namespaces)
         outcomes = _Outcomes(len(asked))
 
         def finish() -> Answer:
@@ -197,21 +208,31 @@ class ListenerMethods:
             parts.append((messages.encode_continuation(first), descriptors[first : first + MAX_DESCRIPTORS]))
         return Answer(parts, grants, request.id, acknowledge)
 
+    def _socket_in(self, netns: int) -> socket.socket | None:
+        """Return the socket of a listener in the network namespace with this cookie; None if there is none."""
+        return next((listener.socket for listener in self._store.listeners() if listener.netns == netns), None)
+
     def _asker(self, caller: Caller) -> Asker:
         return Asker(caller.uid, lambda listener: self._policy.may_know(caller, listener))
 
     def _allowed(
-        self, params: Sequence[ListenerParams], caller: Caller, method: str
+        self, params: Sequence[ListenerParams], caller: Caller, method: str, namespaces: Resolution
     ) -> Generator[None, None, list[_Asked]]:
         """Return the elements of a request, after the policy allowed ``method`` for all of them.
 
-        Raises InvalidParamsError, NotAllowed with the first refusal, and RequestError for an owner of another uid.
+        Raises InvalidParamsError, NotAllowed with the first refusal, and RequestError for an owner of another uid or a
+        network namespace that cannot be used.
         """
         specs: list[tuple[ListenerSpec, Owner, bool]] = []
         is_any = is_privileged(caller.uid)
         for index, element in enumerate(params):
             yield
             spec, owner = check_spec(index, element), owner_named(element.owner, caller.uid)
+            if spec.netns:
+                # What a client may not name is not opened.
+                self._policy.require_may_name(caller, method, spec.netns)
+                name = namespaces.canonical(spec.netns, is_guest=caller.is_guest, to_open=method == "bind")
+                spec = msgspec.structs.replace(spec, netns=name)
             specs.append((spec, owner, is_any and ":" not in element.owner))
         asked: list[_Asked] = []
         for spec, owner, of_any_uid in specs:

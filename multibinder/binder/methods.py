@@ -52,7 +52,7 @@ class RunInSlices(Protocol):
 class SearchHolders(Protocol):
     """Searches for the processes that have an address."""
 
-    def begin(self, address: Address, uid: int, tell: TellHolders, /) -> bool:
+    def begin(self, address: Address, uid: int, tell: TellHolders, netns_path: str, /) -> bool:
         """Search on behalf of ``uid``, and ``tell`` the names later. Returns False if there is no search now."""
 
 
@@ -193,7 +193,9 @@ class Methods:
         def tell(holders: str | None) -> None:
             reply(self._refuse(request, caller, AddressInUse(error.bound, holders)))
 
-        return None if self._search.begin(error.bound, caller.uid, tell) else self._refuse(request, caller, error)
+        if error.netns_path is not None and self._search.begin(error.bound, caller.uid, tell, error.netns_path):
+            return None
+        return self._refuse(request, caller, error)
 
     def _refuse_invalid(self, request_id: messages.Id, code: int, sentence: str) -> Answer:
         self._counters.count_refusal("invalid")

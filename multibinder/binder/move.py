@@ -5,11 +5,11 @@ from __future__ import annotations
 from multibinder.binder import events
 from multibinder.binder.caller import Caller
 from multibinder.binder.owner import Owner, is_privileged
-from multibinder.binder.policy_in_force import PolicyInForce
+from multibinder.binder.policy_in_force import PolicyInForce, spec_at
 from multibinder.binder.store import ListenerStore
 from multibinder.wire import messages
 from multibinder.wire.errors import RequestError
-from multibinder.wire.messages import ListenerSpec, Moved, Request
+from multibinder.wire.messages import Moved, Request
 from multibinder.wire.move_params import decode_move_params
 
 
@@ -26,7 +26,7 @@ def move(store: ListenerStore, policy: PolicyInForce, request: Request, caller: 
         )
     for owner, _ in moves:
         for listener in store.owned_by(owner):
-            policy.require_allowed_for(caller, "release", ListenerSpec(listener.address), listener)
+            policy.require_allowed_for(caller, "release", spec_at(listener), listener)
     outcomes: list[Moved] = []
     for owner, uid in moves:
         addresses = [str(listener.address) for listener in store.move(owner, uid)]

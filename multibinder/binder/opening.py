@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from multibinder.binder.key import netns_of, short_cookie
+from multibinder.binder.kind_inside import kind_in
 from multibinder.binder.listener import Claim, Grant, Listener, Receiver, Setting
 from multibinder.binder.live_options import note_setter
 from multibinder.binder.owner import Owner
@@ -31,7 +32,7 @@ def open_listener(spec: ListenerSpec, uid: int, beside: Iterable[Listener] = ())
 
     ``beside`` are the listeners that overlap with it. Raises OSError; no socket is left open then.
     """
-    kind = kinds.of_address(spec.address)
+    kind = kind_in(kinds.of_address(spec.address), netns_of(spec))
     sock = kind.open(spec.address, spec.options, [other.socket for other in beside])
     address = kind.address_of(sock)
     # The bound address differs from the requested one only if the kernel chose the port.

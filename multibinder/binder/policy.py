@@ -8,6 +8,7 @@ from typing import Protocol
 
 import msgspec
 
+from multibinder.binder import namespace_names, netns_patterns
 from multibinder.binder.address_patterns import Pattern
 from multibinder.wire import kinds
 from multibinder.wire.addresses import Address
@@ -19,6 +20,7 @@ from multibinder.wire.options import OPTION_NAMES
 METHODS = ("bind", "release", "list", "status", "upgrade")
 #: The methods for which a rule may name addresses.
 ABOUT_LISTENERS = ("bind", "release", "list", "status")
+_OWN_NETNS = frozenset([namespace_names.OWN])
 
 
 class Subject(Protocol):
@@ -35,7 +37,8 @@ class Subject(Protocol):
 class Rule(msgspec.Struct, frozen=True):
     """One rule of the file, numbered from 1.
 
-    Empty ``uids``, ``gids``, ``units`` or ``addresses`` match any, and so does None for ``options``.
+    Empty ``uids``, ``gids``, ``units`` or ``addresses`` match any, and so does None for ``options``. Empty ``netns``
+    match the binder's own network namespace in a rule that allows, and every one in a rule that denies.
     """
 
     number: int
@@ -47,6 +50,7 @@ class Rule(msgspec.Struct, frozen=True):
     units: tuple[str, ...] = ()
     addresses: tuple[Pattern, ...] = ()
     options: frozenset[str] | None = None
+    netns: tuple[str, ...] = ()
 
     def mismatch(self, subject: Subject, method: str, request: AccessRequest | None) -> str:
         """Return the name of the first part of the rule that does not match; empty if the whole rule matches."""
@@ -62,12 +66,14 @@ class Rule(msgspec.Struct, frozen=True):
             # A method about all listeners is decided first without an address: a rule that may allow some matches.
             if self.addresses and (method not in ABOUT_LISTENERS or not self.allow):
                 return "address"
+            if self.netns and (method not in ABOUT_LISTENERS or not self.allow):
+                return "netns"
             return "options" if self.options is not None and not self.allow else ""
         if self.addresses and not self._has_address(request.address):
             return "address"
         if self.options is not None and not self._has_options(request.options):
             return "options"
-        return ""
+        return "" if self._has_netns(request.netns) else "netns"
 
     def _has_unit(self, unit: str) -> bool:
         # A unit that cannot be determined matches no rule that allows, and every rule that denies. Otherwise a process
@@ -77,6 +83,11 @@ class Rule(msgspec.Struct, frozen=True):
     def _has_address(self, address: Address) -> bool:
         # Every address that the listener takes must be allowed; one forbidden address is enough to deny.
         return any(each.has(address) if self.allow else each.touches(address) for each in self.addresses)
+
+    def _has_netns(self, designations: frozenset[str]) -> bool:
+        if self.netns:
+            return any(netns_patterns.matches(each, designations, allow=self.allow) for each in self.netns)
+        return not self.allow or namespace_names.OWN in designations
 
     def _has_options(self, given: frozenset[str]) -> bool:
         # Every option must be allowed; one forbidden option is enough to deny.
@@ -90,11 +101,13 @@ class AccessRequest(msgspec.Struct, frozen=True):
     """One address that a request is about, and the names of the options that it gives.
 
     ``implied`` is true for an address that a listener on another address takes as well, unless v6only is set.
+    ``netns`` has all by which a rule can name its network namespace (``namespace_names.designations``).
     """
 
     address: Address
     options: frozenset[str] = frozenset()
     implied: bool = False
+    netns: frozenset[str] = _OWN_NETNS
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -130,6 +143,24 @@ class Policy(msgspec.Struct, frozen=True):
             return Decision(True, f"allowed to {who}: no rule of {self.path} says otherwise", None, request)
         return Decision(False, f"no rule of {self.path} allows it", None, request)
 
+    @property
+    def netns_paths(self) -> list[str]:
+        """The paths of network namespaces in all rules."""
+        return [each for rule in self.rules for each in rule.netns if each.startswith("/")]
+
+    def may_name_netns(self, subject: Subject, method: str, text: str) -> bool:
+        """Return whether a rule can allow this client something in the network namespace that it names.
+
+        The text is opened after this only. A name or a cookie can be tried by each client that a rule allows some
+        namespace, and so can a PID; a path by one that a rule allows this very path.
+        """
+        if subject.uid in (0, self.own_uid):
+            return True
+        anywhere = (msgspec.structs.replace(rule, addresses=(), options=None) for rule in self.rules if rule.allow)
+        of_client = (rule for rule in anywhere if not rule.mismatch(subject, method, None))
+        allowed = [each for rule in of_client for each in rule.netns]
+        return text in allowed or netns_patterns.ANY in allowed if text.startswith("/") else bool(allowed)
+
     def decide_listener(
         self, subject: Subject, method: str, spec: ListenerSpec, v6only: bool | None = None
     ) -> Decision:
@@ -138,24 +169,27 @@ class Policy(msgspec.Struct, frozen=True):
         ``v6only`` is what an existing listener has.
         """
         decision = Decision(True, "")
-        for request in access_requests(spec, v6only):
+        netns = namespace_names.designations(spec.netns, self.netns_paths) if spec.netns else _OWN_NETNS
+        for request in access_requests(spec, v6only, netns):
             decision = self.decide(subject, method, request)
             if not decision.allowed:
                 break
         return decision
 
 
-def access_requests(spec: ListenerSpec, v6only: bool | None = None) -> Iterator[AccessRequest]:
+def access_requests(
+    spec: ListenerSpec, v6only: bool | None = None, netns: frozenset[str] = _OWN_NETNS
+) -> Iterator[AccessRequest]:
     """Yield one access request for every address that a listener takes; the options are those that ``spec`` gives.
 
-    ``v6only`` is what an existing listener has, None for a new one.
+    ``v6only`` is what an existing listener has, None for a new one. ``netns`` designates its network namespace.
     """
     options = frozenset(name for name in OPTION_NAMES if getattr(spec.options, name) is not None)
     kind = kinds.of_address(spec.address)
     first, *others = kind.effective_addresses(spec.address, spec.options.v6only if v6only is None else v6only)
-    yield AccessRequest(first, options)
+    yield AccessRequest(first, options, netns=netns)
     for address in others:
-        yield AccessRequest(address, options - {"v6only"}, implied=True)
+        yield AccessRequest(address, options - {"v6only"}, implied=True, netns=netns)
 
 
 def explain(policy: Policy, subject: Subject, method: str, request: AccessRequest | None) -> Iterator[str]:
@@ -173,6 +207,8 @@ def covers(earlier: Rule, later: Rule) -> bool:
     # A rule that denies matches every address that its patterns touch, a rule that allows only those in its patterns.
     touched = earlier.allow and not later.allow
     decided = [each.touched() if touched else each for each in later.addresses]
+    # What a rule without netns denies elsewhere, nobody but root would be allowed.
+    own = (namespace_names.OWN,)
     return (
         earlier.methods >= later.methods
         and (not earlier.uids or (bool(later.uids) and earlier.uids >= later.uids))
@@ -184,6 +220,7 @@ def covers(earlier: Rule, later: Rule) -> bool:
             not earlier.addresses
             or (bool(later.addresses) and all(any(one.covers(other) for one in earlier.addresses) for other in decided))
         )
+        and netns_patterns.cover(earlier.netns or (own if earlier.allow else (netns_patterns.ANY,)), later.netns or own)
         and (earlier.options is None or (earlier.allow == later.allow and earlier.options == later.options))
     )
 

@@ -8,6 +8,7 @@
     allow = ["bind", "release", "list"]       # or deny; of METHODS, or "*"
     address = ["*:80", "[2001:db8::/32]:443"]
     options = ["backlog", "v6only"]           # no other option may be given
+    netns = [".", "blue"]                     # network namespaces; left out: in allow the binder's own, in deny all
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from multibinder.binder.address_patterns import parse_pattern
+from multibinder.binder.netns_patterns import parse_netns
 from multibinder.binder.owner import GUEST_UID
 from multibinder.binder.policy import (
     ABOUT_LISTENERS,
@@ -56,6 +58,7 @@ class _RuleText(msgspec.Struct, forbid_unknown_fields=True):
     deny: _Texts = None
     address: _Texts = None
     options: _Texts = None
+    netns: _Texts = None
 
 
 class _FileText(msgspec.Struct, forbid_unknown_fields=True):
@@ -130,10 +133,12 @@ def lint(policy: Policy) -> Iterator[str]:
             and is_for_root
             and not _root_came_before(policy, rule)
         ):
-            at = "" if not rule.addresses else " there"
+            at = " there" if rule.addresses or rule.netns else ""
             yield f"{rule}: denies root too{at}; put a rule that allows uid 0 before it if that is not meant"
         # A rule can deny status as a whole only, not for an address.
         about = set(ABOUT_LISTENERS) if rule.allow else set(ABOUT_LISTENERS) - {"status"}
+        if rule.netns and not rule.methods & about:
+            yield f"{rule}: never matches: {', '.join(sorted(rule.methods))} is about no network namespace"
         if rule.addresses and not rule.methods & about:
             yield f"{rule}: never matches: {', '.join(sorted(rule.methods))} is about no address"
         for pattern in rule.addresses:
@@ -185,7 +190,8 @@ def _rule(number: int, text: _RuleText, path: str) -> Rule:
     if (text.allow is None) == (text.deny is None):
         raise PolicyError(f'{where}: give either allow or deny, a list of {", ".join(METHODS)}, or "*"')
     methods = _list(text.allow if text.allow is not None else text.deny)
-    for name, given in (("uid", text.uid), ("gid", text.gid), ("unit", text.unit), ("address", text.address)):
+    keys = ("uid", "gid", "unit", "address", "netns")
+    for name, given in ((key, getattr(text, key)) for key in keys):
         if given is not None and not _list(given):
             raise PolicyError(f"{where}: {name} is an empty list, which no client can match; leave it out for any")
     if "" in _list(text.unit):
@@ -208,6 +214,7 @@ def _rule(number: int, text: _RuleText, path: str) -> Rule:
             units=tuple(_list(text.unit)),
             addresses=tuple(map(parse_pattern, _list(text.address))),
             options=options,
+            netns=tuple(map(parse_netns, _list(text.netns))),
         )
     except AddressError as error:
         raise PolicyError(f"{where}: {error}") from error

@@ -8,10 +8,13 @@ import msgspec
 
 from multibinder.binder.caller import Caller
 from multibinder.binder.listener import Listener
+from multibinder.binder.namespace_names import name_of
+from multibinder.binder.owner import is_privileged
 from multibinder.binder.policy import AccessRequest, Decision, Policy
 from multibinder.wire import kinds, messages
 from multibinder.wire.errors import NotAllowed
 from multibinder.wire.messages import ListenerSpec
+from multibinder.wire.options import COOKIE, Options
 
 
 class PolicyInForce:
@@ -45,6 +48,16 @@ class PolicyInForce:
         if self._current is not None:
             _require_allowed(_decide(self._current, caller, method, spec, listener), caller, method, spec)
 
+    def require_may_name(self, caller: Caller, method: str, netns: str) -> None:
+        """Raise NotAllowed if the caller may not name this network namespace at all. Nothing of it is looked at."""
+        if self._current is None:
+            allowed, why = is_privileged(caller.uid), "without a policy only root and the binder's own user may"
+        else:
+            allowed = self._current.may_name_netns(caller, "bind" if method == "check" else method, netns)
+            why = f"no rule of {self._current.path} has such a netns for this client"
+        if not allowed:
+            raise NotAllowed(f"Not allowed to {method} in the network namespace {netns}: {why}", messages.NOT_ALLOWED)
+
     def view_of(self, caller: Caller) -> Hashable:
         """Return a value that is equal for callers for which ``allows`` decides equally about every listener."""
         if self._current is None:
@@ -58,13 +71,20 @@ class PolicyInForce:
         """Return whether the caller may ask ``method`` for a listener that exists."""
         if self._current is None:
             return True
-        return _decide(self._current, caller, method, ListenerSpec(listener.address), listener).allowed
+        return _decide(self._current, caller, method, spec_at(listener), listener).allowed
 
     def may_know(self, caller: Caller, listener: Listener) -> bool:
         """Return whether a refusal may tell the caller of a listener: it has a claim to it, or could see it."""
         if any(owner.uid == caller.uid for owner in listener.claims):
             return True
         return self.allows(caller, "list", listener) or self.allows(caller, "status", listener)
+
+
+def spec_at(listener: Listener, options: Options = Options()) -> ListenerSpec:  # noqa: B008 (frozen)
+    """Return the spec that asks for a listener that exists."""
+    return ListenerSpec(
+        listener.address, options, listener.shard, f"{COOKIE}{listener.netns}" if listener.netns else ""
+    )
 
 
 def _decide(policy: Policy, caller: Caller, method: str, spec: ListenerSpec, listener: Listener | None) -> Decision:
@@ -85,7 +105,7 @@ def _decide_about_existing(
     v6only = listener.options.v6only
     # A request with v6only may find an IPv4 listener by its name. A spec of an IPv4 address cannot have v6only.
     options = asked.options if v6only is not None else msgspec.structs.replace(asked.options, v6only=None)
-    existing = ListenerSpec(listener.address, options)
+    existing = spec_at(listener, options)
     decision = policy.decide_listener(caller, method, existing, v6only)
     if decision.allowed or not listener.kernel_chose_port:
         return decision
@@ -108,6 +128,8 @@ def _require_allowed(decision: Decision, caller: Caller, method: str, spec: List
     if decision.allowed:
         return
     what = method if spec is None else f"{method} {spec.address}"
+    if spec is not None and spec.netns:
+        what += f" in the network namespace {name_of(int(spec.netns.removeprefix(COOKIE)))}"
     also = ""
     request = decision.request
     if request is not None and request.implied and spec is not None and _takes(spec, request):

@@ -65,10 +65,13 @@ def recover(records: Iterable[Record]) -> list[tuple[Record, socket.socket]]:
 def without_gone(missing: Mapping[int, Record], held: Iterable[Listener]) -> dict[int, Record]:
     """Return the records of ``missing`` without those whose sockets exist no more, which are logged.
 
-    A record whose address has a listener again is not logged.
+    A record whose address has a listener again is not logged. One of another network namespace stays: the sockets there
+    are not listed.
     """
     inodes, addresses = _existing_inodes(), {str(listener.address) for listener in held}
-    gone = {cookie for cookie, record in missing.items() if record.inode and record.inode not in inodes}
+    gone = {
+        cookie for cookie, record in missing.items() if record.inode and not record.netns and record.inode not in inodes
+    }
     if lost := [missing[cookie].address for cookie in gone if missing[cookie].address not in addresses]:
         events.warning(
             "not-recovered",

@@ -29,7 +29,7 @@ def make_ready(listener: Listener, beside: Sequence[socket.socket]) -> None:
     try:
         set_backlog(listener, beside)
     except OSError as error:
-        raise refused_by_kernel(listener.address, error) from error
+        raise refused_by_kernel(listener.address, error, listener.netns) from error
 
 
 class Repairs:
@@ -49,7 +49,7 @@ class Repairs:
         try:
             repaired = listener.kind.repair(listener.socket, listener.address, listener.options, beside)
         except OSError as error:
-            raise refused_by_kernel(listener.address, error) from error
+            raise refused_by_kernel(listener.address, error, listener.netns) from error
         listener.queue_limit = repaired.limit
         why = "a holder had shut the socket down"
         if repaired.replacement is not None:
@@ -63,15 +63,15 @@ class Repairs:
 
         A listener that cannot be repaired is logged. One that was closed since the first step is left alone.
         """
-        largest_by_kind: dict[str, int] = {}
+        largest_by_kind: dict[tuple[str, int], int] = {}
         for listener in listeners:
             yield
             if listener.socket.fileno() < 0:
                 continue
-            name = listener.kind.name
-            if name not in largest_by_kind:
-                largest_by_kind[name] = listener.kind.largest_queue()
-            self._repair_or_complain(listener, largest_by_kind[name])
+            place = (listener.kind.name, listener.netns)
+            if place not in largest_by_kind:
+                largest_by_kind[place] = listener.kind.largest_queue()
+            self._repair_or_complain(listener, largest_by_kind[place])
 
     def now(self, listeners: Iterable[Listener]) -> list[Listener]:
         """Repair each of these listeners, which were shut down. Return those that cannot be repaired; they are

@@ -6,7 +6,6 @@ inode number of its file can be used again when the namespace is gone.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import fcntl
@@ -35,6 +34,10 @@ class NotANetworkNamespaceError(OSError):
 
     def __init__(self, path: str) -> None:
         super().__init__(errno.EINVAL, "not a network namespace", path)
+
+
+class CannotEnterError(OSError):
+    """A network namespace cannot be entered."""
 
 
 def path_of_name(name: str) -> str:
@@ -106,9 +109,9 @@ def cookie_of_netns(descriptor: int) -> int:
 def inside(descriptor: int, action: Callable[[], T]) -> T:
     """Call ``action`` in a network namespace, and return its result or raise its exception.
 
-    Needs CAP_SYS_ADMIN. Raises OSError if the namespace cannot be entered. A new thread enters it and ends there, so
-    the calling thread keeps its namespace; that takes some 0.3 ms. ``/proc/net`` shows the namespace of the main
-    thread, so ``action`` must read ``/proc/thread-self/net``.
+    Needs CAP_SYS_ADMIN. Raises CannotEnterError if the namespace cannot be entered. A new thread enters it and ends
+    there, so the calling thread keeps its namespace; that takes some 0.3 ms. ``/proc/net`` shows the namespace of the
+    main thread, so ``action`` must read ``/proc/thread-self/net``.
     """
     outcome: list[T] = []
     failure: list[BaseException] = []
@@ -118,7 +121,7 @@ def inside(descriptor: int, action: Callable[[], T]) -> T:
             # os.setns() needs Python 3.12.
             if _libc.setns(descriptor, _CLONE_NEWNET) != 0:
                 number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number))
+                raise CannotEnterError(number, os.strerror(number))
             outcome.append(action())
         except BaseException as error:  # the calling thread raises it again
             failure.append(error)
@@ -127,27 +130,27 @@ def inside(descriptor: int, action: Callable[[], T]) -> T:
     try:
         thread.start()
     except RuntimeError as error:  # "can't start new thread"
-        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
+        raise CannotEnterError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
     thread.join()
     if failure:
         raise failure[0]
     return outcome[0]
 
 
-def named_netns() -> dict[int, str]:
-    """Return the names in /run/netns by inode number. Of several names of a namespace, the first in the alphabet."""
-    found: dict[int, str] = {}
+def names() -> list[str]:
+    """Return the names of namespaces in /run/netns, in the order of the alphabet. None of them is opened."""
     try:
-        names = sorted(os.listdir(DIRECTORY))
+        return sorted(os.listdir(DIRECTORY))
     except OSError:
-        return found
-    device = os.stat(_OURS).st_dev
-    for name in names:
-        with contextlib.suppress(OSError):
-            status = os.stat(path_of_name(name), follow_symlinks=False)
-            if status.st_dev == device:
-                found.setdefault(status.st_ino, name)
-    return found
+        return []
+
+
+def names_changed_at() -> int:
+    """Return the time at which a name was added or removed last, in nanoseconds since the epoch; 0 if there is none."""
+    try:
+        return os.stat(DIRECTORY).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _id_of(descriptor: int) -> int:

@@ -68,7 +68,8 @@ class ListenerSpec(msgspec.Struct, frozen=True):
         check_shard(self.shard)
         if self.shard and not kind.can_shard:
             raise AddressError(f"{self.address}: a listener of the kind {kind.name} has no shards")
-        check_netns(self.netns)
+        if check_netns(self.netns) and not kind.is_in_netns(self.address):
+            raise AddressError(f"{self.address} is the same in every network namespace: leave netns out")
 
     def __str__(self) -> str:
         parts = [self.options.name] if self.options.name else []

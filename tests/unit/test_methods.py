@@ -48,7 +48,7 @@ class Surroundings:
     def status(self, caller: Caller, tell: Callable[[Pieces | None], None], /, *, fresh: bool) -> None:
         self.looks.append((fresh, tell))
 
-    def begin(self, address: Address, uid: int, tell: TellHolders, /) -> bool:
+    def begin(self, address: Address, uid: int, tell: TellHolders, netns_path: str, /) -> bool:
         self.searches.append((address, uid, tell))
         return not self.is_throttled
 

@@ -9,8 +9,22 @@ from multibinder.cli.error_catalogue.entry import ErrorEntry, Section
 from multibinder.cli.error_catalogue.events import EVENTS
 from multibinder.cli.error_catalogue.haproxy import HAPROXY, OTHERS_MESSAGES
 from multibinder.cli.error_catalogue.messages import BIND, CLIENT, COMMANDS, POLICY, PROTOCOL, START
+from multibinder.cli.error_catalogue.namespaces import NAMESPACES
 from multibinder.cli.error_catalogue.servers import SERVERS
 
-SECTIONS = (CLIENT, SERVERS, BIND, ADOPT, START, POLICY, COMMANDS, HAPROXY, EVENTS, PROTOCOL, OTHERS_MESSAGES)
+SECTIONS = (
+    CLIENT,
+    SERVERS,
+    BIND,
+    ADOPT,
+    NAMESPACES,
+    START,
+    POLICY,
+    COMMANDS,
+    HAPROXY,
+    EVENTS,
+    PROTOCOL,
+    OTHERS_MESSAGES,
+)
 
 __all__ = ["EVENTS", "OTHERS_MESSAGES", "SECTIONS", "ErrorEntry", "Section"]

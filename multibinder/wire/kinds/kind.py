@@ -86,6 +86,10 @@ class Kind(abc.ABC):
         """Return whether clients of this address connect, and are accepted. Else it receives datagrams."""
         return True
 
+    def is_in_netns(self, address: Address) -> bool:
+        """Return whether each network namespace has an address like this of its own."""
+        return True
+
     @abc.abstractmethod
     def effective_addresses(self, address: Address, v6only: bool | None) -> tuple[Address, ...]:
         """Return every address that a listener on ``address`` occupies, the most specific one first.
