@@ -198,7 +198,7 @@ def test_an_address_in_use_is_refused_and_names_the_holder(binder: Binder, taken
     address = "{}:{}".format(*taken)
     assert str(refusal.value) == (
         f"Could not bind: {address}: address already in use, by {comm} (pid {os.getpid()}); "
-        "stop it or choose another port"
+        f"take it over with 'multibinder adopt {address}', stop it, or choose another port"
     )
     assert (refusal.value.errno, refusal.value.address, refusal.value.code) == (98, address, 10000)
     binder.wait_for_log("event=refused method=bind")

@@ -107,7 +107,12 @@ def test_nothing_collides_with_a_socket_that_does_not_listen(sock: socket.socket
 @pytest.mark.parametrize(
     ("number", "holders", "remedy"),
     [
-        (errno.EADDRINUSE, "nginx (pid 8)", ", by nginx (pid 8); stop it or choose another port"),
+        (
+            errno.EADDRINUSE,
+            "nginx (pid 8)",
+            ", by nginx (pid 8); take it over with 'multibinder adopt 127.0.0.1:80', stop it, or choose another port",
+        ),
+        (errno.EADDRINUSE, "nginx (pid 8) on [::]:80", ", by nginx (pid 8) on [::]:80; stop it or choose another port"),
         (errno.EADDRINUSE, "", "; find who has it ('ss -ltnp', as root) or choose another port"),
         (errno.EACCES, "", "needs CAP_NET_BIND_SERVICE"),
         (errno.EADDRNOTAVAIL, "", ": no interface of this host has 127.0.0.1;"),

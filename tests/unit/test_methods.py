@@ -163,7 +163,8 @@ def test_a_refusal_of_an_address_in_use_waits_for_the_name_of_its_holder(bench: 
         assert bench.counters.totals.refusals == {}
         tell("nginx (pid 812)")
         assert said(bench.later[0])["error"]["message"].endswith(
-            "in use, by nginx (pid 812); stop it or choose another port"
+            "in use, by nginx (pid 812); take it over with 'multibinder adopt "
+            f"127.0.0.1:{wanted['port']}', stop it, or choose another port"
         )
         assert bench.counters.totals.refusals == {"bind": 1}
         # While searches for this user are throttled, the answer comes at once.

@@ -495,7 +495,8 @@ def test_an_address_in_use_by_another_process_is_refused_with_its_address_for_a_
         bind_one(store, spec(taken))
     assert (str(refusal.value.bound), refusal.value.errno) == (taken, 98)
     assert str(AddressInUse(refusal.value.bound, "nginx (pid 812)")) == (
-        f"Could not bind: {taken}: address already in use, by nginx (pid 812); stop it or choose another port"
+        f"Could not bind: {taken}: address already in use, by nginx (pid 812); take it over with "
+        f"'multibinder adopt {taken}', stop it, or choose another port"
     )
     assert str(AddressInUse(refusal.value.bound, None)) == (
         f"Could not bind: {taken}: address already in use, and no process listens there: a connection or a bound "

@@ -72,7 +72,7 @@ class Inet(Kind):
                 )
             if holders and " on " not in holders:  # else they have another address, which takes this one as well
                 adopt = f"take it over with 'multibinder adopt {address}'"
-                return f", by {holders}; {adopt}, stop it, or choose another address or port"
+                return f", by {holders}; {adopt}, stop it, or choose another port"
             by = f", by {holders}; stop it" if holders else f"; find who has it ('ss -{self.ss_options}np', as root)"
             return f"{by} or choose another port"
         if number == errno.EACCES:
