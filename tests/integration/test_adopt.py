@@ -157,6 +157,57 @@ def test_an_udp_server_is_adopted_and_replaced_under_load_without_losing_a_datag
             thief.bind(address)
 
 
+class UnixClients:
+    """Clients of a Unix socket at a fixed rate: each connects, and reads its answer. Counts those that got none."""
+
+    def __init__(self, path: Path, rate: float) -> None:
+        self._path, self._rate = str(path), rate
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.tried = 0
+        self.failures: list[str] = []
+
+    def __enter__(self) -> UnixClients:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        began = time.monotonic()
+        while not self._stop.is_set():
+            time.sleep(max(0.0, began + self.tried / self._rate - time.monotonic()))
+            self.tried += 1
+            try:
+                with socket.socket(socket.AF_UNIX) as sock:
+                    sock.settimeout(PATIENCE_S)
+                    sock.connect(self._path)
+                    sock.sendall(b"GET /")
+                    if not sock.recv(100).endswith(b"ok\n"):
+                        self.failures.append("no answer")
+            except OSError as error:
+                self.failures.append(repr(error))
+
+
+def test_a_server_on_a_unix_socket_is_adopted_and_replaced_under_load_without_losing_a_client(
+    binder: Binder, run_dir: Path, environment: dict[str, str]
+) -> None:
+    path = run_dir / "app.sock"
+    name = f"unix@{path}"
+    with server(name, "own", environment=environment) as old, UnixClients(path, RATE) as load:
+        assert f"{name}: adopted" in adopt(binder, "--owner", "web", "--pid", old.pid)
+        for replacement in range(times(1, 5)):
+            old.terminate()
+            old.wait(PATIENCE_S)
+            with server(name, "binder", environment=environment) as old:
+                time.sleep(0.2)
+                if replacement == times(1, 5) - 1:
+                    load.__exit__()
+    assert (load.failures, load.tried > 50) == ([], True), binder.log()
+
+
 def test_a_dry_run_shows_all_and_changes_nothing(binder: Binder, host: str, environment: dict[str, str]) -> None:
     name = f"{host}:8000"
     with server(name, "own", "share", environment=environment) as old:

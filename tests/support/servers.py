@@ -72,7 +72,7 @@ def main() -> None:
     os.write(sys.stdout.fileno(), b"serving\n")
     for thread in threads:
         thread.join()
-    if address.path is not None and sys.argv[2] == "own":
+    if address.path is not None and "unlink" in sys.argv:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(address.path)  # as nginx, gunicorn and PHP-FPM do
 

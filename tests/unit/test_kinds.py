@@ -110,7 +110,7 @@ def test_nothing_collides_with_a_socket_that_does_not_listen(sock: socket.socket
         (
             errno.EADDRINUSE,
             "nginx (pid 8)",
-            ", by nginx (pid 8); take it over with 'multibinder adopt 127.0.0.1:80', stop it, or choose another port",
+            ", by nginx (pid 8); take it over with 'multibinder adopt 127.0.0.1:0', stop it, or choose another port",
         ),
         (errno.EADDRINUSE, "nginx (pid 8) on [::]:80", ", by nginx (pid 8) on [::]:80; stop it or choose another port"),
         (errno.EADDRINUSE, "", "; find who has it ('ss -ltnp', as root) or choose another port"),
