@@ -1,4 +1,4 @@
-"""Get LISTEN sockets that outlive your process from a multibinder daemon, the binder.
+"""Get listeners that outlive your process from a multibinder daemon, the binder.
 
     import multibinder
     listener = multibinder.bind("127.0.0.1", 8000, owner="hello")
@@ -19,8 +19,9 @@ What they return and take (``help(multibinder.SharedListener)``, and so on):
 
     SharedListener              the socket: that of the socket module, made safe to share with other processes
     PeerAddress                 the address of a client, from ``SharedListener.accept``
+    DatagramListener            the same for datagrams: ``bind("udp@127.0.0.1:53").recvfrom(4096)``
     Address, TcpAddress         an address: ``Address.parse("[::]:443")``, ``TcpAddress.of("::", 443)``
-    ListenerSpec, Options       an address with options: backlog, v6only, name
+    ListenerSpec, Options       an address with options, a shard and a network namespace
     BindTarget, ReleaseTarget   what names a listener: one of the above, or ``("127.0.0.1", 8000)``
     Released, Moved, Upgrade, Hello, ListenerStatus, BinderStatus, ListenerHealth, ...   the answers to a Client
 
@@ -49,6 +50,7 @@ from multibinder.wire.arguments import (
     ReleaseTarget as ReleaseTarget,
 )
 from multibinder.wire.client import Client
+from multibinder.wire.datagram_listener import DatagramListener as DatagramListener
 from multibinder.wire.errors import (
     AddressError as AddressError,
     ArgumentError as ArgumentError,
@@ -76,6 +78,7 @@ from multibinder.wire.messages import (
 from multibinder.wire.options import OPTION_NAMES as OPTION_NAMES, Options as Options
 from multibinder.wire.shared_listener import PeerAddress as PeerAddress, SharedListener as SharedListener
 from multibinder.wire.shortcuts import bind, bind_many, release, sync
+from multibinder.wire.spread import Shards as Shards
 from multibinder.wire.status import (
     BinderStatus as BinderStatus,
     Counters as Counters,

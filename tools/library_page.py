@@ -29,7 +29,7 @@ GROUPS = (
         "Each makes a connection of its own, so that any thread and any process may call it.",
         ("bind", "bind_many", "release", "sync"),
     ),
-    Group("The listener", "", ("SharedListener", "PeerAddress")),
+    Group("The listener", "", ("SharedListener", "DatagramListener", "PeerAddress")),
     Group(
         "Client",
         "One connection, for a program that asks more than once, or wants to know what the binder holds.",
@@ -38,7 +38,7 @@ GROUPS = (
     Group(
         "What names a listener",
         "A wrong type or value is an `AddressError`, raised before anything is sent.",
-        ("BindTarget", "ReleaseTarget", "Address", "TcpAddress", "ListenerSpec", "Options", "OPTION_NAMES"),
+        ("BindTarget", "ReleaseTarget", "Address", "TcpAddress", "ListenerSpec", "Options", "OPTION_NAMES", "Shards"),
     ),
     Group(
         "Answers",

@@ -25,7 +25,7 @@ STATES = ("orphan", "stalled", "repaired", "draining", "serving")
 class Row(ListenerHealth, frozen=True, kw_only=True):
     """A listener of the report. ``holders_complete`` is True if no holder can be hidden from this command."""
 
-    holders_complete: bool
+    holders_complete: bool = False
 
 
 class Report(msgspec.Struct, frozen=True):

@@ -18,7 +18,7 @@ class Wakeup:
         """Raises OSError for a shortage of descriptors or memory."""
         self._descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._pid = os.getpid()
-        self._watching: dict[int, int] = {}
+        self._watching: dict[tuple[int, int], int] = {}
 
     def fileno(self) -> int:
         return self._descriptor
@@ -26,21 +26,21 @@ class Wakeup:
     def set(self) -> None:
         os.eventfd_write(self._descriptor, 1)
 
-    def watching(self, listener: int) -> int:
-        """Return an epoll instance that is readable while ``listener`` is readable or writable. It belongs to this.
+    def watching(self, listener: int, events: int) -> int:
+        """Return an epoll instance that is readable while ``listener`` has one of ``events``. It belongs to this.
 
         /proc shows what an epoll instance watches, and not what a thread polls: so this is what tells other processes
         that this one waits for clients. Raises OSError.
         """
-        known = self._watching.get(listener)
+        known = self._watching.get((listener, events))
         if known is not None:
             return known
         with select.epoll() as epoll:
-            epoll.register(listener, select.EPOLLIN | select.EPOLLOUT)
+            epoll.register(listener, events)
             # An epoll object closes its number in a forked child, too.
             made = os.dup(epoll.fileno())
         # setdefault() is atomic: two threads get the same one.
-        kept = self._watching.setdefault(listener, made)
+        kept = self._watching.setdefault((listener, events), made)
         if kept != made:
             os.close(made)
         return kept

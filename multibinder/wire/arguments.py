@@ -7,16 +7,20 @@ import os
 import socket
 from collections.abc import Iterable
 
+import msgspec
+
 from multibinder.wire import kinds
 from multibinder.wire.addresses import Address, TcpAddress
 from multibinder.wire.errors import ArgumentError, ConfigurationError, LocalProtocolError
 from multibinder.wire.excerpt import excerpt, shown
 from multibinder.wire.messages import ListenerSpec
 from multibinder.wire.shared_listener import SharedListener
+from multibinder.wire.spread import Shards, addresses_in, in_shards
 from multibinder.wire.status import ListenerHealth, ListenerStatus
 
 #: A listener to ask for: ``(host, port)`` of a TCP listener, an address, or an address with options.
-BindTarget = ListenerSpec | Address | tuple[str, int]
+#: A text may name several: ``"0.0.0.0:8000-8009,udp@0.0.0.0:53"``.
+BindTarget = ListenerSpec | Address | tuple[str, int] | str
 #: A listener to release: also what ``bind``, ``Client.list`` and ``Client.status`` return.
 ReleaseTarget = BindTarget | SharedListener | ListenerStatus | ListenerHealth
 
@@ -73,36 +77,70 @@ def control_path(path: str | os.PathLike[str] | None) -> str:
     return named
 
 
-def specs_of(wanted: Iterable[ReleaseTarget]) -> list[ListenerSpec]:
-    """Return the specification of each target. Raises AddressError, LocalProtocolError, and what ``wanted`` raises."""
+def specs_of(
+    wanted: Iterable[ReleaseTarget], shards: Shards | None = None, netns: str = "", *, whole: bool = False
+) -> list[ListenerSpec]:
+    """Return the specifications of the targets. Raises AddressError, LocalProtocolError, and what ``wanted`` raises.
+
+    ``shards``, ``netns`` and ``whole`` are those of ``specs_of_one``.
+    """
     match wanted:
         case (
             str() | Address() | ListenerSpec() | ListenerStatus() | ListenerHealth() | socket.socket() | (str(), int())
         ):
             raise LocalProtocolError(f"{shown(wanted)} is one listener, and several are expected: put it into a list")
         case Iterable():
-            return [spec_of(item) for item in wanted]
+            specs: list[ListenerSpec] = []
+            for item in wanted:
+                specs += specs_of_one(item, shards, netns, whole=whole)
+            return specs
     raise LocalProtocolError(f"{shown(wanted)} is no list of listeners")
 
 
-def spec_of(target: ReleaseTarget) -> ListenerSpec:
-    """Return the specification that a target means. Raises AddressError, LocalProtocolError."""
+def specs_of_one(
+    target: ReleaseTarget, shards: Shards | None = None, netns: str = "", *, whole: bool = False
+) -> list[ListenerSpec]:
+    """Return the specifications that a target means: one, or those of a text that names several, and of ``shards``.
+
+    ``netns`` is for a target that names no namespace itself. With ``whole``, a target that names no shard means all
+    of an address. Raises AddressError, LocalProtocolError.
+    """
     match target:
         case ListenerSpec():
-            return target
-        case Address():
-            return ListenerSpec(target)
-        case ListenerStatus(address=address) | ListenerHealth(address=address):
-            return ListenerSpec(Address.parse(address))
+            given = target if target.netns or not netns else msgspec.structs.replace(target, netns=netns)
+            return [given] if given.shard or given.shards is not None else in_shards(given, shards)
+        case ListenerStatus() | ListenerHealth():
+            return [ListenerSpec(Address.parse(target.address), shard=target.shard, netns=_netns_of(target.netns))]
         case SharedListener():
             # It remembers its address: getsockname(2) says another one after a release.
-            return ListenerSpec(target.address)
+            return [ListenerSpec(target.address, shard=target.shard, netns=target.netns)]
         case socket.socket():
-            return ListenerSpec(_address_of(target))
+            return [ListenerSpec(_address_of(target))]
+        case str():
+            addresses = addresses_in(target)
+        case Address():
+            addresses = [target]
         case (host, port):
-            return ListenerSpec(TcpAddress.of(host, port))
-    remedy = "; write Address.parse(…)" if isinstance(target, str) else ""
-    raise LocalProtocolError(f"{shown(target)} is neither an address, a (host, port) tuple nor a ListenerSpec{remedy}")
+            addresses = [TcpAddress.of(host, port)]
+        case _:
+            raise LocalProtocolError(f"{shown(target)} is neither an address, a (host, port) tuple nor a ListenerSpec")
+    return [
+        spec
+        for address in addresses
+        for spec in in_shards(ListenerSpec(address, netns=netns, shards=1 if whole else None), shards)
+    ]
+
+
+def spec_of(target: ReleaseTarget, netns: str = "", *, whole: bool = False) -> ListenerSpec:
+    """Return the specification of a target that is one listener. Raises AddressError, LocalProtocolError."""
+    specs = specs_of_one(target, netns=netns, whole=whole)
+    if len(specs) != 1:
+        raise LocalProtocolError(f"{shown(target)} names {len(specs)} listeners, and one is expected")
+    return specs[0]
+
+
+def _netns_of(cookie: int) -> str:
+    return f"cookie:{cookie}" if cookie else ""
 
 
 def _not_negative(name: str, value: float) -> float:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import builtins
 import os
 import socket
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 
+from multibinder.kernel.socket_options import cookie_of
 from multibinder.wire import kinds, messages
 from multibinder.wire.adopt_params import Adopted
 from multibinder.wire.adoption import adopt_all
@@ -22,21 +22,23 @@ from multibinder.wire.arguments import (
     timeout_s,
     wait_s,
 )
+from multibinder.wire.bind_exchange import BindExchange, params_of
 from multibinder.wire.connection import Connection
 from multibinder.wire.errors import LocalProtocolError, RequestError
-from multibinder.wire.listener import close_all, set_mode, verify_all_received
-from multibinder.wire.listener_params import ListenerParams
+from multibinder.wire.listener import close_all, set_mode
 from multibinder.wire.messages import Hello, ListenerSpec, Moved, Released, Reply, Upgrade
 from multibinder.wire.move_params import MoveParams
+from multibinder.wire.old_binders import is_unknown, old_binders_explained, without_shards
 from multibinder.wire.options import check_optional_owner, check_owner
-from multibinder.wire.reception import Reception, decode_result
+from multibinder.wire.reception import decode_result
 from multibinder.wire.release_params import DRAIN, release_params
 from multibinder.wire.session import Session
 from multibinder.wire.shared_listener import SharedListener
+from multibinder.wire.spread import Shards
 from multibinder.wire.status import BinderStatus, ListenerStatus
 from multibinder.wire.status_params import StatusParams
 
-#: The stack frames between ``Client._bind`` and ``_receive``.
+#: The stack frames between ``Client._bind`` and the warning.
 _FRAMES = 4
 
 
@@ -100,11 +102,18 @@ class Client:  # which has a method ``list``: hence builtins.list
         return decode_result(reply, Hello)
 
     def bind(
-        self, wanted: Iterable[BindTarget], *, owner: str = "", inheritable: bool = False, blocking: bool = True
+        self,
+        wanted: Iterable[BindTarget],
+        *,
+        shards: Shards | None = None,
+        netns: str = "",
+        owner: str = "",
+        inheritable: bool = False,
+        blocking: bool = True,
     ) -> builtins.list[SharedListener]:
-        """Get LISTEN sockets in one round trip: all of them, in the order of ``wanted``, or none. The caller owns them.
+        """Get listeners in one round trip: all of them, in the order of ``wanted``, or none. The caller owns them.
 
-        ``wanted`` has ``("127.0.0.1", 8000)`` tuples, addresses, or ``ListenerSpec(address, Options(…))``. ``owner``
+        ``wanted``, ``shards`` and ``netns`` are those of ``multibinder.bind_many``. ``owner``
         labels the claim: a listener is closed when its last owner releases it. The sockets are close-on-exec unless
         ``inheritable``. With ``blocking=False``, they are in non-blocking mode, for servers that select first. A
         warning of the binder is issued as a RuntimeWarning.
@@ -112,13 +121,17 @@ class Client:  # which has a method ``list``: hence builtins.list
         Raises BindError if one of them cannot be bound, RemoteProtocolError if a received socket is not the one that
         was asked for, NotAllowed, LimitReached, BinderUnavailable, BinderTimeout.
         """
-        return set_mode(self._bind(specs_of(wanted), owner, inheritable, stacklevel=3), blocking)
+        return set_mode(self._bind(specs_of(wanted, shards, netns), owner, inheritable, stacklevel=3), blocking)
 
-    def check(self, wanted: Iterable[BindTarget], *, owner: str = "") -> None:
+    def check(
+        self, wanted: Iterable[BindTarget], *, shards: Shards | None = None, netns: str = "", owner: str = ""
+    ) -> None:
         """Ask whether ``bind`` would be granted now. Creates nothing; raises what ``bind`` would raise."""
-        params = _params(specs_of(wanted), owner)
+        specs = specs_of(wanted, shards, netns)
+        params = params_of(specs, owner)
         if params:
-            self._ask("check", params)
+            with old_binders_explained(specs):
+                self._ask("check", params)
 
     def list(self) -> builtins.list[ListenerStatus]:
         """Return every listener of the binder, in the order of their creation."""
@@ -133,29 +146,40 @@ class Client:  # which has a method ``list``: hence builtins.list
         return decode_result(self._ask("status", [] if fresh else [StatusParams(fresh=False)]), BinderStatus)
 
     def release(
-        self, wanted: Iterable[ReleaseTarget], *, owner: str = "", drain: float = 0.0
+        self, wanted: Iterable[ReleaseTarget], *, netns: str = "", owner: str = "", drain: float = 0.0
     ) -> builtins.list[Released]:
         """Give up the claim of ``owner``. A listener that has no claim left is shut down for every holder.
 
         The outcome of each is ``closed``, ``kept`` (another claim remains: see ``owners``) or ``absent``. With
         ``drain``, a listener lets no new client in, and closes when its holders have accepted those that wait, or after
-        this many seconds; ``reset`` clients still waited then. The call returns when all are closed.
+        this many seconds; ``reset`` clients still waited then. The call returns when all are closed. An address means
+        all of its shards, what ``bind`` and ``list`` return one listener; ``netns`` is the namespace of addresses.
 
         Raises LocalProtocolError if the binder is too old for ``drain``; nothing is released then.
         """
-        specs, seconds = specs_of(wanted), drain_s(drain)
+        specs, seconds = specs_of(wanted, netns=netns, whole=True), drain_s(drain)
         check_optional_owner(owner)
         if not specs:
             return []
         self._require_drain(seconds)
         params = [release_params(spec, owner, seconds) for spec in specs]
-        return decode_result(self._ask("release", params, can_repeat=False, also_s=seconds), builtins.list[Released])
+        try:
+            with old_binders_explained(specs):
+                reply = self._ask("release", params, can_repeat=False, also_s=seconds)
+        except LocalProtocolError as error:
+            # A binder that knows no shards has none, and has done nothing.
+            if not is_unknown(error.__cause__, "shards"):
+                raise
+            return self.release(list(map(without_shards, specs)), owner=owner, drain=seconds)
+        return decode_result(reply, builtins.list[Released])
 
     def sync(
         self,
         owner: str,
         wanted: Iterable[BindTarget],
         *,
+        shards: Shards | None = None,
+        netns: str = "",
         drain: float = 0.0,
         inheritable: bool = False,
         blocking: bool = True,
@@ -167,7 +191,7 @@ class Client:  # which has a method ``list``: hence builtins.list
         If an error is raised later, the claims on the new ones stay, and asking again completes the work. ``drain`` is
         that of ``release``.
         """
-        return self._sync(specs_of(wanted), owner, drain, inheritable, blocking, stacklevel=4)
+        return self._sync(specs_of(wanted, shards, netns), owner, drain, inheritable, blocking, stacklevel=4)
 
     def move(self, moves: Iterable[tuple[str, int]]) -> builtins.list[Moved]:
         """Give the claims and names of each owner, ``("haproxy@web:107", 33)``, to the same label of another uid.
@@ -205,10 +229,9 @@ class Client:  # which has a method ``list``: hence builtins.list
     ) -> builtins.list[SharedListener]:
         """Do what ``bind`` does. ``stacklevel`` is that of the caller's line, for warnings."""
 
-        def exchange(connection: Connection, deadline: float) -> builtins.list[SharedListener]:
-            return _receive(connection, specs, owner, inheritable, self._timeout_s, deadline, stacklevel + _FRAMES)
-
-        return self._session.call(exchange, self._timeout_s, can_repeat=True) if specs else []
+        exchange = BindExchange(specs, owner, inheritable, self._timeout_s, stacklevel + _FRAMES)
+        with old_binders_explained(specs):
+            return self._session.call(exchange, self._timeout_s, can_repeat=True) if specs else []
 
     def _sync(
         self,
@@ -223,9 +246,17 @@ class Client:  # which has a method ``list``: hence builtins.list
         self._require_drain(drain_s(drain))
         sockets = self._bind(specs, owner, inheritable, stacklevel)
         try:
-            bound = {str(kinds.address_of(sock)) for sock in sockets}
+            # A listener that the binder repairs meanwhile gets another socket.
+            bound = {(str(kinds.address_of(sock)), sock.shard) for sock in sockets if not sock.netns}
+            cookies = {cookie_of(sock) for sock in sockets}
             label, uid = self._label_and_uid(owner)
-            others = [each for each in self.list() if each.address not in bound and _has_claim(each, label, uid)]
+            others = [
+                each
+                for each in self.list()
+                if each.cookie not in cookies
+                and (bool(each.netns) or (each.address, each.shard) not in bound)
+                and _has_claim(each, label, uid)
+            ]
             self.release(others, owner=owner, drain=drain)
         except BaseException:
             close_all(sockets)
@@ -256,45 +287,8 @@ class Client:  # which has a method ``list``: hence builtins.list
         return self._session.call(exchange, timeout_s, can_repeat=can_repeat)
 
 
-def _params(specs: Sequence[ListenerSpec], owner: str) -> list[ListenerParams]:
-    check_optional_owner(owner)
-    return [ListenerParams.of(spec, owner) for spec in specs]
-
-
 def _has_claim(listener: ListenerStatus, label: str, uid: int) -> bool:
     """Return whether the owner has a claim. A binder of 0.1 tells the labels alone."""
     if not listener.claims:
         return label in listener.owners
     return any(claim.label == label and claim.uid == uid for claim in listener.claims)
-
-
-def _receive(
-    connection: Connection,
-    specs: Sequence[ListenerSpec],
-    owner: str,
-    inheritable: bool,
-    timeout: float,
-    deadline: float,
-    stacklevel: int,
-) -> list[SharedListener]:
-    """Ask for listeners and receive them. The caller owns them; none is open if an error, or a warning, is raised."""
-    sockets: list[SharedListener] = []
-    try:
-        while len(sockets) < len(specs):
-            # A binder answers for the whole list. The Ruby program binds only the first of it and answers true.
-            rest = specs[len(sockets) :]
-            params = _params(rest, owner)
-            reply = connection.ask("bind", params, timeout, deadline, acknowledge=True)
-            with Reception(connection, reply, len(rest)) as reception:
-                descriptors = reception.descriptors(timeout, deadline)
-                sockets += verify_all_received(descriptors, [spec.address for spec in rest[: len(descriptors)]])
-                for each in reception.handoffs:
-                    if each.warning:
-                        warnings.warn(f"{each.address}: {each.warning}", RuntimeWarning, stacklevel=stacklevel)
-                if inheritable:
-                    for sock in sockets:
-                        sock.set_inheritable(True)
-    except BaseException:
-        close_all(sockets)
-        raise
-    return sockets

@@ -21,8 +21,8 @@ class ListenerParams(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
     Root and the binder's own user may name the owner of another uid, as ``label:uid``.
 
     ``address`` and ``port`` are those of a TCP listener, as the Ruby program sends them. A listener of another kind has
-    ``endpoint`` instead, the address in HAProxy's grammar. The options are those of ``Options``; ``shard`` and
-    ``netns`` those of ``ListenerSpec``.
+    ``endpoint`` instead, the address in HAProxy's grammar. The options are those of ``Options``; ``shard``,
+    ``netns`` and ``shards`` those of ``ListenerSpec``.
     """
 
     address: str | msgspec.UnsetType = msgspec.UNSET
@@ -31,6 +31,7 @@ class ListenerParams(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
     endpoint: str | msgspec.UnsetType = msgspec.UNSET
     shard: int = 0
     netns: str = ""
+    shards: int | None = None
     backlog: int | None = None
     v6only: bool | None = None
     name: str | None = None
@@ -65,7 +66,8 @@ class ListenerParams(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
     @classmethod
     def of(cls, spec: ListenerSpec, owner: str) -> ListenerParams:
         """Return the element that asks for ``spec``."""
-        more = {"shard": spec.shard, "netns": spec.netns, "owner": owner, "name": spec.options.name}
+        more = {"shard": spec.shard, "netns": spec.netns, "shards": spec.shards}
+        more |= {"owner": owner, "name": spec.options.name}
         return cls(**spec.address.wire_fields(), **more, **spec.options.given)  # type: ignore[arg-type]
 
     def spec(self) -> ListenerSpec:
@@ -73,7 +75,8 @@ class ListenerParams(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
         if self.owner:
             check_owner(self.owner)
         given = {option: value for option in OPTION_NAMES if (value := getattr(self, option)) is not None}
-        return ListenerSpec(self._address(), Options(**given) if given else _NO_OPTIONS, self.shard, self.netns)
+        options = Options(**given) if given else _NO_OPTIONS
+        return ListenerSpec(self._address(), options, self.shard, self.netns, self.shards)
 
     def _address(self) -> Address:
         if isinstance(self.endpoint, str):
@@ -115,5 +118,5 @@ def explain(complaint: str) -> str:
     where = excerpt(complaint).replace("`$", "`params")
     if "unknown field" in complaint:
         options = ", ".join(OPTION_NAMES)
-        return f"{where}; a listener takes address and port, or endpoint; owner, shard, netns, {options}"
+        return f"{where}; a listener takes address and port, or endpoint; owner, shard, netns, shards, {options}"
     return where

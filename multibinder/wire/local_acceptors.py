@@ -31,6 +31,8 @@ class LocalAcceptors:
     def __init__(self, address: Address | None, timeout: float | None = None) -> None:
         self.address = address
         self.timeout = timeout
+        #: The shard and the network namespace that were asked for.
+        self.place = (0, "")
         self.barred = self.paused = self.shut = self.closed = False
         self._wakeups = Wakeups()
         self._shutdown_since = self._shutdown_seen = float("-inf")
@@ -38,6 +40,7 @@ class LocalAcceptors:
     def of_another_object(self) -> LocalAcceptors:
         """Return the same for another object on the same listener. It has no waiting threads."""
         other = LocalAcceptors(self.address, self.timeout)
+        other.place = self.place
         other.barred, other.paused, other.shut = self.paused or self.shut, self.paused, self.shut
         return other
 
@@ -66,9 +69,17 @@ class LocalAcceptors:
     def name(self) -> str:
         return "the listener" if self.address is None else f"the listener on {self.address}"
 
-    def wait(self, listener: int | None, until: float | None, *, paused: bool = False) -> None:
-        """Wait until the descriptor of the listener is ready, until another thread changes what is told here, or until
-        a time of time.monotonic(). May return earlier.
+    def wait(
+        self,
+        listener: int | None,
+        until: float | None,
+        *,
+        paused: bool = False,
+        # A released listener may become parked before this thread looks, and is writable then, not readable.
+        events: int = select.POLLIN | select.POLLOUT,
+    ) -> None:
+        """Wait until the descriptor of the listener has one of ``events`` (poll(2)), until another thread changes what
+        is told here, or until a time of time.monotonic(). May return earlier.
 
         ``paused`` is what the caller believes of this object.
         """
@@ -81,10 +92,10 @@ class LocalAcceptors:
         if wakeup is None:
             patience_s = min(patience_s, _WITHOUT_WAKEUP_S)
         if listener is not None and listener >= 0:
-            # A released listener may become parked before this thread looks, and is writable then, not readable.
-            events = select.POLLIN | select.POLLOUT
             try:
-                waiting.register(listener if wakeup is None else wakeup.watching(listener), events)
+                # What the epoll instance has for a listener makes it readable.
+                watching = listener if wakeup is None else wakeup.watching(listener, events)
+                waiting.register(watching, events | select.POLLIN)
             except OSError:  # a shortage of descriptors or memory
                 waiting.register(listener, events)
         # After the wake-up was made: what is told before is seen here, and what is told later wakes it.

@@ -24,7 +24,7 @@ from multibinder.wire import kinds
 from multibinder.wire.addresses import Address
 from multibinder.wire.errors import AddressError
 from multibinder.wire.excerpt import shown
-from multibinder.wire.options import Options, check_netns, check_shard
+from multibinder.wire.options import Options, check_netns, check_shard, check_shards
 from multibinder.wire.status import OwnerStatus
 
 #: The version of the protocol that this module describes. A change that an old peer would misread raises it.
@@ -50,13 +50,15 @@ class ListenerSpec(msgspec.Struct, frozen=True):
 
     ``shard`` is its number among the listeners on this address, from 0 (SO_REUSEPORT, socket(7)). ``netns`` names its
     network namespace (network_namespaces(7)): empty for the binder's own, the name of one (``ip netns``), an absolute
-    path, a PID in digits, or ``cookie:`` and its SO_NETNS_COOKIE.
+    path, a PID in digits, or ``cookie:`` and its SO_NETNS_COOKIE. ``shards`` is how many listeners the owner
+    has on this address: those with this number, or a greater one, are released. None leaves them.
     """
 
     address: Address
     options: Options = Options()
     shard: int = 0
     netns: str = ""
+    shards: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.address, Address) or not isinstance(self.options, Options):
@@ -66,6 +68,8 @@ class ListenerSpec(msgspec.Struct, frozen=True):
         kind = kinds.of_address(self.address)
         kind.check(self.address, self.options)
         check_shard(self.shard)
+        if self.shards is not None:
+            check_shards(self.shards)
         if self.shard and not kind.can_shard:
             raise AddressError(f"{self.address}: a listener of the kind {kind.name} has no shards")
         if check_netns(self.netns) and not kind.is_in_netns(self.address):

@@ -130,6 +130,12 @@ def check_shard(number: int) -> int:
     return number
 
 
+def check_shards(number: int) -> int:
+    """Return a number of shards. Raises AddressError if there cannot be so many."""
+    _check_number("shards", number, 1, MOST_SHARDS, "")
+    return number
+
+
 def check_netns(netns: str) -> str:
     """Return the name of a network namespace, as ``ListenerSpec`` has it. Raises AddressError if it is not usable."""
     if not isinstance(netns, str):

@@ -24,7 +24,8 @@ def reduce_for_multiprocessing(listener: socket.socket) -> tuple[object, ...] | 
         return None
     descriptor = reduction.DupFd(listener.fileno())
     return _rebuild, (
-        type(listener), descriptor, int(listener.family), int(listener.type), listener.proto, listener.gettimeout()
+        type(listener), descriptor, int(listener.family), int(listener.type), listener.proto, listener.gettimeout(),
+        getattr(listener, "shard", 0), getattr(listener, "netns", ""),
     )  # fmt: skip
 
 
@@ -35,7 +36,10 @@ def _rebuild(
     type: int,  # noqa: A002
     proto: int,
     timeout: float | None,
+    shard: int,
+    netns: str,
 ) -> socket.socket:
     listener = kind(family, type, proto, fileno=descriptor.detach())
+    listener._local.place = (shard, netns)  # type: ignore[attr-defined]
     listener.settimeout(timeout)
     return listener

@@ -1,4 +1,4 @@
-"""A LISTEN socket that this process shares with others."""
+"""A socket that this process shares with others: one that listens."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ _PAUSE_S, _LONGEST_PAUSE_S = 0.002, 0.05
 
 
 if TYPE_CHECKING:
+    from typing import Self
+
     _Socket = socket.socket
 else:
     # gevent and eventlet put a class of theirs in the place of socket.socket, which keeps a timeout of its own.
@@ -56,6 +58,16 @@ class SharedListener(_Socket):
         super().__init__(family, type, proto, fileno)
         self._local = LocalAcceptors(_address_if_ready(self))
 
+    @classmethod
+    def received(cls, descriptor: int, shard: int, netns: str) -> Self:
+        """Return the listener of a descriptor, which belongs to it then. Raises OSError if it is no socket.
+
+        ``shard`` and ``netns`` are those that were asked for: the socket does not know them.
+        """
+        listener = cls(fileno=descriptor)
+        listener._local.place = (shard, netns)
+        return listener
+
     @property
     def address(self) -> Address:
         """The address that the listener has, or had when it was received. Raises OSError or AddressError."""
@@ -63,6 +75,16 @@ class SharedListener(_Socket):
         if known is None:
             raise AddressError(f"a socket of {self.family!r} has no address that multibinder supports")
         return known
+
+    @property
+    def shard(self) -> int:
+        """The number of the listener among those on its address, from 0. It is 0 if there is one."""
+        return self._local.place[0]
+
+    @property
+    def netns(self) -> str:
+        """The network namespace that was asked for; empty for the binder's own."""
+        return self._local.place[1]
 
     @property
     def paused(self) -> bool:
@@ -92,7 +114,7 @@ class SharedListener(_Socket):
         # with a client that another copy was faster to take, and no thread could wake it.
         local = self._local
         timeout = local.timeout
-        until = None if timeout is None else time.monotonic() + timeout if timeout else 0.0
+        until = deadline_of(timeout)
         pause_s = _PAUSE_S
         while True:
             if local.barred:
@@ -102,19 +124,19 @@ class SharedListener(_Socket):
                 super().settimeout(0.0)
                 accepted = super().accept()
             except BlockingIOError:
-                if not _may_wait(timeout):
+                if has_to_return(timeout):
                     raise
-                _check_deadline(until)
+                check_deadline(until)
                 local.wait(self.fileno(), until)
             except OSError as error:
                 if local.barred:
                     continue
                 if error.errno != errno.EINVAL or not self._will_be_repaired(error):
                     raise
-                if not _may_wait(timeout):
+                if has_to_return(timeout):
                     self._slow_down()
                     raise BlockingIOError(errno.EAGAIN, f"{local.name} was shut down by another process") from None
-                _check_deadline(until)
+                check_deadline(until)
                 soon = time.monotonic() + pause_s
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                 local.wait(None, soon if until is None else min(soon, until))
@@ -203,10 +225,10 @@ class SharedListener(_Socket):
                 # A callback of asyncio has closed its own server. It accepts until there is no client, and no longer.
                 raise BlockingIOError(errno.EAGAIN, refusal.strerror)
             raise refusal
-        if not _may_wait(timeout):
+        if has_to_return(timeout):
             self._slow_down()
             raise BlockingIOError(errno.EAGAIN, f"{local.name} is paused in this process")
-        _check_deadline(until)
+        check_deadline(until)
         local.wait(None, until, paused=True)
 
     def _slow_down(self) -> None:
@@ -238,11 +260,18 @@ class SharedListener(_Socket):
         ) from error
 
 
-def _may_wait(timeout: float | None) -> bool:
-    return timeout != 0.0 and (timeout is not None or not has_selected())
+def has_to_return(timeout: float | None) -> bool:
+    """Return whether a call without a result must say so at once. To be called by ``accept()`` and the like."""
+    return timeout == 0.0 or (timeout is None and has_selected())
 
 
-def _check_deadline(until: float | None) -> None:
+def deadline_of(timeout: float | None) -> float | None:
+    """Return the time of time.monotonic() at which a call that begins now has to end; None for never."""
+    return None if timeout is None else time.monotonic() + timeout if timeout else 0.0
+
+
+def check_deadline(until: float | None) -> None:
+    """Raise TimeoutError at the deadline and later."""
     if until is not None and time.monotonic() >= until:
         raise TimeoutError("timed out")
 

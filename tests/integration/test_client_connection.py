@@ -17,7 +17,15 @@ from pathlib import Path
 import pytest
 
 import multibinder
-from multibinder import BinderTimeout, BinderUnavailable, Client, LocalProtocolError
+from multibinder import (
+    BinderTimeout,
+    BinderUnavailable,
+    Client,
+    ListenerSpec,
+    LocalProtocolError,
+    Options,
+    TcpAddress,
+)
 from multibinder.pytest_plugin import RunningBinder
 from tests.support import (
     PATIENCE_S,
@@ -163,6 +171,46 @@ def test_a_bind_is_asked_again_if_the_binder_ends_before_its_answer(
     with descriptors_unchanged(), served_by(run_dir / "s", fake), Client(run_dir / "s") as client:
         client.bind([(host, 8000)])[0].close()
     assert (fake.requests, fake.connections) == (["bind", "bind"], 2)
+
+
+def test_a_bind_is_asked_again_if_the_binder_stops_before_its_answer_is_acknowledged(
+    run_dir: Path, listener: socket.socket, host: str
+) -> None:
+    """A binder that stops takes back what was not acknowledged: it shuts the listener down, which is on its way."""
+
+    def taken_back(connection: socket.socket, request: Json) -> object:
+        with socket.create_server((host, 8001)) as other:
+            other.shutdown(socket.SHUT_RDWR)
+            answer(connection, request, True, other.fileno())
+        return CLOSE
+
+    fake = Fake(taken_back, lambda connection, request: answer(connection, request, True, listener.fileno()))
+    with descriptors_unchanged(), served_by(run_dir / "s", fake), Client(run_dir / "s") as client:
+        client.bind([ListenerSpec(TcpAddress.of(host, 0), Options(name="web"))])[0].close()
+    assert (fake.requests, fake.connections) == (["bind", "bind"], 2)
+
+
+def test_a_binder_that_is_too_old_for_a_listener_is_named_with_the_remedy(run_dir: Path, host: str) -> None:
+    """As version 0.1 answers, and as the Ruby program, which ignores what it does not know."""
+
+    def old(connection: socket.socket, request: Json) -> None:
+        complaint = "Invalid params: Object contains unknown field `mark` - at `params[0]`; a listener takes address"
+        reply = {"jsonrpc": "2.0", "id": request["id"], "error": {"code": -32602, "message": complaint}}
+        connection.sendall(json.dumps(reply).encode() + b"\n")
+
+    def ruby(connection: socket.socket, request: Json) -> None:
+        with socket.create_server((host, 8000)) as made:
+            answer(connection, request, True, made.fileno())
+
+    marked = [ListenerSpec(TcpAddress.of(host, 8000), shards=1)]
+    with descriptors_unchanged(), served_by(run_dir / "s", Fake(old, old, ruby)), Client(run_dir / "s") as client:
+        too_old = rf"too old for {host}:8000: it does not know 'mark'; upgrade it \('multibinder upgrade'\)"
+        with pytest.raises(LocalProtocolError, match=too_old):
+            client.bind(marked)
+        with pytest.raises(LocalProtocolError, match=too_old):
+            client.check(marked)
+        with pytest.raises(LocalProtocolError, match="the Ruby program, which has TCP listeners without options only"):
+            client.bind(marked)
 
 
 @pytest.mark.parametrize(

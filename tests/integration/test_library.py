@@ -144,7 +144,27 @@ def test_a_release_with_a_name_never_closes_another_address(binder: Binder, host
 
 def test_an_invalid_address_is_refused_before_a_request_is_sent(binder: Binder) -> None:
     with Client(binder.socket_path) as client, pytest.raises(LocalProtocolError, match="neither an address"):
-        client.bind(["127.0.0.1:80"])  # type: ignore[list-item]
+        client.bind([80])  # type: ignore[list-item]
+
+
+def test_a_text_names_listeners_too(binder: Binder, host: str) -> None:
+    path = binder.socket_path
+    with multibinder.bind(f"tcp@{host}:8000", backlog=7, owner="a", socket_path=path) as listener:
+        assert str(listener.address) == f"{host}:8000"
+    listeners = multibinder.bind_many([f"{host}:8001-8003,{host}:8004"], owner="a", socket_path=path)
+    assert [listener.getsockname()[1] for listener in listeners] == [8001, 8002, 8003, 8004]
+    kept = multibinder.sync("a", [f"{host}:8000-8001"], socket_path=path)
+    with Client(path) as client:
+        assert [each.address for each in client.list()] == [f"{host}:8000", f"{host}:8001"]
+        assert client.list()[0].backlog == 7
+    assert multibinder.release(f"{host}:8000", owner="a", socket_path=path).outcome == "closed"
+    for each in (*listeners, *kept):
+        each.close()
+
+
+def test_bind_of_several_listeners_says_what_returns_them(host: str) -> None:
+    with pytest.raises(LocalProtocolError, match=r"names 3 listeners: call bind_many\(\[…\]\)"):
+        multibinder.bind(f"{host}:8000-8002", socket_path="/nowhere")
 
 
 def test_a_bind_error_has_the_errno_and_the_address(binder: Binder) -> None:

@@ -41,7 +41,7 @@ async def ask(address: Address) -> bytes:
 
 
 async def start(address: Address, owner: str = "hello") -> multibinder.asyncio.Server:
-    listener = await asyncio.to_thread(multibinder.bind, *address, owner=owner)
+    listener = await asyncio.to_thread(multibinder.bind, address[0], address[1], owner=owner)
     return await multibinder.asyncio.start_server(answer, listener, drain=PATIENCE_S)
 
 

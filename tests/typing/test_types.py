@@ -21,8 +21,11 @@ multibinder.bind("127.0.0.1", "8000")  # reportArgumentType
 multibinder.bind(b"127.0.0.1", 8000)  # reportArgumentType
 multibinder.bind("127.0.0.1", 8000, timeout="10")  # reportArgumentType
 multibinder.bind("127.0.0.1", 8000, wait=None)  # reportArgumentType
-multibinder.bind_many(["127.0.0.1:8000"])  # reportArgumentType
-multibinder.release("127.0.0.1:8000")  # reportArgumentType
+multibinder.bind("127.0.0.1", 8000, bakclog=5)  # reportCallIssue
+multibinder.bind("127.0.0.1:8000", shards="all")  # reportArgumentType
+multibinder.bind("127.0.0.1:8000", shards=2).accept()  # reportAttributeAccessIssue
+multibinder.bind_many([8000])  # reportArgumentType
+multibinder.release(8000)  # reportArgumentType
 multibinder.sync([("127.0.0.1", 8000)])  # reportCallIssue
 multibinder.bind("127.0.0.1", 8000).addresses  # reportAttributeAccessIssue
 """

@@ -21,6 +21,7 @@ from multibinder import (
     BindError,
     BinderStatus,
     Client,
+    DatagramListener,
     ListenerHealth,
     ListenerReleased,
     ListenerSpec,
@@ -51,6 +52,21 @@ def serve() -> None:
     assert_type(listener.gettimeout(), float | None)
     plain: socket.socket = listener  # it is a socket wherever one is expected
     plain.fileno()
+
+
+def serve_other_kinds() -> None:
+    assert_type(multibinder.bind("[::]:443", backlog=1000, owner="web"), SharedListener)
+    assert_type(multibinder.bind("unix@/run/app.sock", mode=0o660, user="www-data", group=33), SharedListener)
+    assert_type(multibinder.bind(Address.parse("127.0.0.1:80"), netns="blue"), SharedListener)
+    assert_type(multibinder.bind("0.0.0.0", 443, shards=4), list[SharedListener])
+    assert_type(multibinder.bind("0.0.0.0:443", shards="cpus", fastopen=256), list[SharedListener])
+    assert_type(multibinder.bind_many(["127.0.0.1:8000-8009,udp@127.0.0.1:53"], shards=2), list[SharedListener])
+    assert_type(multibinder.release("127.0.0.1:80", netns="blue"), Released)
+    datagrams = multibinder.bind("udp@127.0.0.1:53", rcvbuf=4 << 20)
+    assert isinstance(datagrams, DatagramListener)
+    data, peer = datagrams.recvfrom(4096)
+    assert_type(data, bytes)
+    datagrams.sendto(data, peer)
 
 
 def serve_several(configured: Sequence[tuple[str, int]]) -> list[SharedListener]:

@@ -19,7 +19,9 @@ NESTED = b"[" * 20_000 + b"]" * 20_000
 PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
 INVALID_PARAMS = -32602
-A_LISTENER = f"`; a listener takes address and port, or endpoint; owner, shard, netns, {', '.join(OPTION_NAMES)}"
+A_LISTENER = (
+    f"`; a listener takes address and port, or endpoint; owner, shard, netns, shards, {', '.join(OPTION_NAMES)}"
+)
 NO_PORT = " is out of range: a TCP port is a number from 0 to 65535"
 NO_BACKLOG = " is out of range: 1 to 2147483647 connections"
 NO_LABEL = " is not usable: 1 to 128 of A-Z a-z 0-9 _ . @ / + -"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from multibinder import Options, RemoteProtocolError, SharedListener, TcpAddress
+from multibinder import ListenerSpec, Options, RemoteProtocolError, SharedListener, TcpAddress
 from multibinder.wire.kinds.tcp import TCP
 from multibinder.wire.listener import verify_received
 from tests.support import PATIENCE_S, can_connect, descriptors_unchanged, is_nonblocking, later
@@ -28,7 +28,7 @@ def others() -> Iterator[socket.socket]:
 
 @pytest.fixture
 def ours(others: socket.socket) -> Iterator[SharedListener]:
-    with verify_received(os.dup(others.fileno()), TcpAddress.of(*others.getsockname())) as sock:
+    with verify_received(os.dup(others.fileno()), ListenerSpec(TcpAddress.of(*others.getsockname()))) as sock:
         yield sock
 
 
@@ -186,7 +186,7 @@ def test_accepted_connections_are_ordinary_sockets(ours: SharedListener) -> None
 def test_a_listener_of_the_address_that_was_asked_for_is_adopted(others: socket.socket) -> None:
     bound = TcpAddress.of(*others.getsockname())
     for wanted in (bound, bound.with_port(0)):
-        with verify_received(os.dup(others.fileno()), wanted) as sock:
+        with verify_received(os.dup(others.fileno()), ListenerSpec(wanted)) as sock:
             assert sock.getsockname() == others.getsockname()
 
 
@@ -202,7 +202,7 @@ def test_a_listener_of_another_address_is_refused_and_closed(
     others: socket.socket, wanted: str, complaint: str
 ) -> None:
     with descriptors_unchanged(), pytest.raises(RemoteProtocolError, match=complaint):
-        verify_received(os.dup(others.fileno()), TcpAddress.parse(wanted))
+        verify_received(os.dup(others.fileno()), ListenerSpec(TcpAddress.parse(wanted)))
 
 
 def test_a_socket_that_does_not_listen_is_refused_and_closed() -> None:
@@ -211,14 +211,14 @@ def test_a_socket_that_does_not_listen_is_refused_and_closed() -> None:
         descriptors_unchanged(),
         pytest.raises(RemoteProtocolError, match=r"is bound to, without listening, 127\.0\.0\.1:"),
     ):
-        verify_received(os.dup(bound.fileno()), TcpAddress.of("127.0.0.1", 0))
+        verify_received(os.dup(bound.fileno()), ListenerSpec(TcpAddress.of("127.0.0.1", 0)))
 
 
 def test_a_datagram_socket_is_refused_and_closed() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagram, descriptors_unchanged():
         datagram.bind(("127.0.0.1", 0))
         with pytest.raises(RemoteProtocolError):
-            verify_received(os.dup(datagram.fileno()), TcpAddress.of("127.0.0.1", 0))
+            verify_received(os.dup(datagram.fileno()), ListenerSpec(TcpAddress.of("127.0.0.1", 0)))
 
 
 @pytest.mark.parametrize("name", ["path", "abstract", "unnamed"])
@@ -228,7 +228,7 @@ def test_a_unix_listener_is_refused_and_closed(run_dir: Path, name: str) -> None
             unix.bind(str(run_dir / "s") if name == "path" else f"\0{run_dir}")
             unix.listen()
         with pytest.raises(RemoteProtocolError, match="is no TCP socket"):
-            verify_received(os.dup(unix.fileno()), TcpAddress.of("127.0.0.1", 0))
+            verify_received(os.dup(unix.fileno()), ListenerSpec(TcpAddress.of("127.0.0.1", 0)))
 
 
 def test_a_descriptor_that_is_no_socket_is_refused_and_closed() -> None:
@@ -236,7 +236,7 @@ def test_a_descriptor_that_is_no_socket_is_refused_and_closed() -> None:
         descriptors_unchanged(),
         pytest.raises(RemoteProtocolError, match=r"the descriptor for 127\.0\.0\.1:80 is of no use"),
     ):
-        verify_received(os.open("/dev/null", os.O_RDONLY), TcpAddress.of("127.0.0.1", 80))
+        verify_received(os.open("/dev/null", os.O_RDONLY), ListenerSpec(TcpAddress.of("127.0.0.1", 80)))
 
 
 def test_an_opened_listener_is_close_on_exec_and_does_not_share_its_port() -> None:

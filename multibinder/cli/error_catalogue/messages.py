@@ -69,6 +69,7 @@ CLIENT = Section(
         ),
         entry(
             "the binder at … ended the connection, and took the listeners back, before it was told",
+            "the binder at … took its listeners back before it knew that they had arrived",
             cause="this process was stopped for longer than `--request-timeout`, or the binder ended the connection",
             remedy="ask again; the binder's log says `event=timed-out` or `event=evicted`",
         ),
@@ -80,9 +81,23 @@ CLIENT = Section(
         entry(
             "… is neither an address, a (host, port) tuple nor a ListenerSpec",
             "… is one listener, and several are expected: put it into a list",
+            "… names … listeners, and one is expected",
+            "… names … listeners: call bind_many",
             "… is no list of listeners",
             cause="the argument of `bind_many`, or of a method of `Client`, is of another type",
             remedy='write `("127.0.0.1", 8000)`, or a list of such',
+        ),
+        entry(
+            "this binder is too old for …: it does not know '…'",
+            "this binder is the Ruby program, which has TCP listeners without options only",
+            cause="the library is newer than the running binder, which has no listeners of this kind, or with such an "
+            "option",
+            remedy="`multibinder upgrade`; [move from the Ruby program](how-to/from-ruby.md)",
+        ),
+        entry(
+            "… is not set, and netns=… needs a binder",
+            cause="`fallback=True` binds in this process, which is in one network namespace",
+            remedy="set MULTIBINDER_SOCK, or leave `netns` out",
         ),
         entry(
             "… has no address any more (…): name it by address",
@@ -312,6 +327,15 @@ BIND = Section(
             "… … is out of range: … to …",
             "interface … is no name of a network interface",
             "netns … is not usable",
+            "user … this host has no such user",
+            "group … this host has no such group",
+            "shards … is of type …: give a number, or 'cpus'",
+            "shards … is out of range: 1 to …",
+            "…: a listener of the kind … has no shards: the kernel has no SO_REUSEPORT for it",
+            "…: shards are on one port",
+            "… names more than … listeners",
+            "…: a range of ports begins with 1",
+            "…: the range of ports ends before it begins",
             "…: a listener of the kind … has no option …, but …",
             "…: a listener of the kind … has no shards",
             "… is not usable: 1 to 128 of A-Z a-z 0-9 _ . @ / + -",
