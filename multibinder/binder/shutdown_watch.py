@@ -1,7 +1,9 @@
 """Notice at once that a holder has shut a listener down (shutdown(2)), which ends listening for every holder.
 
-An epoll instance of its own has all listeners, each for no event: EPOLLHUP is reported always, and clients wake nobody.
-The loop watches that instance. A listener costs no memory of this process.
+An epoll instance of its own has all listeners, each for EPOLLRDHUP, which UDP reports if only receiving has ended.
+EPOLLHUP is reported always. Clients wake nobody. An event is reported once: EPOLLERR may last, because a holder leaves
+errors of a UDP socket unread (IP_RECVERR, ip(7)). The loop watches that instance. A listener costs no memory of this
+process.
 """
 
 from __future__ import annotations
@@ -90,7 +92,7 @@ class ShutdownWatch:
 
     def _register(self, descriptor: int) -> None:
         try:
-            self._epoll.register(descriptor, 0)
+            self._epoll.register(descriptor, select.EPOLLRDHUP | select.EPOLLET)
         except (OSError, ValueError) as error:  # ENOSPC, ENOMEM: epoll_ctl(2). A regular repair finds it.
             events.limited(events.warning, "shutdown-unwatched", None, why=error)
 

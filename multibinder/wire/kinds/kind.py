@@ -16,7 +16,7 @@ from multibinder.wire.options import Options
 class Queue(NamedTuple):
     """The queue in which clients of one socket wait. ``length`` and ``limit`` are meaningless unless ``ready``.
 
-    For a stream socket both count connections (listen(2)).
+    Both count what the kind says (``queue_unit``), and are 0 if the kernel does not tell (``tells_queue``).
     """
 
     ready: bool
@@ -59,9 +59,12 @@ class Kind(abc.ABC):
     can_shard: ClassVar[bool] = False
     #: Whether the kernel can give the clients in the queue of a shard that stops to another one.
     moves_clients: ClassVar[bool] = False
-    #: Whether the kernel tells the queue of such a socket, and what it has dropped.
+    #: Whether the kernel tells length and limit of the queue, and the number of drops. Else ``queue`` and ``drops``
+    #: return 0.
     tells_queue: ClassVar[bool] = True
     tells_drops: ClassVar[bool] = True
+    #: The unit of the queue: connections (listen(2)), or bytes.
+    queue_unit: ClassVar[str] = "connections"
 
     @abc.abstractmethod
     def recognizes(self, sock: socket.socket) -> bool:
@@ -149,6 +152,16 @@ class Kind(abc.ABC):
         A holder has shut it down, or has removed its path. Where the kernel cannot undo that, a new socket with
         ``options`` takes its place. Takes ``beside`` and raises what ``make_ready`` does; the old socket is left open.
         """
+
+    def require_repairable(
+        self, sock: socket.socket, address: Address, options: Options, beside: Sequence[socket.socket] = ()
+    ) -> None:
+        """Raise the OSError that ``repair`` would raise, and let no client in."""
+        self.discard(self.open(address, options, beside), address)
+
+    def caution(self, address: Address) -> str | None:
+        """Return a sentence for the log about what other users of this host can do to the listener, or None."""
+        return None
 
     def end_sharing(self, sock: socket.socket) -> None:  # noqa: B027 (most kinds have nothing to do)
         """Undo what a process that was killed while it opened a socket beside this one has left on it."""

@@ -31,6 +31,7 @@ class Udp(Inet):
     fixed_options = frozenset({"v6only", "interface"})
     live_options = frozenset({"freebind", "transparent", "mark", "tos", "rcvbuf", "sndbuf"})
     can_shard = True
+    queue_unit = "bytes"
     ss_options = "lu"
 
     def recognizes(self, sock: socket.socket) -> bool:
@@ -88,6 +89,19 @@ class Udp(Inet):
             return Repaired(memory_of(replacement).limit, replacement)
         reconnect_to_all(sock, inet(address).sockaddr)
         return Repaired(memory_of(sock).limit)
+
+    def require_repairable(
+        self, sock: socket.socket, address: Address, options: Options, beside: Sequence[socket.socket] = ()
+    ) -> None:
+        """A socket keeps its port also after shutdown(2), so that no other socket can be in the way."""
+
+    def caution(self, address: Address) -> str | None:
+        if not isinstance(address, QuicAddress):
+            return None
+        return (
+            f"every user of this host can bind {address.udp} too, with SO_REUSEADDR, and gets its datagrams then: QUIC "
+            "needs that option"
+        )
 
     def end_sharing(self, sock: socket.socket) -> None:
         end_sharing(sock)
