@@ -28,15 +28,14 @@ def silence(sock: socket.socket) -> None:
 
     Raises OSError if it can be connected to none of the addresses.
     """
-    failure = OSError(errno.ENETUNREACH, "no address to connect the socket to")
-    for host in _IPV4_HOSTS if sock.family == socket.AF_INET else _IPV6_HOSTS:
-        try:
-            sock.connect((host, _PORT))
-        except OSError as error:
-            failure = error
-        else:
-            return
-    raise failure
+    from multibinder.kernel.disconnect import disconnect  # loaded before: see there
+
+    failure = _connect(sock)
+    if failure is not None:
+        disconnect(sock)  # No way leads to them from its interface. This takes the interface away.
+        failure = _connect(sock)
+    if failure is not None:
+        raise failure
 
 
 def is_silenced(sock: socket.socket) -> bool:
@@ -63,16 +62,34 @@ def is_shut_down(sock: socket.socket) -> bool:
     return bool(look.poll(0))
 
 
-def reconnect_to_all(sock: socket.socket, address: tuple[str, int]) -> None:
-    """Undo connect(2): let datagrams of all senders reach the socket, which was bound to ``address``. Raises OSError.
+def receive_from_all(sock: socket.socket, port: int) -> None:
+    """Undo connect(2) for a socket of IPv4, which was bound to ``port``. Raises OSError.
 
-    The kernel forgets a port that it had chosen itself, and the interface (__udp_disconnect() in net/ipv4/udp.c).
+    The kernel forgets a port that it has chosen itself, and the interface (__udp_disconnect() in net/ipv4/udp.c). It
+    does not forget the peer of a socket of IPv6: that gets no datagram of other senders ever again (compute_score() in
+    net/ipv6/udp.c compares sk_v6_daddr).
     """
     from multibinder.kernel.disconnect import disconnect  # loaded before: see there
 
+    if sock.family != socket.AF_INET:
+        raise OSError(errno.EOPNOTSUPP, "the kernel cannot undo connect(2) for UDP over IPv6")
     interface = sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, _INTERFACE_BYTES)
     disconnect(sock)
     if interface:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface)
-    if sock.getsockname()[1] == 0:
-        sock.bind(address)
+    host, bound_to = sock.getsockname()
+    if bound_to == 0:
+        sock.bind((host, port))
+
+
+def _connect(sock: socket.socket) -> OSError | None:
+    """Connect the socket to the first of the addresses to which a way leads, or return the error of the last one."""
+    failure = OSError(errno.ENETUNREACH, "no address to connect the socket to")
+    for host in _IPV4_HOSTS if sock.family == socket.AF_INET else _IPV6_HOSTS:
+        try:
+            sock.connect((host, _PORT))
+        except OSError as error:
+            failure = error
+        else:
+            return None
+    return failure

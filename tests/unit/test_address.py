@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import socket
 
 import pytest
@@ -159,3 +160,52 @@ def test_the_endpoint_of_an_address_is_calculated_once_for_all_patterns_of_a_pol
     endpoint = TcpAddress.parse("[2001:db8::1]:443").ip_endpoint
     assert (endpoint.version, endpoint.number, endpoint.port) == (6, 0x20010DB8_00000000_00000000_00000001, 443)
     assert TcpAddress.parse("[2001:db8::1]:443").ip_endpoint is endpoint
+
+
+@pytest.mark.parametrize(
+    ("text", "printed", "kind"),
+    [
+        ("mptcp@192.0.2.1:80", "mptcp@192.0.2.1:80", "mptcp"),
+        ("mptcp6@[2001:db8:0::1]:80", "mptcp@[2001:db8::1]:80", "mptcp"),
+        ("udp@192.0.2.1:53", "udp@192.0.2.1:53", "udp"),
+        ("udp4@192.0.2.1:53", "udp@192.0.2.1:53", "udp"),
+        ("udp6@[::]:53", "udp@[::]:53", "udp"),
+        ("quic@192.0.2.1:443", "quic4@192.0.2.1:443", "udp"),
+        ("quic4@192.0.2.1:443", "quic4@192.0.2.1:443", "udp"),
+        ("quic6@[::]:443", "quic6@[::]:443", "udp"),
+    ],
+)
+def test_an_address_with_a_prefix_is_printed_in_one_way(text: str, printed: str, kind: str) -> None:
+    address = Address.parse(text)
+    assert str(address) == printed
+    assert Address.parse(printed) == address
+    assert address.kind == kind
+    assert address.wire_fields() == {"endpoint": printed}
+    assert address.ip_endpoint == Address.parse(text.partition("@")[2]).ip_endpoint
+    assert address.any_port().matches(address)
+    assert str(address.wildcard()).rpartition(":")[2] == printed.rpartition(":")[2]
+
+
+def test_addresses_of_different_protocols_are_different() -> None:
+    texts = [f"{prefix}192.0.2.1:80" for prefix in ("", "mptcp@", "udp@", "quic4@")]
+    addresses = [Address.parse(text) for text in texts]
+    assert len({*addresses}) == len(texts)
+    for one, other in itertools.permutations(addresses, 2):
+        assert one != other
+        assert not one.matches(other)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("udp4@[::1]:53", "::1 is not an IPv4 address"),
+        ("quic6@192.0.2.1:443", "192.0.2.1 is not an IPv6 address"),
+        ("udp@192.0.2.1:70000", "port 70000 is out of range: a UDP port is a number from 0 to 65535"),
+        ("mptcp@192.0.2.1", "has no port: write host:port"),
+        ("mptcp@localhost:80", "host 'localhost' is a name"),
+    ],
+)
+def test_text_with_a_prefix_that_is_no_address_is_refused_with_a_reason(text: str, complaint: str) -> None:
+    with pytest.raises(AddressError) as refusal:
+        Address.parse(text)
+    assert complaint in str(refusal.value)

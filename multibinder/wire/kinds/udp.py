@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from multibinder.kernel.accept_queue import TCP_ESTABLISHED
 from multibinder.kernel.port_sharing import end_sharing
-from multibinder.kernel.silence import is_shut_down, is_silenced, peer_of, reconnect_to_all, silence
+from multibinder.kernel.silence import is_shut_down, is_silenced, peer_of, receive_from_all, silence
 from multibinder.kernel.socket_options import drops_of, memory_of
 from multibinder.kernel.socket_tables import Row, rows
 from multibinder.wire.addresses import Address, QuicAddress, UdpAddress
@@ -82,12 +82,12 @@ class Udp(Inet):
     def repair(
         self, sock: socket.socket, address: Address, options: Options, beside: Sequence[socket.socket] = ()
     ) -> Repaired:
-        """connect(2) is undone. After shutdown(2), another socket gets the datagrams; what waits stays in the old one,
-        for the processes that hold it."""
-        if is_shut_down(sock):
+        """connect(2) is undone over IPv4. The kernel cannot undo shutdown(2), and connect(2) over IPv6: then another
+        socket gets the datagrams. What waits stays in the old one, for the processes that hold it."""
+        if is_shut_down(sock) or sock.family == socket.AF_INET6:
             replacement = self._replacement(sock, inet(address), options)
             return Repaired(memory_of(replacement).limit, replacement)
-        reconnect_to_all(sock, inet(address).sockaddr)
+        receive_from_all(sock, inet(address).port)
         return Repaired(memory_of(sock).limit)
 
     def require_repairable(
@@ -112,9 +112,9 @@ class Udp(Inet):
         return 0.0
 
     def let_in(self, sock: socket.socket) -> None:
+        """Over IPv6 that is an error: the listener is opened again, and its holders receive what waits."""
         if is_silenced(sock):
-            host, port = sock.getsockname()[:2]
-            reconnect_to_all(sock, (host, port))
+            receive_from_all(sock, sock.getsockname()[1])
 
     def retire(self, sock: socket.socket) -> None:
         """A holder keeps the port until it closes the socket. So others may bind it beside: with SO_REUSEADDR, or
