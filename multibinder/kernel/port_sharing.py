@@ -40,10 +40,12 @@ def side_by_side(sockets: Sequence[socket.socket], port: int) -> Iterator[None]:
     try:
         for sock in sockets:
             set_shared(sock, True)
-        with contextlib.suppress(OSError):
-            for sock in sockets:
-                os.fchown(sock.fileno(), UNUSED_UID, -1)
-            is_given_away = True
+        # The TCP sockets inside one of Multipath TCP keep their user.
+        if not any(sock.proto == socket.IPPROTO_MPTCP for sock in sockets):
+            with contextlib.suppress(OSError):
+                for sock in sockets:
+                    os.fchown(sock.fileno(), UNUSED_UID, -1)
+                is_given_away = True
         yield
     finally:
         if not is_given_away and sockets[0].type == socket.SOCK_STREAM:
