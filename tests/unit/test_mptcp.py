@@ -86,27 +86,6 @@ def test_a_specific_address_is_beside_a_wildcard_one_of_tcp() -> None:
                 assert TCP.queue(wide).length == 0
 
 
-@pytest.mark.parametrize("protocol", [0, socket.IPPROTO_MPTCP])
-def test_the_kernel_spreads_clients_over_shards(protocol: int) -> None:
-    """``can_shard`` rests on this."""
-    with opened() as first:
-        first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP) as second:
-            second.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            second.bind(first.getsockname())
-            for each in (first, second):
-                each.listen(200)
-            clients = []
-            for _ in range(100):
-                clients.append(socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol))
-                clients[-1].connect(first.getsockname())
-            wait_until(lambda: sum(MPTCP.queue(each).length for each in (first, second)) == 100, "all wait")
-            lengths = [MPTCP.queue(each).length for each in (first, second)]
-            for client in clients:
-                client.close()
-            assert min(lengths) > 20
-
-
 def test_a_kernel_without_it_is_explained() -> None:
     remedy = MPTCP.explain_refusal(LOCAL.with_port(80), errno.EPROTONOSUPPORT, None)
     assert remedy is not None

@@ -16,6 +16,7 @@ import pytest
 from multibinder import Address, Options
 from multibinder.kernel import silence as silencing
 from multibinder.kernel.disconnect import disconnect
+from multibinder.kernel.port_sharing import share
 from multibinder.kernel.socket_options import inode_of
 from multibinder.wire import kinds
 from multibinder.wire.addresses import QuicAddress, UdpAddress
@@ -278,10 +279,9 @@ def test_no_datagram_is_lost_while_a_socket_is_replaced() -> None:
 
 def test_a_shard_that_is_replaced_stays_a_shard() -> None:
     with opened() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        with socket.socket(type=socket.SOCK_DGRAM) as other:
-            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            other.bind(sock.getsockname())
+        share(sock)
+        with UDP.open(UDP.address_of(sock), Options(), [sock]) as other:
+            share(other)
             shut_down(sock)
             new = UDP.repair(sock, UDP.address_of(sock), Options()).replacement
             assert new is not None
@@ -328,6 +328,22 @@ def test_the_port_of_a_retired_socket_that_a_process_still_holds_can_be_bound(te
         with socket.socket(sock.family, socket.SOCK_DGRAM) as another_program:
             another_program.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             another_program.bind(address.sockaddr)
+
+
+def test_a_shard_is_opened_while_a_process_still_holds_a_retired_one() -> None:
+    with with_own_port(HOSTS[0]) as sock:
+        share(sock)
+        address = UDP.address_of(sock)
+        with UDP.open(address, Options(), [sock]) as other:
+            share(other)
+            UDP.retire(sock)
+            with UDP.open(address, Options(), [other]) as again:
+                share(again)
+                assert UDP.is_ready(again)
+                with socket.socket(type=socket.SOCK_DGRAM) as stranger:
+                    stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    with pytest.raises(OSError, match="in use"):
+                        stranger.bind(address.sockaddr)
 
 
 def test_the_holders_of_a_retired_socket_can_answer_what_waits() -> None:

@@ -23,8 +23,8 @@ class Mptcp(Tcp):
     fixed_options = Tcp.fixed_options | {"rcvbuf", "sndbuf"}
     live_options = Tcp.live_options - {"rcvbuf", "sndbuf", "user_timeout"}
 
-    # The kernel takes no program for a group of them, and a connection of an MPTCP client that it moves to another socket,
-    # with net.ipv4.tcp_migrate_req=1, is never accepted. So a shard could not go without losing clients.
+    # The kernel takes no program for a group of them, and a connection of an MPTCP client that it moves to another
+    # socket, with net.ipv4.tcp_migrate_req=1, is never accepted. So a shard could not go without losing clients.
     can_shard = False
     moves_clients = False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
@@ -11,7 +12,7 @@ from typing import ClassVar
 from multibinder.kernel.accept_queue import TCP_ESTABLISHED
 from multibinder.kernel.port_sharing import end_sharing
 from multibinder.kernel.silence import is_shut_down, is_silenced, peer_of, receive_from_all, silence
-from multibinder.kernel.socket_options import drops_of, memory_of
+from multibinder.kernel.socket_options import drops_of, inode_of, memory_of
 from multibinder.kernel.socket_tables import Row, rows
 from multibinder.wire.addresses import Address, QuicAddress, UdpAddress
 from multibinder.wire.addresses.inet import InetAddress
@@ -155,13 +156,16 @@ class Udp(Inet):
     def _bind(self, sock: socket.socket, address: InetAddress, beside: Sequence[socket.socket]) -> None:
         """Bind beside ``beside``, and beside sockets that are connected, as retired ones are: each of them gets
         datagrams of its peer only."""
+        sockets = [sock, *beside]
         try:
-            share_if_needed(lambda: sock.bind(address.sockaddr), [sock, *beside], address.port)
+            share_if_needed(lambda: sock.bind(address.sockaddr), sockets, address.port)
         except OSError as error:
-            if error.errno != errno.EADDRINUSE or any(row.state != TCP_ESTABLISHED for row in _in_the_way(address)):
+            ours = {inode_of(each) for each in beside}
+            others = [row for row in _in_the_way(address) if row.inode not in ours]
+            if error.errno != errno.EADDRINUSE or any(row.state != TCP_ESTABLISHED for row in others):
                 raise
             with _shared([sock]):
-                sock.bind(address.sockaddr)
+                share_if_needed(lambda: sock.bind(address.sockaddr), sockets, address.port)
 
     def _replacement(self, sock: socket.socket, address: InetAddress, options: Options) -> socket.socket:
         """Return another socket that is bound to the address of ``sock``, and silence ``sock``."""
@@ -171,6 +175,9 @@ class Udp(Inet):
                 v6only = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
                 new.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
             set_all(new, options)
+            # A shard may have the user of no process (``share`` in kernel/port_sharing.py).
+            with contextlib.suppress(OSError):
+                os.fchown(new.fileno(), os.fstat(sock.fileno()).st_uid, -1)
             with _shared([sock, new]):
                 new.bind(address.sockaddr)
                 silence(sock)
