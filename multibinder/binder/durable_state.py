@@ -14,8 +14,9 @@ from multibinder.binder import events, records
 from multibinder.binder.earlier_journals import EarlierJournals
 from multibinder.binder.inherit import RECORDS, Inheritance
 from multibinder.binder.keeper import Keeper
+from multibinder.binder.kept_name import name_of_cookie
 from multibinder.binder.key import Key
-from multibinder.binder.listener import Listener, name_of_cookie
+from multibinder.binder.listener import Listener
 from multibinder.binder.owner import Owner, is_privileged
 from multibinder.binder.record_lines import RecordLines, new_journal
 from multibinder.binder.recorded_sockets import RecordedSockets, has_key

@@ -1,7 +1,7 @@
 """Descriptors from systemd, the guard, or the previous version: LISTEN_PID, LISTEN_FDS, LISTEN_FDNAMES.
 
 All of them pass descriptors as sd_listen_fds(3) describes. A name is only a hint; fstat(2) and getsockopt(2) identify
-a descriptor.
+a descriptor. The name ``control`` tells the control socket from other Unix sockets.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ import msgspec
 
 from multibinder.binder import client_state, events, records
 from multibinder.binder.client_state import CLIENTS, ClientState
+from multibinder.binder.kept_name import name_of_cookie
 from multibinder.binder.lifeboat import LIFEBOAT
 from multibinder.binder.records import Header, Record
 from multibinder.kernel.listen_fds import take_listen_fds
+from multibinder.kernel.socket_options import cookie_of
 from multibinder.wire import kinds
+from multibinder.wire.errors import AddressError
 
 #: Names of descriptors that are not listeners. A journal's name is RECORDS and a number that grows.
 CONTROL, LOCK, RECORDS = "control", "lock", "records"
@@ -123,6 +126,7 @@ class _Sorter:
             _close(descriptor, name, "a file")
 
     def result(self) -> Inheritance:
+        self._take_control_of_unit()
         return Inheritance(
             self._control,
             self._lock,
@@ -142,17 +146,41 @@ class _Sorter:
         self._journals.append((name, descriptor))
 
     def _sort_socket(self, name: str, sock: socket.socket) -> None:
-        if sock.family == socket.AF_UNIX and sock.type == socket.SOCK_STREAM:
-            if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                self._peers.append(sock)
-            elif self._control is None:
+        is_stream = sock.family == socket.AF_UNIX and sock.type == socket.SOCK_STREAM
+        if is_stream and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            self._peers.append(sock)
+        elif name == CONTROL and is_stream:
+            if self._control is None:
                 self._control = sock
             else:
                 _close(sock.detach(), name, "a second control socket")
-        elif kinds.of_socket(sock) is not None:
-            self._listeners.append((name, sock))
-        else:
+        elif kinds.of_socket(sock) is None:
             _close(sock.detach(), name, f"a socket of a kind that this version does not know ({sock.family!r})")
+        elif not _has_address(sock):
+            _close(sock.detach(), name, "a socket without an address")
+        else:
+            self._listeners.append((name, sock))
+
+    def _take_control_of_unit(self) -> None:
+        """Without a socket of that name, the control socket is the first Unix listener that no binder has had: that of
+        a socket unit."""
+        if self._control is not None:
+            return
+        for named in self._listeners:
+            name, sock = named
+            is_stream = sock.family == socket.AF_UNIX and sock.type == socket.SOCK_STREAM
+            cookie = cookie_of(sock)
+            if is_stream and cookie not in self._records and name not in (NOT_KEPT, name_of_cookie(cookie)):
+                self._control = sock
+                self._listeners.remove(named)
+                return
+
+
+def _has_address(sock: socket.socket) -> bool:
+    try:
+        return kinds.address_of(sock) is not None
+    except (OSError, AddressError):
+        return False
 
 
 def _close(descriptor: int, name: str, what: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from multibinder.binder.keeper_link import HasDescriptor
+from multibinder.binder.kept_name import name_of_cookie
 from multibinder.binder.key import Key, netns_of
 from multibinder.binder.kind_inside import kind_in
 from multibinder.binder.owner import Owner
@@ -24,8 +25,6 @@ from multibinder.wire.messages import Id, ListenerSpec
 from multibinder.wire.options import Options
 from multibinder.wire.status import ListenerStatus, OwnerStatus
 
-#: Characters that both FDNAME= (sd_notify(3)) and a file name may have.
-_DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_-"
 #: At most this many pending handoffs of a listener are recorded. After a crash, the others count as confirmed.
 _RECORDED_PENDING = 16
 _NO_SETTERS: Mapping[str, Owner] = MappingProxyType({})
@@ -284,16 +283,3 @@ class Grant(msgspec.Struct, eq=False):
     def backlog(self) -> int:
         """Return the effective limit of the accept queue, in connections."""
         return self.listener.queue_limit
-
-
-def name_of_cookie(cookie: int) -> str:
-    """Return the shortest text for ``cookie`` that can be an FDNAME.
-
-    All names together must fit into one string of the environment (LISTEN_FDNAMES): 128 KiB (MAX_ARG_STRLEN,
-    execve(2)). Five characters and a colon are short enough for 20,000 listeners.
-    """
-    digits = ""
-    while cookie:
-        cookie, digit = divmod(cookie, len(_DIGITS))
-        digits = _DIGITS[digit] + digits
-    return digits

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from multibinder.binder import events, lifeboat
 from multibinder.binder.client_state import CLIENTS
 from multibinder.binder.inherit import CONTROL, LOCK, RECORDS
+from multibinder.binder.listener import Listener
 from multibinder.kernel import handover
 from multibinder.kernel.listen_fds import FIRST
+from multibinder.wire import kinds
 from multibinder.wire.errors import MultibinderError
 
 #: Set for the next version by an upgrade. A start has no such variable.
@@ -19,6 +21,12 @@ UPGRADED = "MULTIBINDER_UPGRADED"
 POLICY_REQUIRED = "MULTIBINDER_REHEARSAL_POLICY"
 #: Set for a rehearsal: as long as LISTEN_FDNAMES will be, so that execve(2) fails now if it would fail then.
 _ROOM = "MULTIBINDER_REHEARSAL_ROOM"
+#: Words for what a version can hold, beside the names of the kinds.
+SHARDS, NETNS = "shards", "netns"
+#: What this version can hold.
+KNOWN = (*(kind.name for kind in kinds.KINDS), SHARDS, NETNS)
+#: A refusal names so many listeners.
+_NAMED = 10
 #: Descriptors that a start opens beside those that were passed to it.
 _RESERVED_DESCRIPTORS = 32
 
@@ -51,6 +59,27 @@ def rehearsal_environment(names: Sequence[str], *, policy_required: bool) -> dic
         )
     variables = {_ROOM: "x" * sum(len(name) + 1 for name in names)}
     return {**variables, POLICY_REQUIRED: "1"} if policy_required else variables
+
+
+def require_known(listeners: Iterable[Listener], known: Collection[str], version: str) -> None:
+    """Raise UpgradeRefused if the next version, which can hold what ``known`` names, would lose a listener."""
+    lost = [each for each in listeners if not {*_needs(each)} <= {*known}]
+    if not lost:
+        return
+    named = ", ".join(str(each.key) for each in lost[:_NAMED]) + (", …" if len(lost) > _NAMED else "")
+    missing = sorted({word for each in lost for word in _needs(each)} - {*known})
+    raise UpgradeRefused(
+        f"version {version} does not know {', '.join(missing)}, and would lose {len(lost)} of the listeners: {named}; "
+        "release them first"
+    )
+
+
+def _needs(listener: Listener) -> Iterator[str]:
+    yield listener.kind.name
+    if listener.shard:
+        yield SHARDS
+    if listener.netns:
+        yield NETNS
 
 
 def execute(command: Sequence[str], version: str, descriptors: Named, socket_path: str) -> tuple[Named, str]:

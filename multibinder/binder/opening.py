@@ -17,6 +17,7 @@ from multibinder.binder.owner import Owner
 from multibinder.binder.records import Record
 from multibinder.kernel.socket_options import netns_cookie_of
 from multibinder.wire import kinds
+from multibinder.wire.addresses import Address
 from multibinder.wire.errors import AddressError
 from multibinder.wire.messages import ListenerSpec
 from multibinder.wire.options import Options
@@ -56,6 +57,11 @@ def restored_listener(sock: socket.socket, record: Record | None) -> Listener:
     kind = kinds.of_socket(sock)
     assert kind is not None  # noqa: S101 (inherit.py lets nothing else through)
     address = kind.address_of(sock)
+    if record is not None and record.address and not kind.is_retired(sock):
+        recorded_address = Address.parse(record.address)
+        # A program may have renamed the path of a Unix socket that was adopted from it.
+        if kind.is_bound_to(sock, recorded_address):
+            address = recorded_address
     if record is None:
         record = Record(str(address), 0, created=time.time())
     # A record that was saved from a damaged line knows no owner.

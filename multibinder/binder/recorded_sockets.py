@@ -54,7 +54,7 @@ def describes(record: Record, sock: socket.socket) -> bool:
     kind = kinds.of_socket(sock)
     # The release of a listener changes its address.
     return kind is not None and (
-        not record.address or kind.is_retired(sock) or Address.parse(record.address) == kind.address_of(sock)
+        not record.address or kind.is_retired(sock) or kind.is_bound_to(sock, Address.parse(record.address))
     )
 
 

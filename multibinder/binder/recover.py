@@ -18,6 +18,7 @@ from multibinder.binder.records import Record
 from multibinder.kernel.descriptors import scan
 from multibinder.kernel.pidfd import duplicate_socket
 from multibinder.wire import kinds
+from multibinder.wire.addresses import Address
 
 #: A log line names so many addresses.
 _NAMED = 5
@@ -69,9 +70,8 @@ def without_gone(missing: Mapping[int, Record], held: Iterable[Listener]) -> dic
     are not listed.
     """
     inodes, addresses = _existing_inodes(), {str(listener.address) for listener in held}
-    gone = {
-        cookie for cookie, record in missing.items() if record.inode and not record.netns and record.inode not in inodes
-    }
+    listed = {cookie: record.inode for cookie, record in missing.items() if record.inode and _is_listed(record)}
+    gone = {cookie for cookie, inode in listed.items() if inode not in inodes}
     if lost := [missing[cookie].address for cookie in gone if missing[cookie].address not in addresses]:
         events.warning(
             "not-recovered",
@@ -81,6 +81,11 @@ def without_gone(missing: Mapping[int, Record], held: Iterable[Listener]) -> dic
             "are closed until a client binds them",
         )
     return {cookie: record for cookie, record in missing.items() if cookie not in gone}
+
+
+def _is_listed(record: Record) -> bool:
+    """Return whether the kernel's lists have the socket of a record, if it exists: those of this network namespace."""
+    return not record.netns and bool(record.address) and kinds.of_address(Address.parse(record.address)).is_listed
 
 
 def _existing_inodes() -> set[int]:

@@ -23,6 +23,10 @@ KILL_S = REHEARSAL_S + 2
 NONCE = "MULTIBINDER_REHEARSAL"
 #: The first word of that line.
 WORD = "multibinder-rehearsed"
+#: The first word of another line, after which the nonce and what the new code can hold follow. A version before that
+#: line knows TCP alone.
+KNOWS = "multibinder-knows"
+_KNOWN_BEFORE = frozenset({"tcp"})
 #: A version before this protocol prints its version alone.
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+)+[0-9A-Za-z.+!-]*")
 _OUTPUT_BYTES = 65536
@@ -52,6 +56,8 @@ class Rehearsal:
         self._tell: Callable[[str | None, str], None] | None = tell
         self._output = b""
         self._nonce = os.urandom(16).hex()
+        #: What the new code can hold, if the rehearsal succeeded: kinds of sockets, and ``shards`` and ``netns``.
+        self.known = _KNOWN_BEFORE
         program, *options, _, module, settings = command
         code = f"import signal; signal.alarm({REHEARSAL_S}); import {module} as binder; binder.rehearse()"
         variables = {**os.environ, **(environment or {}), NONCE: self._nonce}
@@ -114,6 +120,10 @@ class Rehearsal:
                 return None, f"it was ended by signal {-status}"
             return None, last or f"it exited with {status}"
         word = f"{WORD} {self._nonce} "
+        knows = f"{KNOWS} {self._nonce} "
+        for line in lines:
+            if line.startswith(knows):
+                self.known = frozenset(line.removeprefix(knows).split())
         said = [line.removeprefix(word) for line in lines if line.startswith(word)]
         if said:
             return said[0], ""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence
 
 from multibinder.binder import events
 from multibinder.binder.loop import Loop
 from multibinder.binder.methods import OnRehearsed
+from multibinder.binder.next_version import require_known
+from multibinder.binder.store import ListenerStore
 from multibinder.binder.upgrade import Rehearsal
 from multibinder.wire.errors import MultibinderError
 
@@ -14,9 +16,10 @@ from multibinder.wire.errors import MultibinderError
 class Upgrader:
     """Rehearses upgrades, one at a time, and begins one whose rehearsal succeeded.
 
-    ``command`` is what an upgrade executes; ``listeners`` are counted for the log. ``check`` raises MultibinderError
-    for a fault that the new code cannot notice, and returns the variables of the rehearsal's environment. ``begin`` is
-    called after the clients that asked have been told.
+    ``command`` is what an upgrade executes; ``store`` has the listeners, which the new code must be able to
+    hold. ``check`` raises MultibinderError
+    for a fault that the new code cannot notice, and returns the variables of the rehearsal's environment.
+    ``begin`` is called after the clients that asked have been told.
     """
 
     def __init__(
@@ -24,7 +27,7 @@ class Upgrader:
         loop: Loop,
         command: Sequence[str],
         version: str,
-        listeners: Sized,
+        store: ListenerStore,
         *,
         check: Callable[[], Mapping[str, str]],
         begin: Callable[[], None],
@@ -32,7 +35,7 @@ class Upgrader:
         self._loop = loop
         self._command = command
         self._version = version
-        self._listeners = listeners
+        self._store = store
         self._check = check
         self._begin = begin
         self._waiting: list[OnRehearsed] = []
@@ -63,10 +66,15 @@ class Upgrader:
         self._loop.call_later(0, lambda: self._finish(None, why))
 
     def _finish(self, version: str | None, why: str) -> None:
+        if version is not None and self._rehearsal is not None:
+            try:
+                require_known(self._store.listeners(), self._rehearsal.known, version)
+            except MultibinderError as error:
+                version, why = None, str(error)
         if version is None:
             events.error("upgrade-refused", why=why, done=f"version {self._version} goes on")
         else:
-            events.info("upgrading", version=self._version, new=version, listeners=len(self._listeners))
+            events.info("upgrading", version=self._version, new=version, listeners=len(self._store))
         self._rehearsal = None
         waiting, self._waiting = self._waiting, []
         for on_rehearsed in waiting:

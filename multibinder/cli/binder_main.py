@@ -14,11 +14,11 @@ import msgspec
 from multibinder import MultibinderError, __version__
 from multibinder.binder import daemon
 from multibinder.binder.holder_scan import FindHolders
-from multibinder.binder.next_version import POLICY_REQUIRED
+from multibinder.binder.next_version import KNOWN, POLICY_REQUIRED
 from multibinder.binder.program import Program
 from multibinder.binder.settings import Timings
 from multibinder.binder.trial import try_start
-from multibinder.binder.upgrade import NONCE, WORD
+from multibinder.binder.upgrade import KNOWS, NONCE, WORD
 from multibinder.cli.invocation import Invocation, binder_command
 from multibinder.cli.logs import log_to, try_log_file
 from multibinder.cli.wording import shortage
@@ -46,7 +46,10 @@ def rehearse() -> None:
     except OSError as error:
         sys.exit(f"the trial start failed: {error.strerror or error}")
     nonce = os.environ.get(NONCE)
-    sys.stdout.write(f"{WORD} {nonce} {__version__}\n" if nonce else f"{__version__}\n")
+    if nonce:
+        sys.stdout.write(f"{KNOWS} {nonce} {' '.join(KNOWN)}\n{WORD} {nonce} {__version__}\n")
+    else:
+        sys.stdout.write(f"{__version__}\n")
     sys.stdout.flush()
 
 

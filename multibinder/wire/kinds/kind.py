@@ -59,6 +59,8 @@ class Kind(abc.ABC):
     can_shard: ClassVar[bool] = False
     #: Whether the kernel can give the clients in the queue of a shard that stops to another one.
     moves_clients: ClassVar[bool] = False
+    #: Whether ``ready_inodes`` has all ready sockets of this network namespace.
+    is_listed: ClassVar[bool] = True
     #: Whether the kernel tells length and limit of the queue, and the number of drops. Else ``queue`` and ``drops``
     #: return 0.
     tells_queue: ClassVar[bool] = True

@@ -22,6 +22,7 @@ class Vsock(Kind):
     name: ClassVar[str] = "vsock"
     fixed_options: ClassVar[frozenset[str]] = frozenset()
     live_options: ClassVar[frozenset[str]] = frozenset({"backlog"})
+    is_listed: ClassVar[bool] = False
     tells_queue: ClassVar[bool] = False
     tells_drops: ClassVar[bool] = False
 
