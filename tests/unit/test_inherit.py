@@ -114,6 +114,53 @@ def test_each_descriptor_is_recognised_by_its_type() -> None:
     assert said == {"result": [[["wrong name", True]], [True], True, True], "logged": []}
 
 
+def test_unix_listeners_are_told_from_the_control_socket_and_from_clients() -> None:
+    said = in_a_process("""
+        import tempfile
+        from multibinder.binder.kept_name import name_of_cookie
+        from multibinder.kernel.socket_options import cookie_of
+        directory = tempfile.TemporaryDirectory()
+
+        def at(path, type=socket.SOCK_STREAM):
+            sock = socket.socket(socket.AF_UNIX, type)
+            sock.bind(f"{directory.name}/{path}")
+            if type != socket.SOCK_DGRAM:
+                sock.listen()
+            return sock
+
+        def receive(*named):
+            environment = {}
+            pass_listen_fds([(name, sock.detach()) for name, sock in named], environment)
+            came = inherit.receive(environment)
+            paths = [sock.getsockname().rsplit("/", 1)[-1] for _, sock in came.listeners]
+            control = came.control and came.control.getsockname().rsplit("/", 1)[-1]
+            for sock in [*(sock for _, sock in came.listeners), *filter(None, [came.control])]:
+                sock.close()
+            for name in os.listdir(directory.name):
+                os.unlink(f"{directory.name}/{name}")
+            return [control, paths]
+
+        def kept(sock):
+            return name_of_cookie(cookie_of(sock)), sock
+
+        result = [
+            receive(("", at("app")), ("control", at("mb")), ("", at("log", socket.SOCK_DGRAM))),
+            receive(kept(at("kept")), ("multibinder.socket", at("mb"))),
+            receive(("", at("app")), ("", at("packets", socket.SOCK_SEQPACKET))),
+            receive(("one", at("mb")), ("two", at("app"))),
+            receive(("", socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))),
+        ]
+    """)
+    assert said["result"] == [
+        ["mb", ["app", "log"]],
+        ["mb", ["kept"]],
+        [None, ["app", "packets"]],
+        ["mb", ["app"]],
+        [None, []],
+    ]
+    assert [fields["what"] for _, fields in said["logged"]] == ["a socket without an address"]
+
+
 def test_an_unknown_descriptor_is_closed_and_logged() -> None:
     said = in_a_process("""
         reading, writing = os.pipe()

@@ -430,6 +430,11 @@ START = Section(
             remedy="release listeners, or use several binders",
         ),
         entry(
+            "version … does not know …, and would lose … of the listeners: …",
+            cause="an upgrade to an older version that cannot hold such listeners",
+            remedy="release the listeners that the message names, or stay with this version",
+        ),
+        entry(
             "RLIMIT_NOFILE has been lowered to …, and the new version needs … descriptors",
             cause="another process has lowered the limit of the running binder (prlimit)",
             remedy="the `prlimit` command that the message gives",
