@@ -245,7 +245,7 @@ def _require_listener(sock: socket.socket, spec: ListenerSpec) -> None:
     except OSError as error:
         raise _refused(address, f"the kernel says of the socket that came: {error.strerror}") from error
     cookie = netns_cookie_of(sock)
-    if spec.netns != _canonical(f"{COOKIE}{cookie}"):
+    if address.is_in_netns and spec.netns != _canonical(f"{COOKIE}{cookie}"):
         raise _refused(address, f"the socket that came is in another network namespace ({COOKIE}{cookie})")
 
 

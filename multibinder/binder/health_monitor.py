@@ -9,6 +9,7 @@ from multibinder.binder import events
 from multibinder.binder.holder_scan import HolderScan
 from multibinder.binder.listener import Listener
 from multibinder.binder.loop import Loop
+from multibinder.binder.namespace_names import name_of
 from multibinder.binder.observation import Observation
 from multibinder.binder.orphan_ttl import OrphanTtl, orphan_ttl_of
 from multibinder.binder.queue_samples import QueueSamples
@@ -263,6 +264,7 @@ class HealthMonitor:
             kind=kind.name,
             shard=listener.shard,
             netns=listener.netns,
+            netns_name=name_of(listener.netns),
             options=listener.options.given,
             accepts=kind.accepts(listener.address),
         )

@@ -12,7 +12,7 @@ from multibinder.binder import namespaces
 from multibinder.binder.key import short_cookie
 from multibinder.kernel.socket_options import netns_cookie_of
 from multibinder.wire.addresses import Address
-from multibinder.wire.kinds import Kind, OptionError, Repaired
+from multibinder.wire.kinds import Kind, OptionError, Queue, Repaired
 from multibinder.wire.options import Options
 
 T = TypeVar("T")
@@ -63,9 +63,13 @@ class _KindInside:
         self._inside_or_here(sock, lambda: self._kind.retire(sock))
 
     def is_reachable(self, sock: socket.socket, address: Address) -> bool:
-        if type(self._kind).is_reachable is Kind.is_reachable:  # it asks the socket alone, each 15 seconds
-            return self._kind.is_ready(sock)
-        return self._inside_or_here(sock, lambda: self._kind.is_reachable(sock, address))
+        return self._read(sock, lambda: self._kind.is_reachable(sock, address))
+
+    def is_ready(self, sock: socket.socket) -> bool:
+        return self._read(sock, lambda: self._kind.is_ready(sock))
+
+    def queue(self, sock: socket.socket) -> Queue:
+        return self._read(sock, lambda: self._kind.queue(sock))
 
     def colliding_inodes(self, address: Address) -> AbstractSet[int]:
         return self._inside(None, lambda: self._kind.colliding_inodes(address))
@@ -81,6 +85,9 @@ class _KindInside:
 
     def _inside(self, sock: socket.socket | None, action: Callable[[], T]) -> T:
         return namespaces.inside(self._cookie, sock, action)
+
+    def _read(self, sock: socket.socket, action: Callable[[], T]) -> T:
+        return self._inside_or_here(sock, action) if self._kind.is_read_inside else action()
 
     def _inside_or_here(self, sock: socket.socket, action: Callable[[], T]) -> T:
         entered = False

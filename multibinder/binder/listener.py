@@ -15,6 +15,7 @@ from multibinder.binder.keeper_link import HasDescriptor
 from multibinder.binder.kept_name import name_of_cookie
 from multibinder.binder.key import Key, netns_of
 from multibinder.binder.kind_inside import kind_in
+from multibinder.binder.namespace_names import name_of
 from multibinder.binder.owner import Owner
 from multibinder.binder.records import PendingHandoff, Record
 from multibinder.kernel.socket_options import cookie_of, inode_of
@@ -93,8 +94,7 @@ class Listener(msgspec.Struct, eq=False):
 
     @property
     def kind(self) -> Kind:
-        kind = kinds.of_address(self.address)
-        return kind_in(kind, self.netns) if self.netns else kind
+        return kind_in(kinds.of_address(self.address), self.netns)
 
     @property
     def cookie(self) -> int:
@@ -197,6 +197,7 @@ class Listener(msgspec.Struct, eq=False):
             kind=self.kind.name,
             shard=self.shard,
             netns=self.netns,
+            netns_name=name_of(self.netns),
             options=self.options.given,
         )
 

@@ -80,7 +80,7 @@ def restored_listener(sock: socket.socket, record: Record | None) -> Listener:
         created=record.created,
         kernel_chose_port=record.kernel_chose_port,
         held_outside_pid_namespace=record.held_outside_pid_namespace,
-        netns=short_cookie(netns_cookie_of(sock)),
+        netns=short_cookie(netns_cookie_of(sock)) if address.is_in_netns else 0,
         shard=record.shard if kind.can_shard else 0,
     )
     if record.setters:

@@ -208,7 +208,10 @@ def _adopt(
         for sentence in row.differs if row.state == "free" else ():
             say(f"{row.address}: note: {sentence}", err=True)
     wanted = [
-        (ListenerSpec(each.address, Options(), netns=f"cookie:{each.netns}"), each.socket)
+        (
+            ListenerSpec(each.address, Options(), netns=f"cookie:{each.netns}" if each.address.is_in_netns else ""),
+            each.socket,
+        )
         for each in listeners
         if each.address is not None and each.socket is not None and not each.obstacle
     ]

@@ -72,7 +72,7 @@ class ListenerSpec(msgspec.Struct, frozen=True):
             check_shards(self.shards)
         if self.shard and not kind.can_shard:
             raise AddressError(f"{self.address}: a listener of the kind {kind.name} has no shards")
-        if check_netns(self.netns) and not kind.is_in_netns(self.address):
+        if check_netns(self.netns) and not self.address.is_in_netns:
             raise AddressError(f"{self.address} is the same in every network namespace: leave netns out")
 
     def __str__(self) -> str:

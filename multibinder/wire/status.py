@@ -17,10 +17,10 @@ class OwnerStatus(msgspec.Struct, frozen=True):
     uid: int
 
 
-def shown_key(address: str, shard: int, netns: int) -> str:
+def shown_key(address: str, shard: int, netns: int, netns_name: str = "") -> str:
     """Return the key of a listener as people read it. No two listeners of a binder have the same."""
     parts = [f"shard {shard}"] if shard else []
-    parts += [f"netns cookie:{netns}"] if netns else []
+    parts += [f"netns {netns_name or f'cookie:{netns}'}"] if netns else []
     return f"{address} ({', '.join(parts)})" if parts else address
 
 
@@ -32,7 +32,8 @@ class ListenerStatus(msgspec.Struct, frozen=True):
     ``owners`` has the label of each claim, ``claims`` its label and uid; a binder of 0.1 does not send ``claims``.
     ``draining``: it is released, and closes when its holders have accepted the clients that wait.
     ``kind`` is the kind of socket; ``shard`` and ``netns`` belong to its key (``netns`` is the SO_NETNS_COOKIE of its
-    network namespace, 0 for the binder's own). ``options`` are those that are in force, by their names.
+    network namespace, 0 for the binder's own). ``netns_name`` is its name in /run/netns, or ``cookie:N``. ``options``
+    are those that are in force, by their names.
     ``backlog`` is None if it has none, or the kernel does not tell it.
     """
 
@@ -50,11 +51,12 @@ class ListenerStatus(msgspec.Struct, frozen=True):
     kind: str = "tcp"
     shard: int = 0
     netns: int = 0
+    netns_name: str = ""
     options: dict[str, Any] = {}
 
     @property
     def key(self) -> str:
-        return shown_key(self.address, self.shard, self.netns)
+        return shown_key(self.address, self.shard, self.netns, self.netns_name)
 
 
 class Counters(msgspec.Struct):
@@ -94,9 +96,9 @@ class ListenerHealth(msgspec.Struct, frozen=True):
     client that has to try again (SO_MEMINFO); ``drops_per_s`` is the rate between the last two samples. ``holders`` are
     those of the last search, without the keeper; None if some process could not be read and no holder was found.
     ``orphan_ttl_s`` is the age at which an orphan is closed; None: never. ``kept``: it would survive a crash of the
-    binder. ``kind``, ``shard``, ``netns`` and ``options`` are those of ``ListenerStatus``. ``accepts`` is false for a
-    listener that receives datagrams: ``queue`` and ``limit`` are bytes of memory then. ``queue``, ``limit``, ``drops``
-    and ``drops_per_s`` are None if the kernel does not tell them.
+    binder. ``kind``, ``shard``, ``netns``, ``netns_name`` and ``options`` are those of ``ListenerStatus``. ``accepts``
+    is false for a listener that receives datagrams: ``queue`` and ``limit`` are bytes of memory then. ``queue``,
+    ``limit``, ``drops`` and ``drops_per_s`` are None if the kernel does not tell them.
     """
 
     address: str
@@ -123,12 +125,13 @@ class ListenerHealth(msgspec.Struct, frozen=True):
     kind: str = "tcp"
     shard: int = 0
     netns: int = 0
+    netns_name: str = ""
     options: dict[str, Any] = {}
     accepts: bool = True
 
     @property
     def key(self) -> str:
-        return shown_key(self.address, self.shard, self.netns)
+        return shown_key(self.address, self.shard, self.netns, self.netns_name)
 
 
 class BinderStatus(msgspec.Struct, frozen=True):

@@ -164,6 +164,45 @@ def test_the_holder_of_a_port_is_named_only_with_the_drop_in(binder: Machine) ->
         binder.must("systemctl", "stop", "occupant.socket")
 
 
+def test_a_listener_is_made_in_another_namespace_with_the_drop_in_and_kept_without_it(binder: Machine) -> None:
+    name = "mb-systemd-test"
+
+    def ask(port: int, named: str = name) -> str:
+        code = (
+            "import multibinder, sys\n"
+            "address, named = multibinder.TcpAddress('0.0.0.0', int(sys.argv[2])), sys.argv[3]\n"
+            "with multibinder.Client(sys.argv[1]) as client:\n"
+            "    for sock in client.bind([multibinder.ListenerSpec(address, netns=named)], owner='test'): sock.close()"
+        )
+        return binder.run(f"{COMMANDS}/python", "-c", code, SOCKET_PATH, str(port), named).stderr
+
+    def listens(port: int) -> bool:
+        return f":{port} " in binder.must("nsenter", f"--net=/run/netns/{name}", "ss", "-ltnH")
+
+    binder.must("ip", "netns", "add", name)
+    try:
+        refusal = ask(PORT)
+        assert "CAP_SYS_ADMIN" in refusal
+        assert "netns.conf" in refusal
+        refusal = ask(PORT, "1")
+        assert "CAP_SYS_PTRACE" in refusal or refusal == ""  # PID 1 is in the binder's own namespace
+        with drop_in(binder, BINDER, example(binder, BINDER, "netns.conf")):
+            binder.must("systemctl", "restart", BINDER)
+            assert ask(PORT) == ""
+            assert listens(PORT)
+            binder.must("systemctl", "reload", BINDER)
+            assert ask(EXTRA_PORT) == ""
+            # Namespaces of other sorts stay forbidden.
+            pid = binder.main_pid(BINDER)
+            assert status(binder, pid)["NoNewPrivs"] == ["1"]
+        binder.must("systemctl", "restart", BINDER)
+        for port in (PORT, EXTRA_PORT):
+            assert ask(port) == ""
+            assert listens(port)
+    finally:
+        binder.run("ip", "netns", "del", name)
+
+
 @pytest.mark.parametrize("steps", [("restart",), ("reload", "restart"), ("stop", "start")], ids="-".join)
 def test_a_binder_that_ran_as_root_keeps_its_listeners_when_it_changes_to_its_own_user(
     machine: Machine, steps: tuple[str, ...]

@@ -71,6 +71,11 @@ class Address(msgspec.Struct, frozen=True):
         return {"endpoint": str(self)}
 
     @property
+    def is_in_netns(self) -> bool:
+        """Whether each network namespace has an address like this of its own."""
+        return True
+
+    @property
     def family(self) -> socket.AddressFamily:
         """The address family of its sockets, as ``socket.AF_INET``."""
         raise NotImplementedError

@@ -66,6 +66,10 @@ class UnixAddress(Address, frozen=True):
         return UnixAddress.of(path, _TYPES[prefix])
 
     @property
+    def is_in_netns(self) -> bool:
+        return False
+
+    @property
     def family(self) -> socket.AddressFamily:
         return socket.AF_UNIX
 

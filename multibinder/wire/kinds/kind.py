@@ -55,6 +55,8 @@ class Kind(abc.ABC):
     fixed_options: ClassVar[frozenset[str]]
     #: The options that can change while the socket exists.
     live_options: ClassVar[frozenset[str]]
+    #: Whether what the kernel tells of a socket can be read in the socket's network namespace only (sock_diag(7)).
+    is_read_inside: ClassVar[bool] = False
     #: Whether several listeners can share an address (SO_REUSEPORT).
     can_shard: ClassVar[bool] = False
     #: Whether the kernel can give the clients in the queue of a shard that stops to another one.
@@ -89,10 +91,6 @@ class Kind(abc.ABC):
 
     def accepts(self, address: Address) -> bool:
         """Return whether clients of this address connect, and are accepted. Else it receives datagrams."""
-        return True
-
-    def is_in_netns(self, address: Address) -> bool:
-        """Return whether each network namespace has an address like this of its own."""
         return True
 
     @abc.abstractmethod

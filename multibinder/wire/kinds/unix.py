@@ -47,6 +47,7 @@ class Unix(Kind):
 
     name: ClassVar[str] = "unix"
     fixed_options = frozenset[str]()
+    is_read_inside = True
     live_options = frozenset({"backlog", "mode", "user", "group", "rcvbuf", "sndbuf"})
 
     def recognizes(self, sock: socket.socket) -> bool:
