@@ -32,6 +32,7 @@ from multibinder.binder.keeping import keep_the_rest
 from multibinder.binder.listings import Listings
 from multibinder.binder.loop import Loop
 from multibinder.binder.methods import Methods
+from multibinder.binder.path_watch import watch_listeners
 from multibinder.binder.pidfile import remove_pidfile, write_pidfile
 from multibinder.binder.policy import Policy
 from multibinder.binder.policy_in_force import PolicyInForce
@@ -42,7 +43,6 @@ from multibinder.binder.ready import report_ready
 from multibinder.binder.records import Record
 from multibinder.binder.server import ControlServer
 from multibinder.binder.settings import Settings
-from multibinder.binder.shutdown_watch import ShutdownWatch
 from multibinder.binder.signals import SignalQueue
 from multibinder.binder.slices import Slices
 from multibinder.binder.status import BinderStatusSource
@@ -111,7 +111,7 @@ def _restore(settings: Settings, limits: Limits, inherited: Inheritance) -> Rest
         lambda: store,
         upgraded=os.environ.pop(next_version.UPGRADED, None) is not None,
     )
-    watch = functools.partial(ShutdownWatch, loop)
+    watch = functools.partial(watch_listeners, loop)
     store = ListenerStore(
         durable, watch, loop.call_later, limit=limits.listeners, limit_per_uid=limits.listeners_per_uid
     )

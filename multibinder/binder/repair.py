@@ -46,15 +46,17 @@ class Repairs:
         """
         if beside is None:
             beside = self._index.beside(listener)
+        why = "a holder had shut the socket down"
+        if listener.kind.is_ready(listener.socket):
+            why = "its path did not lead to the socket any more"
         try:
             repaired = listener.kind.repair(listener.socket, listener.address, listener.options, beside)
         except OSError as error:
             raise refused_by_kernel(listener.address, error, listener.netns) from error
         listener.queue_limit = repaired.limit
-        why = "a holder had shut the socket down"
         if repaired.replacement is not None:
             self._replace(listener, repaired.replacement)
-            why = "a holder had shut the socket down, or removed its path: it has a new socket, which holders get anew"
+            why += ": it has a new socket, which holders get when they bind again"
         listener.note_repair()
         events.limited(events.warning, "repaired", listener.log_key, address=listener.key, why=why)
 
@@ -97,6 +99,8 @@ class Repairs:
         queue = listener.kind.queue(listener.socket)
         if not queue.ready or not listener.kind.is_reachable(listener.socket, listener.address):
             self.make_ready_again(listener)
+        elif not listener.kind.accepts(listener.address):
+            return  # listen(2) has no meaning for it
         elif queue.limit == listener.queue_limit < min(listener.options.backlog or largest, largest):
             set_backlog(listener)
             events.limited(

@@ -37,6 +37,12 @@ EVENTS = Section(
             remedy="`ss -ltnp` shows who has it; stop that process, and restart the server",
         ),
         entry(
+            "path-unwatched",
+            cause="the kernel refused to watch the directory of a Unix socket (inotify(7)), or the binder may not read "
+            "it; a path that was removed is given back within 15 s, not at once",
+            remedy="raise fs.inotify.max_user_instances and max_user_watches, or let the binder read the directory",
+        ),
+        entry(
             "shutdown-unwatched",
             cause="the kernel refused to watch a listener for shutdown(2) by a holder (epoll_ctl(2)); one is repaired "
             "within 15 s, not at once",
