@@ -40,7 +40,7 @@ def with_jinja(text: str) -> str | None:
     """Return the text that Jinja2 gives, or None for an error."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     try:
-        return environment.from_string(text).render(bind_tcp=BindCalls().bind_tcp)
+        return environment.from_string(text).render(**BindCalls().functions)
     except Exception:
         return None
 
@@ -49,7 +49,7 @@ def with_jinja(text: str) -> str | None:
 @given(st.lists(st.sampled_from(PIECES), max_size=9).map("".join))
 def test_a_template_with_literal_calls_gives_the_text_that_jinja2_gives(text: str) -> None:
     try:
-        rendered = render_if_literal("web.cfg.j2", text, BindCalls().bind_tcp)
+        rendered = render_if_literal("web.cfg.j2", text, BindCalls().functions)
     except TemplateFailure:
         assert with_jinja(text) is None
     else:
@@ -63,10 +63,12 @@ def test_a_template_with_literal_calls_gives_the_text_that_jinja2_gives(text: st
         "bind {{ bind_tcp('0.0.0.0', 80) }},{{bind_tcp('[::]:443')}} ssl }} {x}\r\n",
         "{{ bind_tcp ( \"::\" , '80' , backlog = 5 , v6only = true ) }}",
         "{{ bind_tcp('::',\n  80) }}",
+        "{{ bind_unix('/run/a.sock', mode='660') }} {{ bind_tcp('*', 443, shards=4, netns='blue') }}",
+        "{{ bind_udp('*', 514, rcvbuf=4194304) }} {{ bind_quic('::', 443) }}",
     ],
 )
 def test_a_template_with_literal_calls_needs_no_jinja2(text: str) -> None:
-    rendered = render_if_literal("web.cfg.j2", text, BindCalls().bind_tcp)
+    rendered = render_if_literal("web.cfg.j2", text, BindCalls().functions)
     assert rendered is not None
     assert rendered == with_jinja(text)
 
@@ -76,7 +78,7 @@ def test_a_template_with_literal_calls_needs_no_jinja2(text: str) -> None:
     ["{{ name }}", "{{- bind_tcp('*', 80) }}", "{% raw %}x{% endraw %}", "{# x #}", "{{{ bind_tcp('*', 80) }}", "{{"],
 )
 def test_any_other_template_is_left_to_jinja2(text: str) -> None:
-    assert render_if_literal("web.cfg.j2", text, BindCalls().bind_tcp) is None
+    assert render_if_literal("web.cfg.j2", text, BindCalls().functions) is None
 
 
 def test_an_error_in_a_literal_call_names_its_line(template: Path) -> None:

@@ -27,7 +27,11 @@ HAPROXY = Section(
             "that is no TCP address",
             "HAProxy's variables are not known here",
             "a name is for one listener, and a range is several",
-            "bind_tcp is called with an address and a port",
+            "… is called with …: write …(…)",
+            "give one path, and options by their names",
+            "a path is absolute",
+            "HAProxy reads … of a path as something else",
+            "netns … has characters that a template cannot carry",
             cause="a call of `bind_tcp` in a template that makes no sense",
             remedy="[templates](reference/templates.md) has its arguments; one address has one socket, with one set "
             "of options",
@@ -40,7 +44,7 @@ HAPROXY = Section(
             remedy="as the message says: `{% raw %}{%ci}:%cp{% endraw %}`",
         ),
         entry(
-            "bind_tcp() works in templates only: rename the file to …",
+            "…() works in templates only: rename the file to …",
             "in a Jinja2 file write …",
             "in an ERB file write …",
             cause="a bind line calls `bind_tcp` in a file that is no template, or in a tag of the other template "

@@ -19,6 +19,8 @@ from multibinder_haproxy.descriptors import Inherited
 from multibinder_haproxy.errors import ConfigRefused
 from multibinder_haproxy.invocation import Invocation
 from multibinder_haproxy.reexec.environment import operators
+from multibinder_haproxy.reexec.slots import QUIC
+from multibinder_haproxy.version import refuse_without_quic
 
 #: Thousands of certificates take minutes to load. Without a limit, a check that hangs would never report it.
 _TIMEOUT_S = 600
@@ -87,9 +89,11 @@ class DryRun(msgspec.Struct, frozen=True):
     def run(self, files: Mapping[str, bytes], listeners: Sequence[int] = ()) -> Outcome:
         """Check ``files``, by target name; ``listeners`` are the descriptors behind their slots.
 
-        Raises ConfigRefused if HAProxy cannot be run.
+        Raises ConfigRefused if HAProxy cannot be run, HaproxyTooOld if it cannot inherit a listener of QUIC.
         """
         program = self.invocation.haproxy
+        if any(f"{QUIC}fd@".encode() in content for content in files.values()):
+            refuse_without_quic(program)
         with contextlib.ExitStack() as stack:
             in_memory = {target: stack.enter_context(_in_memory(target, content)) for target, content in files.items()}
             try:

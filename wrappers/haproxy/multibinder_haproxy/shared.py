@@ -74,6 +74,8 @@ class _Others:
         self._below: dict[Address, dict[Address, str]] = defaultdict(dict)
         self._at: dict[Address, str] = {}
         for listener, owners in listeners:
+            if listener.netns:
+                continue  # in another network namespace, nothing is shared
             address = Address.parse(listener.address)
             self._at[address] = owners
             for taken in kinds.of_address(address).effective_addresses(address, listener.v6only):

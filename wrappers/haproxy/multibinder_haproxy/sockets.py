@@ -8,10 +8,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from multibinder import BinderUnavailable, Client, ListenerStatus, MultibinderError, TcpAddress
+import msgspec
+
+from multibinder import Address, BinderUnavailable, Client, ListenerStatus, MultibinderError
+from multibinder.wire import kinds
 from multibinder.wire.status import OwnerStatus
 from multibinder_haproxy.config.model import Slot
 from multibinder_haproxy.errors import BinderAway, BindRefused
+from multibinder_haproxy.reexec.slots import distinguished
 
 #: systemd or the guard starts a crashed binder again within this time; until then it does not count as away.
 RESTART_S = 2.0
@@ -26,13 +30,15 @@ def release_others(binder: str, slots: Iterable[Slot], owner: str) -> tuple[list
     Returns the addresses that were closed, and those that stay open because another owner keeps them. Waits a moment
     for a binder that is being started again. Raises BinderUnavailable, RequestError.
     """
-    wanted = {slot.key for slot in slots}
-    surplus: list[TcpAddress] = []
+    slots = list(slots)
+    wanted = {slot.key for slot in slots if not slot.netns}
+    # The binder tells a namespace by its number, the configuration by a name.
+    elsewhere = {msgspec.structs.replace(slot, netns="").key for slot in slots if slot.netns}
+    surplus: list[ListenerStatus] = []
     for listener in _owned_by(binder, owner):
-        address = TcpAddress.parse(listener.address)
-        keys = {str(address), f"{address} ({listener.name})", f"{address.with_port(0)} ({listener.name})"}
-        if not keys & wanted:
-            surplus.append(address)
+        known = elsewhere if listener.netns else wanted | elsewhere
+        if not _keys_of(listener) & known:
+            surplus.append(listener)
     outcomes = _ask(binder, lambda it: it.release(surplus, owner=owner), RESTART_S) if surplus else []
     closed = [outcome.address for outcome in outcomes if outcome.outcome != "kept"]
     return closed, [outcome.address for outcome in outcomes if outcome.outcome == "kept"]
@@ -61,11 +67,23 @@ def _owned_by(binder: str, label: str, wait_s: float = RESTART_S) -> list[Listen
     return _ask(binder, owned, wait_s)
 
 
+def _keys_of(listener: ListenerStatus) -> set[str]:
+    """Return the keys of the slots that this listener satisfies, without a namespace."""
+    address = distinguished(listener.address, listener.shard, "")
+    any_port = distinguished(str(Address.parse(listener.address).any_port()), listener.shard, "")
+    return {address, f"{address} ({listener.name})", f"{any_port} ({listener.name})"}
+
+
 @contextlib.contextmanager
 def placeholders(slots: Sequence[Slot]) -> Iterator[dict[str, int]]:
     """Open a socket for each slot: ``haproxy -c`` wants each fd@N to be an open socket of the right family."""
     with contextlib.ExitStack() as stack:
-        yield {slot.key: stack.enter_context(socket.socket(slot.spec.address.family)).fileno() for slot in slots}
+        yield {slot.key: stack.enter_context(_unbound(slot.address)).fileno() for slot in slots}
+
+
+def _unbound(address: Address) -> socket.socket:
+    accepts = kinds.of_address(address).accepts(address)
+    return socket.socket(address.family, socket.SOCK_STREAM if accepts else socket.SOCK_DGRAM)
 
 
 def check_binds(binder: str, slots: Sequence[Slot], owner: str, wait_s: float = RESTART_S) -> None:

@@ -11,6 +11,8 @@ from multibinder_haproxy.errors import HaproxyTooOld
 #: HAProxy before 2.0 does not say in ``show proc`` which version its processes have, and before 1.9 it has no master
 #: CLI. Each version from 2.0 to 3.5-dev was seen to start, reload and stop.
 _OLDEST = (2, 0)
+#: ``quic+fd@N`` came with 2.8.
+_OLDEST_WITH_QUIC = (2, 8)
 #: "HAProxy version 2.6.12-1+deb12u4 2026/10/17 - https://haproxy.org/"; before 2.4 "HA-Proxy version 2.2.0 2020/07/07".
 _FIRST_LINE = re.compile(r"HA-?Proxy version (?P<version>(?P<major>\d+)\.(?P<minor>\d+)\S*)")
 _TIMEOUT_S = 10.0
@@ -21,6 +23,28 @@ def refuse_too_old(haproxy: str) -> None:
 
     A program that says nothing of its version may be a wrapper of the operator's, and is believed.
     """
+    said = _version(haproxy)
+    if said and (int(said["major"]), int(said["minor"])) < _OLDEST:
+        oldest = ".".join(map(str, _OLDEST))
+        raise HaproxyTooOld(
+            f"{haproxy} is HAProxy {said['version']}, which is too old: {oldest} or later is needed, because the "
+            "master of an older one cannot be asked what its workers do"
+        )
+
+
+def refuse_without_quic(haproxy: str) -> None:
+    """Raise HaproxyTooOld if the program cannot inherit a listener of QUIC. Starts ``haproxy -v``."""
+    said = _version(haproxy)
+    if said and (int(said["major"]), int(said["minor"])) < _OLDEST_WITH_QUIC:
+        oldest = ".".join(map(str, _OLDEST_WITH_QUIC))
+        raise HaproxyTooOld(
+            f"{haproxy} is HAProxy {said['version']}, which is too old for bind_quic(): {oldest} or later can inherit "
+            "a listener of QUIC; remove the bind, or install a later HAProxy"
+        )
+
+
+def _version(haproxy: str) -> re.Match[str] | None:
+    """Return what a program says of its version; None if it does not."""
     try:
         finished = subprocess.run(  # noqa: S603
             [haproxy, "-v"],
@@ -33,14 +57,8 @@ def refuse_too_old(haproxy: str) -> None:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return  # the check of the configuration runs the program too, and says what is wrong with it
-    said = _FIRST_LINE.match(finished.stdout)
-    if said and (int(said["major"]), int(said["minor"])) < _OLDEST:
-        oldest = ".".join(map(str, _OLDEST))
-        raise HaproxyTooOld(
-            f"{haproxy} is HAProxy {said['version']}, which is too old: {oldest} or later is needed, because the "
-            "master of an older one cannot be asked what its workers do"
-        )
+        return None  # the check of the configuration runs the program too, and says what is wrong with it
+    return _FIRST_LINE.match(finished.stdout)
 
 
 def was_replaced_since(haproxy: str, at: float) -> bool:

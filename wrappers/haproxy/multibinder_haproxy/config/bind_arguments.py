@@ -1,22 +1,30 @@
-"""The arguments of bind_tcp(), as people write them: in HAProxy's grammar, in one text or two, or by mistake."""
+"""The arguments of bind_tcp() and its like, as people write them: in HAProxy's grammar, in one text or two."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from multibinder import AddressError, TcpAddress
 from multibinder.wire.excerpt import excerpt
+from multibinder.wire.kinds import KINDS
+from multibinder.wire.listener_options import group_id, user_id
+from multibinder.wire.spread import Shards
 from multibinder_haproxy.config.model import HAPROXYS_OPTIONS, SLOT_OPTIONS
 
 EXAMPLE = "bind_tcp('0.0.0.0', 80)"
 #: HAProxy's prefixes of TCP addresses (configuration.txt, "Address formats"), and the IP version that each demands.
 _TCP_PREFIXES = {"tcp": None, "ipv4": 4, "tcp4": 4, "ipv6": 6, "tcp6": 6}
-#: The options that are no numbers, and examples.
-_FLAGS = frozenset(["v6only", "freebind", "transparent"])
-_TEXTS = {"name": "web", "interface": "eth0"}
-_NUMBERS = {"backlog": 1000}
+#: Values of options for messages.
+_EXAMPLES = {"name": "web", "interface": "eth0", "backlog": 1000}
+_KINDS = {kind.name: kind for kind in KINDS}
+#: The functions for the other prefixes of HAProxy's.
+_OTHERS = {"unix": "bind_unix", "uxst": "bind_unix", "udp": "bind_udp", "quic4": "bind_quic", "quic6": "bind_quic"}
+#: What begins a comment, a variable or a quoted text in HAProxy's files, ends a word, or ends a placeholder.
+_NOT_IN_A_PATH = re.compile(r"[\s{}\"'\\#$,]")
+_NETNS = re.compile(r"[^\s{}()\"'\\#$,]+")
+_MODE = re.compile(r"[0-7]{3,4}")
 _PREFIX = re.compile(r"([a-z0-9+]+)@")
 _NUMBER = re.compile(r"[0-9]+")
 _RANGE = re.compile(r"([0-9]+)\s*-\s*([0-9]+)")
@@ -36,38 +44,120 @@ def read_address(arguments: Sequence[Any]) -> tuple[str, Sequence[int]]:
     return _refuse(f"the address and the port are missing: write {EXAMPLE}")
 
 
-def read_options(given: Mapping[str, Any]) -> dict[str, Any]:
+def read_path(arguments: Sequence[Any]) -> str:
+    """Return the path that the arguments of bind_unix() mean. Raises AddressError."""
+    if len(arguments) != 1 or not isinstance(arguments[0], str):
+        _refuse("give one path, and options by their names: write bind_unix('/run/app.sock', mode='660')")
+    path = arguments[0].strip()
+    for prefix in ("unix@", "uxst@"):
+        path = path.removeprefix(prefix)
+    if not path.startswith("/"):
+        _refuse("a path is absolute: write bind_unix('/run/app.sock')")
+    if found := _NOT_IN_A_PATH.search(path):
+        _refuse(f"HAProxy reads {found[0]!r} of a path as something else: choose another path")
+    return path
+
+
+def without_prefix(name: str, arguments: Sequence[Any]) -> Sequence[Any]:
+    """Return the arguments without the prefix that the function of this name has in HAProxy's grammar."""
+    if name == "tcp" or not arguments or not isinstance(arguments[0], str):
+        return arguments
+    found = re.match(rf"\s*{name}([46]?)@", arguments[0])
+    if found is None:
+        return arguments
+    version = f"ipv{found[1]}@" if found[1] else ""
+    return (version + arguments[0][found.end() :], *arguments[1:])
+
+
+def read_shards(given: Any) -> Shards | None:
+    """Return the number of shards of a call; None if it has none. Raises AddressError."""
+    if isinstance(given, str) and given.strip() != "cpus":
+        if not _NUMBER.fullmatch(given.strip()):
+            _refuse(f"shards is {_kind(given)}: write a number, or shards='cpus' for one on each processor")
+        return int(given.strip()[:20])
+    if given is not None and not isinstance(given, str) and (isinstance(given, bool) or not isinstance(given, int)):
+        _refuse(f"shards is {_kind(given)}: write a number, as in shards=4")
+    return "cpus" if isinstance(given, str) else given
+
+
+def read_netns(given: Any) -> str:
+    """Return the network namespace of a call; empty for the binder's own. Raises AddressError."""
+    if given is not None and not isinstance(given, str):
+        _refuse(f"netns is {_kind(given)}: write a name or a path, as in netns='blue'")
+    if given and not _NETNS.fullmatch(given):
+        _refuse(f"netns {excerpt(repr(given))} has characters that a template cannot carry: choose another name")
+    return given or ""
+
+
+def read_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a call, with their types. Raises AddressError."""
     options = dict(given)
-    if unknown := sorted(options.keys() - set(SLOT_OPTIONS)):
-        if own := HAPROXYS_OPTIONS.get(unknown[0]):
+    kind = _KINDS["udp" if name == "quic" else name]
+    known = [option for option in SLOT_OPTIONS if option in kind.fixed_options | kind.live_options | {"name"}]
+    if unknown := sorted(options.keys() - set(known)):
+        if name == "tcp" and (own := HAPROXYS_OPTIONS.get(unknown[0])):
             _refuse(
                 f"HAProxy sets {unknown[0]} by itself, at each load: write '{own} …' behind the call, as an option of "
                 "the bind line"
             )
         raise AddressError(
-            f"bind_tcp() has no option {', '.join(unknown)}; it has {', '.join(SLOT_OPTIONS)}. Options of HAProxy's "
+            f"bind_tcp() has no option {', '.join(unknown)}; it has {', '.join(known)}. Options of HAProxy's "
             "stand behind the call: bind {{ bind_tcp('0.0.0.0', 443) }} ssl crt …"
         )
-    for name, value in given.items():
-        if value is None:
-            continue
-        if name in _FLAGS:
-            if not isinstance(value, bool):
-                _refuse(f"{name} is {_kind(value)}: write {name}=true or {name}=false")
-        elif name in _TEXTS:
-            if not isinstance(value, str):
-                _refuse(f"the {name} is {_kind(value)}: write a text, as in {name}='{_TEXTS[name]}'")
-        elif isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
-            options[name] = int(value[:20])  # the values of env, and often those of --vars, are texts
-        elif isinstance(value, bool) or not isinstance(value, int):
-            _refuse(f"the {name} is {_kind(value)}: write a number, as in {name}={_NUMBERS.get(name, 1)}")
+    for option, value in given.items():
+        if value is not None:
+            options[option] = _read(option, value)
     return options
 
 
-def shown(arguments: Sequence[Any]) -> str:
+def shown(name: str, arguments: Sequence[Any]) -> str:
     """Return a call as a person would write it, for a message."""
-    return f"bind_tcp({', '.join(_literal(argument) for argument in arguments)})"
+    return f"bind_{name}({', '.join(_literal(argument) for argument in arguments)})"
+
+
+def _number(option: str, value: Any) -> int:
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        return int(value.strip()[:20])  # the values of env, and often those of --vars, are texts
+    if isinstance(value, bool) or not isinstance(value, int):
+        _refuse(f"the {option} is {_kind(value)}: write a number, as in {option}={_EXAMPLES.get(option, 1)}")
+    return value
+
+
+def _flag(option: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        _refuse(f"{option} is {_kind(value)}: write {option}=true or {option}=false")
+    return value
+
+
+def _text(option: str, value: Any) -> str:
+    if not isinstance(value, str):
+        _refuse(f"the {option} is {_kind(value)}: write a text, as in {option}='{_EXAMPLES[option]}'")
+    return value
+
+
+def _mode(option: str, value: Any) -> int:
+    # 440 of a template is not 0440, and would be taken for 0670.
+    if not isinstance(value, str) or not _MODE.fullmatch(value.strip()):
+        _refuse(f"the {option} is {_kind(value)}: write it as HAProxy has it, in quotes: mode='660'")
+    return int(value, 8)
+
+
+def _read(option: str, value: Any) -> Any:
+    return _READERS[option](option, value) if option in _READERS else _number(option, value)
+
+
+def _user_or_group(option: str, value: Any) -> int:
+    if isinstance(value, str):
+        return user_id(value) if option == "user" else group_id(value)
+    return _number(option, value)
+
+
+_READERS: Mapping[str, Callable[[str, Any], Any]] = {
+    **dict.fromkeys(("v6only", "freebind", "transparent"), _flag),
+    **dict.fromkeys(("name", "interface"), _text),
+    **dict.fromkeys(("user", "group"), _user_or_group),
+    "mode": _mode,
+}
 
 
 def _host_with_port(address: Any) -> tuple[str, Sequence[int]]:
@@ -114,7 +204,10 @@ def _refuse_what_is_not_one_tcp_address(address: str) -> None:
         _refuse("HAProxy's variables are not known here: write env.NAME, without quotes, instead of '$NAME'")
     if "," in address:
         _refuse("write one call for each address: {{ bind_tcp('…', 80) }},{{ bind_tcp('…', 80) }}")
-    if address.startswith("/") or (prefix and prefix[1] not in _TCP_PREFIXES):
+    other = "bind_unix" if address.startswith("/") else _OTHERS.get(prefix[1]) if prefix else None
+    if other:
+        _refuse(f"that is no TCP address: write {other}({_literal(address)})")
+    if prefix and prefix[1] not in _TCP_PREFIXES:
         _refuse(f"that is no TCP address: write it without bind_tcp(), so that HAProxy binds it: bind {address}")
 
 

@@ -1,17 +1,30 @@
-"""Templates of the Ruby program: ERB, as far as ``<%= bind_tcp('0.0.0.0', 80) %>`` goes. Ruby is not run."""
+"""Templates of the Ruby program: ERB, as far as ``<%= bind_tcp('0.0.0.0', 80, shards: 4) %>`` goes. Ruby is not run."""
 
 from __future__ import annotations
 
 import re
 
 from multibinder import AddressError
-from multibinder_haproxy.config.literal import NUMBER, TEXT, Bind, arguments_of, with_unix_newlines
+from multibinder_haproxy.config.literal import (
+    FUNCTION,
+    NUMBER,
+    TEXT,
+    VALUE,
+    Functions,
+    arguments_of,
+    with_unix_newlines,
+)
 from multibinder_haproxy.errors import TemplateFailure
 
 #: ``<%%`` is how ERB writes ``<%`` itself.
 _TAG = re.compile(r"<%(?P<literal>%)|<%(?P<kind>[=#]?)(?P<code>.*?)%>", re.DOTALL)
-_ARGUMENTS = rf"{TEXT}\s*,\s*(?:{TEXT}|{NUMBER})"
-_BIND = re.compile(rf"\s*bind_tcp(?:\s*\(\s*{_ARGUMENTS}\s*\)|\s+{_ARGUMENTS})\s*")
+_OPTIONS = rf"(?:\s*,\s*[a-z0-9_]+:\s*{VALUE})*"
+_ARGUMENTS = rf"{TEXT}\s*,\s*(?:{TEXT}|{NUMBER}){_OPTIONS}"
+_PATH = rf"{TEXT}{_OPTIONS}"
+_BIND = re.compile(
+    rf"\s*(?:(?!bind_unix){FUNCTION}(?:\s*\(\s*{_ARGUMENTS}\s*\)|\s+{_ARGUMENTS})"
+    rf"|bind_unix(?:\s*\(\s*{_PATH}\s*\)|\s+{_PATH}))\s*"
+)
 _ENV = re.compile(r"""\s*ENV\[\s*['"](\w+)['"]\s*\]\s*""")
 
 
@@ -20,7 +33,7 @@ def is_erb(kind: str, text: str) -> bool:
     return kind == ".erb" or (kind == ".mb" and "<%" in text)
 
 
-def render(path: str, text: str, bind: Bind) -> str:
+def render(path: str, text: str, functions: Functions) -> str:
     """Return the text of an ERB template. Raises TemplateFailure for any Ruby but a call with literal arguments."""
     text = with_unix_newlines(text)
     rendered, position = [], 0
@@ -30,19 +43,20 @@ def render(path: str, text: str, bind: Bind) -> str:
         if tag["literal"]:
             rendered.append("<%")
         elif tag["kind"] == "=":
-            rendered.append(_value(path, text, tag, bind))
+            rendered.append(_value(path, text, tag, functions))
         elif tag["kind"] != "#":
             raise _refusal(path, text, tag)
     return "".join([*rendered, text[position:]])
 
 
-def _value(path: str, text: str, tag: re.Match[str], bind: Bind) -> str:
+def _value(path: str, text: str, tag: re.Match[str], functions: Functions) -> str:
     code = tag["code"]
     call = arguments_of(code) if _BIND.fullmatch(code) and "#{" not in code else None
     if call is None:
         raise _refusal(path, text, tag)
     try:
-        return bind(*call[0])
+        name, arguments, options = call
+        return functions[name](*arguments, **options)
     except AddressError as error:
         raise TemplateFailure(f"{path}:{_line(text, tag)}: {error}") from error
 

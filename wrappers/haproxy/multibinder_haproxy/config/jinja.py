@@ -22,6 +22,7 @@ from multibinder_haproxy.errors import TemplateFailure
 
 #: How Python prints an object that has no text of its own: its address in memory is another one each time.
 _OBJECT = " at 0x"
+_ADDRESS_AND_PORT = ("an address and a port", "'0.0.0.0', 80")
 
 
 class JinjaTemplates:
@@ -39,7 +40,7 @@ class JinjaTemplates:
     ) -> None:
         self._sources = sources
         self._inputs = inputs
-        self._globals = {"bind_tcp": _BindTcp(binds), **variables}
+        self._globals = {**{name: _BindCall(name, call) for name, call in binds.functions.items()}, **variables}
         self._sandbox = sandbox
         self._compiled = CompiledTemplates(compiled)
 
@@ -87,15 +88,16 @@ class JinjaTemplates:
         return f"{type(error).__name__}: {error}"
 
 
-class _BindTcp:
-    """``bind_tcp`` in a template."""
+class _BindCall:
+    """``bind_tcp``, or one of its like, in a template."""
 
-    def __init__(self, binds: BindCalls) -> None:
-        self._binds = binds
+    def __init__(self, name: str, call: Callable[..., str]) -> None:
+        self._name = name
+        self._call = call
 
     def __call__(self, *arguments: Any, **options: Any) -> str:
         try:
-            return self._binds.bind_tcp(*arguments, **options)
+            return self._call(*arguments, **options)
         except AddressError:
             for value in (*arguments, *options.values()):
                 if isinstance(value, jinja2.Undefined):
@@ -103,7 +105,8 @@ class _BindTcp:
             raise
 
     def __str__(self) -> str:
-        raise AddressError("bind_tcp is called with an address and a port: write bind_tcp('0.0.0.0', 80)")
+        what, example = ("a path", "'/run/app.sock'") if self._name == "bind_unix" else _ADDRESS_AND_PORT
+        raise AddressError(f"{self._name} is called with {what}: write {self._name}({example})")
 
 
 class _Loader(jinja2.BaseLoader):

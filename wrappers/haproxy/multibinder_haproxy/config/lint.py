@@ -8,6 +8,7 @@ getsockopt(2): HAProxy applies what it sets on a socket after bind(2), as ``mss`
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -31,7 +32,6 @@ _WITH_ARGUMENT = frozenset(
     ]
 )
 _IGNORED = frozenset(["backlog", "interface", "namespace", "shards", "transparent", "v4v6", "v6only"])
-_WITHOUT_BIND_TCP = "bind this one without bind_tcp()"
 
 
 class _Option(msgspec.Struct, frozen=True):
@@ -104,13 +104,26 @@ def _remedy(option: _Option, slot: Slot) -> str | None:
         case "v6only" | "v4v6":
             # Only the wildcard of IPv6 can take IPv4 clients, too (ipv6(7)).
             wanted = option.name == "v6only"
-            if slot.host != "::" or slot.v6only is wanted:
+            if (
+                slot.address.wildcard() != slot.address
+                or slot.address.family != socket.AF_INET6
+                or slot.v6only is wanted
+            ):
                 return None
             return f"write bind_tcp(…, v6only={str(wanted).lower()}) instead"
-        case "interface" | "namespace" | "transparent":
-            return _WITHOUT_BIND_TCP
+        case "interface":
+            asked = option.argument
+            return None if asked == slot.interface else f"write bind_tcp(…, interface='{asked}') instead"
+        case "transparent":
+            return None if slot.transparent else "write bind_tcp(…, transparent=true) instead"
+        case "namespace":
+            asked = option.argument
+            return None if asked == slot.netns else f"write bind_tcp(…, netns='{asked}') instead"
         case "shards":
-            return None if option.argument == "1" else "all threads share its one queue: remove it"
+            asked = option.argument if option.argument.isdecimal() else "'cpus'"
+            return (
+                None if asked == "1" else f"all threads share its one queue: write bind_tcp(…, shards={asked}) instead"
+            )
     return None
 
 

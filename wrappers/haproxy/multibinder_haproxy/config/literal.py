@@ -1,4 +1,4 @@
-"""Templates in which each tag is a call of bind_tcp() with literal arguments. They do not need Jinja2.
+"""Templates in which each tag is a call of bind_tcp() or its like with literal arguments. They do not need Jinja2.
 
 The text is the one that Jinja2 would give. Its compiler takes most of the time of a start with a thousand calls.
 """
@@ -6,7 +6,7 @@ The text is the one that Jinja2 would give. Its compiler takes most of the time 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from multibinder import AddressError
@@ -16,19 +16,24 @@ from multibinder_haproxy.errors import TemplateFailure
 TEXT = r"""(?:'[^'\\\r\n]*'|"[^"\\\r\n]*")"""
 NUMBER = r"(?:0|[1-9][0-9]*)"
 
-_VALUE = rf"(?:{TEXT}|{NUMBER}|true\b|false\b|none\b)"
-_OPTION = rf"[a-z0-9_]+\s*=\s*{_VALUE}"
+VALUE = rf"(?:{TEXT}|{NUMBER}|true\b|false\b|none\b)"
+#: The functions, as in ``config.bind_calls``.
+FUNCTION = r"bind_(?:tcp|unix|udp|quic)"
+_OPTION = rf"[a-z0-9_]+\s*=\s*{VALUE}"
 _TAG = re.compile(
-    rf"\{{\{{(\s*bind_tcp\s*\(\s*{TEXT}(?:\s*,\s*(?:{TEXT}|{NUMBER}))?(?:\s*,\s*{_OPTION})*\s*\)\s*)\}}\}}"
+    rf"\{{\{{(\s*{FUNCTION}\s*\(\s*{TEXT}(?:\s*,\s*(?:{TEXT}|{NUMBER}))?(?:\s*,\s*{_OPTION})*\s*\)\s*)\}}\}}"
 )
-_ARGUMENT = re.compile(rf"(?:([a-z0-9_]+)\s*=\s*)?({_VALUE})")
+#: Ruby has a colon after the name of an option.
+_ARGUMENT = re.compile(rf"(?:([a-z0-9_]+)\s*[=:]\s*)?({VALUE})")
+_NAME = re.compile(FUNCTION)
 _CONSTANTS = {"true": True, "false": False, "none": None}
 _NEWLINE = re.compile(r"\r\n?")
 
-Bind = Callable[..., str]
+#: The functions by their names.
+Functions = Mapping[str, Callable[..., str]]
 
 
-def render_if_literal(path: str, text: str, bind: Bind) -> str | None:
+def render_if_literal(path: str, text: str, functions: Functions) -> str | None:
     """Return the text of a Jinja2 template that has only literal calls; None for any other. Raises TemplateFailure."""
     if "{%" in text or "{#" in text:
         return None
@@ -39,19 +44,24 @@ def render_if_literal(path: str, text: str, bind: Bind) -> str | None:
     rendered = [texts[0]]
     for index, call in enumerate(calls):
         try:
-            arguments, options = call or ((), {})
-            rendered += bind(*arguments, **options), texts[index + 1]
+            name, arguments, options = call or ("", (), {})
+            rendered += functions[name](*arguments, **options), texts[index + 1]
         except AddressError as error:
             line = 1 + "".join(pieces[: 2 * index + 1]).count("\n")
             raise TemplateFailure(f"{path}:{line}: {error}") from error
     return "".join(rendered)
 
 
-def arguments_of(call: str) -> tuple[list[Any], dict[str, Any]] | None:
-    """Return the positional and the named arguments of a call with literal ones; None if a name comes twice."""
+def arguments_of(call: str) -> tuple[str, list[Any], dict[str, Any]] | None:
+    """Return the function, the positional and the named arguments of a call with literal ones.
+
+    Return None if a name comes twice.
+    """
+    function = _NAME.search(call)
+    assert function is not None  # noqa: S101 (the patterns of the callers have one)
     arguments: list[Any] = []
     options: dict[str, Any] = {}
-    for name, literal in _ARGUMENT.findall(call, call.index("bind_tcp") + len("bind_tcp")):
+    for name, literal in _ARGUMENT.findall(call, function.end()):
         if name in options:
             return None
         if literal[0] in "'\"":
@@ -62,7 +72,7 @@ def arguments_of(call: str) -> tuple[list[Any], dict[str, Any]] | None:
             options[name] = value
         else:
             arguments.append(value)
-    return arguments, options
+    return function[0], arguments, options
 
 
 def with_unix_newlines(text: str) -> str:

@@ -9,21 +9,23 @@ from multibinder_haproxy.config.template_files import is_template
 from multibinder_haproxy.errors import TemplateFailure
 
 #: The first argument of a bind line, and the tag that it stands in.
-_CALL = re.compile(r"^[ \t]*bind[ \t]+(?:(\{\{-?|<%=|[({$]+)\s*)?bind_tcp\b", re.MULTILINE)
+_CALL = re.compile(
+    r"^[ \t]*(?:dgram-)?bind[ \t]+(?:(\{\{-?|<%=|[({$]+)\s*)?(bind_(?:tcp|unix|udp|quic))\b", re.MULTILINE
+)
 _IN_JINJA, _IN_ERB = "{{ bind_tcp('0.0.0.0', 80) }}", "<%= bind_tcp('0.0.0.0', 80) %>"
 
 
 def refuse_misplaced_calls(path: str, text: str, *, erb: bool = False) -> None:
     """Raise TemplateFailure for the first call on a bind line that is outside of the tags of this file's language."""
-    if "bind_tcp" not in text:
+    if "bind_" not in text:
         return
     for call in _CALL.finditer(text):
         tag = (call[1] or "").removesuffix("-")
         if not is_template(path):
             suffix = ".erb" if tag == "<%=" else ".j2"
             why = (
-                f"bind_tcp() works in templates only: rename the file to {os.path.basename(path)}{suffix}, and name it "
-                "so after -f" + ("" if tag in ("{{", "<%=") else f"; and write {_IN_JINJA}")
+                f"{call[2]}() works in templates only: rename the file to {os.path.basename(path)}{suffix}, and name "
+                "it so after -f" + ("" if tag in ("{{", "<%=") else f"; and write {_IN_JINJA}")
             )
         elif erb and tag != "<%=":
             why = f"in an ERB file write {_IN_ERB}; or rename the file to .j2"

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from multibinder import OPTION_NAMES, Address, ListenerSpec, Options, TcpAddress
+from multibinder.wire import kinds
 from multibinder_haproxy.config.inputs import Inputs
 from multibinder_haproxy.config.sources import Sources
 from multibinder_haproxy.reexec import slots
@@ -52,6 +53,11 @@ class Slot(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def address(self) -> Address:
         return Address.parse(self.endpoint) if self.endpoint else TcpAddress.of(self.host, self.port)
+
+    @property
+    def is_of_datagrams(self) -> bool:
+        address = self.address
+        return not kinds.of_address(address).accepts(address)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -7,12 +7,11 @@ from collections.abc import Collection, Iterator, Mapping
 
 import msgspec
 
-from multibinder import TcpAddress
 from multibinder_haproxy.config import lines, sections
 from multibinder_haproxy.config.lines import Line, Unreadable, Word
 from multibinder_haproxy.config.model import Config, Slot
 from multibinder_haproxy.config.sections import Section
-from multibinder_haproxy.reexec.slots import PLACEHOLDER
+from multibinder_haproxy.reexec.slots import PLACEHOLDER, QUIC
 
 IN_A_COMMENT = "it is in a comment"
 #: Outside a section HAProxy refuses the line, with a sentence of its own.
@@ -20,6 +19,7 @@ _BIND_SECTIONS = frozenset(["", "frontend", "listen", "log-forward", "peers"])
 #: While lines are read, the number of an occurrence stands for its key, which may have spaces and quotes.
 _NUMBERED = "fd@{\ue000%d}"
 _NUMBER = re.compile(r"fd@\{\ue000(\d+)\}")
+_NUMBERS_PREFIXED = re.compile(rf"(?:{re.escape(QUIC)})?{_NUMBER.pattern}")
 
 
 class Occurrence(msgspec.Struct, frozen=True):
@@ -104,12 +104,11 @@ class Reading:
         def restored(found: re.Match[str]) -> str:
             number = int(found[1])
             if number in read:
-                return f"fd@{{{self.occurrences[number].key}}}"
-            slot = self.occurrences[number].slot
+                return f"{found[0].partition('fd@')[0]}fd@{{{self.occurrences[number].key}}}"
             # HAProxy refuses the port 0 also where it does not bind.
-            return str(TcpAddress.of(slot.host, slot.port or 1))
+            return re.sub(r":0$", ":1", str(self.occurrences[number].slot.address))
 
-        return {file: _NUMBER.sub(restored, text) for file, text in self._texts.items()}
+        return {file: _NUMBERS_PREFIXED.sub(restored, text) for file, text in self._texts.items()}
 
     def _numbered(self, file: str, text: str) -> str:
         """Return a text with numbered placeholders, and note each of them."""
@@ -129,11 +128,16 @@ class Reading:
         found: list[tuple[Line, list[Word]]] = []
         if section.keyword in _BIND_SECTIONS or may_be_any:
             found += [(line, line.arguments) for line in section.with_keyword("bind")]
+        if section.keyword in ("", "log-forward") or may_be_any:
+            found += [(line, line.arguments) for line in section.with_keyword("dgram-bind")]
         if section.keyword == "global" or may_be_any:
             stats = section.with_keyword("stats")
             found += [(line, line.arguments[1:]) for line in stats if line.arguments[:1] == ["socket"]]
         for line, words in found:
-            if words and (numbers := [int(number) for number in _NUMBER.findall(words[0])]):
+            numbers = [int(number) for number in _NUMBER.findall(words[0])] if words else []
+            if line.keyword == "dgram-bind":
+                numbers = [number for number in numbers if self.occurrences[number].slot.is_of_datagrams]
+            if numbers:
                 yield Bind(section, line, numbers, words[1:])
 
 

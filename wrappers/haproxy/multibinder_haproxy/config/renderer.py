@@ -83,8 +83,8 @@ class Renderer:
         is_erb = erb.is_erb(os.path.splitext(path)[1], text)
         refuse_misplaced_calls(path, text, erb=is_erb)
         if is_erb:
-            return erb.render(path, text, self._binds.bind_tcp)
-        rendered = render_if_literal(path, text, self._binds.bind_tcp)
+            return erb.render(path, text, self._binds.functions)
+        rendered = render_if_literal(path, text, self._binds.functions)
         return rendered if rendered is not None else self._render_with_jinja(path, text)
 
     def _render_with_jinja(self, path: str, text: str) -> str:

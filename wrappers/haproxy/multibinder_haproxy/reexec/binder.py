@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import socket
 import time
 
@@ -28,6 +29,8 @@ _AGAIN_S = 0.05
 #: master assumes a maxconn of 100 for itself, and exits if a descriptor that it opens is above 214 (measured on 2.6.12;
 #: 235 on 3.2), so these numbers are left to it.
 _MASTERS_OWN = range(100, 200)
+#: Members of an element that are sent only if they are others.
+_DEFAULTS = {"endpoint": "", "shard": 0, "netns": ""}
 
 
 def obtain(
@@ -71,31 +74,53 @@ def close(descriptors: "Iterable[int]") -> None:
 
 
 def is_listener(fd: int, slot: "Slot") -> bool:
-    """Return whether a descriptor is a listening socket on the address of a slot."""
+    """Return whether a descriptor is the socket of a slot, as far as its name and its state tell."""
     try:
         sock = socket.socket(fileno=fd)
     except OSError:
         return False
     try:
-        family = socket.AF_INET6 if ":" in slot["host"] else socket.AF_INET
-        host, port = sock.getsockname()[:2]
-        same_host = sock.family == family and socket.inet_pton(family, host) == socket.inet_pton(family, slot["host"])
-        listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        return bool(same_host and slot["port"] in (0, port) and listens)
+        prefix, _, rest = str(slot.get("endpoint") or "").partition("@")
+        if prefix == "unix":
+            # HAProxy itself, from which it may have been adopted, binds PATH.PID.tmp, and renames that.
+            name = str(sock.getsockname())
+            bound = name == rest or bool(re.fullmatch(re.escape(rest) + r"\.[0-9]+\.(?:tmp|bak)", name))
+            return sock.family == socket.AF_UNIX and bound and _accepts(sock)
+        host, port = _host_and_port(rest) if prefix else (slot["host"], slot["port"])
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        bound_host, bound_port = sock.getsockname()[:2]
+        same_host = sock.family == family and socket.inet_pton(family, bound_host) == socket.inet_pton(family, host)
+        right = sock.type == socket.SOCK_DGRAM if prefix else _accepts(sock)
+        return same_host and port in (0, bound_port) and right
     except (OSError, ValueError, TypeError):
         return False
     finally:
         sock.detach()
 
 
+def is_same(fd: int, other: int) -> bool:
+    """Return whether two descriptors are of one socket."""
+    first, second = os.fstat(fd), os.fstat(other)
+    return (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)
+
+
+def _host_and_port(text: str) -> "tuple[str, int]":
+    host, _, port = text.rpartition(":")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _accepts(sock: socket.socket) -> bool:
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
 def _is_shut(fd: int) -> bool:
-    """Return whether this is a socket that does not listen."""
+    """Return whether this is a stream socket that does not listen."""
     try:
         sock = socket.socket(fileno=fd)
     except OSError:
         return False
     try:
-        return not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        return sock.type == socket.SOCK_STREAM and not _accepts(sock)
     except OSError:
         return False
     finally:
@@ -147,8 +172,11 @@ def _ask(path: str, slots: "Sequence[Slot]", owner: str, timeout_s: float) -> "t
 
 def _params(slot: "Slot", owner: str) -> "dict[str, Any]":
     """Return one element of the request: fields that are not set are left out, as the Ruby program needs it."""
-    options = {name: slot[name] for name in ("backlog", "v6only", "name") if slot.get(name) is not None}
-    return {"address": slot["host"], "port": slot["port"], "owner": owner, **options}
+    params = {name: value for name, value in slot.items() if value is not None and name not in _DEFAULTS}
+    params |= {name: slot[name] for name, default in _DEFAULTS.items() if slot.get(name, default) != default}
+    if "endpoint" not in params:
+        params |= {"address": params.pop("host"), "port": params.pop("port", 0)}
+    return {**params, "owner": owner}
 
 
 class _Connection:
@@ -177,7 +205,9 @@ class _Connection:
             pass  # its last message says why
         reply = self.next_message()
         if reply.get("error"):
-            raise Refused(str(reply["error"].get("message") or reply["error"]))
+            said = str(reply["error"].get("message") or reply["error"])
+            old = "; this binder is too old for that: 'multibinder upgrade'" if "unknown field" in said else ""
+            raise Refused(f"{said}{old}")
         result = reply.get("result")
         if result is not True and not (isinstance(result, dict) and "descriptors" in result and "listeners" in result):
             raise _no_binder(self._path, str(reply)[:80])

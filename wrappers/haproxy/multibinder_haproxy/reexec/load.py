@@ -107,8 +107,9 @@ def give(
         fresh, warnings = binder.obtain(record["binder"], wanted, f"haproxy@{record['name']}", wait_s, timeout_s)
         for warning in warnings:
             messages.write(record["name"], "warning", warning)
+        fresh |= _replaced(record, [slot for slot in config["slots"] if slot not in wanted], held)
         for key in map(slots.key_of, config["slots"]):
-            descriptors[key] = held[key] if key in held else fresh[key]
+            descriptors[key] = fresh[key] if key in fresh else held[key]
     after = {**record, "fds": descriptors}
     loaded = {
         "generation": before.get("generation", 0) + 1,
@@ -292,6 +293,23 @@ def _texts(record: "Record", config: "Record", descriptors: "dict[str, int]") ->
 def _is_held(slot: "Record", held: "dict[str, int]", known: "dict[str, Record]") -> bool:
     key = slots.key_of(slot)
     return key in held and known.get(key, slot) == slot
+
+
+def _replaced(record: "Record", kept: "Sequence[Record]", held: "dict[str, int]") -> "dict[str, int]":
+    """Return new descriptors of listeners that the binder has replaced since the last load, by slot key.
+
+    The kernel cannot undo what a holder may do to a Unix or a datagram socket (shutdown(2), unlink(2)), so the binder
+    puts another one in its place. If the binder does not answer, HAProxy goes on with those that it has.
+    """
+    asked = [slot for slot in kept if slot.get("endpoint")]
+    try:
+        again, _ = binder.obtain(record["binder"], asked, f"haproxy@{record['name']}", 0.0)
+    except (Refused, Away) as error:
+        messages.write(record["name"], "warning", f"whether listeners were replaced is not known: {error}")
+        return {}
+    same = {key: fd for key, fd in again.items() if binder.is_same(fd, held[key])}
+    binder.close(same.values())
+    return {key: fd for key, fd in again.items() if key not in same}
 
 
 def _check_size(record: "Record") -> None:

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 PLACEHOLDER = re.compile(r"fd@\{([^{}]*)\}")
+#: What HAProxy wants before ``fd@`` for a listener of QUIC (2.8 and later).
+QUIC = "quic+"
+#: A placeholder with that.
+WHOLE_PLACEHOLDER = re.compile(rf"(?:{re.escape(QUIC)})?{PLACEHOLDER.pattern}")
 #: A word with placeholders: all addresses of a bind line, which has one set of options.
 _ADDRESSES = re.compile(r"(?:\S*?fd@\{[^{}]*\})+\S*")
 
@@ -55,17 +59,22 @@ def fill_plain(text: str, slots: "Mapping[str, Mapping[str, Any]]") -> str:
             slot = slots.get(match[1])
             if slot is None:
                 return match[0]
-            wanted = [
-                f" backlog {slot['backlog']}" if slot.get("backlog") else "",
-                " v6only" if slot.get("v6only") else "",
-            ]
-            options.extend(option for option in wanted if option not in options)
+            options.extend(option for option in _haproxys_options(slot) if option not in options)
             return address_of(slot)
 
-        return PLACEHOLDER.sub(address, word[0]) + "".join(options)
+        return WHOLE_PLACEHOLDER.sub(address, word[0]) + "".join(options)
 
     lines = text.split("\n")
     return "\n".join(_ADDRESSES.sub(plain, line) if "fd@{" in line else line for line in lines)
+
+
+def _haproxys_options(slot: "Mapping[str, Any]") -> "list[str]":
+    """Return the options of a slot that HAProxy has too, as words of a bind line."""
+    flags = [f" {name}" for name in ("v6only", "transparent") if slot.get(name)]
+    words = (("backlog", "backlog"), ("interface", "interface"), ("user", "uid"), ("group", "gid"))
+    given = [f" {word} {slot[name]}" for name, word in words if slot.get(name) is not None]
+    mode = [f" mode {slot['mode']:o}"] if slot.get("mode") is not None else []
+    return [*given, *flags, *mode]
 
 
 def decode(content: bytes) -> "tuple[str, bool]":
@@ -96,5 +105,8 @@ def plain_files(
 
 def slot_of(key: str) -> "dict[str, Any]":
     """Return the address of a slot from its key. Raises ValueError."""
-    host, _, port = key.partition(" ")[0].rpartition(":")
+    address = key.partition(" ")[0]
+    if "@" in address:
+        return {"endpoint": address}
+    host, _, port = address.rpartition(":")
     return {"host": host.removeprefix("[").removesuffix("]"), "port": int(port)}
