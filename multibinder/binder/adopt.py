@@ -30,20 +30,25 @@ from multibinder.binder.store import ListenerStore
 from multibinder.kernel.socket_options import cookie_of, inode_of, is_connected, netns_cookie_of
 from multibinder.wire import kinds, messages
 from multibinder.wire.addresses import Address
-from multibinder.wire.adopt_params import Adopted, AdoptResult, decode_adopt_params
+from multibinder.wire.adopt_params import Adopted, AdoptParams, AdoptResult, decode_adopt_params
 from multibinder.wire.errors import RequestError
-from multibinder.wire.listener_params import ListenerParams, check_spec
+from multibinder.wire.listener_params import check_spec
 from multibinder.wire.messages import LIMIT_REACHED, ListenerSpec, Request
 from multibinder.wire.options import COOKIE
 
 _NOT_KEPT = "this listener would not survive a crash of the binder; its log says why"
 
 
+#: Takes listeners that share an address, each with the processes that hold it.
+WatchHolders = Callable[[Sequence[tuple[Listener, Collection[int]]]], None]
+
+
 class _Asked(msgspec.Struct, frozen=True):
-    """One element of a request that the policy allows, with its descriptor once that has come."""
+    """One element of a request that the policy allows; see ``AdoptParams``."""
 
     spec: ListenerSpec
     owner: Owner
+    holders: Sequence[int]
 
 
 class _Verified(msgspec.Struct, frozen=True):
@@ -58,21 +63,22 @@ class Adoption:
     """Answer requests to adopt sockets.
 
     ``keeper`` stores them before the answer; None if there is no keeper. ``own_inodes`` returns the inodes of the
-    control sockets, which are no listeners.
+    control sockets, which are no listeners. ``watch_holders`` watches the holders of shards (``AdoptedGroups``).
     """
 
     def __init__(
         self,
         store: ListenerStore,
-        *,
         policy: PolicyInForce,
         keeper: StoreDescriptors | None,
-        own_inodes: Callable[[], Collection[int]],
+        own_inodes: Callable[[], Collection[int]] = frozenset,
+        watch_holders: WatchHolders = lambda adopted: None,
     ) -> None:
         self._store = store
         self._policy = policy
         self._keeper = keeper
         self._own_inodes = own_inodes
+        self._watch_holders = watch_holders
 
     def adopt(self, request: Request, caller: Caller, reply: Reply) -> Answering:
         descriptors, all_came = caller.intake.take()
@@ -98,7 +104,7 @@ class Adoption:
             raise
         return self._answer(request, caller, reply, verified, adopted)
 
-    def _allowed(self, params: Sequence[ListenerParams], caller: Caller) -> Generator[None, None, list[_Asked]]:
+    def _allowed(self, params: Sequence[AdoptParams], caller: Caller) -> Generator[None, None, list[_Asked]]:
         """Return the elements of a request, after the policy allowed them. Raises RequestError and NotAllowed."""
         if not is_privileged(caller.uid):  # a client of another PID namespace never is
             raise RequestError(
@@ -112,7 +118,7 @@ class Adoption:
             spec, owner = check_spec(index, element), owner_named(element.owner, caller.uid)
             spec = msgspec.structs.replace(spec, netns=_canonical(spec.netns))
             self._policy.require_allowed_for(caller, "adopt", spec, self._store.find(spec, owner.uid))
-            asked.append(_Asked(spec, owner))
+            asked.append(_Asked(spec, owner, element.holders))
         return asked
 
     def _verify(self, asked: Sequence[_Asked], descriptors: Sequence[int]) -> Generator[None, None, list[_Verified]]:
@@ -149,7 +155,7 @@ class Adoption:
         records: list[Record] = []
         for each in new:
             key = Key.of(msgspec.structs.replace(each.asked.spec, shard=0))
-            numbers = groups.setdefault(key, self._store.shards_on(key))
+            numbers = groups.setdefault(key, {other.shard for other in self._store.shards_on(key)})
             if numbers and not kinds.of_address(key.address).can_shard:
                 raise _refused(key.address, "this binder holds another socket for this address; release that one first")
             number = next(number for number in itertools.count() if number not in numbers)
@@ -168,7 +174,11 @@ class Adoption:
         except OSError as error:
             why = f"the binder cannot record the owner: {error.strerror}; see 'journal-lost' in its log, and try again"
             raise _refused_all(why) from error
-        return [each.held or next(adopted) for each in verified]
+        listeners = [each.held or next(adopted) for each in verified]
+        asked = [each.asked for each in verified]
+        pairs = zip(listeners, asked, strict=True)
+        self._watch_holders([(each, its.holders) for each, its in pairs if len(self._store.shards_on(each.key)) > 1])
+        return listeners
 
     def _answer(
         self,

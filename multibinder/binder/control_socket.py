@@ -10,7 +10,7 @@ from types import TracebackType
 from multibinder.binder import control_file, events
 from multibinder.binder.control_lock import ControlSocketError, is_at, note_pid, release_lock, take_lock
 from multibinder.binder.inherit import CONTROL, LOCK
-from multibinder.kernel.socket_options import peer_credentials, refuse_descriptors
+from multibinder.kernel.socket_options import inode_of, peer_credentials, refuse_descriptors
 from multibinder.wire.arguments import PATH_BYTES
 from multibinder.wire.errors import MultibinderError
 
@@ -44,6 +44,10 @@ class ControlSocket:
         self._is_unit = lock is None
         self._retired: list[socket.socket] = []
         self.was_replaced = False
+
+    def inodes(self) -> set[int]:
+        """Return the inodes of the sockets."""
+        return {inode_of(sock) for sock in self.sockets}
 
     def warn_who_may_connect(self, *, has_policy: bool) -> None:
         """Log a warning if other users can connect, and no policy restricts their requests."""

@@ -18,6 +18,8 @@ import msgspec
 
 from multibinder.binder import abandoned, client_state, events, inherit, lifeboat, next_version
 from multibinder.binder.address_search import AddressSearch
+from multibinder.binder.adopt import Adoption
+from multibinder.binder.adopted_groups import AdoptedGroups
 from multibinder.binder.client_state import CLIENT, ClientState
 from multibinder.binder.control_socket import ControlSocket, open_control_socket
 from multibinder.binder.counters import RequestCounters
@@ -150,10 +152,9 @@ class Daemon:
         self._durable, self._keeper = durable, keeper = restored.durable, restored.keeper
         self._is_stopping = self._is_upgrading = False
         self._policy, self._quotas = policy, quotas = PolicyInForce(restored.policy), Quotas(limits)
-        timings, version, counters = program.timings, program.version, RequestCounters()
+        timings, version, counters, slices = program.timings, program.version, RequestCounters(), Slices(loop)
         # The keeper is our parent, and has copies of all listeners.
         ignored_pids = () if keeper is None else (os.getppid(),)
-        slices = Slices(loop)
         scan = HolderScan(loop, slices, program.find_holders, ignored_pids, timings.look_timeout_s)
         self._monitor = monitor = HealthMonitor(loop, slices, store, scan, settings.orphan_ttl, grace_s=timings.grace_s)
         listings = Listings(slices, quotas, store, policy)
@@ -161,6 +162,7 @@ class Daemon:
             loop, program.command, version, store, check=self._check_upgrade, begin=self._begin_upgrade
         )
         self._policy_source = PolicySource(loop, settings.policy, policy, self._note_policy, timeout_s=timings.policy_s)
+        self._groups = AdoptedGroups(loop, monitor, store)
         self._search = AddressSearch(loop, program.who_listens, ignored_pids if GUARDED in os.environ else ())
         methods = Methods(
             store,
@@ -173,7 +175,7 @@ class Daemon:
             upgrader=self._upgrader,
             keeper=keeper,
             run=lambda steps, uid: slices.run(steps, quotas.user(uid)),
-            own_inodes=lambda: {inode_of(sock) for sock in control.sockets},
+            adoption=Adoption(store, policy, keeper, control.inodes, self._groups.watch),
             upgrade_failure=upgrade_failure,
         )
         self._server = ControlServer(
@@ -224,7 +226,7 @@ class Daemon:
         for client in inherited.peers:
             self._server.accept(client, inherited.client_states.get(inode_of(client)))
         remaining = self._server.run()
-        for part in (self._policy_source, self._upgrader, self._monitor, self._search):
+        for part in (self._policy_source, self._upgrader, self._monitor, self._search, self._groups):
             part.stop()
         self._loop.close()
         signals.close()
@@ -288,8 +290,7 @@ class Daemon:
         if has_policy:
             require_file(self._settings.policy)
         names = [listener.kept_name if listener.kept else NOT_KEPT for listener in self._store.listeners()]
-        names += [CLIENT] * self._quotas.clients
-        return next_version.rehearsal_environment(names, policy_required=has_policy)
+        return next_version.rehearsal_environment(names + [CLIENT] * self._quotas.clients, policy_required=has_policy)
 
     def _begin_upgrade(self) -> None:
         self._is_upgrading = True

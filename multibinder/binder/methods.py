@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import msgspec
@@ -67,8 +67,7 @@ class Methods:
     """Answer requests.
 
     ``keeper`` stores the descriptors of new listeners before they are handed over; None if there is no keeper.
-    ``own_inodes`` returns the inodes of the control sockets. ``upgrade_failure`` tells why the last upgrade failed, if
-    it began and this version goes on.
+    ``upgrade_failure`` tells why the last upgrade failed, if it began and this version goes on.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class Methods:
         upgrader: Upgrader,
         keeper: StoreDescriptors | None,
         run: RunInSlices,
-        own_inodes: Callable[[], Collection[int]] = frozenset,
+        adoption: Adoption,
         upgrade_failure: str | None = None,
     ) -> None:
         self._store = store
@@ -97,7 +96,6 @@ class Methods:
         self._upgrader = upgrader
         self._run = run
         self._upgrade_failure = upgrade_failure
-        adoption = Adoption(store, policy=policy, keeper=keeper, own_inodes=own_inodes)
         about_listeners = ListenerMethods(store, policy=policy, counters=counters, keeper=keeper)
         self._methods: dict[str, Callable[[Request, Caller, Reply], Answer | Answering | None]] = {
             "hello": self._hello,

@@ -192,9 +192,16 @@ class ListenerStore:
         """Return how many more listeners may be held."""
         return self._limit - len(self)
 
-    def shards_on(self, key: Key) -> set[int]:
-        """Return the numbers of the listeners that have this key but for the shard."""
-        return {listener.shard for listener in self._index.shards_on(key)}
+    def shards_on(self, key: Key) -> list[Listener]:
+        """Return the listeners that have this key but for the shard."""
+        return self._index.shards_on(key)
+
+    def renumber(self, listener: Listener, shard: int) -> None:
+        """Give a shard another number, which is free."""
+        self._index.remove(listener)
+        listener.shard = shard
+        self._index.add(listener)
+        self.write_records([listener])
 
     def adopt(self, sockets: Sequence[tuple[socket.socket, Record]]) -> list[Listener]:
         """Hold sockets that another program has opened, with the claims that their records say.

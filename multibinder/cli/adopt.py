@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import sys
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -11,16 +12,18 @@ from collections.abc import Collection, Sequence
 import click
 import msgspec
 
-from multibinder import Address, Client, ConfigurationError, MultibinderError, Options
+from multibinder import Address, Client, ConfigurationError, MultibinderError
 from multibinder.cli.options import AddressType, socket_option
 from multibinder.cli.say import say, say_json
 from multibinder.cli.wording import NO_LABEL, count
+from multibinder.kernel import bpf, reuseport
 from multibinder.kernel.process import is_alive, parent_of, printable, processes_of_unit, with_descendants
 from multibinder.kernel.socket_options import cookie_of
 from multibinder.observe.adoptable import Adoptable, Found, find
 from multibinder.observe.holders import Process
 from multibinder.wire import kinds
 from multibinder.wire.adopt_params import ADOPT, Adopted
+from multibinder.wire.adoption import Offer
 from multibinder.wire.messages import ListenerSpec
 from multibinder.wire.options import check_optional_owner
 
@@ -207,20 +210,13 @@ def _adopt(
             say(f"{row.address}: left alone: {row.obstacle}", err=True)
         for sentence in row.differs if row.state == "free" else ():
             say(f"{row.address}: note: {sentence}", err=True)
-    wanted = [
-        (
-            ListenerSpec(each.address, Options(), netns=f"cookie:{each.netns}" if each.address.is_in_netns else ""),
-            each.socket,
-        )
-        for each in listeners
-        if each.address is not None and each.socket is not None and not each.obstacle
-    ]
+    wanted = _offers(listeners)
     former: dict[int, int] = {}
-    on_one_address = Counter((spec.address, spec.netns) for spec, _ in wanted)
+    on_one_address = Counter((each.spec.address, each.spec.netns) for each in wanted)
 
     def give_to(uid: int) -> None:
         # The kernel lets sockets share a port only if they belong to one user (socket(7), SO_REUSEPORT).
-        for spec, sock in wanted:
+        for spec, sock, *_ in wanted:
             if cookie_of(sock) in held:
                 continue
             if (was := os.fstat(sock.fileno()).st_uid) != uid:
@@ -242,6 +238,42 @@ def _adopt(
         say(_sentence(address, outcomes, rows, owner))
         for warning in {each.warning for each in outcomes if each.warning}:
             say(f"{address}: warning: {warning}", err=True)
+
+
+def _offers(listeners: Sequence[Adoptable]) -> list[Offer]:
+    """Return what the binder is to hold. A group of sockets gets the program that moves clients, if possible."""
+    offers: list[Offer] = []
+    for each in listeners:
+        if each.address is None or each.socket is None or each.obstacle:
+            continue
+        netns = f"cookie:{each.netns}" if each.address.is_in_netns else ""
+        spec = ListenerSpec(each.address, netns=netns)
+        same = [other for other in offers if (other.spec.address, other.spec.netns) == (spec.address, spec.netns)]
+        moves_clients = same[0].moves_clients if len(same) > 1 else bool(same) and _let_clients_move(each.socket)
+        if len(same) == 1:
+            offers[offers.index(same[0])] = same[0]._replace(moves_clients=moves_clients)
+        offers.append(Offer(spec, each.socket, [holder.pid for holder in each.holders], moves_clients))
+    return offers
+
+
+def _let_clients_move(member: socket.socket) -> bool:
+    """Let the kernel give the clients of a socket that stops to another one of its group. Return whether it will.
+
+    Else clients in its queue are lost when the process of one socket ends and those of the others go on.
+    """
+    if member.type != socket.SOCK_STREAM:
+        return False
+    try:
+        program = bpf.load_migrating_program()
+    except OSError:
+        return False
+    try:
+        reuseport.attach_migration(member, program)
+    except OSError:
+        return False
+    finally:
+        os.close(program)
+    return True
 
 
 def _by_address(adopted: Sequence[Adopted]) -> dict[str, list[Adopted]]:

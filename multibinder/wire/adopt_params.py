@@ -10,12 +10,23 @@ from collections.abc import Sequence
 
 import msgspec
 
-from multibinder.wire.listener_params import ListenerParams, decode_listener_params
+from multibinder.wire.listener_params import ListenerParams, decode_elements
 from multibinder.wire.messages import InvalidParamsError
 from multibinder.wire.transport import MAX_DESCRIPTORS
 
 #: The word for the method in ``hello``.
 ADOPT = "adopt"
+
+
+class AdoptParams(ListenerParams, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """One element of ``params``: that of ``bind``, and what the client knows of the socket.
+
+    ``holders`` are the processes that have it. ``moves_clients``: its group (SO_REUSEPORT) has the program with which
+    the kernel gives the clients of a socket that stops to another one.
+    """
+
+    holders: tuple[int, ...] = ()
+    moves_clients: bool = False
 
 
 class Adopted(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -43,9 +54,12 @@ class AdoptResult(msgspec.Struct, frozen=True, omit_defaults=True):
     listeners: Sequence[Adopted] = ()
 
 
-def decode_adopt_params(raw: msgspec.Raw) -> list[ListenerParams]:
+def decode_adopt_params(raw: msgspec.Raw) -> list[AdoptParams]:
     """Read the ``params`` of adopt. Raises InvalidParamsError."""
-    params = decode_listener_params(raw)
+    params = decode_elements(raw, _decoder)
     if len(params) > MAX_DESCRIPTORS:
         raise InvalidParamsError(f"params has {len(params)} elements: one request adopts {MAX_DESCRIPTORS} at most")
     return params
+
+
+_decoder = msgspec.json.Decoder(list[AdoptParams])

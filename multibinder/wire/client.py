@@ -11,7 +11,7 @@ from types import TracebackType
 from multibinder.kernel.socket_options import cookie_of
 from multibinder.wire import kinds, messages
 from multibinder.wire.adopt_params import Adopted
-from multibinder.wire.adoption import adopt_all
+from multibinder.wire.adoption import Offer, adopt_all
 from multibinder.wire.arguments import (
     DEFAULT_TIMEOUT_S,
     BindTarget,
@@ -203,7 +203,7 @@ class Client:  # which has a method ``list``: hence builtins.list
 
     def adopt(
         self,
-        sockets: Sequence[tuple[ListenerSpec, socket.socket]],
+        listeners: Iterable[Offer | tuple[ListenerSpec, socket.socket]],
         *,
         owner: str = "",
         before_sending: Callable[[int], object] | None = None,
@@ -214,7 +214,8 @@ class Client:  # which has a method ``list``: hence builtins.list
         is called with the binder's uid when the binder has allowed the request. All are adopted, or none: raises
         RequestError with the reason. ``multibinder adopt`` finds such listeners.
         """
-        return adopt_all(self._session, sockets, check_optional_owner(owner), before_sending, self._timeout_s)
+        offers = [Offer(*each) for each in listeners]
+        return adopt_all(self._session, offers, check_optional_owner(owner), before_sending, self._timeout_s)
 
     def upgrade(self) -> Upgrade:
         """Make the binder execute the installed version. The PID, the listeners and the connections stay the same.

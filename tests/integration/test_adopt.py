@@ -20,6 +20,7 @@ import pytest
 
 import multibinder
 from multibinder.kernel.process import name_of
+from multibinder.observe.adoptable import find
 from tests.support import PATIENCE_S, Binder, clean_environment, own_port, require, wait_until
 from tests.support import multibinder as command
 from tests.support.campaign import times
@@ -78,7 +79,53 @@ def test_all_siblings_are_adopted_also_those_of_other_processes(
             binder, "--owner", "web", "--pid", first.pid
         )
         with multibinder.Client(binder.socket_path) as client:
-            assert [each.address for each in client.list()] == [name, name]
+            assert [(each.address, each.shard) for each in client.list()] == [(name, 0), (name, 1)]
+
+
+def test_a_sibling_whose_process_ends_first_leaves_its_clients_to_the_others_at_once(
+    binder: Binder, host: str, environment: dict[str, str]
+) -> None:
+    name = f"{host}:8000"
+    with contextlib.ExitStack() as running:
+        first, second = (running.enter_context(server(name, "own", "share", environment=environment)) for _ in range(2))
+        load = running.enter_context(Load([(host, 8000)], rate=RATE, timeout_s=PATIENCE_S))
+        assert "(2 sockets): adopted" in adopt(binder, "--owner", "web", name)
+        load.mark("one ends")
+        second.terminate()
+        second.wait(PATIENCE_S)
+        binder.wait_for_log("event=shard-abandoned")
+        load.mark("one is left")
+        time.sleep(0.2)
+        load.mark("none is left")
+        first.terminate()
+        first.wait(PATIENCE_S)
+        running.enter_context(server(name, "binder", environment=environment))
+        time.sleep(0.2)
+        result = load.stop()
+    assert result.total.failed == 0, f"{result.table()}\n{binder.log()}"
+    with multibinder.Client(binder.socket_path) as client:
+        assert [(each.address, each.shard) for each in client.list()] == [(name, 0)]
+
+
+def test_a_sibling_whose_sockets_another_process_has_got_meanwhile_stays(
+    binder: Binder, host: str, environment: dict[str, str]
+) -> None:
+    name = f"{host}:8000"
+    with contextlib.ExitStack() as running:
+        first, second = (running.enter_context(server(name, "own", "share", environment=environment)) for _ in range(2))
+        adopt(binder, "--owner", "web", name)
+        [found] = find([], [second.pid], [first.pid, binder.pid]).listeners
+        assert found.socket is not None
+        with found.socket as copy:
+            holding = subprocess.Popen(["sleep", "60"], pass_fds=[copy.fileno()])
+        running.callback(holding.wait)
+        running.callback(holding.kill)
+        second.terminate()
+        second.wait(PATIENCE_S)
+        time.sleep(0.5)
+        with multibinder.Client(binder.socket_path) as client:
+            client.status()
+            assert len(client.list()) == 2
 
 
 def test_no_process_of_the_same_user_can_join_an_adopted_socket_that_is_alone(

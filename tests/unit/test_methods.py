@@ -11,6 +11,7 @@ import pytest
 
 from multibinder.binder.address_patterns import parse_pattern
 from multibinder.binder.address_search import TellHolders
+from multibinder.binder.adopt import Adoption
 from multibinder.binder.answer import Answer, Pieces, turn_down
 from multibinder.binder.caller import Caller
 from multibinder.binder.counters import RequestCounters
@@ -80,6 +81,7 @@ class Bench:
             upgrader=self.surroundings,
             keeper=self.surroundings,
             run=lambda steps, uid: slices.run(steps, quotas.user(uid)),
+            adoption=Adoption(self.store, self.policy, self.surroundings),
         )
 
     def ask(self, method: str, *params: Json) -> Answer | None:
