@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -25,10 +26,12 @@ from multibinder.binder.listener_index import ListenerIndex, TakenAddresses
 from multibinder.binder.opening import open_listener
 from multibinder.binder.owner import Owner, is_privileged
 from multibinder.binder.repair import Repairs
+from multibinder.binder.room import Room
+from multibinder.binder.shards import Shards
+from multibinder.kernel import port_sharing
 from multibinder.wire import kinds
 from multibinder.wire.addresses import Address
-from multibinder.wire.errors import RequestError
-from multibinder.wire.messages import LIMIT_REACHED, ListenerSpec
+from multibinder.wire.messages import ListenerSpec
 
 
 class Found(NamedTuple):
@@ -36,41 +39,6 @@ class Found(NamedTuple):
 
     listener: Listener
     created: bool
-
-
-class Room(msgspec.Struct):
-    """Count down how many listeners and claims a request of ``uid`` may still add.
-
-    ``limit`` and ``limit_per_uid`` are the limits that a refusal names.
-    """
-
-    uid: int
-    limit: int
-    limit_per_uid: int
-    listeners: int
-    claims: int
-
-    def take_claim(self, spec: ListenerSpec) -> None:
-        """Count one more claim of this uid. Raises RequestError if there is no room for it."""
-        if self.claims <= 0:
-            raise RequestError(
-                f"Could not bind: {spec.address}: uid {self.uid} has its limit of {self.limit_per_uid} listeners "
-                "(multibinder serve --max-listeners-per-uid)",
-                LIMIT_REACHED,
-                {"limit": "listeners_per_uid"},
-            )
-        self.claims -= 1
-
-    def take_listener(self, spec: ListenerSpec) -> None:
-        """Count one more listener. Raises RequestError if there is no room for it."""
-        if self.listeners <= 0:
-            raise RequestError(
-                f"Could not bind: {spec.address}: this binder holds its limit of {self.limit} listeners "
-                "(multibinder serve --max-listeners)",
-                LIMIT_REACHED,
-                {"limit": "listeners"},
-            )
-        self.listeners -= 1
 
 
 class BindAttempt:
@@ -87,13 +55,17 @@ class BindAttempt:
         asker: Asker,
         recover: Callable[[Key], Listener | None],
         repairs: Repairs,
+        shards: Shards,
     ) -> None:
         self._room = room
         self._index = index
         self._asker = asker
         self._recover = recover
         self._repairs = repairs
+        self._shards = shards
         self._opened: dict[Key, Listener] = {}
+        #: Listeners of the index that have got more shards.
+        self._joined: list[Listener] = []
         self._taken = TakenAddresses()
         #: A new listener overlaps with another one.
         self._overlaps = False
@@ -112,7 +84,12 @@ class BindAttempt:
         One that takes more addresses goes first: ``side_by_side`` protects the port best if ``::`` is not the last.
         """
         for listener, created in sorted(found, key=_narrowness) if self._overlaps else found:
-            if created:
+            if listener.awaits_holder:
+                continue
+            if created and self._has_to_wait(listener):
+                listener.awaits_holder = True
+                listener.queue_limit = min(listener.kind.largest_queue(), listener.options.backlog or sys.maxsize)
+            elif created:
                 repair.make_ready(listener, self._beside(listener) if self._overlaps else ())
             elif not listener.kind.is_reachable(listener.socket, listener.address):
                 self._repairs.make_ready_again(listener, self._beside(listener))
@@ -124,7 +101,7 @@ class BindAttempt:
         can listen again unless another process listens there; a second socket finds that out.
         """
         for listener, created in found:
-            if not created and not listener.kind.is_ready(listener.socket):
+            if not created and not listener.awaits_holder and not listener.kind.is_ready(listener.socket):
                 try:
                     sock = listener.kind.open(listener.address, listener.options, self._beside(listener))
                     listener.kind.discard(sock, listener.address)
@@ -136,10 +113,12 @@ class BindAttempt:
         for listener in self._opened.values():
             yield
             _discard(listener)
+        self._shards.settle(self._joined)
 
     def close(self) -> None:
         for listener in self._opened.values():
             _discard(listener)
+        self._shards.settle(self._joined)
 
     def _find_or_open(self, spec: ListenerSpec, owner: Owner) -> Found:
         name = spec.options.name
@@ -157,6 +136,18 @@ class BindAttempt:
             self._plan_name(listener, name, owner, spec, created)
         self._claims.setdefault(listener, set()).add(owner)
         return Found(listener, created)
+
+    def _has_to_wait(self, listener: Listener) -> bool:
+        """Return whether a new listener listens only when a client has it: other shards take its clients until then."""
+        if listener.kind.is_ready(listener.socket):
+            return False
+        others = [each for each in self._shards_of(listener.key) if each is not listener]
+        return any(other.kind.is_ready(other.socket) for other in others)
+
+    def _shards_of(self, key: Key) -> list[Listener]:
+        """Return the listeners on this address, of the index and of this attempt."""
+        opened = [each for each in self._opened.values() if (each.address, each.netns) == (key.address, key.netns)]
+        return self._index.shards_on(key) + opened
 
     def _owners_of(self, listener: Listener) -> set[Owner]:
         return listener.claims.keys() | self._claims.get(listener, set())
@@ -176,37 +167,61 @@ class BindAttempt:
         self._named[wants] = listener
 
     def _open_or_recover(self, spec: ListenerSpec, owner: Owner) -> Found:
+        shards = self._shards_of(Key.of(spec))
+        if shards:
+            spec = self._join(spec, owner, shards)
         try:
-            listener = open_listener(spec, owner.uid)
+            listener = open_listener(spec, owner.uid, shards)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise refused_by_kernel(spec.address, error, netns_of(spec)) from error
             if (recovered := self._recover(Key.of(spec))) is not None:
                 return Found(recovered, created=False)
-            listener = self._open_beside(spec, owner, error)
+            listener = self._open_beside(spec, owner, shards, error)
+        if shards:
+            port_sharing.share(listener.socket)
         self._opened[listener.key] = listener
         self._require_no_collision(listener, spec, owner)
         self._taken.add(listener)
         return Found(listener, created=True)
 
-    def _open_beside(self, spec: ListenerSpec, owner: Owner, in_use: OSError) -> Listener:
-        """Open a listener on an address that is in use, beside the listeners of the binder that overlap with it.
+    def _join(self, spec: ListenerSpec, owner: Owner, shards: Sequence[Listener]) -> ListenerSpec:
+        """Let ``shards`` share their port with a new one, and return its spec with their fixed options.
+
+        Raises BindError if they may not, or if it asks for another value.
+        """
+        first = shards[0]
+        if not first.kind.can_shard or not all(self._may_take_from(owner, each) for each in shards):
+            raise held_by_binder(spec, first, self._asker)
+        same = {option: getattr(first.options, option) for option in first.kind.fixed_options}
+        for option, value in same.items():
+            wanted = getattr(spec.options, option)
+            if wanted is not None and value is not None and wanted != value:
+                raise exists_with(option, value, wanted, spec, "all shards of an address have the same")
+        self._joined.append(first)
+        for each in shards:
+            port_sharing.share(each.socket)
+        return msgspec.structs.replace(spec, options=msgspec.structs.replace(spec.options, **same))
+
+    def _open_beside(self, spec: ListenerSpec, owner: Owner, shards: Sequence[Listener], in_use: OSError) -> Listener:
+        """Open a listener on an address that is in use, beside the listeners of the binder that overlap with it, and
+        beside its other ``shards``.
 
         Raises BindError if they may not be beside each other, or if another process has the address.
         """
         address, v6only = spec.address, spec.options.v6only
         overlapping = self._index.overlapping(Key.of(spec), v6only)
-        if not overlapping:
+        if not overlapping and not shards:
             raise refused_by_kernel(address, in_use, netns_of(spec)) from in_use
         for other in overlapping:
             if not self._may_be_beside(address, v6only, owner, other):
                 raise held_by_binder(spec, other, self._asker) from in_use
         try:
-            return open_listener(spec, owner.uid, overlapping)
+            return open_listener(spec, owner.uid, [*shards, *overlapping])
         except OSError as error:
-            if error.errno == errno.EADDRINUSE and _are_alone(overlapping, address):
+            if error.errno == errno.EADDRINUSE and _are_alone([*shards, *overlapping], address):
                 # They were opened by another user: systemd, for a socket unit, or a binder that ran as root.
-                raise held_by_binder(spec, overlapping[0], self._asker) from error
+                raise held_by_binder(spec, [*shards, *overlapping][0], self._asker) from error
             raise refused_by_kernel(address, error, netns_of(spec)) from error
 
     def _require_no_collision(self, listener: Listener, spec: ListenerSpec, owner: Owner) -> None:
@@ -232,8 +247,12 @@ class BindAttempt:
 
         Only a listener of the same user may: the clients of a wildcard address go to the specific one.
         """
-        is_allowed = is_privileged(owner.uid) or all(claim.uid == owner.uid for claim in self._owners_of(other))
-        return is_allowed and other.kind.can_be_beside(address, v6only, other.address, other.options.v6only)
+        return self._may_take_from(owner, other) and other.kind.can_be_beside(
+            address, v6only, other.address, other.options.v6only
+        )
+
+    def _may_take_from(self, owner: Owner, other: Listener) -> bool:
+        return is_privileged(owner.uid) or all(claim.uid == owner.uid for claim in self._owners_of(other))
 
     def _beside(self, listener: Listener) -> list[socket.socket]:
         """Return the sockets of the other listeners, of this attempt too, that overlap with this one."""

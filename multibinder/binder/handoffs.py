@@ -8,7 +8,7 @@ version, or the binder after a crash, settles them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from multibinder.binder import events, live_options
@@ -38,9 +38,11 @@ class Claims(Protocol):
 class Handoffs:
     """The pending grants of all clients, by the connection that has to confirm them."""
 
-    def __init__(self, claims: Claims, index: ListenerIndex) -> None:
+    def __init__(self, claims: Claims, index: ListenerIndex, open_to_clients: Callable[[Listener], None]) -> None:
+        """``open_to_clients`` is called for a shard that waited until a process has it."""
         self._claims = claims
         self._index = index
+        self._open_to_clients = open_to_clients
         self._by_connection: dict[int, dict[Grant, None]] = {}
 
     def __len__(self) -> int:
@@ -59,7 +61,7 @@ class Handoffs:
     def add(self, grant: Grant) -> None:
         """Note a grant that was just made. It is not pending if nothing rests on it alone."""
         claim = grant.listener.claims[grant.owner]
-        if claim.handoffs - claim.unconfirmed == 1 or grant.former:
+        if claim.handoffs - claim.unconfirmed == 1 or grant.former or grant.listener.awaits_holder:
             self._add(grant)
 
     def restore(self, listener: Listener, record: Record) -> None:
@@ -84,6 +86,8 @@ class Handoffs:
                 for other in grant.listener.pending:
                     if other.handoff < grant.handoff:
                         other.former = {name: was for name, was in other.former.items() if name not in grant.former}
+            if grant.listener.awaits_holder and grant.stands:
+                self._open_to_clients(grant.listener)
             changed[grant.listener] = None
         return list(changed)
 

@@ -59,6 +59,9 @@ class Listener(msgspec.Struct, eq=False):
     ``created``                     in seconds since the epoch.
     ``draining``                    it is released, and its holders accept the clients that wait (``release.py``).
     ``netns``, ``shard``            as in ``Key``.
+    ``joined``                      when it joined its group of shards, in seconds since the epoch (``shards.py``).
+    ``awaits_holder``               it is bound, and listens when a client has confirmed that it has it.
+    ``is_steered``                  new clients of its group come to some of the shards only.
     ``setters``                     the owner that has set each live option (``live_options.py``). It is replaced, never
                                     changed, because most listeners share the empty one.
     """
@@ -82,6 +85,9 @@ class Listener(msgspec.Struct, eq=False):
     draining: bool = False
     netns: int = 0
     shard: int = 0
+    joined: float = 0.0
+    awaits_holder: bool = False
+    is_steered: bool = False
     setters: Mapping[str, Owner] = _NO_SETTERS
 
     @property
@@ -154,6 +160,7 @@ class Listener(msgspec.Struct, eq=False):
             released=released or self.draining,
             netns=self.netns,
             shard=self.shard,
+            joined=self.joined,
             options=self._recorded_options(),
             setters=self._recorded_setters(),
             pending=[grant.record() for grant in itertools.islice(self.pending, _RECORDED_PENDING)],

@@ -122,14 +122,15 @@ class ListenerMethods:
             raise
         self._counters.count_handoffs(len(grants))
         log_grants(grants, caller)
+        wanted = {(each.spec, each.owner) for each in asked if each.spec.shards is not None and not each.spec.shard}
         not_kept = [grant.listener for grant in grants if not grant.listener.kept]
         if not not_kept or self._keeper is None:
-            return self._hand_over(request, grants, "")
+            return self._hand_over(request, grants, wanted, "")
 
         def confirmed(kept: Collection[str]) -> None:
             for listener in not_kept:
                 listener.note_kept(kept)
-            reply(self._hand_over(request, grants, _NOT_KEPT))
+            reply(self._hand_over(request, grants, wanted, _NOT_KEPT))
 
         # The client gets its answer after the keeper has the listeners: a crash of the binder cannot lose them then.
         self._keeper.keep([listener.for_keeper() for listener in not_kept], confirmed)
@@ -171,6 +172,10 @@ class ListenerMethods:
             yield
             if self._store.find(each.spec, each.owner.uid) is not None:  # else there is nothing to release any more
                 self._require_still_allowed(caller, "release", [each])
+            if each.spec.shards is not None:
+                self._store.releases.release_others(
+                    each.spec, each.owner, of_any_uid=each.of_any_uid, drain_s=element.drain
+                )
             outcome = self._store.releases.release(
                 each.spec, each.owner, partial(note, index), of_any_uid=each.of_any_uid, drain_s=element.drain
             )
@@ -191,8 +196,12 @@ class ListenerMethods:
             held_outside_pid_namespace=not caller.pid,
         )
 
-    def _hand_over(self, request: Request, grants: Sequence[Grant], caution: str) -> Answer:
+    def _hand_over(
+        self, request: Request, grants: Sequence[Grant], wanted: Collection[tuple[ListenerSpec, Owner]], caution: str
+    ) -> Answer:
         """Return the answer that carries the descriptors. ``caution`` is for listeners that the keeper does not have.
+
+        ``wanted`` are elements that say how many shards their owner has: further ones are released.
 
         If one of them was released meanwhile, the answer is a refusal, and the others are taken back.
         """
@@ -200,6 +209,8 @@ class ListenerMethods:
             self._store.handoffs.take_back(grants)
             sentence = "released by its owner before it could be handed over; ask again"
             return refuse(request.id, messages.COULD_NOT_BIND, f"Could not bind: {', '.join(gone)}: {sentence}")
+        for spec, owner in wanted:
+            self._store.releases.release_others(spec, owner)
         acknowledge = request.acknowledge and any(grant.is_pending for grant in grants)
         bound = BindResult([_handoff(grant, caution) for grant in grants], len(grants), acknowledge)
         descriptors = [grant.listener.socket.fileno() for grant in grants]

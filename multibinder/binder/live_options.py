@@ -74,6 +74,8 @@ def take_off(listener: Listener, owner: Owner) -> None:
 
 def set_backlog(listener: Listener) -> None:
     """Give the socket its backlog. An error is logged; the regular repair tries again."""
+    if listener.awaits_holder:
+        return
     try:
         repair.set_backlog(listener)
     except OSError as error:

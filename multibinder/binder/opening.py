@@ -82,6 +82,7 @@ def restored_listener(sock: socket.socket, record: Record | None) -> Listener:
         held_outside_pid_namespace=record.held_outside_pid_namespace,
         netns=short_cookie(netns_cookie_of(sock)) if address.is_in_netns else 0,
         shard=record.shard if kind.can_shard else 0,
+        joined=record.joined,
     )
     if record.setters:
         setters = {name: Owner.parse(owner) for name, owner in record.setters.items()}

@@ -74,7 +74,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     the handoffs of each owner (``str(Owner)``), the ``pending`` ones included. ``name_uid`` is the uid that the name
     belongs to; an older version does not write it. ``held_outside_pid_namespace`` tells whether a process that our PID
     namespace does not show has received it. A ``released`` listener is closed: it must not be restored if its socket
-    turns up again. ``netns`` and ``shard`` are those of the listener's key. ``options`` are those that
+    turns up again. ``netns`` and ``shard`` are those of the listener's key; ``joined``
+    is when the shard joined its group. ``options`` are those that
     the socket does not tell; ``setters`` has the owner of each option, unless the only owner has set all of them.
     """
 
@@ -93,6 +94,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     pending: list[PendingHandoff] = []
     netns: _Cookie = 0
     shard: Annotated[int, msgspec.Meta(ge=0, lt=MOST_SHARDS)] = 0
+    joined: Annotated[float, msgspec.Meta(ge=0, le=2**53)] = 0.0
     options: dict[str, Any] = {}
     setters: dict[str, _Owner] = {}
 

@@ -7,7 +7,7 @@ is let in, and one of this host only while no client waits. Its record says that
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -19,6 +19,7 @@ from multibinder.binder.failures import callback_failed
 from multibinder.binder.listener import Listener
 from multibinder.binder.listener_index import ListenerIndex
 from multibinder.binder.owner import Owner
+from multibinder.binder.shards import Shards
 from multibinder.binder.shutdown_watch import WatchShutdowns
 from multibinder.kernel import disconnect as _disconnect  # noqa: F401  # parking must not import it first
 from multibinder.wire.messages import ListenerSpec, Released
@@ -26,6 +27,8 @@ from multibinder.wire.messages import ListenerSpec, Released
 #: The kernel does not tell when a queue becomes empty. The queues are read again and again, some in each turn, with a
 #: pause of a hundredth of the time since the last drain began.
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S, _TURN_S = 0.01, 0.25, 0.001
+#: A shard whose clients cannot be moved is drained for this time at most, if its release asks for no drain.
+_SHARD_DRAIN_S = 5.0
 
 #: Takes the outcome of a release that ends later. Called from the loop.
 TellReleased = Callable[[Released], None]
@@ -33,10 +36,12 @@ TellReleased = Callable[[Released], None]
 
 class _Drain(msgspec.Struct, eq=False):
     """A drain. ``until`` is its end at the latest; until ``settled_at`` handshakes may still end. Times are those of
-    time.monotonic(). ``tell`` are those who wait for the end."""
+    time.monotonic(). ``tell`` are those who wait for the end. ``for_shards``: nobody has asked for it; it ends when no
+    other shard stays."""
 
     until: float
     settled_at: float
+    for_shards: bool
     tell: list[TellReleased] = []
 
 
@@ -46,12 +51,14 @@ class Releases:
     def __init__(
         self,
         index: ListenerIndex,
+        shards: Shards,
         claims: Claims,
         durable: DurableRecords,
         watch: WatchShutdowns,
         call_later: CallLater,
     ) -> None:
         self._index = index
+        self._shards = shards
         self._claims = claims
         self._durable = durable
         self._watch = watch
@@ -85,16 +92,32 @@ class Releases:
             status = listener.status()
             return Released(address, "kept", status.owners, status.claims, had_claim=bool(dropped))
         # Also a listener that had no claim at all, of a damaged record.
-        if drain_s <= 0:
+        if drain_s <= 0 and not self._shards.has_to_drain(listener):
             return Released(address, "closed", reset=self.close(listener))
         self._drain(listener, owner, drain_s, tell)
         return None
 
-    def close(self, listener: Listener) -> int:
-        """Close a port for every holder, and end its drain. Return how many clients were waiting.
+    def release_others(
+        self, spec: ListenerSpec, owner: Owner, *, of_any_uid: bool = False, drain_s: float = 0.0
+    ) -> None:
+        """Release the other listeners on an address whose number is ``spec.shards`` or more, as ``release`` does.
 
-        They are reset (inet_csk_listen_stop() in net/ipv4/inet_connection_sock.c).
+        The clients of one that is closed go to those that stay.
         """
+        found = self._index.find(spec, owner.uid)
+        for each in reversed(self._shards.others(found)) if found is not None else ():
+            if each.shard >= (spec.shards or 0) and not each.draining:
+                one = ListenerSpec(each.address, shard=each.shard, netns=spec.netns)
+                self.release(one, owner, lambda _: None, of_any_uid=of_any_uid, drain_s=drain_s)
+
+    def close(self, listener: Listener) -> int:
+        """Close a port for every holder, and end its drain. Return how many clients were waiting, and are reset.
+
+        The clients of a shard go to another one if the kernel can do that (inet_csk_listen_stop() in
+        net/ipv4/inet_connection_sock.c).
+        """
+        others = self._shards.others(listener)
+        are_moved = bool(others) and self._shards.moves_clients(listener)
         if listener.draining:
             # Its record says already that it is released. A client that comes between a look at the queue and the end
             # of the port is reset.
@@ -107,8 +130,11 @@ class Releases:
         self._watch.remove(listener.socket)
         listener.socket.close()
         self._index.remove(listener)
-        self._tell(listener, Released(str(listener.address), "closed", reset=waiting))
-        return waiting
+        reset = 0 if are_moved else waiting
+        self._tell(listener, Released(str(listener.address), "closed", reset=reset))
+        self._shards.note_closed(listener, others)
+        self._end_shard_drains(others)
+        return reset
 
     def resume(self, listeners: Iterable[Listener]) -> list[Listener]:
         """Let clients in again, of those of these listeners that drain. Return these.
@@ -132,6 +158,7 @@ class Releases:
     def take_back(self, listener: Listener, uid: int) -> None:
         """End the drain of a listener that was resumed: ``uid`` binds it again. The released claims go."""
         listener.draining = False
+        self._shards.steer(listener)
         self._claims.remove_all(listener)
         if listener.options.name and listener.name_uid != uid:
             self._index.rename(listener, None, 0)
@@ -153,15 +180,18 @@ class Releases:
             self.close(listener)
 
     def _drain(self, listener: Listener, owner: Owner, drain_s: float, tell: TellReleased) -> None:
-        now = time.monotonic()
+        """Begin a drain, or set the end of one. A drain of 0 s is one that a shard needs, whose clients stay in it."""
+        now, for_shards = time.monotonic(), drain_s <= 0
+        drain_s = drain_s if drain_s > 0 else _SHARD_DRAIN_S
         drain = self._drains.get(listener)
         if drain is None:
             listener.draining = True
             # The keeper has the socket still: after a crash, the next binder closes the port.
             self._durable.note([listener.record()], forget=False)
-            drain = self._drains[listener] = _Drain(0.0, now + self._turn_away(listener))
+            drain = self._drains[listener] = _Drain(0.0, now + self._turn_away(listener), for_shards)
         drain.until = now + drain_s
         self._last_began_at = now
+        drain.for_shards &= for_shards
         drain.tell.append(tell)
         events.limited(
             events.info,
@@ -179,11 +209,30 @@ class Releases:
         self._durable.note([listener.record(released=True)])
 
     def _turn_away(self, listener: Listener) -> float:
-        try:
-            return listener.kind.turn_away(listener.socket)
-        except OSError as error:
-            events.limited(events.warning, "cannot-turn-away", None, address=listener.address, why=error.strerror)
-            return 0.0
+        others = self._shards.others(listener)
+        if others and (steered_s := self._shards.steer(listener)) is not None:
+            return steered_s
+        settled_s = 0.0
+        for each in (listener, *others):
+            if each.draining:
+                try:
+                    settled_s = max(settled_s, each.kind.turn_away(each.socket))
+                except OSError as error:
+                    why = error.strerror
+                    events.limited(events.warning, "cannot-turn-away", None, address=each.address, why=why)
+        return settled_s
+
+    def _end_shard_drains(self, others: Sequence[Listener]) -> None:
+        """End what only the other shards needed, if none of them stays; the others let nobody in any more."""
+        if any(not each.draining for each in others):
+            return
+        for each in others:
+            drain = self._drains.get(each)
+            if drain is not None and drain.for_shards:
+                self.close(each)
+                return  # that has seen to the rest
+        if others:
+            self._turn_away(others[0])
 
     def _tell(self, listener: Listener, outcome: Released) -> None:
         drain = self._drains.pop(listener, None)

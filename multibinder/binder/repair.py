@@ -33,11 +33,15 @@ def make_ready(listener: Listener, beside: Sequence[socket.socket]) -> None:
 
 
 class Repairs:
-    """Repairs listeners of ``index``. ``replace`` gives a listener another socket if its own cannot be repaired."""
+    """Repairs listeners of ``index``. ``replace`` gives a listener another socket if its own cannot be repaired.
 
-    def __init__(self, index: ListenerIndex, replace: Replace) -> None:
+    ``note_rejoins`` is called after each repair: a shard has left its group, and joined it again.
+    """
+
+    def __init__(self, index: ListenerIndex, replace: Replace, note_rejoins: Callable[[Listener], None]) -> None:
         self._index = index
         self._replace = replace
+        self._note_rejoins = note_rejoins
 
     def make_ready_again(self, listener: Listener, beside: Sequence[socket.socket] | None = None) -> None:
         """Let clients reach a listener again that a holder has shut down. Raises BindError.
@@ -57,6 +61,7 @@ class Repairs:
         if repaired.replacement is not None:
             self._replace(listener, repaired.replacement)
             why += ": it has a new socket, which holders get when they bind again"
+        self._note_rejoins(listener)
         listener.note_repair()
         events.limited(events.warning, "repaired", listener.log_key, address=listener.key, why=why)
 
@@ -94,7 +99,7 @@ class Repairs:
 
         If the administrator has raised that, a listener that was limited by it gets a longer queue.
         """
-        if listener.draining:
+        if listener.draining or listener.awaits_holder:
             return  # it lets nobody in, and ends if a holder shuts it down
         queue = listener.kind.queue(listener.socket)
         if not queue.ready or not listener.kind.is_reachable(listener.socket, listener.address):

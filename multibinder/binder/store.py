@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from multibinder.binder import events, live_options
-from multibinder.binder.bind_attempt import BindAttempt, Room
+from multibinder.binder.bind_attempt import BindAttempt
 from multibinder.binder.bind_refusal import Asker, not_recorded
 from multibinder.binder.claims import Claims
 from multibinder.binder.durable_records import DurableRecords
@@ -26,6 +26,8 @@ from multibinder.binder.records import Record
 from multibinder.binder.release import Releases
 from multibinder.binder.repair import Repairs
 from multibinder.binder.replacement import Replacements
+from multibinder.binder.room import Room
+from multibinder.binder.shards import Shards
 from multibinder.binder.shutdown_watch import Repair, WatchShutdowns
 from multibinder.wire.errors import BindError
 from multibinder.wire.messages import ListenerSpec, Released
@@ -56,10 +58,13 @@ class ListenerStore:
         self._limit_per_uid = limit_per_uid
         self._index = ListenerIndex()
         self._claims = Claims(self._index)
-        self.releases = Releases(self._index, self._claims, durable, self._watch, call_later)
+        self._shards = Shards(self._index, self._watch, self.write_records)
+        self.releases = Releases(self._index, self._shards, self._claims, durable, self._watch, call_later)
         #: The handoffs that were granted and not confirmed yet.
-        self.handoffs = Handoffs(self, self._index)
-        self._repairs = Repairs(self._index, Replacements(self._index, durable, self._watch).replace)
+        self.handoffs = Handoffs(self, self._index, self._shards.open_to_clients)
+        self._repairs = Repairs(
+            self._index, Replacements(self._index, durable, self._watch).replace, self._shards.note_rejoins
+        )
         self._granting = Granting(self._index, self._claims, self.handoffs)
 
     def __len__(self) -> int:
@@ -242,6 +247,7 @@ class ListenerStore:
     def detach_all(self) -> list[tuple[str, int]]:
         """Give all descriptors to the caller, each with the name that it has at the keeper. The store is empty then."""
         self._watch.close()
+        self._shards.close()
         descriptors = [
             (listener.kept_name if listener.kept else NOT_KEPT, listener.socket.detach()) for listener in self._index
         ]
@@ -251,6 +257,7 @@ class ListenerStore:
     def close(self) -> None:
         """Close the binder's descriptors. A port stays open as long as another process holds it, unless it drains."""
         self._watch.close()
+        self._shards.close()
         for listener in self._index:
             if listener.draining:
                 with contextlib.suppress(OSError):
@@ -263,7 +270,7 @@ class ListenerStore:
         uid = asker.uid
         claims = sys.maxsize if is_privileged(uid) else self._limit_per_uid - self._claims.of_uid(uid)
         room = Room(uid, self._limit, self._limit_per_uid, self._limit - len(self), claims)
-        return BindAttempt(room, self._index, asker, lambda key: self._recover(key, uid), self._repairs)
+        return BindAttempt(room, self._index, asker, lambda key: self._recover(key, uid), self._repairs, self._shards)
 
     def _recover(self, key: Key, uid: int) -> Listener | None:
         if (found := self._durable.recover(key, uid)) is None:
@@ -282,4 +289,9 @@ class ListenerStore:
 
     def _add(self, listener: Listener) -> None:
         self._index.add(listener)
-        self._watch.add(listener.socket)
+        if not listener.awaits_holder:
+            self._watch.add(listener.socket)
+        if not listener.awaits_holder and not listener.joined:
+            self._shards.note_joined(listener)
+        elif listener.joined:
+            self._shards.settle([listener])

@@ -14,7 +14,7 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 
-from multibinder.kernel.reuseport import is_shared, set_shared
+from multibinder.kernel.socket_options import is_shared, set_shared
 
 #: The sockets belong to this uid while they bind, or share a port, if the process may give files away (CAP_CHOWN). No
 #: range of uids that is in use for users, containers or services reaches so far (UIDS-GIDS.md of systemd).

@@ -25,19 +25,6 @@ _RANDOM = 0xFFFFF000 + 56  # SKF_AD_OFF + SKF_AD_RANDOM
 _INSTRUCTION = struct.Struct("=HBBI")
 
 
-def is_shared(sock: socket.socket) -> bool:
-    """Return whether a socket has SO_REUSEPORT: others of its user can join its group."""
-    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
-
-
-def set_shared(sock: socket.socket, shared: bool) -> None:
-    """Set SO_REUSEPORT, or take it away. A member of a group stays a member.
-
-    Without it on the member that the kernel finds first, this one gets all connections.
-    """
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
-
-
 def attach_migration(member: socket.socket, program: int) -> None:
     """Give a group the program of ``bpf.load_migrating_program``. Needs no privilege. Raises OSError."""
     member.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_EBPF, struct.pack("i", program))

@@ -118,6 +118,19 @@ def is_connected(sock: socket.socket) -> bool:
     return True
 
 
+def is_shared(sock: socket.socket) -> bool:
+    """Return whether a socket has SO_REUSEPORT: others of its user can join its group."""
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
+
+
+def set_shared(sock: socket.socket, shared: bool) -> None:
+    """Set SO_REUSEPORT, or take it away. A member of a group stays a member.
+
+    Without it on the member that the kernel finds first, this one gets all connections.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
+
+
 def inode_of(sock: socket.socket) -> int:
     """Return the inode that /proc/PID/fd shows for the socket. Unlike a cookie, an inode number can be reused."""
     return os.fstat(sock.fileno()).st_ino

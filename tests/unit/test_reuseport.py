@@ -14,6 +14,7 @@ import pytest
 from multibinder.kernel import bpf, port_sharing, reuseport
 from multibinder.kernel.accept_queue import accept_queue
 from multibinder.kernel.parking import park
+from multibinder.kernel.socket_options import is_shared, set_shared
 from tests.support import clean_environment
 from tests.support.namespaces import in_new_network
 from tests.support.requirements import require
@@ -37,7 +38,7 @@ class Group:
 
     def new(self, port: int) -> socket.socket:
         sock = self.stack.enter_context(socket.socket(type=self.kind))
-        reuseport.set_shared(sock, True)
+        set_shared(sock, True)
         sock.bind(("127.0.0.1", port))
         if self.kind == socket.SOCK_STREAM:
             sock.listen(CLIENTS * 4)
@@ -138,8 +139,8 @@ def test_a_socket_that_listened_alone_becomes_a_member_and_is_alone_again() -> N
     with socket.socket() as alone, socket.socket() as second:
         alone.bind(("127.0.0.1", 0))
         alone.listen(CLIENTS * 2)
-        reuseport.set_shared(alone, True)
-        reuseport.set_shared(second, True)
+        set_shared(alone, True)
+        set_shared(second, True)
         second.bind(alone.getsockname())
         second.listen(CLIENTS * 2)
         with ExitStack() as stack:
@@ -148,8 +149,8 @@ def test_a_socket_that_listened_alone_becomes_a_member_and_is_alone_again() -> N
             assert accept_queue(alone).length
             assert accept_queue(second).length
         second.close()
-        reuseport.set_shared(alone, False)
-        assert not reuseport.is_shared(alone)
+        set_shared(alone, False)
+        assert not is_shared(alone)
         with socket.create_connection(alone.getsockname(), timeout=5):
             pass
 
@@ -178,10 +179,10 @@ def test_no_other_process_joins_sockets_that_share_a_port_for_good_or_did() -> N
             port_sharing.share(sock)
             sock.bind(first.getsockname() if sock is second else ("127.0.0.1", 0))
             sock.listen()
-        for is_shared in (True, False):
-            assert reuseport.is_shared(first) == is_shared
+        for shared in (True, False):
+            assert is_shared(first) == shared
             with socket.socket() as foreign:
-                reuseport.set_shared(foreign, True)
+                set_shared(foreign, True)
                 with pytest.raises(OSError, match="in use"):
                     foreign.bind(first.getsockname())
             second.close()
