@@ -70,7 +70,7 @@ class Shards:
             elif group and group[0].kind.can_shard and is_shared(group[0].socket):
                 [alone] = group
                 with contextlib.suppress(OSError):  # a shortage of descriptors
-                    alone.kind.stop_sharing(alone.socket)
+                    alone.kind.take_alone(alone.socket, alone.address)
                 alone.kind.end_sharing(alone.socket)
 
     def open_to_clients(self, listener: Listener) -> None:

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterable, Sequence
 
+from multibinder.kernel.socket_options import is_shared
 from multibinder.wire import kinds
 from multibinder.wire.addresses import Address
 from multibinder.wire.datagram_listener import DatagramListener
@@ -42,7 +43,12 @@ def verify_received(descriptor: int, spec: ListenerSpec) -> SharedListener:
     try:
         if not kind.recognizes(sock):
             raise RemoteProtocolError(f"the descriptor for {wanted} is no {name} socket, but {sock.family!r}")
-        ready, bound = kind.is_ready(sock), kind.address_of(sock)
+        bound = kind.address_of(sock)
+        if spec.shard and wanted.matches(bound) and is_shared(sock) and not kind.is_ready(sock):
+            # A new shard listens when a process has it, so that no client waits where nobody accepts. One that the
+            # binder has taken back is not shared any more.
+            kind.make_ready(sock, None)
+        ready = kind.is_ready(sock)
         if not wanted.matches(bound) and not kind.is_bound_to(sock, wanted):
             state = "listens on" if ready else "is bound to, without listening,"
             raise RemoteProtocolError(f"asked for {wanted}, but the socket that came {state} {bound}")
