@@ -127,6 +127,9 @@ class Releases:
             # Record it first: after a crash in between, the socket must not be restored if it turns up again.
             self._note_released(listener)
             waiting = _retire(listener)
+        if others:
+            # A client that receives it only now must not let it listen (``wire/listener.py``).
+            listener.kind.end_sharing(listener.socket)
         self._watch.remove(listener.socket)
         listener.socket.close()
         self._index.remove(listener)

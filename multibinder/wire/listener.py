@@ -47,7 +47,8 @@ def verify_received(descriptor: int, spec: ListenerSpec) -> SharedListener:
         if spec.shard and wanted.matches(bound) and is_shared(sock) and not kind.is_ready(sock):
             # A new shard listens when a process has it, so that no client waits where nobody accepts. One that the
             # binder has taken back is not shared any more.
-            kind.make_ready(sock, None)
+            with socket.socket(fileno=os.dup(sock.fileno())) as plain:  # a SharedListener leaves that to the binder
+                kind.make_ready(plain, None)
         ready = kind.is_ready(sock)
         if not wanted.matches(bound) and not kind.is_bound_to(sock, wanted):
             state = "listens on" if ready else "is bound to, without listening,"

@@ -62,22 +62,22 @@ EVENTS = Section(
         ),
         entry(
             "shard-drains",
-            cause="a shard was released, and the kernel does not give the clients in its queue to another shard: for TCP, "
-            "net.ipv4.tcp_migrate_req is 0 and the binder may not load a BPF program. New clients come to the other "
-            "shards, and the holders of this one accept what waits for 5 s at most; clients in the middle of a handshake, "
-            "or silent with defer_accept, can be reset. Datagrams that wait longer are lost",
-            remedy="`sysctl -w net.ipv4.tcp_migrate_req=1`, or the drop-in shards.conf (CAP_BPF); see docs/shards.md",
+            cause="a shard was released, and the kernel does not give the clients in its queue to another shard: for "
+            "TCP, net.ipv4.tcp_migrate_req is 0 and the binder may not load a BPF program. New clients come to the "
+            "other shards, and the holders of this one accept what waits, for 5 s at most; clients in the middle of a "
+            "handshake, or silent with defer_accept, can be reset. Datagrams that wait longer are lost",
+            remedy="`sysctl -w net.ipv4.tcp_migrate_req=1`, or the drop-in shards.conf; see docs/how-to/shards.md",
         ),
         entry(
             "cannot-steer",
-            cause="the kernel refused the program that steers new clients to the shards that stay; until the released one is "
-            "closed, clients still come to it",
-            remedy="look at `why=`: memory (net.core.optmem_max) or a namespace that is gone",
+            cause="the kernel refused the program that steers new clients to the shards that stay; until the released "
+            "one is closed, clients still come to it",
+            remedy="look at `why=`: memory (net.core.optmem_max), or a namespace that is gone",
         ),
         entry(
             "cannot-move-clients",
-            cause="the program that moves the clients of a shard could not be loaded or attached, for another reason than "
-            "a missing right; what follows is as for `shard-drains`",
+            cause="the program that moves the clients of a shard could not be loaded or attached, for another reason "
+            "than a missing right; what follows is as for `shard-drains`",
             remedy="look at `why=`: descriptors (LimitNOFILE=), locked memory or a security module",
         ),
         entry(
