@@ -255,6 +255,23 @@ def test_a_server_on_a_unix_socket_is_adopted_and_replaced_under_load_without_lo
     assert (load.failures, load.tried > 50) == ([], True), binder.log()
 
 
+def test_a_path_that_the_old_server_unlinks_at_its_end_is_restored_within_moments(
+    binder: Binder, run_dir: Path, environment: dict[str, str]
+) -> None:
+    """nginx, gunicorn and PHP-FPM do so. Only clients that come in these moments are refused."""
+    path = run_dir / "app.sock"
+    name = f"unix@{path}"
+    with server(name, "own", "unlink", environment=environment) as old, UnixClients(path, RATE) as load:
+        assert f"{name}: adopted" in adopt(binder, "--owner", "web", name)
+        with server(name, "binder", environment=environment):
+            old.terminate()
+            old.wait(PATIENCE_S)
+            time.sleep(0.3)
+            load.__exit__()
+    assert len(load.failures) < RATE / 20, load.failures
+    assert load.tried > 50
+
+
 def test_a_dry_run_shows_all_and_changes_nothing(binder: Binder, host: str, environment: dict[str, str]) -> None:
     name = f"{host}:8000"
     with server(name, "own", "share", environment=environment) as old:
