@@ -97,14 +97,15 @@ class BindAttempt:
     def require_possible(self, found: Sequence[Found]) -> None:
         """Raise BindError if ``make_ready`` would, and let no client in.
 
-        A new listener was bound and collides with none, so that it can listen. A listener that a holder has shut down
-        can listen again unless another process listens there; a second socket finds that out.
+        A new listener was bound and collides with none, so that it can listen. Whether one that a holder has shut down
+        can listen again, its kind finds out.
         """
         for listener, created in found:
             if not created and not listener.awaits_holder and not listener.kind.is_ready(listener.socket):
                 try:
-                    sock = listener.kind.open(listener.address, listener.options, self._beside(listener))
-                    listener.kind.discard(sock, listener.address)
+                    listener.kind.require_repairable(
+                        listener.socket, listener.address, listener.options, self._beside(listener)
+                    )
                 except OSError as error:
                     raise refused_by_kernel(listener.address, error, listener.netns) from error
 

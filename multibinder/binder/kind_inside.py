@@ -56,6 +56,11 @@ class _KindInside:
             self._require_here(repaired.replacement, address)
         return repaired
 
+    def require_repairable(
+        self, sock: socket.socket, address: Address, options: Options, beside: Sequence[socket.socket] = ()
+    ) -> None:
+        self._inside_or_here(sock, lambda: self._kind.require_repairable(sock, address, options, beside))
+
     def turn_away(self, sock: socket.socket) -> float:
         return self._inside_or_here(sock, lambda: self._kind.turn_away(sock))
 

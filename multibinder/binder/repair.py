@@ -104,8 +104,8 @@ class Repairs:
         queue = listener.kind.queue(listener.socket)
         if not queue.ready or not listener.kind.is_reachable(listener.socket, listener.address):
             self.make_ready_again(listener)
-        elif not listener.kind.accepts(listener.address):
-            return  # listen(2) has no meaning for it
+        elif not listener.kind.accepts(listener.address) or not listener.kind.tells_queue:
+            return  # A server may set the buffer of its datagrams by itself.
         elif queue.limit == listener.queue_limit < min(listener.options.backlog or largest, largest):
             set_backlog(listener)
             events.limited(

@@ -119,6 +119,8 @@ class ListenerStore:
             former: dict[str, Any] = was
             if created:
                 self._add(listener)
+                if (caution := listener.kind.caution(listener.address)) is not None:
+                    events.limited(events.warning, "caution", owner.uid, address=listener.key, why=caution)
                 listener.held_outside_pid_namespace = held_outside_pid_namespace
                 live_options.note_setter(listener, owner)
             else:

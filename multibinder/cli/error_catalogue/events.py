@@ -32,6 +32,12 @@ EVENTS = Section(
             remedy="nothing; the holder will do it again at its next start",
         ),
         entry(
+            "caution",
+            cause="every user of this host can interfere with a listener that was made; `why=` says how. For QUIC it is "
+            "SO_REUSEADDR (docs/reference/kinds.md)",
+            remedy="nothing on a host without users whom you do not trust; else serve by TCP there",
+        ),
+        entry(
             "cannot-repair",
             cause="the kernel refused to listen again, or another process took the address meanwhile",
             remedy="`ss -ltnp` shows who has it; stop that process, and restart the server",

@@ -216,6 +216,33 @@ BIND = Section(
             fragment="a process that this user may not see",
         ),
         entry(
+            "Could not bind: …: option …: operation not permitted: … needs …",
+            "Could not bind: …: option …: operation not permitted: net.core.… is …; raise it",
+            cause="the binder has no right to set this option, or to set it so high",
+            remedy="the drop-in `socket-options.conf` (systemd/examples/README.md)",
+            fragment="in the binder (drop-in socket-options.conf)",
+        ),
+        entry(
+            "Could not bind: …: option …: …: this kernel has no … for such a socket",
+            "Could not bind: …: option interface: no such device",
+            "Could not bind: …: option mss: invalid argument: TCP_MAXSEG is a number from 88 to 32767",
+            cause="the kernel refuses the option for this kind of socket (docs/reference/kinds.md)",
+            remedy="leave the option out, or give another value",
+            fragment="for such a socket; bind without it",
+        ),
+        entry(
+            "Could not bind: …: address family not supported by protocol: this kernel has no vsock",
+            cause="the kernel has no vsock, or the binder's unit does not allow its address family",
+            remedy="`modprobe vsock`; the drop-in `vsock.conf` (systemd/examples/README.md)",
+            fragment="(drop-in vsock.conf)",
+        ),
+        entry(
+            "Could not bind: …: protocol not supported: this kernel has no Multipath TCP",
+            cause="the kernel was built without it, or net.mptcp.enabled is 0",
+            remedy="`sysctl -w net.mptcp.enabled=1`, or an address of TCP",
+            fragment="this kernel has no Multipath TCP",
+        ),
+        entry(
             "Could not bind: …: permission denied: a port below … needs CAP_NET_BIND_SERVICE",
             cause="the binder is not privileged",
             remedy="`AmbientCapabilities=CAP_NET_BIND_SERVICE` in its unit, or net.ipv4.ip_unprivileged_port_start",
@@ -224,7 +251,8 @@ BIND = Section(
         entry(
             "Could not bind: …: cannot assign requested address: no interface of this host has …",
             cause="the address is another host's, or not there yet",
-            remedy="`sysctl -w net.ipv4.ip_nonlocal_bind=1` for an address that moves between hosts",
+            remedy="the option `freebind`, or `sysctl -w net.ipv4.ip_nonlocal_bind=1`, for an address that moves between "
+            "hosts",
             fragment="no interface of this host has",
         ),
         entry(

@@ -156,7 +156,10 @@ class Kind(abc.ABC):
     def require_repairable(
         self, sock: socket.socket, address: Address, options: Options, beside: Sequence[socket.socket] = ()
     ) -> None:
-        """Raise the OSError that ``repair`` would raise, and let no client in."""
+        """Raise the OSError that ``repair`` would raise, and let no client in.
+
+        A second socket finds out whether another process has the address now.
+        """
         self.discard(self.open(address, options, beside), address)
 
     def caution(self, address: Address) -> str | None:
