@@ -275,7 +275,8 @@ def _retire(listener: Listener) -> int:
     waiting = 0
     try:
         queue = listener.kind.queue(listener.socket)
-        waiting = queue.length if queue.ready else 0
+        # Datagrams that wait are not reset: the holders can still receive them.
+        waiting = queue.length if queue.ready and listener.kind.queue_unit == "connections" else 0
         # Holders have copies, so close(2) alone would leave the port open. New clients must be refused at once.
         listener.kind.retire(listener.socket)
     except OSError as error:

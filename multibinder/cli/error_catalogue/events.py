@@ -33,8 +33,8 @@ EVENTS = Section(
         ),
         entry(
             "caution",
-            cause="every user of this host can interfere with a listener that was made; `why=` says how. For QUIC it is "
-            "SO_REUSEADDR (docs/reference/kinds.md)",
+            cause="every user of this host can interfere with a listener that was made; `why=` says how. For QUIC it "
+            "is SO_REUSEADDR (docs/reference/kinds.md)",
             remedy="nothing on a host without users whom you do not trust; else serve by TCP there",
         ),
         entry(

@@ -251,8 +251,8 @@ BIND = Section(
         entry(
             "Could not bind: …: cannot assign requested address: no interface of this host has …",
             cause="the address is another host's, or not there yet",
-            remedy="the option `freebind`, or `sysctl -w net.ipv4.ip_nonlocal_bind=1`, for an address that moves between "
-            "hosts",
+            remedy="the option `freebind`, or `sysctl -w net.ipv4.ip_nonlocal_bind=1`, for an address that moves "
+            "between hosts",
             fragment="no interface of this host has",
         ),
         entry(
