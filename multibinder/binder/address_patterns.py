@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Protocol
 
@@ -34,8 +35,8 @@ class Pattern(Protocol):
         """Return whether this set contains the set ``other``."""
 
     @property
-    def matches_nothing(self) -> bool:
-        """Return whether this version of multibinder has no address that is in the set."""
+    def why_nothing(self) -> str:
+        """Return why no address is in the set, with a remedy. Empty if some are."""
 
 
 class Network(msgspec.Struct, frozen=True):
@@ -85,8 +86,8 @@ class Network(msgspec.Struct, frozen=True):
         )
 
     @property
-    def matches_nothing(self) -> bool:
-        return False
+    def why_nothing(self) -> str:
+        return ""
 
     @property
     def _bits(self) -> int:
@@ -94,7 +95,10 @@ class Network(msgspec.Struct, frozen=True):
 
 
 class PathPrefix(msgspec.Struct, frozen=True):
-    """The Unix sockets below a directory (with a ``/`` at the end), or the one at this path."""
+    """The Unix sockets of all types below a directory (with a ``/`` at the end), or at this path.
+
+    It is compared with real paths (``Address.resolved``).
+    """
 
     prefix: str
 
@@ -113,8 +117,11 @@ class PathPrefix(msgspec.Struct, frozen=True):
         return below or self == other
 
     @property
-    def matches_nothing(self) -> bool:
-        return True
+    def why_nothing(self) -> str:
+        """A link that is made later would have this effect too, so that nobody can widen a rule by one."""
+        directory, name = os.path.split(self.prefix)
+        real = os.path.join(os.path.realpath(directory), name)
+        return "" if real == self.prefix else f"a link leads there, and a rule needs the real path: write unix@{real}"
 
     @property
     def _is_directory(self) -> bool:
@@ -124,14 +131,45 @@ class PathPrefix(msgspec.Struct, frozen=True):
         return f"unix@{self.prefix}"
 
 
+class AbstractNames(msgspec.Struct, frozen=True):
+    """The abstract name ``name``, or all that begin with it."""
+
+    name: str
+    is_prefix: bool
+
+    def has(self, address: Address) -> bool:
+        name = address.abstract_name
+        return name is not None and (name.startswith(self.name) if self.is_prefix else name == self.name)
+
+    def touches(self, address: Address) -> bool:
+        return self.has(address)
+
+    def touched(self) -> AbstractNames:
+        return self
+
+    def covers(self, other: Pattern) -> bool:
+        below = self.is_prefix and isinstance(other, AbstractNames) and other.name.startswith(self.name)
+        return below or self == other
+
+    @property
+    def why_nothing(self) -> str:
+        return ""
+
+    def __str__(self) -> str:
+        return f"abns@{self.name}{'*' if self.is_prefix else ''}"
+
+
 def parse_pattern(text: str) -> Pattern:
-    """Read ``192.0.2.0/24:80``, ``[2001:db8::/32]:443``, ``*:1024-65535``, ``ipv4@*:*`` or ``unix@/run/web/``. Raises
-    AddressError."""
+    """Read ``192.0.2.0/24:80``, ``[2001:db8::/32]:443``, ``*:1024-65535``, ``ipv4@*:*``, ``unix@/run/web/`` or
+    ``abns@web*``. Raises AddressError."""
     if text.startswith("unix@"):
         path = text.removeprefix("unix@")
-        if not path.startswith("/") or "/../" in f"{path}/":
+        if not path.startswith("/") or {"..", "."} & {*path.split("/")} or "//" in path:
             raise AddressError(f"{text!r}: write an absolute path, with / at the end for all that is below it")
         return PathPrefix(path)
+    if text.startswith("abns@"):
+        name = text.removeprefix("abns@")
+        return AbstractNames(name.removesuffix("*"), name.endswith("*"))
     found = _NETWORK.fullmatch(text)
     if found is None or (found["family"] or "") not in _VERSIONS:
         raise AddressError(

@@ -187,7 +187,7 @@ def access_requests(
     options = frozenset(name for name in OPTION_NAMES if getattr(spec.options, name) is not None)
     kind = kinds.of_address(spec.address)
     first, *others = kind.effective_addresses(spec.address, spec.options.v6only if v6only is None else v6only)
-    yield AccessRequest(first, options, netns=netns)
+    yield AccessRequest(first.resolved(), options, netns=netns)
     for address in others:
         yield AccessRequest(address, options - {"v6only"}, implied=True, netns=netns)
 

@@ -142,8 +142,8 @@ def lint(policy: Policy) -> Iterator[str]:
         if rule.addresses and not rule.methods & about:
             yield f"{rule}: never matches: {', '.join(sorted(rule.methods))} is about no address"
         for pattern in rule.addresses:
-            if pattern.matches_nothing:
-                yield f"{rule}: {pattern} matches nothing: this version binds TCP addresses only"
+            if pattern.why_nothing:
+                yield f"{rule}: {pattern} matches nothing: {pattern.why_nothing}"
 
 
 def _read(path: str) -> bytes:

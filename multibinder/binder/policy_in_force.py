@@ -6,6 +6,7 @@ from collections.abc import Hashable
 
 import msgspec
 
+from multibinder.binder import path_access
 from multibinder.binder.caller import Caller
 from multibinder.binder.listener import Listener
 from multibinder.binder.namespace_names import name_of
@@ -16,10 +17,15 @@ from multibinder.wire.errors import NotAllowed
 from multibinder.wire.messages import ListenerSpec
 from multibinder.wire.options import COOKIE, Options
 
+_BINDING = ("bind", "check")
+
 
 class PolicyInForce:
-    """Hold the policy in force. Without a policy, every client that can connect may ask for everything, but a guest not
-    for an upgrade."""
+    """Hold the policy in force.
+
+    Without a policy, every client that can connect may ask for everything, but for paths that it could not bind itself,
+    and a guest not for an upgrade.
+    """
 
     def __init__(self, policy: Policy | None) -> None:
         self._current = policy
@@ -47,6 +53,19 @@ class PolicyInForce:
         """Raise NotAllowed if the caller may not ask ``method`` for ``spec``. ``listener`` is what ``spec`` finds."""
         if self._current is not None:
             _require_allowed(_decide(self._current, caller, method, spec, listener), caller, method, spec)
+        if method in _BINDING:
+            self._require_place(caller, method, spec, listener)
+
+    def _require_place(self, caller: Caller, method: str, spec: ListenerSpec, listener: Listener | None) -> None:
+        """Raise NotAllowed if the path of a socket is in a place in which the caller may not bind."""
+        for address in {spec.address} if listener is None else {spec.address, listener.address}:
+            if self._current is not None:
+                why = path_access.why_not_with_policy(caller, address)
+            else:
+                is_other = listener is not None and all(owner.uid != caller.uid for owner in listener.claims)
+                why = path_access.why_not_without_policy(caller, address, spec.options, exists=is_other)
+            if why:
+                raise NotAllowed(f"Not allowed to {method} {spec.address}: {why}", messages.NOT_ALLOWED)
 
     def require_may_name(self, caller: Caller, method: str, netns: str) -> None:
         """Raise NotAllowed if the caller may not name this network namespace at all. Nothing of it is looked at."""

@@ -49,7 +49,7 @@ def reasons_for_distrust(directory: str) -> Iterator[Distrust]:
 
     Raises OSError if the directory does not exist or cannot be reached.
     """
-    steps, last = _walk(os.path.join(os.getcwd(), directory))
+    steps, last = walk(os.path.join(os.getcwd(), directory))
     for path, status in steps:
         is_link = stat.S_ISLNK(status.st_mode)
         if belongs_to_other_user(status):
@@ -133,7 +133,7 @@ def open_log(path: str, flags: int) -> int:
     raise OSError(errno.EPERM, f"{why}; remove it, or choose another")
 
 
-def _walk(directory: str) -> tuple[list[tuple[str, os.stat_result]], str]:
+def walk(directory: str) -> tuple[list[tuple[str, os.stat_result]], str]:
     """Return each directory and link that the kernel passes (path_resolution(7)), and the path of the last one."""
     path, rest, links = "/", directory.split("/")[::-1], 0
     steps = [(path, os.lstat(path))]

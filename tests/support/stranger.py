@@ -34,7 +34,7 @@ while path := parent.recv(4096):
 
 
 class Received(msgspec.Struct, frozen=True, order=True):
-    """The address that a received descriptor is bound to, as the kernel reports it."""
+    """The address that a received descriptor is bound to, as the kernel reports it. ``host`` is the name of a Unix one."""
 
     host: str
     port: int
@@ -147,6 +147,8 @@ class Stranger:
 
 def _received(number: int) -> Received:
     with socket.socket(fileno=os.dup(number)) as got:
+        if got.family == socket.AF_UNIX:
+            return Received(os.fsdecode(got.getsockname()), 0, False)
         v6only = got.family == socket.AF_INET6 and got.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
         host, port = got.getsockname()[:2]
         return Received(host, port, bool(v6only))

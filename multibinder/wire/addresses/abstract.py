@@ -67,6 +67,10 @@ class AbstractAddress(Address, frozen=True):
         return AbstractAddress.of(name, is_padded=is_padded)
 
     @property
+    def abstract_name(self) -> str:
+        return self.name
+
+    @property
     def family(self) -> socket.AddressFamily:
         return socket.AF_UNIX
 

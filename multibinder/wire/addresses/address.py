@@ -63,6 +63,10 @@ class Address(msgspec.Struct, frozen=True):
         """Return the address that takes this one as well, if the family has such: every host on the same port."""
         return self
 
+    def resolved(self) -> Address:
+        """Return the address with the real path of its directory, if the family has paths (realpath(3))."""
+        return self
+
     def wire_fields(self) -> dict[str, Any]:
         """Return the members of the request element that asks for this address: ``endpoint``.
 
@@ -93,6 +97,11 @@ class Address(msgspec.Struct, frozen=True):
     @property
     def path(self) -> str | None:
         """The path in the file system; None for a family that has none."""
+        return None
+
+    @property
+    def abstract_name(self) -> str | None:
+        """The abstract name (unix(7)); None for a family that has none."""
         return None
 
 

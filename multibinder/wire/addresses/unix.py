@@ -69,6 +69,10 @@ class UnixAddress(Address, frozen=True):
     def is_in_netns(self) -> bool:
         return False
 
+    def resolved(self) -> UnixAddress:
+        directory, name = os.path.split(self.path)
+        return UnixAddress(os.path.join(os.path.realpath(directory), name), self.type)
+
     @property
     def family(self) -> socket.AddressFamily:
         return socket.AF_UNIX
