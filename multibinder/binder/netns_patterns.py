@@ -20,7 +20,7 @@ from multibinder.wire.options import COOKIE, check_netns
 
 #: Matches every namespace.
 ANY = "*"
-_WILDCARDS = set("*?[")
+WILDCARDS = set("*?[")
 
 
 def parse_netns(text: str) -> str:
@@ -33,7 +33,7 @@ def parse_netns(text: str) -> str:
             f"netns {text!r} is no pattern: write a name ('ip netns'), an absolute path, \"{OWN}\" for the binder's "
             f'own network namespace, or "{ANY}". A PID or cookie is another namespace\'s one day'
         )
-    if text.startswith("/") and _WILDCARDS & set(text):
+    if text.startswith("/") and WILDCARDS & set(text):
         raise AddressError(f"netns {text!r} is a path with a wildcard: only names may have one")
     return text
 
@@ -61,5 +61,5 @@ def cover(earlier: Iterable[str], later: Iterable[str]) -> bool:
 def _covers(one: str, other: str) -> bool:
     if one in (ANY, other):
         return True
-    is_name = other not in (ANY, OWN) and not other.startswith("/") and not _WILDCARDS & set(other)
+    is_name = other not in (ANY, OWN) and not other.startswith("/") and not WILDCARDS & set(other)
     return is_name and one != OWN and fnmatch.fnmatchcase(other, one)

@@ -11,6 +11,8 @@ import click
 import msgspec
 
 from multibinder import Address, AddressError, ListenerSpec, Options
+from multibinder.binder.namespace_names import OWN
+from multibinder.binder.netns_patterns import ANY, WILDCARDS, parse_netns
 from multibinder.binder.owner import GUEST_UID
 from multibinder.binder.policy import METHODS, AccessRequest, access_requests, explain
 from multibinder.binder.policy_file import GUEST, lint, load
@@ -40,6 +42,7 @@ class CheckOptions(msgspec.Struct, frozen=True):
     method: str | None
     own_uid: int
     options: tuple[str, ...]
+    netns: str
 
 
 class _UserType(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic since click 8.4
@@ -75,6 +78,7 @@ def policy_command() -> None:
       allow = ["bind", "release", "list"]         # or deny = ...; also "status", "upgrade", "*"
       address = ["*:80", "*:443"]                 # 192.0.2.0/24:80, [2001:db8::/32]:1024-65535, ipv4@*:*
       options = ["backlog", "v6only"]             # a request with another option does not match
+      netns = [".", "blue"]                       # network namespaces; default: the binder's own (".")
 
     Send SIGHUP to the binder after a change. If the file is not usable, the binder keeps its present policy and logs
     the reason.
@@ -90,6 +94,8 @@ def policy_command() -> None:
 @click.option("--unit", default="", metavar="UNIT", help="The systemd unit that the caller runs in.")
 @click.option("--bind", "bind", metavar="ADDRESS", help="Ask for a bind to this address, as in 0.0.0.0:443, [::]:443.")
 @click.option("--release", "release", metavar="ADDRESS", help="Ask for a release of this address.")
+@click.option("--netns", default="", metavar="NAME|PATH",
+              help="The network namespace of the address, as a rule names it. Default: the binder's own.")  # fmt: skip
 @click.option("--method", type=click.Choice(METHODS), help="Ask for this method, at any address.")
 @click.option("--binder", "own_uid", type=_UserType(), default="root", show_default=True, metavar="USER",
               help="The user that the binder runs as.")  # fmt: skip
@@ -116,10 +122,11 @@ def check_command(**parameters: Any) -> None:
     method = asked.method or ("bind" if asked.bind else "release")
     address = asked.bind or asked.release
     allowed = True
-    for request in _access_requests(address, asked.options) if address else [None]:
+    for request in _access_requests(address, asked) if address else [None]:
         if not allowed:
             break
-        say(f"{method}{f' {request.address}' if request else ''} ({who}):")
+        where = f" in the network namespace {asked.netns}" if request and asked.netns else ""
+        say(f"{method}{f' {request.address}' if request else ''}{where} ({who}):")
         for line in explain(policy, asker, method, request):
             say(f"  {line}")
         allowed = policy.decide(asker, method, request).allowed
@@ -150,12 +157,19 @@ def lint_command(path: str) -> None:
     sys.exit(1 if found else 0)
 
 
-def _access_requests(text: str, options: tuple[str, ...]) -> list[AccessRequest | None]:
+def _access_requests(text: str, asked: CheckOptions) -> list[AccessRequest | None]:
+    options = asked.options
     try:
+        netns = parse_netns(asked.netns or OWN)
         spec = ListenerSpec(Address.parse(text), Options(v6only=True) if "v6only" in options else Options())
     except AddressError as error:
         raise click.BadParameter(str(error)) from error
-    return [AccessRequest(each.address, each.options | frozenset(options)) for each in access_requests(spec)]
+    if netns == ANY or WILDCARDS & set(netns):
+        raise click.BadParameter(f"{netns} is a pattern: name one network namespace")
+    return [
+        AccessRequest(each.address, each.options | frozenset(options), netns=frozenset([netns]))
+        for each in access_requests(spec)
+    ]
 
 
 def _groups_of(uid: int) -> frozenset[int]:
