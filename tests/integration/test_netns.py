@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from multibinder import BindError, Client, ListenerSpec, TcpAddress
+from multibinder import Address, BindError, Client, ListenerSpec, TcpAddress
 from multibinder.kernel import netns
 from multibinder.kernel.namespaces import in_network_namespace_of
+from multibinder.kernel.parking import is_parked
 from multibinder.kernel.socket_options import netns_cookie_of
 from multibinder.wire.shared_listener import SharedListener
 from tests.conftest import StartBinder
@@ -256,3 +258,65 @@ def test_no_descriptor_of_a_namespace_is_kept(binder: Binder, blue: NetworkNames
     with Client(binder.socket_path) as client:
         client.bind([spec(blue.name)], owner="here")[0].close()
         assert [each for each in binder.descriptors().values() if each.startswith(("net:", "/run/netns"))] == []
+
+
+def test_abstract_names_and_datagrams_of_another_namespace_are_served_and_repaired(
+    binder: Binder, blue: NetworkNamespace
+) -> None:
+    abstract, udp = Address.parse("abns@mb-netns"), Address.parse(f"udp@{HOST}:{PORT}")
+    specs = [ListenerSpec(each, netns=blue.name) for each in (abstract, udp)]
+
+    def reach(address: Address) -> socket.socket:
+        def connected() -> socket.socket:
+            sock = socket.socket(address.family, socket.SOCK_STREAM if address == abstract else socket.SOCK_DGRAM)
+            sock.settimeout(PATIENCE_S)
+            try:
+                sock.connect(address.sockaddr)
+            except BaseException:
+                sock.close()
+                raise
+            return sock
+
+        return inside(blue, connected)
+
+    def is_served(names: SharedListener, datagrams: SharedListener) -> bool:
+        try:
+            with reach(abstract), reach(udp) as sender:
+                sender.send(b"hello")
+                names.settimeout(1)
+                names.accept()[0].close()
+                datagrams.settimeout(1)
+                return bool(datagrams.recvfrom(100)[0])
+        except (OSError, TimeoutError):
+            return False
+
+    with Client(binder.socket_path) as client, contextlib.ExitStack() as stack:
+        names, datagrams = (stack.enter_context(each) for each in client.bind(specs, owner="here"))
+        assert is_served(names, datagrams)
+        # After a holder's shutdown both have new sockets, in the same namespace.
+        names.shutdown(socket.SHUT_RDWR)
+
+        def again() -> bool:
+            with contextlib.ExitStack() as received:
+                new = [received.enter_context(each) for each in client.bind(specs, owner="here")]
+                assert len({netns_cookie_of(each) for each in (*new, names)}) == 1
+                return is_served(new[0], new[1])
+
+        wait_until(again, "they are served again", log=binder.log)
+        assert {each.netns_name for each in client.list()} == {blue.name}
+        assert {each.netns_name for each in client.status().listeners} == {blue.name}
+        client.release(specs, owner="here")
+        assert client.list() == []
+    with pytest.raises(ConnectionRefusedError):
+        reach(abstract)
+
+
+def test_a_holder_of_a_released_listener_of_another_namespace_is_not_woken_for_ever(
+    binder: Binder, blue: NetworkNamespace
+) -> None:
+    with Client(binder.socket_path) as client, client.bind([spec(blue.name)], owner="here")[0] as listener:
+        client.release([spec(blue.name)], owner="here")
+        assert is_parked(listener)
+        poll = select.poll()
+        poll.register(listener, select.POLLIN)
+        assert poll.poll(0) == []
