@@ -26,6 +26,7 @@ from tests.conftest import StartBinder
 from tests.doctor.support import Network, doctor, findings
 from tests.support import Binder, clean_environment, multibinder, require, wait_until, without_privileges
 from tests.support.installation import for_everybody
+from tests.support.namespaces import NetworkNamespace
 
 MakeNetwork = Callable[[], Network]
 
@@ -99,6 +100,18 @@ def test_a_lowered_somaxconn_is_found_in_its_namespace_only(
     [finding] = findings(report, "backlog")
     assert finding["what"] == "the backlog is 16, 1000 was asked for"
     assert finding["where"].startswith("127.0.0.1:8000 ")
+
+
+def test_a_listener_in_a_namespace_without_a_process_is_examined_by_the_name_of_the_namespace(binder: Binder) -> None:
+    with NetworkNamespace("doctor") as blue:
+        blue.run("sysctl", "-w", "net.core.somaxconn=16")
+        spec = ListenerSpec(TcpAddress("127.0.0.1", 8000), Options(backlog=1000), netns=blue.name)
+        with Client(binder.socket_path) as client, pytest.warns(RuntimeWarning):
+            close([*client.bind([spec], owner="web")])
+        report = doctor("--socket", binder.socket_path, status=1)
+        [finding] = findings(report, "somaxconn")
+        assert finding["where"] == f"the network namespace {blue.name}: 127.0.0.1:8000"
+        assert finding["remedy"] == f"ip netns exec {blue.name} sysctl -w net.core.somaxconn=1000"
 
 
 def test_an_overflow_is_reported_for_its_socket_alone_with_the_number_of_drops(

@@ -20,7 +20,7 @@ def somaxconn(facts: Facts) -> Iterator[Finding]:
         if limit is None:
             continue
         wanted = {held.address: held.requested or _DEFAULT for held, _ in facts.held_in(namespace)}
-        if not wanted and ((facts.binder is not None and facts.binder.listeners) or namespace.pid is not None):
+        if not wanted and ((facts.binder is not None and facts.binder.listeners) or not namespace.is_ours):
             continue  # no listener of the binder is in it
         short = {address: backlog for address, backlog in wanted.items() if backlog > limit}
         if (wanted and not short) or limit >= max(short.values(), default=_DEFAULT):

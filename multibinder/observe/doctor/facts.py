@@ -14,8 +14,8 @@ from multibinder.observe.sock_diag import ListeningSocket, Path
 class Namespace(msgspec.Struct, frozen=True):
     """One network namespace.
 
-    ``pid`` is a process in it, or None for our own namespace. ``counters`` are TcpExt of /proc/net/netstat, ``paths``
-    some of the established connections.
+    ``netns`` is its name in /run/netns, ``pid`` a process in it; our own namespace has neither. ``counters`` are TcpExt
+    of /proc/net/netstat, ``paths`` some of the established connections.
     """
 
     number: int
@@ -24,14 +24,28 @@ class Namespace(msgspec.Struct, frozen=True):
     counters: Mapping[str, int]
     sockets: tuple[ListeningSocket, ...]
     paths: tuple[Path, ...] = ()
+    netns: str = ""
+
+    @property
+    def is_ours(self) -> bool:
+        return self.pid is None and not self.netns
 
     @property
     def name(self) -> str:
-        return "this network namespace" if self.pid is None else f"the network namespace of pid {self.pid}"
+        return namespace_name(self.pid, self.netns)
 
     def command(self, line: str) -> str:
         """Return the command that runs ``line`` in this namespace, to be typed in our own one."""
+        if self.netns:
+            return f"ip netns exec {self.netns} {line}"
         return line if self.pid is None else f"nsenter -t {self.pid} -n {line}"
+
+
+def namespace_name(pid: int | None, netns: str) -> str:
+    """Return what people call a network namespace."""
+    if netns:
+        return f"the network namespace {netns}"
+    return "this network namespace" if pid is None else f"the network namespace of pid {pid}"
 
 
 class BinderListener(msgspec.Struct, frozen=True):

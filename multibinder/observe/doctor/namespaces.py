@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from multibinder.kernel.namespaces import in_network_namespace_of, network_namespace_of
+import os
+
+from multibinder.kernel.namespaces import network_namespace_of
+from multibinder.kernel.netns import inside, open_netns, path_of_name, path_of_process
 from multibinder.observe.doctor.facts import Namespace
 from multibinder.observe.sock_diag import listening_sockets, paths
 
@@ -11,17 +14,27 @@ _SYSCTLS = ("net.core.somaxconn", "net.ipv4.tcp_syncookies", "net.ipv4.tcp_max_s
 _PATHS = 5000
 
 
-def read_namespace(pid: int | None = None) -> Namespace:
-    """Read our own network namespace, or that of a process, which needs CAP_SYS_ADMIN. Raises OSError."""
-    if pid is None or network_namespace_of(pid) == network_namespace_of():
-        return _read(None)
-    return in_network_namespace_of(pid, lambda: _read(pid))
+def read_namespace(pid: int | None = None, netns: str = "") -> Namespace:
+    """Read our own network namespace, that of a process, or one with a name in /run/netns.
+
+    Another one needs CAP_SYS_ADMIN. Raises OSError.
+    """
+    if pid is None and not netns:
+        return _read(None, "")
+    descriptor = open_netns(path_of_name(netns) if netns or pid is None else path_of_process(pid))
+    try:
+        if os.fstat(descriptor).st_ino == network_namespace_of():
+            return _read(None, "")
+        return inside(descriptor, lambda: _read(pid, netns))
+    finally:
+        os.close(descriptor)
 
 
-def _read(pid: int | None) -> Namespace:
+def _read(pid: int | None, netns: str) -> Namespace:
     return Namespace(
         number=network_namespace_of("thread-self"),
         pid=pid,
+        netns=netns,
         sysctls=_sysctls(),
         counters=_counters(),
         sockets=tuple(listening_sockets()),

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from multibinder.kernel.namespaces import network_namespace_of, network_namespaces
+from multibinder.kernel.netns import names
 from multibinder.kernel.process import command_line_of, parent_of, unit_of
 from multibinder.observe.doctor.facts import (
     Binder,
@@ -22,6 +23,7 @@ from multibinder.observe.doctor.facts import (
     Keeper,
     Namespace,
     Unit,
+    namespace_name,
 )
 from multibinder.observe.doctor.finding import Unchecked
 from multibinder.observe.doctor.losses import is_full
@@ -134,13 +136,13 @@ def _read_namespaces(binder: Binder | None, unchecked: list[Unchecked]) -> list[
     found: list[Namespace] = []
     missing = {(listener.cookie, listener.address) for listener in binder.listeners} if binder else set()
 
-    def read(pid: int | None) -> bool:
+    def read(pid: int | None, netns: str = "") -> bool:
         try:
-            namespace = read_namespace(pid)
+            namespace = read_namespace(pid, netns)
         except (FileNotFoundError, ProcessLookupError):
             return True  # the process has just ended
         except OSError as error:
-            where = "this network namespace" if pid is None else f"the network namespace of pid {pid}"
+            where = namespace_name(pid, netns)
             why = (error.strerror or str(error)).lower()
             unchecked.append(Unchecked(where, why, "run this as root" if os.geteuid() else ""))
             return False
@@ -160,6 +162,9 @@ def _read_namespaces(binder: Binder | None, unchecked: list[Unchecked]) -> list[
                 return found
     if missing:
         # The binder may hold sockets of other network namespaces: a socket unit's, or those of a container.
+        for netns in names():
+            if missing and not read(None, netns):
+                break
         known = {namespace.number for namespace in found}
         for number, pid in network_namespaces().items():
             if missing and number not in known and not read(pid):
