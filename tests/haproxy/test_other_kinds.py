@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import stat
@@ -11,17 +12,22 @@ from pathlib import Path
 import pytest
 
 from multibinder import Client
+from multibinder.kernel.pidfd import duplicate_socket
 from tests.haproxy.support import Haproxy, assert_none_lost, bind_tcp, config, get
 from tests.support import PATIENCE_S, Binder, wait_until
 from tests.support.campaign import times
 from tests.support.load import Load
 
-_MIGRATE = Path("/proc/sys/net/ipv4/tcp_migrate_req")
-
 
 def held(binder: Binder) -> list[tuple[str, int]]:
     with Client(binder.socket_path) as client:
         return sorted((each.address, each.shard) for each in client.list())
+
+
+def descriptors_of(haproxy: Haproxy) -> list[int]:
+    """Return the numbers of the listeners in HAProxy's master."""
+    record = json.loads((haproxy.runtime / haproxy.name / "instance.json").read_text())
+    return list(record["fds"].values())
 
 
 def ask(path: Path, text: bytes = b"GET / HTTP/1.0\r\n\r\n") -> bytes:
@@ -38,7 +44,7 @@ def test_shards_are_listeners_of_their_own_and_reloads_under_load_lose_no_connec
     haproxy.template.write_text(config(bind_tcp((host, 8000), "shards=4")))
     haproxy.start()
     assert held(binder) == [(f"{host}:8000", number) for number in range(4)]
-    inodes = {f"{os.stat(f'/proc/{haproxy.pid}/fd/{fd}').st_ino}" for fd in haproxy.record()["fds"].values()}
+    inodes = {f"{os.stat(f'/proc/{haproxy.pid}/fd/{fd}').st_ino}" for fd in descriptors_of(haproxy)}
     assert len(inodes) == 4, "each shard has a queue of its own"
     with Load([(host, 8000)], rate=2000, timeout_s=PATIENCE_S) as load:
         for number in range(times(4, 20)):
@@ -89,10 +95,8 @@ def test_a_unix_listener_that_the_binder_has_replaced_is_taken_at_the_next_reloa
     path = run_dir / "web.sock"
     haproxy.template.write_text(config(f"{{{{ bind_unix('{path}') }}}}"))
     haproxy.start()
-    [number] = haproxy.record()["fds"].values()
-    pidfd = os.pidfd_open(haproxy.pid)
-    with contextlib.closing(socket.socket(fileno=getfd(pidfd, number))) as copy:
-        os.close(pidfd)
+    [number] = descriptors_of(haproxy)
+    with duplicate_socket(haproxy.pid, number) as copy:
         copy.shutdown(socket.SHUT_RDWR)  # the kernel cannot undo that
     wait_until(lambda: can_connect(path), "the binder has put another socket in its place")
     haproxy.must_reload()
@@ -135,7 +139,7 @@ def test_bind_quic_is_refused_on_a_haproxy_that_cannot_inherit_it(haproxy: Hapro
     if haproxy.version >= (2, 8):
         pytest.skip("this HAProxy can inherit a listener of QUIC")
     haproxy.template.write_text(config(f"{{{{ bind_quic('{host}', 8000) }}}} ssl crt x.pem"))
-    checked = haproxy.check()
+    checked = haproxy.command("check", "--", haproxy.haproxy, "-Ws", "-f", str(haproxy.template))
     assert checked.returncode != 0
     assert "is too old for bind_quic(): 2.8 or later can inherit a listener of QUIC" in checked.stderr + checked.stdout
 
@@ -143,9 +147,3 @@ def test_bind_quic_is_refused_on_a_haproxy_that_cannot_inherit_it(haproxy: Hapro
 def can_connect(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as client:
         return client.connect_ex(str(path)) == 0
-
-
-def getfd(pidfd: int, number: int) -> int:
-    from multibinder.kernel.pidfd import duplicate  # the name is the kernel module's
-
-    return duplicate(pidfd, number)

@@ -36,8 +36,11 @@ def unused_binds(master: Master, workers: Sequence[int], config: Config, fds: Ma
     ``fds`` are the descriptors of HAProxy's master by slot key. Raises CannotTell.
     """
     accepting: set[int] = set()
+    # HAProxy tells no state of a descriptor on which it receives datagrams; it shows those that it uses.
+    datagrams = {fds[slot.key] for slot in config.slots if slot.key in fds and slot.is_of_datagrams}
     for worker in workers:
-        accepting |= _accepting(master, worker, sorted(set(fds.values())))
+        states = _states(master, worker, sorted(set(fds.values())))
+        accepting |= {fd for fd, state in states.items() if state in _ACCEPTING or fd in datagrams}
     unused = {key for key, fd in fds.items() if fd not in accepting}
     places = {place.key: place for place in reversed(config.places or _places(config))}
     return [
@@ -76,8 +79,8 @@ def _places(config: Config) -> list[Place]:
     ]
 
 
-def _accepting(master: Master, worker: int, fds: Sequence[int]) -> set[int]:
-    """Return those descriptors on which a worker accepts. Raises CannotTell."""
+def _states(master: Master, worker: int, fds: Sequence[int]) -> dict[int, str]:
+    """Return the state of the listener of each descriptor that a worker uses. Raises CannotTell."""
     found: dict[int, str] = {}
     for start in range(0, len(fds), _PER_QUESTION):
         questions = [f"@!{worker} show fd {fd}" for fd in fds[start : start + _PER_QUESTION]]
@@ -88,7 +91,7 @@ def _accepting(master: Master, worker: int, fds: Sequence[int]) -> set[int]:
         found |= parse_descriptors(answer)
     if fds and not found and not parse_descriptors(_ask(master, f"@!{worker} show fd")):
         raise CannotTell(f"worker {worker} does not show its descriptors")  # every worker has some
-    return {fd for fd, state in found.items() if state in _ACCEPTING}
+    return found
 
 
 def _ask(master: Master, questions: str) -> str:
