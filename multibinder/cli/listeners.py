@@ -9,11 +9,12 @@ import time
 
 import click
 
-from multibinder import Address, Client, ListenerStatus, Released
-from multibinder.cli.options import AddressType, socket_option
+from multibinder import Address, Client, ListenerSpec, ListenerStatus, Released
+from multibinder.cli.options import addresses_of_texts, netns_option, socket_option
 from multibinder.cli.say import say, say_json
 from multibinder.cli.wording import NO_LABEL, age, owner_names
 from multibinder.kernel.process import printable
+from multibinder.wire.arguments import spec_of
 from multibinder.wire.release_params import LONGEST_DRAIN_S
 
 
@@ -45,13 +46,20 @@ def list_command(socket_path: str | None, as_json: bool) -> None:
 @click.option("--drain", default=0.0, metavar="SECONDS", type=click.FloatRange(0, LONGEST_DRAIN_S),
               help="Let no new client in, and close a port when its server has accepted those that wait, or after this "
               "time. Default: 0, which resets them.")  # fmt: skip
-@click.argument("addresses", nargs=-1, required=True, metavar="ADDRESS...", type=AddressType())
+@netns_option("The network namespace of the addresses: a name, a path, or a PID.")
+@click.argument("texts", nargs=-1, required=True, metavar="ADDRESS...", callback=addresses_of_texts)
 def release_command(
-    socket_path: str | None, owner: str, all_owners: bool, drain: float, addresses: tuple[Address, ...]
+    socket_path: str | None,
+    owner: str,
+    all_owners: bool,
+    drain: float,
+    netns: str,
+    texts: tuple[Address, ...],
 ) -> None:
     """Give up a claim on listeners.
 
-    A listener without any claim left is closed, for every process that holds it.
+    A listener without any claim left is closed, for every process that holds it. An address means all of its shards; it
+    may be of any kind, a list with commas, or a range of ports.
 
     \b
     Exit codes:
@@ -61,21 +69,27 @@ def release_command(
     \b
     Example:
       multibinder release --owner haproxy@web --drain 30 192.0.2.1:80 '[::]:443'
+      multibinder release --owner app unix@/run/app.sock 0.0.0.0:8000-8009
     """
     if math.isnan(drain):
         raise click.BadParameter("NaN is no number of seconds", param_hint="--drain")
     with Client(socket_path) as binder:
-        held = {listener.address: listener for listener in binder.list()}
+        held: dict[str, list[ListenerStatus]] = {}
+        for listener in binder.list():
+            held.setdefault(listener.address, []).append(listener)
         # One request for each owner, so that all listeners drain at the same time.
-        by_owner: dict[str, list[Address]] = {}
-        for address in addresses:
-            listener = held.get(str(address))
-            for each in _claims_of(listener) if all_owners and listener else [owner]:
-                by_owner.setdefault(each, []).append(address)
+        by_owner: dict[str, list[ListenerSpec]] = {}
+        for address in texts:
+            those = [each for each in held.get(str(address), ()) if bool(each.netns) == bool(netns)]
+            claims = dict.fromkeys(claim for each in those for claim in _claims_of(each)) if all_owners else {}
+            for each in claims or [owner]:
+                # The first one stands for all shards.
+                by_owner.setdefault(each, []).append(spec_of(address, netns, whole=True))
         outcomes: dict[Address, Released] = {}
         for each, its in by_owner.items():
-            outcomes |= zip(its, binder.release(its, owner=each, drain=drain), strict=True)
-    for address in addresses:
+            released = binder.release(its, owner=each, drain=drain)
+            outcomes |= zip([spec.address for spec in its], released, strict=True)
+    for address in texts:
         say(_sentence(outcomes[address], owner))
     given_up = all(each.outcome != "absent" and each.had_claim for each in outcomes.values())
     sys.exit(0 if given_up else 1)
@@ -155,9 +169,9 @@ def _print_table(listeners: list[ListenerStatus]) -> None:
     for listener in listeners:
         name = f" ({listener.name})" if listener.name else ""
         table.add_row(
-            Text(printable(listener.address + name)),
+            Text(printable(listener.key + name)),
             Text(printable(_owners(listener))),
-            str(listener.backlog),
+            "-" if listener.backlog is None else str(listener.backlog),
             str(listener.handoffs),
             age(time.time() - listener.created),
         )

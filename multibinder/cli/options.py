@@ -10,6 +10,8 @@ from typing import TypeVar
 import click
 
 from multibinder import SOCKET_VARIABLE, Address, AddressError, ConfigurationError
+from multibinder.wire.options import check_netns
+from multibinder.wire.spread import addresses_in
 
 _F = TypeVar("_F", bound=Callable[..., object])
 
@@ -70,3 +72,23 @@ class AddressType(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # 
             return self._parse(str(value))
         except AddressError as error:
             self.fail(str(error), param, ctx)
+
+
+def addresses_of_texts(_: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> tuple[Address, ...]:
+    """Return the addresses that arguments name, each of which may name several. An AddressError is wrong usage."""
+    try:
+        return tuple(dict.fromkeys(address for text in texts for address in addresses_in(text)))
+    except AddressError as error:
+        raise click.BadParameter(str(error), param=param) from error
+
+
+def netns_option(text: str) -> Callable[[_F], _F]:
+    """Return the option ``--netns`` of a command."""
+
+    def check(_: click.Context, param: click.Parameter, netns: str) -> str:
+        try:
+            return check_netns(netns)
+        except AddressError as error:
+            raise click.BadParameter(str(error), param=param) from error
+
+    return click.option("--netns", default="", metavar="NETNS", callback=check, help=text)

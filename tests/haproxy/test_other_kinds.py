@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import stat
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,10 @@ from tests.support.load import Load
 def held(binder: Binder) -> list[tuple[str, int]]:
     with Client(binder.socket_path) as client:
         return sorted((each.address, each.shard) for each in client.list())
+
+
+def holds(binder: Binder, wanted: list[tuple[str, int]]) -> bool:
+    return held(binder) == wanted
 
 
 def descriptors_of(haproxy: Haproxy) -> list[int]:
@@ -61,11 +66,8 @@ def test_the_number_of_shards_changes_at_a_reload_and_those_that_are_left_over_a
     for number in (2, 4, 1, 3):
         haproxy.template.write_text(config(bind_tcp((host, 8000), f"shards={number}")))
         haproxy.must_reload() if haproxy.process else haproxy.start()
-        wait_until(
-            lambda number=number: held(binder) == [(f"{host}:8000", shard) for shard in range(number)],
-            f"the binder holds {number} shards",
-            log=haproxy.log,
-        )
+        wanted = [(f"{host}:8000", shard) for shard in range(number)]
+        wait_until(partial(holds, binder, wanted), f"the binder holds {number} shards", log=haproxy.log)
         assert get((host, 8000)) == "ok"
 
 

@@ -29,6 +29,8 @@ _AGAIN_S = 0.05
 #: master assumes a maxconn of 100 for itself, and exits if a descriptor that it opens is above 214 (measured on 2.6.12;
 #: 235 on 3.2), so these numbers are left to it.
 _MASTERS_OWN = range(100, 200)
+#: The largest argument of listen(2). The kernel reduces it to net.core.somaxconn.
+_LONGEST_BACKLOG = 2**31 - 1
 #: Members of an element that are sent only if they are others.
 _DEFAULTS = {"endpoint": "", "shard": 0, "netns": ""}
 
@@ -113,6 +115,19 @@ def _accepts(sock: socket.socket) -> bool:
     return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
+def _let_listen(fd: int, slot: "Slot") -> None:
+    """Let a new shard listen. The binder leaves that to who gets it, so that no client waits where nobody accepts.
+
+    One that a binder has taken back is not shared any more.
+    """
+    if not slot.get("shard"):
+        return
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
+        is_shared = sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)
+        if sock.type == socket.SOCK_STREAM and is_shared and not _accepts(sock):
+            sock.listen(_LONGEST_BACKLOG)  # the binder sets the backlog that was asked for
+
+
 def _is_shut(fd: int) -> bool:
     """Return whether this is a stream socket that does not listen."""
     try:
@@ -148,6 +163,8 @@ def _ask(path: str, slots: "Sequence[Slot]", owner: str, timeout_s: float) -> "t
                 connection.next_message()
             came = connection.take()
             descriptors += came
+            for fd, slot in zip(came, rest, strict=False):
+                _let_listen(fd, slot)
             wrong = [slot for fd, slot in zip(came, rest, strict=False) if not is_listener(fd, slot)]
             if len(came) == count and any(_is_shut(fd) for fd in came):
                 # A binder that stops takes back what it has answered and its client has not acknowledged.
