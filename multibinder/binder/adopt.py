@@ -49,6 +49,7 @@ class _Asked(msgspec.Struct, frozen=True):
     spec: ListenerSpec
     owner: Owner
     holders: Sequence[int]
+    moves_clients: bool
 
 
 class _Verified(msgspec.Struct, frozen=True):
@@ -118,7 +119,7 @@ class Adoption:
             spec, owner = check_spec(index, element), owner_named(element.owner, caller.uid)
             spec = msgspec.structs.replace(spec, netns=_canonical(spec.netns))
             self._policy.require_allowed_for(caller, "adopt", spec, self._store.find(spec, owner.uid))
-            asked.append(_Asked(spec, owner, element.holders))
+            asked.append(_Asked(spec, owner, element.holders, element.moves_clients))
         return asked
 
     def _verify(self, asked: Sequence[_Asked], descriptors: Sequence[int]) -> Generator[None, None, list[_Verified]]:
@@ -152,7 +153,7 @@ class Adoption:
         """Hold the sockets that are not held yet, and return all listeners. Raises RequestError; none is held then."""
         new = [each for each in verified if each.held is None]
         groups: dict[Key, set[int]] = {}
-        records: list[Record] = []
+        chosen: list[int] = []
         for each in new:
             key = Key.of(msgspec.structs.replace(each.asked.spec, shard=0))
             numbers = groups.setdefault(key, {other.shard for other in self._store.shards_on(key)})
@@ -160,13 +161,15 @@ class Adoption:
                 raise _refused(key.address, "this binder holds another socket for this address; release that one first")
             number = next(number for number in itertools.count() if number not in numbers)
             numbers.add(number)
-            records.append(_record(each, number))
+            chosen.append(number)
         if len(new) > self._store.room:
             sentence = "this binder holds its limit of listeners (multibinder serve --max-listeners)"
             raise RequestError(f"Could not adopt: {sentence}", LIMIT_REACHED, {"limit": "listeners"})
-        for each in new:
-            address = each.asked.spec.address
-            if len(groups[Key.of(each.asked.spec)]) == 1:
+        records: list[Record] = []
+        for each, number in zip(new, chosen, strict=True):
+            address, is_alone = each.asked.spec.address, len(groups[Key.of(each.asked.spec)]) == 1
+            records.append(_record(each, number, is_alone=is_alone))
+            if is_alone:
                 with contextlib.suppress(OSError):  # the command has done it before, with more rights
                     kinds.of_address(address).take_alone(each.socket, address)
         try:
@@ -264,7 +267,7 @@ def _canonical(netns: str) -> str:
     return "" if netns == f"{COOKIE}{own_netns()}" else netns
 
 
-def _record(each: _Verified, shard: int) -> Record:
+def _record(each: _Verified, shard: int, *, is_alone: bool) -> Record:
     """Return the record of a listener that its owner has bound with the options that its socket has."""
     owner, sock, name = each.asked.owner, each.socket, each.asked.spec.options.name
     kind = kinds.of_address(each.asked.spec.address)
@@ -281,6 +284,8 @@ def _record(each: _Verified, shard: int) -> Record:
         created=time.time(),
         netns=netns_of(each.asked.spec),
         shard=shard,
+        adopted_shard=not is_alone,
+        has_program=each.asked.moves_clients and not is_alone,
         options={option: value for option, value in found.items() if option in kind.live_options},
     )
 

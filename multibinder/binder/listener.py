@@ -59,6 +59,8 @@ class Listener(msgspec.Struct, eq=False):
     ``created``                     in seconds since the epoch.
     ``draining``                    it is released, and its holders accept the clients that wait (``release.py``).
     ``netns``, ``shard``            as in ``Key``.
+    ``adopted_shard``               it was adopted with its group, so the order in which that was joined is unknown.
+    ``has_program``                 its group was adopted with the program that moves clients (``kernel/bpf.py``).
     ``joined``                      when it joined its group of shards, in seconds since the epoch (``shards.py``).
     ``awaits_holder``               it is bound, and listens when a client has confirmed that it has it.
     ``is_steered``                  new clients of its group come to some of the shards only.
@@ -86,6 +88,8 @@ class Listener(msgspec.Struct, eq=False):
     netns: int = 0
     shard: int = 0
     joined: float = 0.0
+    adopted_shard: bool = False
+    has_program: bool = False
     awaits_holder: bool = False
     is_steered: bool = False
     setters: Mapping[str, Owner] = _NO_SETTERS
@@ -161,6 +165,8 @@ class Listener(msgspec.Struct, eq=False):
             netns=self.netns,
             shard=self.shard,
             joined=self.joined,
+            adopted_shard=self.adopted_shard,
+            has_program=self.has_program,
             options=self._recorded_options(),
             setters=self._recorded_setters(),
             pending=[grant.record() for grant in itertools.islice(self.pending, _RECORDED_PENDING)],

@@ -83,6 +83,8 @@ def restored_listener(sock: socket.socket, record: Record | None) -> Listener:
         netns=short_cookie(netns_cookie_of(sock)) if address.is_in_netns else 0,
         shard=record.shard if kind.can_shard else 0,
         joined=record.joined,
+        adopted_shard=record.adopted_shard,
+        has_program=record.has_program,
     )
     if record.setters:
         setters = {name: Owner.parse(owner) for name, owner in record.setters.items()}

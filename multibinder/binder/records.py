@@ -75,8 +75,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     belongs to; an older version does not write it. ``held_outside_pid_namespace`` tells whether a process that our PID
     namespace does not show has received it. A ``released`` listener is closed: it must not be restored if its socket
     turns up again. ``netns`` and ``shard`` are those of the listener's key; ``joined``
-    is when the shard joined its group. ``options`` are those that
-    the socket does not tell; ``setters`` has the owner of each option, unless the only owner has set all of them.
+    is when the shard joined its group; ``adopted_shard`` and ``has_program`` are as in ``Listener``. ``options`` are
+    those that the socket does not tell; ``setters`` has the owner of each option, unless the only owner has set all.
     """
 
     address: str
@@ -95,6 +95,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     netns: _Cookie = 0
     shard: Annotated[int, msgspec.Meta(ge=0, lt=MOST_SHARDS)] = 0
     joined: Annotated[float, msgspec.Meta(ge=0, le=2**53)] = 0.0
+    adopted_shard: bool = msgspec.field(default=False, name="adopted")
+    has_program: bool = msgspec.field(default=False, name="program")
     options: dict[str, Any] = {}
     setters: dict[str, _Owner] = {}
 

@@ -92,7 +92,7 @@ class Releases:
             status = listener.status()
             return Released(address, "kept", status.owners, status.claims, had_claim=bool(dropped))
         # Also a listener that had no claim at all, of a damaged record.
-        if drain_s <= 0 and not self._shards.has_to_drain(listener):
+        if (drain_s <= 0 and not self._shards.has_to_drain(listener)) or self._shards.gives_clients_away(listener):
             return Released(address, "closed", reset=self.close(listener))
         self._drain(listener, owner, drain_s, tell)
         return None

@@ -102,11 +102,19 @@ class Shards:
         """Return whether the clients in the queue of this listener go to other shards when it stops."""
         return bool(self._staying(listener)) and self._may_move_clients(listener)
 
+    def can_be_steered(self, listener: Listener) -> bool:
+        """Return whether the numbers that the kernel has given to the members of this group are known."""
+        return not any(each.adopted_shard for each in self._index.shards(listener))
+
+    def gives_clients_away(self, listener: Listener) -> bool:
+        """Return whether a drain has no use: other shards get the clients of an adopted one, which is not steered."""
+        return not self.can_be_steered(listener) and self.moves_clients(listener)
+
     def has_to_drain(self, listener: Listener) -> bool:
         """Return whether the clients in the queue of this listener would be lost, although other shards stay."""
         if not self._staying(listener) or not listener.kind.is_ready(listener.socket):
             return False
-        if self._may_move_clients(listener):
+        if self._may_move_clients(listener) or not self.can_be_steered(listener):
             return False
         why = _WHY_LOST if listener.kind.moves_clients else _WHY_DATAGRAMS_LOST
         events.limited(events.warning, "shard-drains", listener.log_key, address=listener.key, why=why)
@@ -119,6 +127,8 @@ class Shards:
         or all drain. ``listener`` is one of the group.
         """
         group = self._in_order(listener)
+        if not self.can_be_steered(listener):
+            return None
         staying = [number for number, each in enumerate(group) if not each.draining]
         if not staying or not group:
             return None
@@ -162,6 +172,8 @@ class Shards:
         """Return whether the kernel moves the clients of this group, after attaching the program if that is needed."""
         if not listener.kind.moves_clients:
             return False
+        if any(each.has_program for each in self._index.shards(listener)):
+            return True
         if reuseport.migrates_by_setting(listener.socket):
             return True
         try:

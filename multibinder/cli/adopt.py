@@ -249,14 +249,14 @@ def _offers(listeners: Sequence[Adoptable]) -> list[Offer]:
         netns = f"cookie:{each.netns}" if each.address.is_in_netns else ""
         spec = ListenerSpec(each.address, netns=netns)
         same = [other for other in offers if (other.spec.address, other.spec.netns) == (spec.address, spec.netns)]
-        moves_clients = same[0].moves_clients if len(same) > 1 else bool(same) and _let_clients_move(each.socket)
+        moves_clients = same[0].moves_clients if len(same) > 1 else bool(same) and let_clients_move(each.socket)
         if len(same) == 1:
             offers[offers.index(same[0])] = same[0]._replace(moves_clients=moves_clients)
         offers.append(Offer(spec, each.socket, [holder.pid for holder in each.holders], moves_clients))
     return offers
 
 
-def _let_clients_move(member: socket.socket) -> bool:
+def let_clients_move(member: socket.socket) -> bool:
     """Let the kernel give the clients of a socket that stops to another one of its group. Return whether it will.
 
     Else clients in its queue are lost when the process of one socket ends and those of the others go on.

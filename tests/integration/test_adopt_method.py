@@ -14,12 +14,14 @@ import pytest
 
 import multibinder
 from multibinder import ListenerSpec, RequestError
+from multibinder.cli.adopt import let_clients_move
 from multibinder.kernel.netns import own_cookie
 from multibinder.kernel.socket_options import cookie_of
 from multibinder.wire import messages
 from multibinder.wire.addresses import Address
+from multibinder.wire.adoption import Offer
 from tests.conftest import Meet, StartBinder
-from tests.support import Binder, Json, RawClient, Stranger, request, require, wait_until
+from tests.support import Binder, Json, RawClient, Stranger, request, require, wait_until, without_privileges
 
 
 @pytest.fixture(autouse=True)
@@ -254,6 +256,29 @@ def test_a_sibling_of_a_listener_that_the_binder_holds_becomes_the_next_shard(bi
         with socket.create_server(address, reuse_port=True) as foreign:
             assert [each.shard for each in client.adopt([(spec_of(foreign), foreign)])] == [1]
             assert [each.cookie for each in client.list()] == [cookie_of(held), cookie_of(foreign)]
+
+
+def test_the_clients_in_the_queue_of_an_adopted_shard_that_is_released_go_to_the_others(
+    start_binder: StartBinder, listening: socket.socket
+) -> None:
+    """The binder has not the right to load the program; it needs none, because the command has."""
+    listening.listen(64)
+    address = listening.getsockname()
+    spec = spec_of(listening)
+    with contextlib.ExitStack() as running:
+        binder = start_binder(prefix=without_privileges())
+        other = running.enter_context(socket.create_server(address, backlog=64, reuse_port=True))
+        moves_clients = let_clients_move(listening)
+        require("bpf", moves_clients, "loading a BPF program needs CAP_BPF")
+        client = running.enter_context(multibinder.Client(binder.socket_path))
+        offers = [Offer(spec, sock, (), moves_clients) for sock in (listening, other)]
+        assert [each.shard for each in client.adopt(offers, owner="web")] == [0, 1]
+        client.upgrade()
+        waiting = [running.enter_context(socket.create_connection(address)) for _ in range(40)]
+        [released] = client.release([ListenerSpec(spec.address, shard=1)], owner="web", drain=10)
+        assert (released.outcome, released.reset) == ("closed", 0)
+        for _ in waiting:
+            running.enter_context(listening.accept()[0])
 
 
 def test_the_control_socket_is_no_listener(binder: Binder) -> None:
