@@ -19,8 +19,8 @@ from multibinder import Address
 from tests.support import PATIENCE_S, Binder, clean_environment, wait_until
 from tests.support.campaign import times
 
-#: Answers each client with its words. It reports a datagram before it takes it from the queue: a kill in between makes it
-#: report one twice, and loses none.
+#: Answers each client with its words. It reports a datagram before it takes it from the queue: after a kill in between,
+#: it is reported twice, and not lost.
 _SERVER = """
 import os, socket, sys
 from multibinder import Address, Client, ListenerSpec
