@@ -79,6 +79,11 @@ def unix_sockets() -> Iterator[UnixSocket]:
     yield from _ask(_NLM_F_DUMP, 0, _ANY_COOKIE, _SHOW_VFS | _SHOW_RQLEN)
 
 
+def inodes_at(path: str) -> frozenset[int]:
+    """Return the inodes of the sockets of this network namespace whose file is at ``path``. Raises OSError."""
+    return frozenset(each.inode for each in unix_sockets() if each.file is not None and leads_to(path, each.file))
+
+
 def leads_to(path: str, file: FileId) -> bool:
     """Return whether ``path`` is this file; a symbolic link is not."""
     try:

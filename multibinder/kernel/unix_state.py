@@ -22,6 +22,13 @@ def is_shut_down(sock: socket.socket) -> bool:
     return bool(look.poll(0))
 
 
+def has_waiting(sock: socket.socket) -> bool:
+    """Return whether a client or a datagram waits."""
+    look = select.poll()
+    look.register(sock, select.POLLIN)
+    return bool(look.poll(0))
+
+
 def peer_name(sock: socket.socket) -> str | bytes | None:
     """Return the name of the socket that a datagram socket is connected to; None if it is not connected."""
     try:

@@ -22,6 +22,11 @@ class Row(NamedTuple):
     name: str
 
 
+def inodes_named(name: str) -> frozenset[int]:
+    """Return the inodes of the sockets that were bound to a name, as ``Row.name`` shows it. Raises OSError."""
+    return frozenset(row.inode for row in rows() if row.name == name)
+
+
 def rows() -> Iterator[Row]:
     """Yield the rows of the table, of the network namespace of this thread. Raises OSError.
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import select
 import socket
 import stat
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from multibinder.kernel import socket_file
-from multibinder.kernel.unix_diag import leads_to, look_at, unix_sockets
+from multibinder.kernel.unix_diag import inodes_at, leads_to, look_at
 from multibinder.kernel.unix_state import (
+    has_waiting,
     is_shut_down,
     is_silenced,
     let_everybody_send,
@@ -22,12 +22,12 @@ from multibinder.kernel.unix_state import (
     refuse_waiting_clients,
     silence,
 )
-from multibinder.kernel.unix_table import rows
+from multibinder.kernel.unix_table import inodes_named, rows
 from multibinder.wire.addresses import AbstractAddress, Address, UnixAddress
 from multibinder.wire.errors import AddressError
 from multibinder.wire.kinds import inet_options
 from multibinder.wire.kinds.kind import Kind, OptionError, Queue, Repaired
-from multibinder.wire.kinds.unix_remedies import name_remedy, option_remedy, path_remedy
+from multibinder.wire.kinds.unix_remedies import in_use_remedy, name_remedy, option_remedy, path_remedy
 from multibinder.wire.options import Options
 
 #: The largest argument of listen(2). The kernel reduces it to net.core.somaxconn.
@@ -49,6 +49,7 @@ class Unix(Kind):
     fixed_options = frozenset[str]()
     is_read_inside = True
     live_options = frozenset({"backlog", "mode", "user", "group", "rcvbuf", "sndbuf"})
+    tells_drops = False
 
     def recognizes(self, sock: socket.socket) -> bool:
         return sock.family == socket.AF_UNIX
@@ -153,9 +154,7 @@ class Unix(Kind):
         wait. Nothing undoes shutdown(2): then a new socket takes the path."""
         unix = _unix(address)
         if isinstance(unix, AbstractAddress):
-            if is_shut_down(sock):
-                # The name belongs to the dead socket until its last holder has closed it; we are one.
-                raise OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN))
+            self.require_repairable(sock, address, options)
             return Repaired(self.make_ready(sock, options.backlog))
         if sock.type == socket.SOCK_DGRAM and peer_name(sock) is not None:
             let_everybody_send(sock)
@@ -172,6 +171,17 @@ class Unix(Kind):
         except OSError:
             self.discard(replacement, address)
             raise
+
+    def require_repairable(
+        self, sock: socket.socket, address: Address, options: Options, beside: Sequence[socket.socket] = ()
+    ) -> None:
+        unix = _unix(address)
+        if isinstance(unix, AbstractAddress):
+            if is_shut_down(sock):
+                # The name belongs to the dead socket until its last holder has closed it; we are one.
+                raise OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN))
+        elif not socket_file.is_at(sock, unix.path):
+            socket_file.remove_stale(unix.path)
 
     def turn_away(self, sock: socket.socket) -> float:
         """The path is removed; the hidden name leads back. Clients of an abstract name are let in."""
@@ -225,11 +235,11 @@ class Unix(Kind):
         anything of a stream where sock_diag(7) may not be asked; the length is 0 then."""
         is_ready = self.is_ready(sock)
         if sock.type == socket.SOCK_DGRAM:
-            return Queue(is_ready, int(_has_waiting(sock)), longest_datagram_queue())
+            return Queue(is_ready, int(has_waiting(sock)), longest_datagram_queue())
         try:
             seen = look_at(sock)
         except OSError:
-            return Queue(is_ready, int(is_ready and _has_waiting(sock)), self.largest_queue())
+            return Queue(is_ready, int(is_ready and has_waiting(sock)), self.largest_queue())
         return Queue(is_ready, seen.queue, seen.limit)
 
     def drops(self, sock: socket.socket) -> int:
@@ -247,13 +257,10 @@ class Unix(Kind):
         """A path is the same in all network namespaces, but only the sockets of this one are listed."""
         unix = _unix(address)
         if isinstance(unix, AbstractAddress):
-            shown = unix.sockaddr.decode(errors="surrogateescape").replace("\0", "@")
-            return frozenset(row.inode for row in rows() if row.name == shown)
+            return inodes_named(unix.sockaddr.decode(errors="surrogateescape").replace("\0", "@"))
         with contextlib.suppress(OSError):
-            return frozenset(
-                each.inode for each in unix_sockets() if each.file is not None and leads_to(unix.path, each.file)
-            )
-        return frozenset(row.inode for row in rows() if row.name == unix.path)
+            return inodes_at(unix.path)
+        return inodes_named(unix.path)
 
     def ready_inodes(self) -> frozenset[int]:
         return frozenset(
@@ -263,8 +270,7 @@ class Unix(Kind):
     def explain_refusal(self, address: Address, number: int, holders: str | None) -> str | None:
         unix = _unix(address)
         if number == errno.EADDRINUSE:
-            by = f", by {holders}; stop it" if holders else "; find who has it ('ss -xlp', as root)"
-            return f"{by} or choose another {'path' if isinstance(unix, UnixAddress) else 'abstract name'}"
+            return in_use_remedy(holders, "path" if isinstance(unix, UnixAddress) else "abstract name")
         return name_remedy(number) if isinstance(unix, AbstractAddress) else path_remedy(unix.path, number)
 
     def ss_command(self, address: Address, show: str) -> str:
@@ -286,12 +292,6 @@ def _unix(address: Address) -> UnixAddress | AbstractAddress:
     if not isinstance(address, UnixAddress | AbstractAddress):
         raise TypeError(f"{address} is no address of a Unix socket")
     return address
-
-
-def _has_waiting(sock: socket.socket) -> bool:
-    look = select.poll()
-    look.register(sock, select.POLLIN)
-    return bool(look.poll(0))
 
 
 def _default_group(path: str) -> int:

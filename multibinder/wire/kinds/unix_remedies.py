@@ -19,6 +19,12 @@ def option_remedy(option: str, number: int | None) -> str:
     return ""
 
 
+def in_use_remedy(holders: str | None, what: str) -> str:
+    """Return what follows the kernel's message if a path or a name is in use, by ``holders``."""
+    by = f", by {holders}; stop it" if holders else "; find who has it ('ss -xlp', as root)"
+    return f"{by} or choose another {what}"
+
+
 def name_remedy(number: int | None) -> str | None:
     """Return what follows the kernel's message if an abstract name cannot be bound, or its socket repaired."""
     if number == errno.ESHUTDOWN:
