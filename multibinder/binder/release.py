@@ -276,7 +276,7 @@ def _retire(listener: Listener) -> int:
     try:
         queue = listener.kind.queue(listener.socket)
         # Datagrams that wait are not reset: the holders can still receive them.
-        waiting = queue.length if queue.ready and listener.kind.queue_unit == "connections" else 0
+        waiting = queue.length if queue.ready and listener.kind.accepts(listener.address) else 0
         # Holders have copies, so close(2) alone would leave the port open. New clients must be refused at once.
         listener.kind.retire(listener.socket)
     except OSError as error:
