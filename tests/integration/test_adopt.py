@@ -352,18 +352,9 @@ http {{
     return [str(program), "-e", str(run_dir / "nginx.log"), "-c", str(run_dir / "nginx.conf")]
 
 
-#: Becomes nginx with listeners from the binder, whose addresses are the first words: nginx takes those in $NGINX.
-_WITH_LISTENERS = """
-import os, sys
-import multibinder
-count = int(sys.argv[1])
-addresses = [multibinder.Address.parse(each) for each in sys.argv[2 : 2 + count]]
-specs = [multibinder.ListenerSpec(each, shard=addresses[:at].count(each)) for at, each in enumerate(addresses)]
-with multibinder.Client() as binder:
-    sockets = binder.bind(specs, owner="web", inheritable=True)
-os.environ["NGINX"] = "".join(f"{each.fileno()};" for each in sockets)
-os.execv(sys.argv[2 + count], sys.argv[2 + count :])
-"""
+#: The program of the page, which becomes nginx with listeners from the binder.
+_PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "adopt.md"
+_FROM_BINDER = _PAGE.read_text().partition("```python\n")[2].partition("```")[0]
 
 
 @contextlib.contextmanager
@@ -388,10 +379,10 @@ def test_a_live_nginx_is_adopted_and_replaced_under_load_without_losing_a_client
     binder: Binder, host: str, environment: dict[str, str], nginx: list[str]
 ) -> None:
     addresses = [(host, 8000), (host, 8001)]
-    from_binder = [sys.executable, "-c", _WITH_LISTENERS, "3", f"{host}:8000", *[f"{host}:8001"] * 2, *nginx]
+    from_binder = [sys.executable, "-c", _FROM_BINDER, *nginx]
     with running(nginx, environment, host) as old, Load(addresses, rate=RATE, timeout_s=10) as load:
         load.mark("adoption")
-        said = adopt(binder, "--owner", "web", "--pid", old.pid)
+        said = adopt(binder, "--owner", "nginx", "--pid", old.pid)
         assert f"{host}:8001 (2 sockets): adopted from nginx" in said
         load.mark("the old one ends")
         old.send_signal(signal.SIGQUIT)  # it finishes its connections

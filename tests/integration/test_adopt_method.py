@@ -21,7 +21,7 @@ from multibinder.wire import messages
 from multibinder.wire.addresses import Address
 from multibinder.wire.adoption import Offer
 from tests.conftest import Meet, StartBinder
-from tests.support import Binder, Json, RawClient, Stranger, request, require, wait_until, without_privileges
+from tests.support import PATIENCE_S, Binder, Json, RawClient, Stranger, request, require, wait_until, without_privileges
 
 
 @pytest.fixture(autouse=True)
@@ -263,6 +263,7 @@ def test_the_clients_in_the_queue_of_an_adopted_shard_that_is_released_go_to_the
 ) -> None:
     """The binder has not the right to load the program; it needs none, because the command has."""
     listening.listen(64)
+    listening.settimeout(PATIENCE_S)
     address = listening.getsockname()
     spec = spec_of(listening)
     with contextlib.ExitStack() as running:
