@@ -19,9 +19,9 @@ _ACCEPT = {
     "ppc64le": (330, 344),
     "s390x": (364,),
 }.get(os.uname().machine, ())
-#: The kernel functions that such a thread sleeps in (net/ipv4/inet_connection_sock.c); the second one appears unless
-#: the compiler inlined it.
-_SLEEPS_IN = ("inet_csk_accept", "inet_csk_wait_for_connect")
+#: The kernel functions that such a thread sleeps in (net/ipv4/inet_connection_sock.c, and for Unix sockets
+#: net/core/datagram.c); the second one appears unless the compiler inlined it.
+_SLEEPS_IN = ("inet_csk_accept", "inet_csk_wait_for_connect", "__skb_wait_for_more_packets")
 
 
 def accepts_on(process: ProcessSockets) -> set[int]:

@@ -164,6 +164,51 @@ def test_the_holder_of_a_port_is_named_only_with_the_drop_in(binder: Machine) ->
         binder.must("systemctl", "stop", "occupant.socket")
 
 
+def test_unix_sockets_are_in_the_binders_directory_without_the_drop_in_and_elsewhere_with_it(binder: Machine) -> None:
+    def ask(endpoint: str, **options: int) -> str:
+        code = (
+            "import multibinder, sys\n"
+            "address = multibinder.Address.parse(sys.argv[2])\n"
+            f"spec = multibinder.ListenerSpec(address, multibinder.Options(**{options!r}))\n"
+            "with multibinder.Client(sys.argv[1]) as client:\n"
+            "    for sock in client.bind([spec], owner='test'): sock.close()"
+        )
+        return binder.run(f"{COMMANDS}/python", "-c", code, SOCKET_PATH, endpoint).stderr
+
+    def is_there(path: str) -> bool:
+        return binder.run("test", "-S", path).returncode == 0
+
+    own, elsewhere = f"{DIRECTORY}/app.sock", "/run/elsewhere/app.sock"
+    binder.must("mkdir", "-p", "/run/elsewhere")
+    try:
+        assert ask(f"unix@{own}", mode=0o660) == ""
+        assert owner(binder, own) == "multibinder:multibinder 660"
+        # It cannot ask sock_diag(7) here, but knows the path by its second name.
+        binder.must("rm", own)
+        wait_until(lambda: is_there(own), "the path is back", log=binder.journal)
+        assert "option user: operation not permitted" in ask(f"unix@{DIRECTORY}/b", user=0)
+        for refusal in (ask(f"unix@{DIRECTORY}/b", user=0), ask(f"unix@{elsewhere}"), ask(f"uxdg@{elsewhere}")):
+            assert "drop-in unix-paths.conf" in refusal
+        with drop_in(binder, BINDER, example(binder, BINDER, "unix-paths.conf")):
+            binder.must("systemctl", "restart", BINDER)
+            assert ask(f"unix@{elsewhere}", mode=0o620, user=0, group=0) == ""
+            assert owner(binder, elsewhere) == "root:root 620"
+            binder.must("rm", own, elsewhere)
+            wait_until(lambda: is_there(own) and is_there(elsewhere), "the paths are back", log=binder.journal)
+        # The socket stays kept; the binder just cannot put its path back any more.
+        binder.must("systemctl", "restart", BINDER)
+        assert is_there(elsewhere)
+        assert ask(f"unix@{elsewhere}", mode=0o620, user=0, group=0) == ""
+    finally:
+        for endpoint in (f"unix@{own}", f"unix@{elsewhere}"):
+            code = (
+                "import multibinder as m, sys\n"
+                "m.Client(sys.argv[1]).release([m.Address.parse(sys.argv[2])], owner='test')"
+            )
+            binder.run(f"{COMMANDS}/python", "-c", code, SOCKET_PATH, endpoint)
+        binder.must("rm", "-rf", "/run/elsewhere")
+
+
 def test_a_listener_is_made_in_another_namespace_with_the_drop_in_and_kept_without_it(binder: Machine) -> None:
     name = "mb-systemd-test"
 
