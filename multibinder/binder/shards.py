@@ -130,14 +130,15 @@ class Shards:
         if not self.can_be_steered(listener):
             return None
         staying = [number for number, each in enumerate(group) if not each.draining]
-        if not staying or not group:
+        member = _member(group)
+        if not staying or member is None:
             return None
         try:
             if len(staying) < len(group):
-                reuseport.steer(group[0].socket, staying)
+                reuseport.steer(member.socket, staying)
                 group[0].is_steered = True
             elif any(each.is_steered for each in group):
-                reuseport.remove_program(group[0].socket)
+                reuseport.remove_program(member.socket)
                 for each in group:
                     each.is_steered = False
                 self._may_move_clients(listener)
@@ -176,12 +177,23 @@ class Shards:
             return True
         if reuseport.migrates_by_setting(listener.socket):
             return True
+        if (member := _member(self._index.shards(listener))) is None:
+            return False
         try:
             if self._program is None:
                 self._program = bpf.load_migrating_program()
-            reuseport.attach_migration(listener.socket, self._program)
+            reuseport.attach_migration(member.socket, self._program)
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.EINVAL, errno.ENOSYS):
                 events.limited(events.warning, "cannot-move-clients", None, address=listener.address, why=error)
             return False
         return True
+
+
+def _member(group: Iterable[Listener]) -> Listener | None:
+    """Return a listener that is in the kernel's group, if one is.
+
+    To attach a program to a socket that a holder has shut down makes another group, with this socket alone, and then it
+    cannot listen beside the others any more (reuseport_attach_prog() in net/core/sock_reuseport.c).
+    """
+    return next((each for each in group if not each.awaits_holder and each.kind.is_ready(each.socket)), None)

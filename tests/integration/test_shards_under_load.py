@@ -141,5 +141,4 @@ def test_with_neither_clients_are_steered_away_and_the_queue_is_drained_and_the_
         binder.wait_until_ready()
         result, _ = resize_under_load(binder, DRAIN_STEP_S)
         assert "shard-drains" in binder.log()
-    print(result.table())
     assert result.total.failed <= result.total.tried / 100, result.table()
