@@ -8,12 +8,24 @@ from typing import Protocol
 
 import msgspec
 
-from multibinder.wire.addresses import Address, TcpAddress
+from multibinder.wire.addresses import Address, TcpAddress, VsockAddress
 from multibinder.wire.addresses.address import IpEndpoint
+from multibinder.wire.addresses.vsock import PORT_ANY
 from multibinder.wire.errors import AddressError
 
-#: The IP version that each prefix demands; 0 for both.
-_VERSIONS = {"": 0, "ipv4@": 4, "tcp4@": 4, "ipv6@": 6, "tcp6@": 6, "tcp@": 0}
+#: The IP version (0 for both) and the kind that each prefix demands. Multipath TCP has TCP's ports, and QUIC those of UDP.
+_PREFIXES = {
+    "": (0, ""),
+    "ipv4@": (4, ""),
+    "ipv6@": (6, ""),
+    **{
+        f"{protocol}{version or ''}@": (version, kind)
+        for protocol, kind in (("tcp", "tcp"), ("mptcp", "tcp"), ("udp", "udp"), ("quic", "udp"))
+        for version in (0, 4, 6)
+    },
+}
+_ANY_KIND = "*"
+_VSOCK = re.compile(r"vsock@(?P<cid>[0-9]{1,10}|\*):(?P<first>[0-9]{1,10}|\*)(?:-(?P<last>[0-9]{1,10}))?")
 _NETWORK = re.compile(
     r"(?P<family>[a-z0-9]+@)?(?P<host>\*|\[[^\]]*\]|[0-9.]+(?:/[0-9]+)?):(?P<first>[0-9]{1,5}|\*)(?:-(?P<last>[0-9]{1,5}))?"
 )
@@ -40,17 +52,26 @@ class Pattern(Protocol):
 
 
 class Network(msgspec.Struct, frozen=True):
-    """An IP network and the ports from ``first`` to ``last``. ``version`` 0 stands for IPv4 and IPv6, of any host."""
+    """An IP network and the ports from ``first`` to ``last``. ``version`` 0 stands for IPv4 and IPv6, of any host.
+
+    ``kind`` is ``tcp`` or ``udp``. Without a kind, a rule that allows is about TCP, and one that denies about both.
+    """
 
     version: int
     number: int
     prefix: int
     first: int
     last: int
+    kind: str = ""
 
     def has(self, address: Address) -> bool:
         endpoint = address.ip_endpoint
-        return endpoint is not None and self._has_version_and_port(endpoint) and self._has_number(endpoint)
+        return (
+            endpoint is not None
+            and address.kind == (self.kind or "tcp")
+            and self._has_version_and_port(endpoint)
+            and self._has_number(endpoint)
+        )
 
     def touches(self, address: Address) -> bool:
         """Return whether a listener on this address takes any address of the set.
@@ -61,6 +82,7 @@ class Network(msgspec.Struct, frozen=True):
         # The number of both wildcard addresses is 0.
         return (
             endpoint is not None
+            and self.kind in ("", address.kind)
             and self._has_version_and_port(endpoint)
             and (endpoint.number == 0 or self._has_number(endpoint))
         )
@@ -73,11 +95,12 @@ class Network(msgspec.Struct, frozen=True):
 
     def touched(self) -> Network:
         """Return the same ports of every address: a listener on the wildcard address touches every network."""
-        return msgspec.structs.replace(self, number=0, prefix=0)
+        return msgspec.structs.replace(self, number=0, prefix=0, kind=self.kind or _ANY_KIND)
 
     def covers(self, other: Pattern) -> bool:
         return (
             isinstance(other, Network)
+            and (self.kind == other.kind or (not self.kind and other.kind == "tcp"))
             and self.first <= other.first
             and other.last <= self.last
             and self.version in (0, other.version)
@@ -92,6 +115,42 @@ class Network(msgspec.Struct, frozen=True):
     @property
     def _bits(self) -> int:
         return 128 if self.version == 6 else 32
+
+
+class VsockPorts(msgspec.Struct, frozen=True):
+    """The vsock ports from ``first`` to ``last`` of one CID; None for every CID."""
+
+    cid: int | None
+    first: int
+    last: int
+
+    def has(self, address: Address) -> bool:
+        return isinstance(address, VsockAddress) and self._has_port(address) and self.cid in (None, address.cid)
+
+    def touches(self, address: Address) -> bool:
+        return (
+            isinstance(address, VsockAddress)
+            and self._has_port(address)
+            and (address.is_wildcard or self.cid in (None, address.cid))
+        )
+
+    def touched(self) -> VsockPorts:
+        return VsockPorts(None, self.first, self.last)
+
+    def covers(self, other: Pattern) -> bool:
+        return (
+            isinstance(other, VsockPorts)
+            and self.first <= other.first
+            and other.last <= self.last
+            and self.cid in (None, other.cid)
+        )
+
+    def _has_port(self, address: VsockAddress) -> bool:
+        return self.first <= address.port <= self.last
+
+    @property
+    def why_nothing(self) -> str:
+        return ""
 
 
 class PathPrefix(msgspec.Struct, frozen=True):
@@ -170,15 +229,19 @@ def parse_pattern(text: str) -> Pattern:
     if text.startswith("abns@"):
         name = text.removeprefix("abns@")
         return AbstractNames(name.removesuffix("*"), name.endswith("*"))
+    if (vsock := _VSOCK.fullmatch(text)) is not None:
+        first, last = _ports(text, vsock["first"], vsock["last"], PORT_ANY - 1)
+        return VsockPorts(None if vsock["cid"] == "*" else int(vsock["cid"]), first, last)
     found = _NETWORK.fullmatch(text)
-    if found is None or (found["family"] or "") not in _VERSIONS:
+    if found is None or (found["family"] or "") not in _PREFIXES:
         raise AddressError(
-            f"{text!r} is no address pattern: write 192.0.2.0/24:80, [2001:db8::/32]:443, *:1024-65535, ipv4@*:*"
+            f"{text!r} is no address pattern: write 192.0.2.0/24:80, [2001:db8::/32]:443, *:1024-65535, ipv4@*:*, "
+            "udp@*:53, unix@/run/web/, abns@web* or vsock@*:1024"
         )
     first, last = _ports(text, found["first"], found["last"])
-    version = _VERSIONS[found["family"] or ""]
+    version, kind = _PREFIXES[found["family"] or ""]
     if found["host"] == "*":
-        return Network(version, 0, 0, first, last)
+        return Network(version, 0, 0, first, last, kind)
     host, slash, length = found["host"].strip("[]").partition("/")
     address = TcpAddress.of(host, 0)
     if address.is_ipv4_mapped:
@@ -192,15 +255,15 @@ def parse_pattern(text: str) -> Pattern:
     prefix = int(length) if slash else bits
     if network.number & ((1 << (bits - prefix)) - 1):
         raise AddressError(f"{text!r}: {host} has bits beyond /{prefix}: give the network's own address, or one host")
-    return Network(network.version, network.number, prefix, first, last)
+    return Network(network.version, network.number, prefix, first, last, kind)
 
 
-def _ports(text: str, first: str, last: str | None) -> tuple[int, int]:
+def _ports(text: str, first: str, last: str | None, most: int = 65535) -> tuple[int, int]:
     if first == "*":
         if last is not None:
             raise AddressError(f"{text!r}: * is every port; write * or a range")
-        return 0, 65535
+        return 0, most
     low, high = int(first), int(last if last is not None else first)
-    if not low <= high <= 65535:
-        raise AddressError(f"{text!r}: a port is a number from 0 to 65535, and a range goes upwards")
+    if not low <= high <= most:
+        raise AddressError(f"{text!r}: a port is a number from 0 to {most}, and a range goes upwards")
     return low, high

@@ -8,7 +8,7 @@ import os
 import msgspec
 import pytest
 
-from multibinder import ListenerSpec, Options, TcpAddress
+from multibinder import Address, ListenerSpec, Options, TcpAddress
 from multibinder.binder.policy import AccessRequest, Policy, Rule, access_requests, covers, explain
 from multibinder.binder.policy_file import parse
 
@@ -33,7 +33,7 @@ def policy(*rules: str) -> Policy:
 
 
 def spec(address: str, **options: object) -> ListenerSpec:
-    return ListenerSpec(TcpAddress.parse(address), msgspec.convert(options, Options))
+    return ListenerSpec(Address.parse(address), msgspec.convert(options, Options))
 
 
 def decided(
@@ -342,3 +342,35 @@ def test_a_rule_that_lint_reports_as_never_deciding_never_decides() -> None:
 
 def test_the_policys_own_user_is_the_one_that_reads_the_file() -> None:
     assert parse(b"", "p").own_uid == os.geteuid()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "allowed", "not_allowed"),
+    [
+        ("*:80", ["127.0.0.1:80", "mptcp@127.0.0.1:80"], ["udp@127.0.0.1:80", "quic@127.0.0.1:80", "vsock@1:80"]),
+        ("udp@*:80", ["udp@[::1]:80", "quic@127.0.0.1:80"], ["127.0.0.1:80", "mptcp@127.0.0.1:80", "vsock@*:80"]),
+        ("quic4@*:80", ["quic@127.0.0.1:80", "udp@127.0.0.1:80"], ["quic@[::1]:80", "udp@[::]:80"]),
+        ("mptcp@*:80", ["mptcp@127.0.0.1:80", "127.0.0.1:80"], ["udp@127.0.0.1:80"]),
+        ("vsock@*:80", ["vsock@*:80", "vsock@3:80"], ["vsock@*:81", "127.0.0.1:80", "udp@127.0.0.1:80"]),
+        ("vsock@3:70-80", ["vsock@3:75"], ["vsock@*:75", "vsock@4:75"]),
+    ],
+)
+def test_a_rule_that_allows_is_about_one_kind(pattern: str, allowed: list[str], not_allowed: list[str]) -> None:
+    rules = policy(f'uid = 1000\nallow = ["bind"]\naddress = ["{pattern}"]')
+    assert [address for address in [*allowed, *not_allowed] if allows(rules, address)] == allowed
+
+
+@pytest.mark.parametrize(
+    ("pattern", "denied", "not_denied"),
+    [
+        ("*:80", ["127.0.0.1:80", "udp@0.0.0.0:80", "quic@127.0.0.1:80", "mptcp@[::1]:80"], ["vsock@3:80"]),
+        ("tcp@*:80", ["127.0.0.1:80", "mptcp@[::1]:80"], ["udp@0.0.0.0:80"]),
+        ("udp@*:80", ["udp@0.0.0.0:80", "quic@127.0.0.1:80"], ["127.0.0.1:80"]),
+        ("vsock@3:80", ["vsock@3:80", "vsock@*:80"], ["vsock@4:80", "127.0.0.1:80"]),
+    ],
+)
+def test_a_rule_that_denies_without_a_kind_is_about_every_kind_with_ports(
+    pattern: str, denied: list[str], not_denied: list[str]
+) -> None:
+    rules = policy(f'deny = ["bind"]\naddress = ["{pattern}"]', 'uid = 1000\nallow = ["bind"]')
+    assert [address for address in [*denied, *not_denied] if not allows(rules, address)] == denied

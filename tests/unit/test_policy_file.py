@@ -13,7 +13,7 @@ import pytest
 
 from multibinder import Address, AddressError
 from multibinder.binder import policy_file
-from multibinder.binder.address_patterns import AbstractNames, Network, PathPrefix, parse_pattern
+from multibinder.binder.address_patterns import AbstractNames, Network, PathPrefix, VsockPorts, parse_pattern
 from multibinder.binder.policy import METHODS
 from multibinder.binder.policy_file import PolicyError, lint, load, parse
 from tests.support import descriptors_unchanged, require
@@ -145,7 +145,9 @@ def test_an_address_pattern_means_what_it_says() -> None:
     assert parse_pattern("192.0.2.0/24:80-90") == Network(4, 0xC0000200, 24, 80, 90)
     assert parse_pattern("192.0.2.1:0") == Network(4, 0xC0000201, 32, 0, 0)
     assert parse_pattern("[::/0]:1") == Network(6, 0, 0, 1, 1)
-    assert parse_pattern("tcp6@[::1]:1") == Network(6, 1, 128, 1, 1)
+    assert parse_pattern("tcp6@[::1]:1") == Network(6, 1, 128, 1, 1, "tcp")
+    assert parse_pattern("quic4@*:1") == Network(4, 0, 0, 1, 1, "udp")
+    assert parse_pattern("vsock@*:7-9") == VsockPorts(None, 7, 9)
     assert parse_pattern("unix@/run/web/") == PathPrefix("/run/web/")
     assert parse_pattern("abns@web-*") == AbstractNames("web-", is_prefix=True)
     assert parse_pattern("abns@web").has(Address.parse("abnsz@web"))
@@ -282,8 +284,10 @@ DENIES_ROOT = "denies root too; put a rule that allows uid 0 before it if that i
          []),
         (['uid = 1\nallow = "bind"\naddress = "10.0.0.0/8:*"', 'uid = 1\ndeny = "bind"\naddress = "10.1.0.0/16:80"'],
          []),
-        (['uid = 1\nallow = "bind"\naddress = "ipv4@*:*"', 'uid = 1\ndeny = "bind"\naddress = "10.1.0.0/16:80"'],
+        (['uid = 1\nallow = "bind"\naddress = "ipv4@*:*"', 'uid = 1\ndeny = "bind"\naddress = "tcp@10.1.0.0/16:80"'],
          [NEVER_DECIDES]),
+        (['uid = 1\nallow = "bind"\naddress = "ipv4@*:*"', 'uid = 1\ndeny = "bind"\naddress = "10.1.0.0/16:80"'],
+         []),
         (['unit = "w*"\nallow = "list"', 'unit = "web.service"\nallow = "list"'], [NEVER_DECIDES]),
         (['unit = "w?*"\nallow = "list"', 'unit = "w*"\nallow = "list"'], []),
         (['allow = "bind"'], ["rule 1: allows everybody who can reach the control socket: it has no uid, gid or unit"]),
