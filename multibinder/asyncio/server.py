@@ -15,7 +15,7 @@ from multibinder.asyncio.acceptor import Acceptor
 from multibinder.asyncio.stop_signals import at_stop_signal
 from multibinder.kernel.service_manager import notify_ready, notify_stopping
 from multibinder.wire.messages import Released
-from multibinder.wire.served_listeners import addresses_of, names_of, retire
+from multibinder.wire.served_listeners import names_of, retire, specs_of_served
 
 #: What is called for each client. A coroutine function, as a rule.
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None]
@@ -136,8 +136,8 @@ class Server:
         """
         self._is_retiring = True
         try:
-            addresses = addresses_of(self.sockets)
-            released = await asyncio.to_thread(retire, addresses, owner, self._drain, socket_path)
+            specs = specs_of_served(self.sockets)
+            released = await asyncio.to_thread(retire, specs, owner, self._drain, socket_path)
         finally:
             self._is_retiring = False
         self._leave()

@@ -19,7 +19,7 @@ from multibinder.kernel.service_manager import notify_ready, notify_stopping
 from multibinder.threading.stop_signals import at_stop_signal
 from multibinder.wire.arguments import drain_s
 from multibinder.wire.messages import Released
-from multibinder.wire.served_listeners import addresses_of, listeners_of, names_of, retire
+from multibinder.wire.served_listeners import listeners_of, names_of, retire, specs_of_served
 
 #: A handler whose client was cut off has so long to clean up, in seconds.
 _CLEAN_UP_S = 1.0
@@ -115,7 +115,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         """
         self._is_retiring = True
         try:
-            released = retire(addresses_of(self.listeners), owner, self._drain, socket_path)
+            released = retire(specs_of_served(self.listeners), owner, self._drain, socket_path)
         finally:
             self._is_retiring = False
         if self.listeners:

@@ -98,7 +98,7 @@ def specs_of(
 
 
 def specs_of_one(
-    target: ReleaseTarget, shards: Shards | None = None, netns: str = "", *, whole: bool = False
+    target: ReleaseTarget | socket.socket, shards: Shards | None = None, netns: str = "", *, whole: bool = False
 ) -> list[ListenerSpec]:
     """Return the specifications that a target means: one, or those of a text that names several, and of ``shards``.
 
@@ -131,7 +131,7 @@ def specs_of_one(
     ]
 
 
-def spec_of(target: ReleaseTarget, netns: str = "", *, whole: bool = False) -> ListenerSpec:
+def spec_of(target: ReleaseTarget | socket.socket, netns: str = "", *, whole: bool = False) -> ListenerSpec:
     """Return the specification of a target that is one listener. Raises AddressError, LocalProtocolError."""
     specs = specs_of_one(target, netns=netns, whole=whole)
     if len(specs) != 1:

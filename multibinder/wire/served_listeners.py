@@ -7,10 +7,10 @@ import socket
 from collections.abc import Iterable, Sequence
 
 from multibinder.wire import kinds
-from multibinder.wire.addresses import Address
+from multibinder.wire.arguments import spec_of
 from multibinder.wire.client import Client
 from multibinder.wire.errors import ArgumentError, ConfigurationError
-from multibinder.wire.messages import Released
+from multibinder.wire.messages import ListenerSpec, Released
 
 
 def listeners_of(given: socket.socket | Iterable[socket.socket]) -> list[socket.socket]:
@@ -21,6 +21,11 @@ def listeners_of(given: socket.socket | Iterable[socket.socket]) -> list[socket.
     for each in listeners:
         if not isinstance(each, socket.socket):
             raise ArgumentError(f"{each!r} is no listener: give what multibinder.bind() returns")
+        if each.type != socket.SOCK_STREAM:
+            raise ArgumentError(
+                f"{names_of([each])} has no streams, which this server serves: use accept() or recvfrom(), or "
+                "asyncio's create_datagram_endpoint(sock=…)"
+            )
         if hasattr(each, "do_handshake"):  # an SSLSocket, without an import of ssl
             raise ArgumentError(
                 "the accept() of a listener that SSLContext.wrap_socket() made waits for each client's handshake: "
@@ -29,9 +34,9 @@ def listeners_of(given: socket.socket | Iterable[socket.socket]) -> list[socket.
     return listeners
 
 
-def addresses_of(listeners: Iterable[socket.socket]) -> list[Address]:
-    """Return the addresses of the listeners that a binder can have."""
-    return [address for each in listeners if (address := kinds.address_of(each)) is not None]
+def specs_of_served(listeners: Iterable[socket.socket]) -> list[ListenerSpec]:
+    """Return what names the listeners, as far as a binder can have them: each shard is one."""
+    return [spec_of(each) for each in listeners if kinds.of_socket(each) is not None]
 
 
 def names_of(listeners: Iterable[socket.socket]) -> str:
@@ -40,7 +45,7 @@ def names_of(listeners: Iterable[socket.socket]) -> str:
 
 
 def retire(
-    addresses: Sequence[Address], owner: str, drain_s: float, socket_path: str | os.PathLike[str] | None
+    specs: Sequence[ListenerSpec], owner: str, drain_s: float, socket_path: str | os.PathLike[str] | None
 ) -> list[Released]:
     """Release listeners for good, while their server accepts those that wait. Returns when they are closed.
 
@@ -49,7 +54,7 @@ def retire(
     """
     try:
         with Client(socket_path) as client:
-            released = client.release(addresses, owner=owner, drain=drain_s)
+            released = client.release(specs, owner=owner, drain=drain_s)
     except ConfigurationError:
         return []
     for each in released:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from multibinder import BindError, Client, ConfigurationError, ListenerSpec, Options, TcpAddress
+from multibinder import BindError, Client, ConfigurationError, ListenerSpec, Options, TcpAddress, bind
 from multibinder.cli import main, options
 from tests.support import Binder, can_connect, multibinder, require_ipv6
 
@@ -59,7 +59,25 @@ def test_list_as_json_is_for_programs(binder: Binder, host: str) -> None:
         "handoffs": 2,
         "claims": [{"label": "a", "uid": os.geteuid()}, {"label": "b", "uid": os.geteuid()}],
         "draining": False,
+        "kind": "tcp",
+        "shard": 0,
+        "netns": 0,
+        "netns_name": "",
+        "options": {"backlog": 77},
     }
+
+
+def test_release_of_an_address_releases_all_its_shards_of_every_kind(binder: Binder, host: str) -> None:
+    texts = [f"{host}:8000", f"udp@{host}:8001"]
+    for text in texts:
+        for listener in bind(text, shards=2, owner="a", socket_path=binder.socket_path):
+            listener.close()
+    bind(f"{host}:8002", owner="a", socket_path=binder.socket_path).close()
+    listed = multibinder("list", "--socket", binder.socket_path).stdout
+    assert f"{host}:8000 (shard 1)" in listed
+    done = multibinder("release", "--owner", "a", "--socket", binder.socket_path, *texts, f"{host}:8002-8002")
+    assert (done.returncode, done.stdout.count(": closed")) == (0, 3), done
+    assert multibinder("list", "--json", "--socket", binder.socket_path).stdout == "[]\n"
 
 
 def test_an_empty_list_is_a_sentence_for_people_and_empty_for_programs(binder: Binder) -> None:
@@ -111,7 +129,7 @@ def test_release_accepts_every_spelling_of_an_ipv6_address(binder: Binder) -> No
 
 
 @pytest.mark.parametrize(
-    "address", ["localhost:80", "1.2.3.4", "1.2.3.4:70000", "udp@1.2.3.4:80", "1.2.3.4:" + "9" * 5000]
+    "address", ["localhost:80", "1.2.3.4", "1.2.3.4:70000", "nope@1.2.3.4:80", "1.2.3.4:9-7", "1.2.3.4:" + "9" * 5000]
 )
 def test_an_invalid_address_is_a_usage_error(address: str) -> None:
     done = multibinder("release", "--socket", "/nowhere", address)
@@ -233,7 +251,9 @@ def test_an_address_in_use_is_refused_with_the_process_that_has_it(binder: Binde
         with socket.create_server((host, 0)) as other:
             port = other.getsockname()[1]
             for ask in (client.bind, client.check):
-                with pytest.raises(BindError, match=rf"address already in use, by .*\(pid {os.getpid()}\); stop it or"):
+                with pytest.raises(
+                    BindError, match=rf"address already in use, by .*\(pid {os.getpid()}\); take it over with"
+                ):
                     ask([(host, port)])
         with socket.socket() as bound:
             bound.bind((host, 0))  # without SO_REUSEADDR, and it does not listen

@@ -153,10 +153,11 @@ def test_a_text_names_listeners_too(binder: Binder, host: str) -> None:
         assert str(listener.address) == f"{host}:8000"
     listeners = multibinder.bind_many([f"{host}:8001-8003,{host}:8004"], owner="a", socket_path=path)
     assert [listener.getsockname()[1] for listener in listeners] == [8001, 8002, 8003, 8004]
+    with Client(path) as client:
+        assert client.list()[0].backlog == 7
     kept = multibinder.sync("a", [f"{host}:8000-8001"], socket_path=path)
     with Client(path) as client:
         assert [each.address for each in client.list()] == [f"{host}:8000", f"{host}:8001"]
-        assert client.list()[0].backlog == 7
     assert multibinder.release(f"{host}:8000", owner="a", socket_path=path).outcome == "closed"
     for each in (*listeners, *kept):
         each.close()

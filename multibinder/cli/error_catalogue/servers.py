@@ -15,6 +15,11 @@ SERVERS = Section(
             remedy="give what `multibinder.bind` or `bind_many` returned",
         ),
         entry(
+            "… has no streams, which this server serves",
+            cause="a listener of datagrams, or of packets in sequence, was given to a server of streams",
+            remedy="`recvfrom()`, `accept()`, or asyncio's `create_datagram_endpoint(sock=…)`",
+        ),
+        entry(
             "the accept() of a listener that SSLContext.wrap_socket() made waits for each client's handshake",
             cause="one client that does not finish its TLS handshake would hold up the server",
             remedy="`start_server(…, ssl=context)`; with threads, wrap the socket in an override of `get_request()`, "
