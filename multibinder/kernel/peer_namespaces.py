@@ -7,6 +7,9 @@ import os
 
 #: More than a pidfd has, with 32 nested PID namespaces (MAX_PID_NS_LEVEL).
 _FDINFO_BYTES = 4096
+#: The numbers of processes that are in our PID namespace. Above this many, all are forgotten.
+_MOST_REMEMBERED = 1024
+_ours: set[int] = set()
 
 
 def is_in_our_pid_namespace(pid: int, pidfd: int) -> bool:
@@ -14,8 +17,32 @@ def is_in_our_pid_namespace(pid: int, pidfd: int) -> bool:
 
     It is in ours or in one below. The kernel lists its PID in each of them (NSpid). False for a process that has ended.
     """
-    ours = _own_depth()
-    return pid != 0 and (not ours or _depth(pidfd) == ours)
+    if pid == 0:
+        return False
+    # A process never changes its PID namespace. Most clients connect again and again.
+    number = os.fstat(pidfd).st_ino if _numbers_are_unique() else 0
+    if number in _ours:
+        return True
+    is_ours = not (ours := _own_depth()) or _depth(pidfd) == ours
+    if is_ours and number:
+        if len(_ours) >= _MOST_REMEMBERED:
+            _ours.clear()
+        _ours.add(number)
+    return is_ours
+
+
+@functools.cache
+def _numbers_are_unique() -> bool:
+    """Return whether each process has an inode number that no other one ever gets (pidfs, Linux 6.9)."""
+    try:
+        numbers = []
+        for pid in (os.getpid(), 1):  # for PID 1 itself they are the same, and nothing is remembered
+            pidfd = os.pidfd_open(pid)
+            numbers.append(os.fstat(pidfd).st_ino)
+            os.close(pidfd)
+    except OSError:
+        return False
+    return numbers[0] != numbers[1]
 
 
 @functools.cache

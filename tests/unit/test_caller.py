@@ -16,6 +16,7 @@ import pytest
 from multibinder.binder.caller import Caller
 from multibinder.binder.owner import GUEST_UID
 from multibinder.kernel import process, socket_options
+from multibinder.kernel.peer_namespaces import _numbers_are_unique
 from multibinder.kernel.process import unit_in
 from tests.support import PATIENCE_S, descriptors_unchanged, require, wait_until
 
@@ -152,8 +153,8 @@ def test_a_caller_that_has_ended_has_no_unit(
         child.wait(PATIENCE_S)
         with descriptors_unchanged():
             assert Caller(sock).unit == ""
-        # Its child may be in another PID namespace.
-        assert (Caller(sock).uid, Caller(sock).gids) == (GUEST_UID, frozenset([GUEST_UID]))
+        # Its child may be in another PID namespace. Where the kernel identifies it (Linux 6.9), it was seen before.
+        assert Caller(sock).uid == (os.geteuid() if kernel is _as_it_is and _numbers_are_unique() else GUEST_UID)
         assert Caller(sock).command == "?"
 
 
