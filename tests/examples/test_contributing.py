@@ -93,22 +93,31 @@ def test_the_kind_is_found_by_its_addresses_and_its_sockets(tree: Path) -> None:
         "from multibinder import Options\n"
         "from multibinder.wire import kinds\n"
         "from multibinder.wire.addresses import Address\n"
-        "address = Address.parse('mptcp@127.0.0.1:0')\n"
+        "address = Address.parse('udplite@127.0.0.1:0')\n"
         "kind = kinds.of_address(address)\n"
         "print(kind.name, address)\n"
         "try:\n"
         "    with kind.open(address, Options()) as sock:\n"
-        "        kind.make_ready(sock, 5)\n"
-        "        print(kinds.of_socket(sock).name, kind.queue(sock).limit, str(kinds.address_of(sock))[:16])\n"
+        "        kind.make_ready(sock, None)\n"
+        "        print(kinds.of_socket(sock).name, kind.is_ready(sock), str(kinds.address_of(sock))[:17])\n"
+        "        bound = kind.address_of(sock)\n"
+        "        try:\n"
+        "            sock.shutdown(2)\n"
+        "        except OSError:\n"
+        "            pass\n"
+        "        with kind.repair(sock, bound, Options()).replacement as new:\n"
+        "            assert kind.is_ready(new) and kind.address_of(new) == bound\n"
+        "        assert kind.colliding_inodes(bound)\n"
         "except OSError as error:\n"
-        "    print('not here', errno.errorcode[error.errno])\n"  # a kernel without MPTCP
-        "with kinds.of_address(address.tcp).open(address.tcp, Options()) as sock:\n"
+        "    print('not here', errno.errorcode[error.errno])\n"  # a kernel without UDP-Lite
+        "plain = Address.parse('udp@127.0.0.1:0')\n"
+        "with kinds.of_address(plain).open(plain, Options()) as sock:\n"
         "    print(kinds.of_socket(sock).name)\n"
     )
     looked_up, opened, plain = run(tree, "-c", code).splitlines()
-    assert looked_up == "mptcp mptcp@127.0.0.1:0"
-    assert opened in ("mptcp 5 mptcp@127.0.0.1:", "not here EPROTONOSUPPORT", "not here ENOPROTOOPT")
-    assert plain == "tcp"
+    assert looked_up == "udplite udplite@127.0.0.1:0"
+    assert opened in ("udplite True udplite@127.0.0.1", "not here EPROTONOSUPPORT", "not here ESOCKTNOSUPPORT")
+    assert plain == "udp"
     run_tests(tree, "tests/unit/test_kinds.py")
 
 

@@ -35,8 +35,12 @@ class Udp(Inet):
     queue_unit = "bytes"
     ss_options = "lu"
 
+    #: The protocols of its sockets, and the file that lists them.
+    protocols: ClassVar[tuple[int, ...]] = (0, socket.IPPROTO_UDP)
+    table: ClassVar[str] = "udp"
+
     def recognizes(self, sock: socket.socket) -> bool:
-        return sock.type == socket.SOCK_DGRAM and sock.proto in (0, socket.IPPROTO_UDP) and super().recognizes(sock)
+        return sock.type == socket.SOCK_DGRAM and sock.proto in self.protocols and super().recognizes(sock)
 
     def address_of(self, sock: socket.socket) -> InetAddress:
         """Only a listener for QUIC has SO_REUSEADDR."""
@@ -63,7 +67,7 @@ class Udp(Inet):
         """SO_REUSEADDR would let every user bind the port too, and get all datagrams. QUIC needs it, because its
         servers have a socket on the same port for each connection; it is set after bind(2), so that an address that
         another process has is refused."""
-        sock = socket.socket(address.family, socket.SOCK_DGRAM)
+        sock = socket.socket(address.family, socket.SOCK_DGRAM, self.protocols[0])
         try:
             if options.v6only is not None:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, options.v6only)
@@ -148,10 +152,10 @@ class Udp(Inet):
         return frozenset(self.colliding_addresses(address))
 
     def colliding_addresses(self, address: Address) -> dict[int, UdpAddress]:
-        return {row.inode: UdpAddress(row.host, row.port) for row in _in_the_way(inet(address))}
+        return {row.inode: UdpAddress(row.host, row.port) for row in self._in_the_way(inet(address))}
 
     def ready_inodes(self) -> frozenset[int]:
-        return frozenset(row.inode for row in rows("udp") if row.state != TCP_ESTABLISHED)
+        return frozenset(row.inode for row in rows(self.table) if row.state != TCP_ESTABLISHED)
 
     def _bind(self, sock: socket.socket, address: InetAddress, beside: Sequence[socket.socket]) -> None:
         """Bind beside ``beside``, and beside sockets that are connected, as retired ones are: each of them gets
@@ -161,15 +165,19 @@ class Udp(Inet):
             share_if_needed(lambda: sock.bind(address.sockaddr), sockets, address.port)
         except OSError as error:
             ours = {inode_of(each) for each in beside}
-            others = [row for row in _in_the_way(address) if row.inode not in ours]
+            others = [row for row in self._in_the_way(address) if row.inode not in ours]
             if error.errno != errno.EADDRINUSE or any(row.state != TCP_ESTABLISHED for row in others):
                 raise
             with _shared([sock]):
                 share_if_needed(lambda: sock.bind(address.sockaddr), sockets, address.port)
 
+    def _in_the_way(self, address: InetAddress) -> Iterator[Row]:
+        """Yield the sockets that keep ``address`` from being bound."""
+        return (row for row in rows(self.table) if overlap(address, row.host, row.port))
+
     def _replacement(self, sock: socket.socket, address: InetAddress, options: Options) -> socket.socket:
         """Return another socket that is bound to the address of ``sock``, and silence ``sock``."""
-        new = socket.socket(sock.family, socket.SOCK_DGRAM)
+        new = socket.socket(sock.family, socket.SOCK_DGRAM, self.protocols[0])
         try:
             if sock.family == socket.AF_INET6:
                 v6only = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
@@ -209,10 +217,3 @@ def _shared(sockets: Sequence[socket.socket]) -> Iterator[None]:
 
 def _udp(address: Address) -> InetAddress:
     return address.udp if isinstance(address, QuicAddress) else inet(address)
-
-
-def _in_the_way(address: InetAddress) -> Iterator[Row]:
-    """Yield the sockets that keep ``address`` from being bound."""
-    for row in rows("udp"):
-        if overlap(address, row.host, row.port):
-            yield row
