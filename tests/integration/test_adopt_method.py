@@ -21,7 +21,17 @@ from multibinder.wire import messages
 from multibinder.wire.addresses import Address
 from multibinder.wire.adoption import Offer
 from tests.conftest import Meet, StartBinder
-from tests.support import PATIENCE_S, Binder, Json, RawClient, Stranger, request, require, wait_until, without_privileges
+from tests.support import (
+    PATIENCE_S,
+    Binder,
+    Json,
+    RawClient,
+    Stranger,
+    request,
+    require,
+    wait_until,
+    without_privileges,
+)
 
 
 @pytest.fixture(autouse=True)

@@ -209,6 +209,35 @@ def test_unix_sockets_are_in_the_binders_directory_without_the_drop_in_and_elsew
         binder.must("rm", "-rf", "/run/elsewhere")
 
 
+@pytest.mark.parametrize(
+    ("address", "options", "missing", "name"),
+    [
+        ("127.0.0.1:8391", "mark=7", "SO_MARK needs CAP_NET_ADMIN or CAP_NET_RAW", "socket-options.conf"),
+        ("127.0.0.1:8392", "transparent=True", "IP_TRANSPARENT needs CAP_NET_ADMIN", "socket-options.conf"),
+        ("udp@127.0.0.1:8393", "rcvbuf=100_000_000", "net.core.rmem_max is", "socket-options.conf"),
+        ("vsock@*:8394", "backlog=5", "does not allow AF_VSOCK", "vsock.conf"),
+    ],
+)
+def test_what_the_unit_does_not_allow_is_refused_with_the_name_of_the_drop_in_that_allows_it(
+    binder: Machine, address: str, options: str, missing: str, name: str
+) -> None:
+    def ask(call: str) -> str:
+        code = f"import multibinder; multibinder.{call}, socket_path={SOCKET_PATH!r})"
+        return binder.run(f"{COMMANDS}/python", "-c", code).stderr
+
+    bind = f"bind({address!r}, {options}"
+    refusal = ask(bind)
+    assert missing in refusal
+    assert f"(drop-in {name})" in refusal
+    with drop_in(binder, BINDER, example(binder, BINDER, name)):
+        binder.must("systemctl", "restart", BINDER)
+        assert ask(bind) == ""
+    # It is kept without the drop-in.
+    binder.must("systemctl", "restart", BINDER)
+    assert address in binder.must(f"{COMMANDS}/multibinder", "list", "--socket", SOCKET_PATH)
+    assert ask(f"release({address!r}") == ""
+
+
 def test_a_listener_is_made_in_another_namespace_with_the_drop_in_and_kept_without_it(binder: Machine) -> None:
     name = "mb-systemd-test"
 

@@ -22,6 +22,8 @@ def test_systemd_reports_no_problem_in_the_units(machine: Machine) -> None:
     [
         ("multibinder.service", "ptrace.conf"),
         ("multibinder.service", "memory.conf"),
+        ("multibinder.service", "socket-options.conf"),
+        ("multibinder.service", "vsock.conf"),
         ("multibinder-haproxy@.service", "memory.conf"),
         ("multibinder-haproxy@.service", "hardening.conf"),
     ],
