@@ -19,6 +19,7 @@ from multibinder.observe.doctor import (
     orphans,
     owners,
     reuseport,
+    shards,
 )
 from multibinder.observe.doctor.checks import diagnose
 from multibinder.observe.doctor.facts import (
@@ -190,6 +191,50 @@ def test_an_unrelated_socket_on_the_binders_address_is_a_problem() -> None:
     holders = Holders({7: (WORKER,), 8: (Holder(20, "python3", "accepting"),)}, hidden=False)
     finding = one(reuseport.reuseport(facts(HEALTHY, LISTENER, stranger, holders=holders)))
     assert (finding.level, "python3 (pid 20)" in finding.what, "haproxy" in finding.what) == ("problem", True, False)
+
+
+def sharded(*changes: dict[str, Any], holders: dict[int, tuple[int, ...]] | None = None) -> Facts:
+    """Return facts about one address with a shard for each of ``changes``, which one process holds by default."""
+    socks, held = [], []
+    for number, fields in enumerate(changes):
+        shard = fields.pop("shard", number)
+        socks.append(
+            changed(HEALTHY, **{"inode": 10 + number, "cookie": 100 + number, "user": 4_000_000_000, **fields})
+        )
+        held.append(changed(LISTENER, cookie=100 + number, shard=shard))
+    by_inode = {
+        sock.inode: tuple(Holder(pid, "haproxy", "accepting") for pid in (holders or {}).get(number, (9,)))
+        for number, sock in enumerate(socks)
+    }
+    first, *others = socks
+    return facts(
+        first, held[0], *others, binder=Binder(1000, "1.0", tuple(held)), holders=Holders(by_inode, hidden=False)
+    )
+
+
+def test_healthy_shards_have_no_findings() -> None:
+    assert diagnose(sharded({}, {}, {})) == []
+    # Each process may have a shard of its own.
+    assert diagnose(sharded({}, {}, {}, holders={0: (1,), 1: (2,), 2: (3,)})) == []
+
+
+def test_uneven_shards_are_reported() -> None:
+    assert "1 is missing" in one(shards.uneven_shards(sharded({}, {"shard": 2}))).what
+    assert "backlogs: 8, 4096" in one(shards.uneven_shards(sharded({}, {"limit": 8}))).what
+    assert "shard 1 is full" in one(shards.uneven_shards(sharded({}, {"queue": 4097}))).what
+
+
+def test_a_shard_that_only_an_old_process_has_is_reported() -> None:
+    abandoned = sharded({}, {}, {}, holders={0: (9, 5), 1: (9, 5), 2: (5,)})
+    assert list(shards.abandoned_shards(sharded({}, {}))) == []
+    assert list(shards.abandoned_shards(abandoned)) == []  # the old process has all of them
+    alone = sharded({}, {}, {}, holders={0: (9,), 1: (9,), 2: (5,)})
+    assert "shard 2 is held by pid 5 alone" in one(shards.abandoned_shards(alone)).what
+
+
+def test_shards_that_another_program_of_root_can_join_are_reported() -> None:
+    assert "belong to root" in one(shards.open_shards(sharded({"user": 0}, {}))).what
+    assert list(shards.open_shards(sharded({"user": 998}, {"user": 998}))) == []
 
 
 def test_sockets_on_different_interfaces_share_nothing() -> None:

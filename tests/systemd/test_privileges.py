@@ -277,6 +277,33 @@ def test_a_listener_is_made_in_another_namespace_with_the_drop_in_and_kept_witho
         binder.run("ip", "netns", "del", name)
 
 
+def test_shards_become_fewer_without_a_loss_only_with_the_drop_in(binder: Machine) -> None:
+    def resize(*counts: int) -> None:
+        code = (
+            "import multibinder, sys\n"
+            "with multibinder.Client(sys.argv[1]) as client:\n"
+            "    for count in sys.argv[3:]:\n"
+            "        for sock in client.bind([sys.argv[2]], shards=int(count), owner='test'): sock.close()"
+        )
+        command = (f"{COMMANDS}/python", "-c", code, SOCKET_PATH, f"{host}:{PORT}", *map(str, counts))
+        done = binder.run(*command)
+        assert done.returncode == 0, done.stderr
+
+    def drains() -> int:
+        invocation = binder.show(BINDER, "InvocationID")
+        return binder.journal(f"_SYSTEMD_INVOCATION_ID={invocation}").count("event=shard-drains")
+
+    host = own_host()
+    resize(2, 1)
+    wait_until(lambda: drains() == 1, "the binder says that the clients of a shard cannot be moved")
+    with drop_in(binder, BINDER, example(binder, BINDER, "shards.conf")):
+        binder.must("systemctl", "restart", BINDER)
+        resize(2, 1)
+        assert listed(binder) == {(host, PORT)}
+        assert drains() == 0
+        assert status(binder, binder.main_pid(BINDER))["NoNewPrivs"] == ["1"]
+
+
 @pytest.mark.parametrize("steps", [("restart",), ("reload", "restart"), ("stop", "start")], ids="-".join)
 def test_a_binder_that_ran_as_root_keeps_its_listeners_when_it_changes_to_its_own_user(
     machine: Machine, steps: tuple[str, ...]

@@ -15,6 +15,7 @@ from multibinder.observe.doctor import (
     orphans,
     owners,
     reuseport,
+    shards,
 )
 from multibinder.observe.doctor.facts import Facts
 from multibinder.observe.doctor.finding import Finding
@@ -23,6 +24,9 @@ CHECKS: tuple[Callable[[Facts], Iterable[Finding]], ...] = (
     orphans.orphans,
     losses.overflow,
     reuseport.reuseport,
+    shards.uneven_shards,
+    shards.abandoned_shards,
+    shards.open_shards,
     backlog.somaxconn,
     backlog.shorter_than_requested,
     losses.syn,

@@ -61,6 +61,7 @@ class BinderListener(msgspec.Struct, frozen=True):
     backlog: int | None
     requested: int | None
     kept: bool | None = None
+    shard: int = 0
 
 
 class Binder(msgspec.Struct, frozen=True):

@@ -97,7 +97,13 @@ def _ask_binder(socket_path: str | None, unchecked: list[Unchecked]) -> Binder |
         return None
     held = tuple(
         BinderListener(
-            each.address, each.cookie, _owners(each), each.backlog, each.backlog_requested, kept.get(each.cookie)
+            each.address,
+            each.cookie,
+            _owners(each),
+            each.backlog,
+            each.backlog_requested,
+            kept.get(each.cookie),
+            each.shard,
         )
         for each in listeners
     )
