@@ -122,6 +122,9 @@ def test_the_tutorial_does_what_it_says(said_by_the_tutorial: str, host: str) ->
     assert (copies, lost) == ("4", "0"), said
     for expected in (
         "upgraded: ",
+        f"{host}:8100 shard 1",
+        "a datagram arrived while nobody was there",
+        f"udp@{host}:8100: closed",
         f"ok: 1 file(s), {host}:8080",
         "bind_tcp() has no option oops",
         "refused, with exit code 1",

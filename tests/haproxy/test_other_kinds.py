@@ -15,7 +15,7 @@ import pytest
 from multibinder import Client
 from multibinder.kernel.pidfd import duplicate_socket
 from tests.haproxy.support import Haproxy, assert_none_lost, bind_tcp, config, get
-from tests.support import PATIENCE_S, Binder, wait_until
+from tests.support import PATIENCE_S, Binder, require, wait_until
 from tests.support.campaign import times
 from tests.support.load import Load
 
@@ -63,12 +63,32 @@ def test_shards_are_listeners_of_their_own_and_reloads_under_load_lose_no_connec
 def test_the_number_of_shards_changes_at_a_reload_and_those_that_are_left_over_are_released(
     haproxy: Haproxy, binder: Binder, host: str
 ) -> None:
-    for number in (2, 4, 1, 3):
+    haproxy.template.write_text(config(bind_tcp((host, 8000), "shards=2")))
+    haproxy.start()
+    for number in (4, 1, 3):
         haproxy.template.write_text(config(bind_tcp((host, 8000), f"shards={number}")))
-        haproxy.must_reload() if haproxy.process else haproxy.start()
+        haproxy.must_reload()
         wanted = [(f"{host}:8000", shard) for shard in range(number)]
         wait_until(partial(holds, binder, wanted), f"the binder holds {number} shards", log=haproxy.log)
         assert get((host, 8000)) == "ok"
+
+
+def test_shards_that_grow_and_shrink_at_reloads_under_load_lose_no_connection(
+    haproxy: Haproxy, binder: Binder, host: str
+) -> None:
+    """The clients of a shard that is released go to the others, by the program that the binder loads."""
+    require("root", os.geteuid() == 0, "a BPF program is loaded by root")
+    haproxy.template.write_text(config(bind_tcp((host, 8000), "shards=4")))
+    haproxy.start()
+    with Load([(host, 8000)], rate=2000, timeout_s=PATIENCE_S) as load:
+        for number in (2, 4, 1, 4) * times(1, 5):
+            load.mark(f"{number} shards")
+            haproxy.template.write_text(config(bind_tcp((host, 8000), f"shards={number}")))
+            haproxy.must_reload()
+            wanted = [(f"{host}:8000", shard) for shard in range(number)]
+            wait_until(partial(holds, binder, wanted), f"the binder holds {number} shards", log=haproxy.log)
+        result = load.stop()
+    assert_none_lost(result, haproxy.log())
 
 
 def test_a_unix_bind_has_its_mode_and_serves_during_reloads_and_after_a_kill(
