@@ -169,6 +169,7 @@ class Adoption:
         for each, number in zip(new, chosen, strict=True):
             address, is_alone = each.asked.spec.address, len(groups[Key.of(each.asked.spec)]) == 1
             records.append(_record(each, number, is_alone=is_alone))
+            kinds.of_address(address).prepare_adopted(each.socket, address)
             if is_alone:
                 with contextlib.suppress(OSError):  # the command has done it before, with more rights
                     kinds.of_address(address).take_alone(each.socket, address)

@@ -219,6 +219,7 @@ def _adopt(
         for spec, sock, *_ in wanted:
             if cookie_of(sock) in held:
                 continue
+            kinds.of_address(spec.address).prepare_adopted(sock, spec.address)
             if (was := os.fstat(sock.fileno()).st_uid) != uid:
                 former[sock.fileno()] = was
                 with contextlib.suppress(PermissionError):

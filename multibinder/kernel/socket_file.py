@@ -227,6 +227,12 @@ def set_mode(sock: socket.socket, path: str, mode: int) -> None:
         os.close(descriptor)
 
 
+def default_group(path: str) -> int:
+    """Return the group that a new file in the directory has (inode(7), the set-group-ID bit)."""
+    directory = os.stat(os.path.dirname(path))
+    return directory.st_gid if directory.st_mode & stat.S_ISGID else os.getegid()
+
+
 def _add_hidden_name(descriptor: int, path: str) -> None:
     """Without it, a removed path gets a new socket: it is not worth to fail (a file system without links)."""
     hidden = hidden_name(path)

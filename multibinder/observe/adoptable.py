@@ -125,8 +125,11 @@ class _Search:
                 sock = self._copies.get(inode)
                 if is_asked and (_is_bound_to(sock, address) if sock is not None else inode in self._denied):
                     self._asked[inode] = address
-        if seen and not seen.complete and not inodes <= {inode for each in seen.processes for _, inode in each.sockets}:
-            self._unreadable |= dict.fromkeys(seen.unreadable)
+        if seen and not seen.complete:
+            known = {inode for each in seen.processes for _, inode in each.sockets}
+            # Connections of Unix sockets have the address of their listener, and may have ended meanwhile.
+            if (inodes - known) & kinds.of_address(address).colliding_inodes(address):
+                self._unreadable |= dict.fromkeys(seen.unreadable)
 
     def addresses(self) -> list[Address]:
         """Return the addresses of the listeners that were found so far in this network namespace."""

@@ -169,6 +169,9 @@ class Kind(abc.ABC):
     def end_sharing(self, sock: socket.socket) -> None:  # noqa: B027 (most kinds have nothing to do)
         """Undo what a process that was killed while it opened a socket beside this one has left on it."""
 
+    def prepare_adopted(self, sock: socket.socket, address: Address) -> None:  # noqa: B027 (most need nothing)
+        """Prepare the repair of a socket that another program has made. What is not possible is left out."""
+
     def take_alone(self, sock: socket.socket, address: Address) -> None:  # noqa: B027 (most kinds have nothing to do)
         """Let no other process bind ``address``, which a socket of another program has with SO_REUSEPORT, too.
 

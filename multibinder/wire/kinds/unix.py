@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import socket
-import stat
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -125,12 +124,17 @@ class Unix(Kind):
             elif option == "user":
                 socket_file.set_owner(sock, path, user=os.geteuid() if value is None else value)
             else:
-                socket_file.set_owner(sock, path, group=_default_group(path) if value is None else value)
+                socket_file.set_owner(sock, path, group=socket_file.default_group(path) if value is None else value)
         except OSError as error:
             raise OptionError(option, error, option_remedy(option, error.errno)) from error
 
     def actual_options(self, sock: socket.socket, options: Options) -> Options:
         return options
+
+    def prepare_adopted(self, sock: socket.socket, address: Address) -> None:
+        """A path that the program removes at its end can be given back then."""
+        if isinstance(address, UnixAddress) and not socket_file.has_hidden_name(sock, address.path):
+            socket_file.add_hidden_name(sock, address.path)
 
     def options_of(self, sock: socket.socket) -> Options:
         """Return the options that a socket has and a new one has not, but for ``backlog``; of any program's socket."""
@@ -270,7 +274,7 @@ class Unix(Kind):
     def explain_refusal(self, address: Address, number: int, holders: str | None) -> str | None:
         unix = _unix(address)
         if number == errno.EADDRINUSE:
-            return in_use_remedy(holders, "path" if isinstance(unix, UnixAddress) else "abstract name")
+            return in_use_remedy(str(unix), holders, "path" if isinstance(unix, UnixAddress) else "abstract name")
         return name_remedy(number) if isinstance(unix, AbstractAddress) else path_remedy(unix.path, number)
 
     def ss_command(self, address: Address, show: str) -> str:
@@ -292,9 +296,3 @@ def _unix(address: Address) -> UnixAddress | AbstractAddress:
     if not isinstance(address, UnixAddress | AbstractAddress):
         raise TypeError(f"{address} is no address of a Unix socket")
     return address
-
-
-def _default_group(path: str) -> int:
-    """Return the group that a new file in the directory has (inode(7), the set-group-ID bit)."""
-    directory = os.stat(os.path.dirname(path))
-    return directory.st_gid if directory.st_mode & stat.S_ISGID else os.getegid()

@@ -19,9 +19,13 @@ def option_remedy(option: str, number: int | None) -> str:
     return ""
 
 
-def in_use_remedy(holders: str | None, what: str) -> str:
+def in_use_remedy(address: str, holders: str | None, what: str) -> str:
     """Return what follows the kernel's message if a path or a name is in use, by ``holders``."""
-    by = f", by {holders}; stop it" if holders else "; find who has it ('ss -xlp', as root)"
+    by = (
+        f", by {holders}; take it over with 'multibinder adopt {address}', stop it,"
+        if holders
+        else "; find who has it ('ss -xlp', as root)"
+    )
     return f"{by} or choose another {what}"
 
 
