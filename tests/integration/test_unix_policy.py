@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from multibinder import Address, Client, ListenerSpec
-from tests.support import Binder
-from tests.support.stranger import Stranger, Told
+# Hypothesis is a development tool: without it, these tests are skipped.
+hypothesis = pytest.importorskip("hypothesis")
+from hypothesis import HealthCheck, given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+from multibinder import Address, Client, ListenerSpec, MultibinderError  # noqa: E402
+from tests.support import Binder  # noqa: E402
+from tests.support.stranger import Stranger, Told  # noqa: E402
 
 UID = 4242
 
@@ -124,3 +132,67 @@ def test_a_rule_grants_real_paths_and_names_and_nothing_else(place: Path) -> Non
         deep = directory(web / "deep", uid=UID)
         assert "could replace" in bind(stranger, f"unix@{deep}/a").refusal
     assert os.listdir(secret) == []
+
+
+class Tree(NamedTuple):
+    """A binder with a policy, a stranger, and directories with links that lead away."""
+
+    stranger: Stranger
+    socket_path: Path
+    place: Path
+    counts: dict[bool, int]
+
+
+@pytest.fixture(scope="module")
+def tree() -> Iterator[Tree]:
+    with tempfile.TemporaryDirectory(prefix="mb-") as name, contextlib.ExitStack() as stack:
+        place = Path(name)
+        place.chmod(0o755)
+        for each in ("web", "website", "secret"):
+            directory(place / each)
+        (place / "way").symlink_to("web")
+        (place / "web" / "out").symlink_to("../secret")
+        directory(place / "web" / "deep")
+        policy = place / "policy.toml"
+        policy.write_text(RULES.format(uid=UID, place=os.path.realpath(place)))
+        policy.chmod(0o644)
+        binder = stack.enter_context(Binder(place, "--policy", str(policy), "--max-rate-per-uid", "1000000"))
+        binder.wait_until_ready()
+        os.chmod(binder.socket_path, 0o666)
+        stranger = stack.enter_context(Stranger(UID, binder.socket_path))
+        yield Tree(stranger, binder.socket_path, place, {True: 0, False: 0})
+
+
+DIRECTORIES = ("web", "web", "website", "secret", "way", "way/out", "web/out", "web/deep", "web/out/../../web", ".")
+names = st.sampled_from(["a", "one", ".a.multibinder", "web", "out", "deep"])
+paths = st.tuples(st.sampled_from(["unix@", "uxst@", "", "uxdg@", "unixseq@"]), st.sampled_from(DIRECTORIES), names)
+abstract = st.tuples(st.sampled_from(["abns@", "abnsz@"]), st.sampled_from(["web-1", "web", "we", "other", "Web-1"]))
+
+
+@settings(max_examples=60, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+@given(steps=st.lists(st.tuples(st.booleans(), st.one_of(paths, abstract)), min_size=2, max_size=8))
+def test_no_sequence_of_binds_gives_a_path_or_a_name_that_no_rule_grants(
+    tree: Tree, steps: list[tuple[bool, tuple[str, ...]]]
+) -> None:
+    for is_root, (prefix, *rest) in steps:
+        endpoint = f"{prefix}{tree.place}/{rest[0]}/{rest[1]}" if len(rest) == 2 else f"{prefix}{rest[0]}-{os.getpid()}"
+        if is_root:
+            with contextlib.suppress(MultibinderError), Client(tree.socket_path) as client:
+                client.bind([ListenerSpec(Address.parse(endpoint))])[0].close()
+            continue
+        told = tree.stranger.ask("bind", {"endpoint": endpoint})
+        tree.counts[bool(told.received)] += 1
+        for got in told.received:
+            if got.host.startswith("/"):
+                where, name = os.path.split(got.host)
+                real = f"{os.path.realpath(where)}/{name}"
+                assert real.startswith(f"{tree.place}/web/") or real == f"{tree.place}/one", real
+            else:
+                assert got.host.startswith("\0web-"), got.host
+
+
+def test_those_binds_had_both_grants_and_refusals(tree: Tree) -> None:
+    """Without both, the test above would prove nothing. Runs after it, on the same binder."""
+    if not any(tree.counts.values()):
+        pytest.skip("the sequences have not run")
+    assert min(tree.counts.values()) > 20
