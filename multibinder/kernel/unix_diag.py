@@ -50,7 +50,7 @@ class FileId(NamedTuple):
 class UnixSocket(NamedTuple):
     """What the kernel tells of a Unix socket.
 
-    ``inode`` is that of the socket, as /proc/PID/fd shows it. ``file`` is None for a socket that has no path.
+    ``inode`` is that of the socket, as /proc/PID/fd shows it, ``cookie`` its SO_COOKIE. ``file`` is its path's.
     ``queue`` and ``limit`` count the connections of a socket that listens. ``is_shut`` is true if a holder has called
     shutdown(2), for one direction or both.
     """
@@ -62,6 +62,7 @@ class UnixSocket(NamedTuple):
     queue: int
     limit: int
     is_shut: bool
+    cookie: int
 
 
 def look_at(sock: socket.socket) -> UnixSocket:
@@ -146,7 +147,7 @@ def _ask(flags: int, inode: int, cookie: int, show: int) -> Iterator[UnixSocket]
 
 
 def _read(body: bytes) -> UnixSocket:
-    _, kind, state, inode, _ = _MESSAGE.unpack_from(body)
+    _, kind, state, inode, cookie = _MESSAGE.unpack_from(body)
     file, queue, limit, shut = None, 0, 0, 0
     offset = _MESSAGE.size
     while offset + _ATTRIBUTE.size <= len(body):
@@ -159,4 +160,4 @@ def _read(body: bytes) -> UnixSocket:
         elif what == _SHUTDOWN:
             shut = value[0]
         offset += max((length + 3) & ~3, _ATTRIBUTE.size)
-    return UnixSocket(inode, kind, state == _LISTEN, file, queue, limit, bool(shut))
+    return UnixSocket(inode, kind, state == _LISTEN, file, queue, limit, bool(shut), cookie)

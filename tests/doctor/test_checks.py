@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pathlib
+import socket
 from typing import Any
 
 import msgspec
 import pytest
 
 from multibinder import TcpAddress
+from multibinder.kernel.socket_options import cookie_of
 from multibinder.observe.doctor import (
     backlog,
     control,
@@ -20,6 +23,7 @@ from multibinder.observe.doctor import (
     owners,
     reuseport,
     shards,
+    unix_paths,
 )
 from multibinder.observe.doctor.checks import diagnose
 from multibinder.observe.doctor.facts import (
@@ -378,6 +382,25 @@ def test_a_listener_without_a_holder_is_an_orphan_and_more_severe_with_clients()
     busy = one(orphans.orphans(facts(changed(HEALTHY, queue=3), holders=nobody)))
     assert (busy.level, busy.where) == ("problem", "192.0.2.1:80 (this network namespace), owners: haproxy@web")
     assert busy.remedy.endswith("multibinder release --all-owners '192.0.2.1:80'")
+
+
+def test_a_path_that_does_not_lead_to_its_socket_is_a_problem(tmp_path: pathlib.Path) -> None:
+    lost, kept, stranger = (f"unix@{tmp_path}/{name}" for name in ("lost", "kept", "stranger"))
+    with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+        first.bind(f"{tmp_path}/lost")
+        second.bind(f"{tmp_path}/kept")
+        (tmp_path / "lost").rename(tmp_path / "elsewhere")
+        held = (
+            changed(LISTENER, address=lost, cookie=cookie_of(first)),
+            changed(LISTENER, address=kept, cookie=cookie_of(second)),
+            changed(LISTENER, address=stranger, cookie=1),
+            LISTENER,
+        )
+        assert unix_paths.read_lost_paths(Binder(1000, "1.0", held), []) == (lost,)
+    [finding] = unix_paths.lost_paths(facts(lost_paths=(lost,)))
+    assert (finding.level, finding.where) == ("problem", lost)
+    assert finding.remedy.startswith(f"ls -l {tmp_path}/lost;")
+    assert not list(unix_paths.lost_paths(facts()))
 
 
 def test_nothing_is_called_an_orphan_that_has_a_holder_or_may_have_one() -> None:

@@ -169,7 +169,7 @@ paths = st.tuples(st.sampled_from(["unix@", "uxst@", "", "uxdg@", "unixseq@"]), 
 abstract = st.tuples(st.sampled_from(["abns@", "abnsz@"]), st.sampled_from(["web-1", "web", "we", "other", "Web-1"]))
 
 
-@settings(max_examples=60, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=st.lists(st.tuples(st.booleans(), st.one_of(paths, abstract)), min_size=2, max_size=8))
 def test_no_sequence_of_binds_gives_a_path_or_a_name_that_no_rule_grants(
     tree: Tree, steps: list[tuple[bool, tuple[str, ...]]]

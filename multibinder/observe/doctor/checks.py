@@ -16,6 +16,7 @@ from multibinder.observe.doctor import (
     owners,
     reuseport,
     shards,
+    unix_paths,
 )
 from multibinder.observe.doctor.facts import Facts
 from multibinder.observe.doctor.finding import Finding
@@ -40,6 +41,7 @@ CHECKS: tuple[Callable[[Facts], Iterable[Finding]], ...] = (
     installation.instances,
     mss.mss,
     losses.burst,
+    unix_paths.lost_paths,
 )
 
 _ORDER = {"problem": 0, "warning": 1, "note": 2}

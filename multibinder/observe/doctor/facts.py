@@ -114,7 +114,10 @@ class Unit(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """All facts. ``binder`` is None if none answers; ``control`` has the control socket and every directory above."""
+    """All facts. ``binder`` is None if none answers; ``control`` has the control socket and every directory above.
+
+    ``lost_paths`` are addresses of Unix listeners whose path does not lead to them.
+    """
 
     version: str
     namespaces: tuple[Namespace, ...] = ()
@@ -126,6 +129,7 @@ class Facts(msgspec.Struct, frozen=True):
     instances: tuple[Instance, ...] = ()
     units: tuple[Unit, ...] = ()
     prefix: str = "/"
+    lost_paths: tuple[str, ...] = ()
     unchecked: tuple[Unchecked, ...] = ()
 
     def held_in(self, namespace: Namespace) -> Iterator[tuple[BinderListener, ListeningSocket]]:

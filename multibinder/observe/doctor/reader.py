@@ -29,6 +29,7 @@ from multibinder.observe.doctor.finding import Unchecked
 from multibinder.observe.doctor.losses import is_full
 from multibinder.observe.doctor.namespaces import read_namespace
 from multibinder.observe.doctor.reuseport import shared_addresses
+from multibinder.observe.doctor.unix_paths import read_lost_paths
 from multibinder.observe.holders import Holders, Process, holders_of
 from multibinder.wire.client import Client
 from multibinder.wire.errors import MultibinderError, RequestError
@@ -75,6 +76,7 @@ def read_facts(
         instances=tuple(read_instances(wrapper, unchecked)) if wrapper else (),
         units=tuple(units),
         prefix=prefix,
+        lost_paths=read_lost_paths(binder, unchecked),
         unchecked=tuple(unchecked),
     )
 
@@ -140,7 +142,9 @@ def _guard_of(binder: int | None) -> int | None:
 def _read_namespaces(binder: Binder | None, unchecked: list[Unchecked]) -> list[Namespace]:
     """Read our own network namespace, and each that has one of the binder's listeners."""
     found: list[Namespace] = []
-    missing = {(listener.cookie, listener.address) for listener in binder.listeners} if binder else set()
+    held = binder.listeners if binder else ()
+    # Only TCP listeners are listed there; an address of another kind has a prefix.
+    missing = {(listener.cookie, listener.address) for listener in held if "@" not in listener.address}
 
     def read(pid: int | None, netns: str = "") -> bool:
         try:
