@@ -213,6 +213,10 @@ class Kind(abc.ABC):
     def queue(self, sock: socket.socket) -> Queue:
         """Read the queue from the socket. Makes one system call."""
 
+    def tells_queue_at(self, address: Address) -> bool:
+        """Return whether the kernel tells length and limit of the queue of a socket on this address."""
+        return self.tells_queue
+
     @abc.abstractmethod
     def drops(self, sock: socket.socket) -> int:
         """Return how many packets of clients the socket has dropped since it was created. Makes one system call.

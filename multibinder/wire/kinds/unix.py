@@ -26,6 +26,7 @@ from multibinder.wire.addresses import AbstractAddress, Address, UnixAddress
 from multibinder.wire.errors import AddressError
 from multibinder.wire.kinds import inet_options
 from multibinder.wire.kinds.kind import Kind, OptionError, Queue, Repaired
+from multibinder.wire.kinds.tcp import TCP
 from multibinder.wire.kinds.unix_remedies import in_use_remedy, name_remedy, option_remedy, path_remedy
 from multibinder.wire.options import Options
 
@@ -250,12 +251,11 @@ class Unix(Kind):
         """The kernel drops nothing: clients of a full queue wait, or get EAGAIN."""
         return 0
 
+    def tells_queue_at(self, address: Address) -> bool:
+        return self.accepts(address)
+
     def largest_queue(self) -> int:
-        try:
-            with open("/proc/sys/net/core/somaxconn") as setting:
-                return int(setting.read())
-        except OSError:
-            return 0
+        return TCP.largest_queue()
 
     def colliding_inodes(self, address: Address) -> frozenset[int]:
         """A path is the same in all network namespaces, but only the sockets of this one are listed."""
