@@ -13,7 +13,7 @@ from multibinder.wire.addresses.address import IpEndpoint
 from multibinder.wire.addresses.vsock import PORT_ANY
 from multibinder.wire.errors import AddressError
 
-#: The IP version (0 for both) and the kind that each prefix demands. Multipath TCP has TCP's ports, and QUIC those of UDP.
+#: The IP version (0 for both) and the kind that each prefix demands. Multipath TCP has TCP's ports, QUIC those of UDP.
 _PREFIXES = {
     "": (0, ""),
     "ipv4@": (4, ""),

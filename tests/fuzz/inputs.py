@@ -20,7 +20,38 @@ _PORTS = [b"0", b"0", b"18471", b"18472", b"18473", b"65535"]
 _OWNERS = [b'"a"', b'"haproxy@web"', b'""']
 _IDS = [b"1", b'"1"', b'"5f0c7a0e-6a0e-4bb0-9d4e-0e0f5b1f7c3a"', b"2.5", b"null"]
 _KEYS = [b'"jsonrpc"', b'"method"', b'"id"', b'"params"', b'"id"', b'"METHOD"']
-_FIELDS = [b'"address"', b'"port"', b'"owner"', b'"backlog"', b'"v6only"', b'"name"', b'"bakclog"']
+_FIELDS = [
+    b'"address"', b'"port"', b'"owner"', b'"backlog"', b'"v6only"', b'"name"', b'"bakclog"', b'"endpoint"',
+    b'"shard"', b'"shards"', b'"netns"', b'"freebind"', b'"transparent"', b'"interface"', b'"mark"', b'"mss"',
+    b'"defer_accept"', b'"fastopen"', b'"user_timeout"', b'"keepalive_idle"', b'"tos"', b'"rcvbuf"', b'"sndbuf"',
+    b'"mode"', b'"user"', b'"group"',
+]  # fmt: skip
+#: Addresses of other kinds, good ones and others. Those that can be bound are of this process alone.
+_ENDPOINTS = [
+    b'"udp@127.9.9.9:18471"', b'"udp@127.9.9.9:0"', b'"udp@[::1]:0"', b'"quic@127.9.9.9:0"', b'"mptcp@127.9.9.9:0"',
+    b'"mptcp@127.9.9.9:18472"', b'"abns@multibinder-fuzz"', b'"abnsz@multibinder-fuzz"', b'"vsock@*:0"',
+    b'"vsock@*:18473"', b'"unix@/proc/multibinder-fuzz"', b'"uxdg@/proc/multibinder-fuzz"',
+    b'"unixseq@/proc/self/fd/1"', b'"unix@relative"',
+    b'"unix@/a/../b"', b'"unix@/' + b"x" * 120 + b'"', b'"fd@3"', b'"udp@"', b'"vsock@:1"', b'"vsock@4294967296:1"',
+    b'"abns@"', b'"tcp@127.9.9.9:0"', b'"127.9.9.9:0"', b'"/proc/x"', b'"sockpair@1"', b'"udp@localhost:1"',
+]  # fmt: skip
+#: Values of options, shards and namespaces that mostly make sense.
+_OPTIONS = [
+    (b'"shard"', [b"0", b"1", b"2", b"255", b"256", b"-1"]),
+    (b'"shards"', [b"1", b"2", b"4", b"0"]),
+    (
+        b'"netns"',
+        [b'""', b'"1"', b'"cookie:1"', b'"/proc/self/ns/net"', b'"/proc/self/ns/mnt"', b'"nowhere"', b'"../x"'],
+    ),
+    (b'"backlog"', [b"1", b"100"]),
+    (b'"rcvbuf"', [b"4096", b"100000", b"1073741823"]),
+    (b'"mss"', [b"1000", b"88", b"65495"]),
+    (b'"mode"', [b"384", b"511", b"512"]),
+    (b'"interface"', [b'"lo"', b'"nowhere0"', b'"a/b"']),
+    (b'"mark"', [b"1", b"4294967295"]),
+    (b'"freebind"', [b"true", b"false"]),
+    (b'"tos"', [b"16", b"255", b"256"]),
+]
 _STRANGE_KEYS = [b'"\\u0069d"', b'"\\ud800"', b'"\xff"', b'""']
 _ENDS = [b"\n", b"\n", b"\n", b"", b"", b"\r\n", b" ", b"\n\n \n", b"\x00", b"\x0b", b"}", b",", b"\xef\xbb\xbf", b"\\"]
 
@@ -153,7 +184,13 @@ class Generator:
         return b"[" + b",".join(elements) + b"]"
 
     def _element(self) -> bytes:
-        fields = [(b'"address"', self._choice(_ADDRESSES)), (b'"port"', self._choice(_PORTS))]
+        if self._chance(0.3):
+            fields = [(b'"endpoint"', self._choice(_ENDPOINTS))]
+        else:
+            fields = [(b'"address"', self._choice(_ADDRESSES)), (b'"port"', self._choice(_PORTS))]
+        while self._chance(0.25):
+            name, values = _OPTIONS[self._random.randrange(len(_OPTIONS))]
+            fields.append((name, self._choice(values)))
         if self._chance(0.5):
             fields.append((b'"owner"', self._choice(_OWNERS)))
         if self._chance(0.3):

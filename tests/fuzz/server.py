@@ -345,9 +345,9 @@ class Target:
         while statuses := self._ask_well(request("list"))["result"]:
             assert time.monotonic() < deadline, f"not released: {statuses}"
             for status in statuses:
-                host, _, port = status["address"].rpartition(":")
+                netns = f"cookie:{status['netns']}" if status["netns"] else ""
                 for owner in status["owners"] or [""]:
-                    element = {"address": host.strip("[]"), "port": int(port), "owner": owner}
+                    element = {"endpoint": status["address"], "owner": owner, "shard": status["shard"], "netns": netns}
                     self._ask_well(request("release", element))
 
     def _await_descriptors(self) -> None:

@@ -518,10 +518,10 @@ POLICY = Section(
             "the prefix length is a number",
             "… has bits beyond /…",
             "* is every port; write * or a range",
-            "a port is a number from 0 to 65535, and a range goes upwards",
+            "a port is a number from 0 to …, and a range goes upwards",
             "write an absolute path, with / at the end",
             cause="an address pattern that the policy cannot use",
-            remedy="`192.0.2.0/24:80`, `[2001:db8::/32]:1024-65535`, `*:443`, `ipv4@*:*`",
+            remedy="`192.0.2.0/24:80`, `[2001:db8::/32]:1024-65535`, `*:443`, `ipv4@*:*`, `udp@*:53`, `vsock@*:1024`",
         ),
         entry(
             "…: rule …: …",
