@@ -22,7 +22,7 @@ hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from multibinder import Client, MultibinderError  # noqa: E402
+from multibinder import Address, Client, ListenerSpec, MultibinderError  # noqa: E402
 from multibinder.wire.listener_params import ListenerParams  # noqa: E402
 from multibinder.wire.status import ListenerStatus  # noqa: E402
 from tests.support import Binder, Json, own_host, require, require_ipv6, wait_until  # noqa: E402
@@ -54,6 +54,11 @@ class Situation(NamedTuple):
     chosen_for_us: bool
 
 
+def _port(asked: Json) -> int:
+    port: int = asked["port"] if "port" in asked else int(asked["endpoint"].rpartition(":")[2])
+    return port
+
+
 def _ip4(got: Received) -> str | None:
     """Return the IPv4 host that the socket occupies, 0.0.0.0 for all of them, or None."""
     if ":" not in got.host:
@@ -64,11 +69,13 @@ def _ip4(got: Received) -> str | None:
 
 
 def _one_host(got: Received, situation: Situation) -> bool:
-    """Grant two ports of one host, and ports that the kernel chose for the stranger. Only these may have names."""
+    """Grant two TCP ports of one host, and ports that the kernel chose for the stranger. Only these may have names."""
     asked = {key for key, value in situation.asked.items() if value is not None}
-    is_chosen = situation.chosen_for_us or (situation.known is None and situation.asked["port"] == 0)
-    return _ip4(got) == GOOD and (
-        (got.port in (17301, 17302) and not asked & {"name", "v6only"}) or (is_chosen and not asked & {"v6only"})
+    is_chosen = situation.chosen_for_us or (situation.known is None and _port(situation.asked) == 0)
+    return (
+        _ip4(got) == GOOD
+        and not got.datagrams
+        and ((got.port in (17301, 17302) and not asked & {"name", "v6only"}) or (is_chosen and not asked & {"v6only"}))
     )
 
 
@@ -79,7 +86,8 @@ def _all_but(got: Received, situation: Situation) -> bool:
 
 
 def _ipv6_only(got: Received, situation: Situation) -> bool:
-    return _ip4(got) is None and got.port in PORTS
+    """Grant three ports of IPv6: of UDP one of them."""
+    return _ip4(got) is None and (got.port == 17302 if got.datagrams else got.port in PORTS)
 
 
 def _nothing(got: Received, situation: Situation) -> bool:
@@ -117,7 +125,7 @@ allow = "*"
 [[rule]]
 gid = {GROUP}
 allow = ["bind", "release"]
-address = "ipv6@*:17301-17303"
+address = ["ipv6@*:17301-17303", "udp6@*:17302"]
 """, _ipv6_only),
     (f"""
 [[rule]]
@@ -137,14 +145,17 @@ def listeners(draw: st.DrawFn) -> Json:
         # The stranger may find by this name a listener that root made.
         return {"address": GOOD, "port": draw(st.sampled_from([0, 0, *PORTS])), "name": "one"}
     element: Json = {"address": draw(st.sampled_from(HOSTS)), "port": draw(st.sampled_from([0, *PORTS]))}
+    if draw(st.integers(0, 3)) == 3:
+        host = f"[{element['address']}]" if ":" in element["address"] else element["address"]
+        element = {"endpoint": f"udp@{host}:{element['port']}"}
     # Most requests have no options; otherwise few would be granted.
     if draw(st.integers(0, 2)) == 2:
         element["name"] = draw(st.sampled_from(NAMES))
     if draw(st.integers(0, 3)) == 3:
         element["owner"] = draw(st.sampled_from(["ours", "ours", "roots"]))
     if draw(st.integers(0, 4)) == 4:
-        element["backlog"] = draw(st.sampled_from([1, 100]))
-    if ":" in element["address"] and draw(st.integers(0, 2)) == 2:
+        element["rcvbuf" if "endpoint" in element else "backlog"] = draw(st.sampled_from([100, 3000]))
+    if ":" in element.get("address", "") and draw(st.integers(0, 2)) == 2:
         element["v6only"] = draw(st.booleans())
     return element
 
@@ -205,8 +216,8 @@ class World:
         with contextlib.suppress(MultibinderError):
             for status in self._root.list():
                 for owner in status.claims:
-                    host, _, port = status.address.rpartition(":")
-                    self._root.release([(host.strip("[]"), int(port))], owner=f"{owner.label}:{owner.uid}")
+                    spec = ListenerSpec(Address.parse(status.address))
+                    self._root.release([spec], owner=f"{owner.label}:{owner.uid}")
         assert self._root.list() == []
         self._chosen: set[int] = set()
         self.put_in_force(number)
@@ -236,13 +247,14 @@ class World:
         new: dict[str, Json] = {}  # listeners that this request made, with the element that made each
         for asked, got in zip(request.params, told.received, strict=True):
             address = f"[{got.host}]:{got.port}" if ":" in got.host else f"{got.host}:{got.port}"
+            address = f"udp@{address}" if got.datagrams else address
             status = after[address]
             known = before.get(address) if status.cookie in cookies else None
-            if known is None and asked["port"] == 0 and address not in new:
+            if known is None and _port(asked) == 0 and address not in new:
                 self._chosen.add(status.cookie)
             maker = new.setdefault(address, asked)
             # Elements that name a listener of the same request are judged one by one, as they were asked.
-            ours = status.cookie in self._chosen and (known is not None or maker["port"] == 0)
+            ours = status.cookie in self._chosen and (known is not None or _port(maker) == 0)
             assert self._grants(got, Situation(asked, known, ours)), f"{got} is not granted; asked for {asked}"
             self.granted += 1
 

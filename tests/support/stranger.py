@@ -34,11 +34,15 @@ while path := parent.recv(4096):
 
 
 class Received(msgspec.Struct, frozen=True, order=True):
-    """The address that a received descriptor is bound to, as the kernel reports it. ``host`` is the name of a Unix one."""
+    """The address that a received descriptor is bound to, as the kernel reports it.
+
+    ``host`` is the name of a Unix one. ``datagrams``: it is no stream.
+    """
 
     host: str
     port: int
     v6only: bool
+    datagrams: bool = False
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -151,4 +155,4 @@ def _received(number: int) -> Received:
             return Received(os.fsdecode(got.getsockname()), 0, False)
         v6only = got.family == socket.AF_INET6 and got.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
         host, port = got.getsockname()[:2]
-        return Received(host, port, bool(v6only))
+        return Received(host, port, bool(v6only), got.type == socket.SOCK_DGRAM)
