@@ -18,13 +18,13 @@ from multibinder.observe.doctor.facts import (
     BinderListener,
     Descriptors,
     Facts,
-    FileMode,
     Instance,
     Keeper,
     Namespace,
     Unit,
     namespace_name,
 )
+from multibinder.observe.doctor.file_modes import read_control
 from multibinder.observe.doctor.finding import Unchecked
 from multibinder.observe.doctor.losses import is_full
 from multibinder.observe.doctor.namespaces import read_namespace
@@ -218,21 +218,6 @@ def read_descriptors(process: Process, what: str) -> Descriptors | None:
     except OSError:
         return None
     return Descriptors(process, what, opened, int(limit[1])) if limit else None
-
-
-def read_control(path: str) -> tuple[FileMode, ...]:
-    """Return the modes of the socket's file and of every directory above it; empty if one of them is missing."""
-    modes = []
-    path = os.path.realpath(path)
-    while True:
-        try:
-            status = os.stat(path)
-        except OSError:
-            return ()
-        modes.append(FileMode(path, status.st_mode & 0o7777, status.st_uid))
-        if path == "/":
-            return tuple(modes)
-        path = os.path.dirname(path)
 
 
 def read_keeper(binder: int | None, guard: int | None, unchecked: list[Unchecked]) -> Keeper:
