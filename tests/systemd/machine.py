@@ -26,7 +26,8 @@ HOME = "/opt/multibinder"
 COMMANDS = f"{HOME}/bin"
 
 # Mount a merged view in a mount namespace, without the units enabled on this machine. $1 is an empty directory.
-# systemd-nspawn forbids pidfd_getfd(2), bpf(2), CAP_NET_ADMIN and CAP_BPF by default; services of a real machine may have them.
+# systemd-nspawn forbids pidfd_getfd(2), bpf(2), CAP_NET_ADMIN and CAP_BPF by default, but services of a real machine
+# may have them.
 _BOOT = r"""
 set -eu
 root=$1/merged
@@ -43,7 +44,8 @@ code=133  # with --keep-unit, systemd-nspawn ends so when the container reboots
 while [ $code = 133 ]; do
     code=0
     systemd-nspawn --quiet --directory="$root" --machine=multibinder-test --register=no --keep-unit --console=pipe \
-        --system-call-filter="pidfd_getfd bpf" --capability=CAP_NET_ADMIN,CAP_BPF --boot systemd.unit=multi-user.target || code=$?
+        --system-call-filter="pidfd_getfd bpf" --capability=CAP_NET_ADMIN,CAP_BPF \
+        --boot systemd.unit=multi-user.target || code=$?
 done
 exit $code
 """
