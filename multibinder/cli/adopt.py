@@ -17,6 +17,7 @@ from multibinder.cli.options import AddressType, socket_option
 from multibinder.cli.say import say, say_json
 from multibinder.cli.wording import NO_LABEL, count
 from multibinder.kernel import bpf, reuseport
+from multibinder.kernel.netns import own_cookie
 from multibinder.kernel.process import is_alive, parent_of, printable, processes_of_unit, with_descendants
 from multibinder.kernel.socket_options import cookie_of
 from multibinder.observe.adoptable import Adoptable, Found, find
@@ -312,6 +313,7 @@ def _print_table(rows: Sequence[Row]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    ours = own_cookie()
     words = {"free": "can be adopted", "held": "held already"}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("ADDRESS", "SOCKETS", "PROGRAM", "WHAT WOULD HAPPEN"):
@@ -319,7 +321,7 @@ def _print_table(rows: Sequence[Row]) -> None:
     for row in rows:
         outcome = words.get(row.state) or f"left alone: {row.obstacle}"
         table.add_row(
-            Text(printable(row.address)),
+            Text(printable(row.address + (f" (netns cookie:{row.netns})" if row.netns != ours else ""))),
             str(row.sockets),
             Text(printable(_names(row.holders))),
             Text(printable("; ".join([outcome, *row.differs]))),

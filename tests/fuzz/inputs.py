@@ -13,7 +13,18 @@ from pathlib import Path
 CORPUS = Path(__file__).parent / "corpus"
 
 #: Valid parts of requests.
-_METHODS = [b'"hello"', b'"bind"', b'"bind"', b'"bind"', b'"check"', b'"list"', b'"release"', b'"release"', b'"status"']
+_METHODS = [
+    b'"hello"',
+    b'"bind"',
+    b'"bind"',
+    b'"bind"',
+    b'"check"',
+    b'"list"',
+    b'"release"',
+    b'"release"',
+    b'"status"',
+    b'"adopt"',
+]
 _ADDRESSES = [b'"127.9.9.9"', b'"127.9.9.9"', b'"127.9.9.8"', b'"::1"', b'"::"', b'"0.0.0.0"', b'"192.0.2.1"']
 #: No other test has these ports: a bind of 0.0.0.0 takes one from every address of the host.
 _PORTS = [b"0", b"0", b"18471", b"18472", b"18473", b"65535"]

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 import multibinder
+from multibinder.kernel.netns import own_cookie
 from multibinder.kernel.process import name_of
 from multibinder.observe.adoptable import find
 from tests.support import PATIENCE_S, Binder, clean_environment, own_port, require, wait_until
@@ -291,6 +292,27 @@ def test_a_dry_run_shows_all_and_changes_nothing(binder: Binder, host: str, envi
             [{"pid": old.pid, "name": name_of(old.pid)}],
         )
         assert f"{name}: held already" in adopt(binder, name)
+
+
+def test_a_listener_of_another_network_namespace_is_adopted_by_its_process(
+    binder: Binder, environment: dict[str, str]
+) -> None:
+    unshare = shutil.which("unshare")
+    require("unshare", unshare, "another network namespace needs unshare (util-linux)")
+    code = "import socket; s = socket.create_server(('0.0.0.0', 8000)); print(flush=True); s.accept()"
+    inside = [str(unshare), "--net", sys.executable, "-c", code]
+    with subprocess.Popen(inside, stdout=subprocess.PIPE, env=environment) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            shown = command("adopt", "--dry-run", "--json", "--pid", str(process.pid))
+            [row] = json.loads(shown.stdout)
+            adopt(binder, "--owner", "web", "--pid", process.pid)
+        finally:
+            process.kill()
+    assert (row["address"], row["netns"] == own_cookie()) == ("0.0.0.0:8000", False)
+    with multibinder.Client(binder.socket_path) as client:
+        assert [(each.address, each.netns) for each in client.list()] == [("0.0.0.0:8000", row["netns"])]
 
 
 def test_a_dry_run_needs_no_binder(host: str) -> None:
