@@ -144,11 +144,14 @@ def received(sock: socket.socket) -> list[bytes]:
     return texts
 
 
-def test_a_server_that_shuts_the_socket_down_costs_the_next_one_no_datagram(binder: Binder, host: str) -> None:
+@pytest.mark.parametrize("how", [socket.SHUT_RD, socket.SHUT_RDWR])
+def test_a_server_that_shuts_the_socket_down_costs_the_next_one_no_datagram(
+    binder: Binder, host: str, how: int
+) -> None:
     address = f"udp@{host}:5000"
     with bound(binder, address) as old:
         with pytest.raises(OSError, match="not connected"):
-            old.shutdown(socket.SHUT_RDWR)
+            old.shutdown(how)
         wait_until(lambda: "event=repaired" in binder.log(), "the binder has repaired it", log=binder.log, timeout_s=5)
         send(address)
         with bound(binder, address) as new:
