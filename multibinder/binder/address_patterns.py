@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from multibinder.wire.addresses import Address, TcpAddress, VsockAddress
+from multibinder.wire.addresses import Address, TcpAddress
 from multibinder.wire.addresses.address import IpEndpoint
 from multibinder.wire.addresses.vsock import PORT_ANY
 from multibinder.wire.errors import AddressError
@@ -125,13 +125,15 @@ class VsockPorts(msgspec.Struct, frozen=True):
     last: int
 
     def has(self, address: Address) -> bool:
-        return isinstance(address, VsockAddress) and self._has_port(address) and self.cid in (None, address.cid)
+        endpoint = address.vsock_endpoint
+        return endpoint is not None and self._has_port(endpoint) and self.cid in (None, endpoint[0])
 
     def touches(self, address: Address) -> bool:
+        endpoint = address.vsock_endpoint
         return (
-            isinstance(address, VsockAddress)
-            and self._has_port(address)
-            and (address.is_wildcard or self.cid in (None, address.cid))
+            endpoint is not None
+            and self._has_port(endpoint)
+            and (address == address.wildcard() or self.cid in (None, endpoint[0]))
         )
 
     def touched(self) -> VsockPorts:
@@ -145,8 +147,8 @@ class VsockPorts(msgspec.Struct, frozen=True):
             and self.cid in (None, other.cid)
         )
 
-    def _has_port(self, address: VsockAddress) -> bool:
-        return self.first <= address.port <= self.last
+    def _has_port(self, endpoint: tuple[int, int]) -> bool:
+        return self.first <= endpoint[1] <= self.last
 
     @property
     def why_nothing(self) -> str:

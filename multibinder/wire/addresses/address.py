@@ -100,6 +100,11 @@ class Address(msgspec.Struct, frozen=True):
         return None
 
     @property
+    def vsock_endpoint(self) -> tuple[int, int] | None:
+        """The CID and port (vsock(7)); None for a family that has none."""
+        return None
+
+    @property
     def abstract_name(self) -> str | None:
         """The abstract name (unix(7)); None for a family that has none."""
         return None

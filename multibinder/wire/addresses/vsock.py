@@ -64,6 +64,10 @@ class VsockAddress(Address, frozen=True):
         return self.cid, self.port or PORT_ANY
 
     @property
+    def vsock_endpoint(self) -> tuple[int, int]:
+        return self.cid, self.port
+
+    @property
     def is_wildcard(self) -> bool:
         """True if the CID stands for every CID of this machine."""
         return self.cid == CID_ANY
