@@ -28,7 +28,7 @@ def warn_of_config(instance: Instance, invocation: Invocation, config: Config) -
     if not invocation.templates:
         warn(instance, ["no -f names a template (.j2, .mb, .erb): multibinder holds none of its sockets"])
     elif not config.slots:
-        warn(instance, ["no template calls bind_tcp() or its like: multibinder holds none of HAProxy's sockets"])
+        warn(instance, ["no template calls bind_tcp(): multibinder holds none of HAProxy's sockets"])
     if not invocation.binder:
         warn(instance, [_NO_BINDER])
 
