@@ -34,10 +34,16 @@ class AddressInUse(BindError):
     is known, so that nobody can search there.
     """
 
-    def __init__(self, bound: Address, holders: str | None = "", netns_path: str | None = "") -> None:
-        """``holders`` names the processes; it is empty if they are unknown, and None if no socket listens there."""
+    def __init__(self, bound: Address, holders: str | None = "", netns_path: str | None = "", owner: str = "") -> None:
+        """``holders`` names the processes; it is empty if they are unknown, and None if no socket listens there.
+
+        ``owner`` is for the command that takes the address over.
+        """
+        why = _explain(bound, errno.EADDRINUSE, holders)
+        if owner:
+            why = why.replace("'multibinder adopt ", f"'multibinder adopt --owner {owner} ")
         super().__init__(
-            f"Could not bind: {bound}: {_explain(bound, errno.EADDRINUSE, holders)}",
+            f"Could not bind: {bound}: {why}",
             COULD_NOT_BIND,
             _data(bound, errno.EADDRINUSE),
         )

@@ -27,6 +27,7 @@ from multibinder.wire import messages
 from multibinder.wire.addresses import Address
 from multibinder.wire.adopt_params import ADOPT
 from multibinder.wire.errors import RequestError
+from multibinder.wire.listener_params import decode_listener_params
 from multibinder.wire.messages import (
     Hello,
     InvalidParamsError,
@@ -188,8 +189,11 @@ class Methods:
     def _refuse_in_use(self, request: Request, caller: Caller, reply: Reply, error: AddressInUse) -> Answer | None:
         """Refuse when it is known which process has the address; at once if nothing is searched for now."""
 
+        label = next((each.owner for each in decode_listener_params(request.params) if each.owner), "")
+        owner = f"{label}:{caller.uid}" if label and caller.uid and ":" not in label else label
+
         def tell(holders: str | None) -> None:
-            reply(self._refuse(request, caller, AddressInUse(error.bound, holders)))
+            reply(self._refuse(request, caller, AddressInUse(error.bound, holders, owner=owner)))
 
         if error.netns_path is not None and self._search.begin(error.bound, caller.uid, tell, error.netns_path):
             return None

@@ -345,9 +345,9 @@ def test_the_refusal_of_a_bind_names_the_command(binder: Binder, host: str, envi
     name = f"{host}:8000"
     with server(name, "own", environment=environment) as old, multibinder.Client(binder.socket_path) as client:
         with pytest.raises(multibinder.BindError) as raised:
-            client.bind([(host, int(name.rpartition(":")[2]))])
+            client.bind([(host, int(name.rpartition(":")[2]))], owner="web")
         assert f"by {name_of(old.pid)} (pid {old.pid})" in str(raised.value)
-        assert f"take it over with 'multibinder adopt {name}'" in str(raised.value)
+        assert f"take it over with 'multibinder adopt --owner web {name}'" in str(raised.value)
 
 
 @pytest.fixture
