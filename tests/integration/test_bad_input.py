@@ -110,7 +110,7 @@ def bind_request(**element: Any) -> bytes:
             bind_request(bakclog=5),
             -32602,
             "Invalid params: Object contains unknown field `bakclog` - at `params[0]`; "
-            "a listener takes address and port, or endpoint; owner, shard, netns, backlog, v6only, name",
+            "a listener takes address and port, or endpoint; owner, shard, netns, shards, backlog, v6only, name",
             id="unknown option",
         ),
         pytest.param(
