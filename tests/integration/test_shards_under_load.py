@@ -21,7 +21,7 @@ from tests.support.namespaces import in_new_namespaces
 
 ANSWER = b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n"
 RATE = times(600, 2000)
-ROUNDS = times(1, 10)
+ROUNDS = times(1, 5)
 #: Each number of shards stays for this time; so long where a drain has to end.
 STEP_S, DRAIN_STEP_S = times(1, 4) * 0.4, times(1, 2) * 1.3
 #: The server accepts nobody for this time before each change, so that all queues have clients.
