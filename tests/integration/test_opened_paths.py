@@ -286,7 +286,7 @@ def test_a_whole_life_opens_what_is_documented_and_nothing_else(
     ours.remove("SOCKET.guard")
     assert ours - {path for path, _ in seen} == set(), "the table has paths that are never opened"
     assert {
-        ("/proc/net/tcp", "read"),
+        ("/proc/thread-self/net/tcp", "read"),
         ("/proc/PID/cgroup", "read"),
         ("SOCKET.lock", "create-0600"),
         ("/proc/PID/task/*/fd", "list"),
@@ -314,7 +314,7 @@ def test_recovery_opens_what_is_documented_and_nothing_else(
             os.kill(client.hello().pid, signal.SIGTERM)
         assert binder.wait() == 0
     seen = assert_documented(run_dir / "trace", names)
-    assert {("SOCKET.state", "read"), ("/proc/net/tcp", "read"), ("/proc/PID/task/*/fd", "list")} <= seen
+    assert {("SOCKET.state", "read"), ("/proc/thread-self/net/tcp", "read"), ("/proc/PID/task/*/fd", "list")} <= seen
 
 
 def test_a_guard_and_its_binder_open_what_is_documented_and_nothing_else(
