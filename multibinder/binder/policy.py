@@ -13,7 +13,6 @@ from multibinder.binder.address_patterns import Pattern
 from multibinder.wire import kinds
 from multibinder.wire.addresses import Address
 from multibinder.wire.messages import ListenerSpec
-from multibinder.wire.options import OPTION_NAMES
 
 #: The methods that a rule can name. A client that may ``bind`` may also ``check``, and root ``adopt``; every client may
 #: ask ``hello``.
@@ -184,7 +183,7 @@ def access_requests(
 
     ``v6only`` is what an existing listener has, None for a new one. ``netns`` designates its network namespace.
     """
-    options = frozenset(name for name in OPTION_NAMES if getattr(spec.options, name) is not None)
+    options = frozenset(spec.options.given) | ({"name"} if spec.options.name is not None else set())
     kind = kinds.of_address(spec.address)
     first, *others = kind.effective_addresses(spec.address, spec.options.v6only if v6only is None else v6only)
     yield AccessRequest(first.resolved(), options, netns=netns)

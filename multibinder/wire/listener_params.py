@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+import functools
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -11,8 +12,6 @@ from multibinder.wire.errors import AddressError
 from multibinder.wire.excerpt import excerpt
 from multibinder.wire.messages import InvalidParamsError, ListenerSpec
 from multibinder.wire.options import OPTION_NAMES, Options, check_owner
-
-_NO_OPTIONS = Options()
 
 
 class ListenerParams(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -74,14 +73,24 @@ class ListenerParams(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
         """Return the checked value. Raises AddressError."""
         if self.owner:
             check_owner(self.owner)
-        given = {option: value for option in OPTION_NAMES if (value := getattr(self, option)) is not None}
-        options = Options(**given) if given else _NO_OPTIONS
+        options = _options(msgspec.structs.astuple(self)[_OPTIONS])
         return ListenerSpec(self._address(), options, self.shard, self.netns, self.shards)
 
     def _address(self) -> Address:
         if isinstance(self.endpoint, str):
             return Address.parse(self.endpoint)
         return TcpAddress.of(self.address, self.port)  # type: ignore[arg-type]  # __post_init__ requires both
+
+
+_FIRST_OPTION = ListenerParams.__struct_fields__.index(OPTION_NAMES[0])
+#: The options among the fields of an element, in the order of ``Options``.
+_OPTIONS = slice(_FIRST_OPTION, _FIRST_OPTION + len(OPTION_NAMES))
+
+
+@functools.lru_cache(maxsize=1024)
+def _options(values: tuple[Any, ...]) -> Options:
+    """Return the options with these values, which many requests have. Raises AddressError."""
+    return Options(*values)
 
 
 _Element = TypeVar("_Element")

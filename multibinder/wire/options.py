@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -18,24 +19,23 @@ _LABEL = re.compile(r"[A-Za-z0-9_.@/+-]{1,128}")
 LARGEST_UID = 2**32 - 1
 
 
-#: Options that are numbers: name, largest value, unit. The smallest is 1, or what ``_LEAST`` says.
-_NUMBERS = (
-    ("mark", 2**32 - 1, ""),
-    ("mss", 65495, " bytes"),
-    ("defer_accept", 2**31 - 1, " seconds"),
-    ("fastopen", 65535, " connections"),
-    ("user_timeout", 2**31 - 1, " milliseconds"),
-    ("keepalive_idle", 32767, " seconds"),
-    ("keepalive_interval", 32767, " seconds"),
-    ("keepalive_count", 127, " probes"),
-    ("tos", 255, ""),
-    ("rcvbuf", 2**30 - 1, " bytes"),
-    ("sndbuf", 2**30 - 1, " bytes"),
-    ("mode", 0o777, ""),
-    ("user", LARGEST_UID - 1, ""),
-    ("group", LARGEST_UID - 1, ""),
-)
-_LEAST = {"mark": 0, "mss": 88, "tos": 0, "mode": 0, "user": 0, "group": 0}
+#: Options that are numbers: the smallest value, the largest, and the unit.
+_NUMBERS = {
+    "mark": (0, 2**32 - 1, ""),
+    "mss": (88, 65495, " bytes"),
+    "defer_accept": (1, 2**31 - 1, " seconds"),
+    "fastopen": (1, 65535, " connections"),
+    "user_timeout": (1, 2**31 - 1, " milliseconds"),
+    "keepalive_idle": (1, 32767, " seconds"),
+    "keepalive_interval": (1, 32767, " seconds"),
+    "keepalive_count": (1, 127, " probes"),
+    "tos": (0, 255, ""),
+    "rcvbuf": (1, 2**30 - 1, " bytes"),
+    "sndbuf": (1, 2**30 - 1, " bytes"),
+    "mode": (0, 0o777, ""),
+    "user": (0, LARGEST_UID - 1, ""),
+    "group": (0, LARGEST_UID - 1, ""),
+}
 #: IFNAMSIZ, less the NUL that ends it (net/if.h).
 _INTERFACE_BYTES = 15
 
@@ -94,27 +94,31 @@ class Options(msgspec.Struct, frozen=True):
             _check_flag("v6only", self.v6only)
         if self.name is not None:
             check_label("name", self.name)
-        for option, most, unit in _NUMBERS:
-            if (value := getattr(self, option)) is not None:
-                _check_number(option, value, _LEAST.get(option, 1), most, unit)
-        for option in ("freebind", "transparent"):
-            if (value := getattr(self, option)) is not None:
+        # Most listeners have none of the rest, and each request makes such a structure.
+        for option, value in list(zip(self.__struct_fields__, msgspec.structs.astuple(self), strict=True))[3:]:
+            if value is None:
+                continue
+            if option in ("freebind", "transparent"):
                 _check_flag(option, value)
-        if self.interface is not None:
-            _check_interface(self.interface)
+            elif option == "interface":
+                _check_interface(value)
+            else:
+                _check_number(option, value, *_NUMBERS[option])
 
     @property
     def given(self) -> dict[str, Any]:
-        """The options that are given, but for ``name``, with their values."""
-        return {
-            option: value
-            for option in OPTION_NAMES
-            if option != "name" and (value := getattr(self, option)) is not None
-        }
+        """The options that are given, but for ``name``, with their values. Not to be changed: others have it, too."""
+        return _given(self)
 
 
 #: The names of the options, as a program that passes them on wants to know them.
 OPTION_NAMES: tuple[str, ...] = Options.__struct_fields__
+
+
+@functools.lru_cache(maxsize=1024)
+def _given(options: Options) -> dict[str, Any]:
+    values = zip(OPTION_NAMES, msgspec.structs.astuple(options), strict=True)
+    return {option: value for option, value in values if value is not None and option != "name"}
 
 
 #: At most so many shards has an address; their number is below this.
