@@ -107,6 +107,7 @@ class Connection:
                 self._sent += rest[:sent]
                 rest = rest[sent:]
                 ancillary = ()
+                deadline = time.monotonic() + PATIENCE_S
 
     def read(self) -> None:
         """Read what has arrived."""
@@ -130,9 +131,8 @@ class Connection:
     def finish(self, crowded: bool) -> None:
         """Stop sending, read to the end, and check every answer."""
         self.half_close()
-        deadline = time.monotonic() + PATIENCE_S
         while not self._ended:
-            assert select.select([self.socket], [], [], max(0, deadline - time.monotonic()))[0], "no answer and no end"
+            assert select.select([self.socket], [], [], PATIENCE_S)[0], "no answer and no end"
             self.read()
         self.socket.close()
         self._check(crowded)
