@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import select
 import socket
+import time
 from collections.abc import Callable
 from typing import Any, NoReturn, SupportsIndex, TypeVar
 
@@ -12,6 +13,9 @@ from multibinder.wire import kinds
 from multibinder.wire.asyncio_accept import stop_watching
 from multibinder.wire.errors import ListenerReleased
 from multibinder.wire.shared_listener import SharedListener, check_deadline, deadline_of, has_to_return
+
+#: A release wakes no process that waits for a datagram (``kernel/silence.py``). So it looks for one after this time.
+_LOOK_S = 1.0
 
 T = TypeVar("T")
 
@@ -102,7 +106,6 @@ class DatagramListener(SharedListener):
         """Return the result of ``call``, which raises BlockingIOError while there is no datagram."""
         local = self._local
         until = deadline_of(local.timeout)
-        waited = False
         while True:
             if local.barred:
                 self._refuse_or_wait(local.timeout, until)
@@ -110,13 +113,12 @@ class DatagramListener(SharedListener):
             try:
                 return call()
             except BlockingIOError:
-                if waited or local.timeout == 0.0:
-                    self._check_that_it_is_there()
+                self._check_that_it_is_there()
                 if has_to_return(local.timeout):
                     raise
                 check_deadline(until)
-                local.wait(self.fileno(), until, events=select.POLLIN)
-                waited = True
+                soon = time.monotonic() + _LOOK_S
+                local.wait(self.fileno(), soon if until is None else min(soon, until), events=select.POLLIN)
 
     def _send(self, call: Callable[[], T]) -> T:
         """Return the result of ``call``, which raises BlockingIOError while the send buffer is full."""

@@ -201,7 +201,7 @@ def test_a_collision_names_the_listener_its_owner_and_v6only(binder: Binder) -> 
 
 def test_a_collision_outside_of_the_binder_names_the_process_and_its_other_address(binder: Binder, host: str) -> None:
     require_ipv6()
-    with socket.create_server((host, 8000)), pytest.raises(BindError, match=r"\(pid \d+\); stop it") as refusal:
+    with socket.create_server((host, 8000)), pytest.raises(BindError, match=r"\(pid \d+\); take it over") as refusal:
         multibinder.bind(host, 8000)
     assert (refusal.value.listener, list(refusal.value.owners), refusal.value.v6only) == (None, [], None)
     remedy = r"\(give v6only=true to the IPv6 one to have both\); stop it or choose another port"

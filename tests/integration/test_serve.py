@@ -50,7 +50,18 @@ def test_hello_names_the_binder_that_answers(binder: Binder) -> None:
     with Client(binder.socket_path) as client:
         hello = client.hello()
     assert (hello.name, hello.pid, hello.protocol) == ("multibinder", binder.pid, 1)
-    assert hello.capabilities == ["hello", "bind", "check", "list", "release", "status", "upgrade", "move", "drain"]
+    assert hello.capabilities == [
+        "hello",
+        "bind",
+        "check",
+        "list",
+        "release",
+        "status",
+        "upgrade",
+        "move",
+        "adopt",
+        "drain",
+    ]
     assert hello.uid == os.geteuid()
     assert hello.version == multibinder("--version").stdout.split()[-1]
 

@@ -25,8 +25,9 @@ def made(path: Path, mode: int = 0o755, uid: int = 0, gid: int = 0) -> Path:
 
 @pytest.fixture
 def place(root: None, tmp_path: Path) -> Path:
-    for each in (tmp_path, tmp_path.parent, tmp_path.parent.parent):  # pytest's own directories have the mode 0700
-        each.chmod(0o755)
+    for each in (tmp_path, *tmp_path.parents):  # pytest's own directories have the mode 0700
+        if each == tmp_path or each.name.startswith(("pytest-", "popen-")):
+            each.chmod(0o755)
     return tmp_path
 
 
