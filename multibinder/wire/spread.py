@@ -62,8 +62,8 @@ def in_shards(spec: ListenerSpec, shards: Shards | None) -> list[ListenerSpec]:
     kind = kinds.of_address(spec.address)
     if not kind.can_shard:
         raise AddressError(
-            f"{spec.address}: a listener of the kind {kind.name} has no shards: the kernel has no SO_REUSEPORT for it. "
-            "Leave shards out; several processes can accept on the one listener"
+            f"{spec.address}: a listener of the kind {kind.name} has no shards: the kernel cannot share its clients "
+            "safely. Leave shards out; several processes can accept on the one listener"
         )
     if count > 1 and spec.address == spec.address.any_port():
         raise AddressError(

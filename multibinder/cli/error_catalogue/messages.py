@@ -359,7 +359,7 @@ BIND = Section(
             "group … this host has no such group",
             "shards … is of type …: give a number, or 'cpus'",
             "shards … is out of range: 1 to …",
-            "…: a listener of the kind … has no shards: the kernel has no SO_REUSEPORT for it",
+            "…: a listener of the kind … has no shards: the kernel cannot share its clients",
             "…: shards are on one port",
             "… names more than … listeners",
             "…: a range of ports begins with 1",
