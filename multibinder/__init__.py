@@ -43,53 +43,33 @@ What they raise:
 docs/reference/library.md has each name with its contract, docs/errors.md each message with its remedy.
 """
 
-from multibinder.wire.addresses import Address as Address, TcpAddress as TcpAddress
-from multibinder.wire.arguments import (
-    SOCKET_VARIABLE as SOCKET_VARIABLE,
-    BindTarget as BindTarget,
-    ReleaseTarget as ReleaseTarget,
-)
-from multibinder.wire.client import Client
-from multibinder.wire.datagram_listener import DatagramListener as DatagramListener
-from multibinder.wire.errors import (
-    AddressError as AddressError,
-    ArgumentError as ArgumentError,
-    BindError as BindError,
-    BinderTimeout as BinderTimeout,
-    BinderUnavailable as BinderUnavailable,
-    ConfigurationError as ConfigurationError,
-    DescriptorsLost as DescriptorsLost,
-    LimitReached as LimitReached,
-    ListenerReleased as ListenerReleased,
-    LocalProtocolError as LocalProtocolError,
-    MultibinderError as MultibinderError,
-    NotAllowed as NotAllowed,
-    ProtocolError as ProtocolError,
-    RemoteProtocolError as RemoteProtocolError,
-    RequestError as RequestError,
-)
-from multibinder.wire.messages import (
-    Hello as Hello,
-    ListenerSpec as ListenerSpec,
-    Moved as Moved,
-    Released as Released,
-    Upgrade as Upgrade,
-)
-from multibinder.wire.options import OPTION_NAMES as OPTION_NAMES, Options as Options
-from multibinder.wire.shared_listener import PeerAddress as PeerAddress, SharedListener as SharedListener
-from multibinder.wire.shortcuts import bind, bind_many, release, sync
-from multibinder.wire.spread import Shards as Shards
-from multibinder.wire.status import (
-    BinderStatus as BinderStatus,
-    Counters as Counters,
-    HolderStatus as HolderStatus,
-    ListenerHealth as ListenerHealth,
-    ListenerStatus as ListenerStatus,
-    OwnerStatus as OwnerStatus,
-)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from multibinder.api import *  # noqa: F403
 
 __version__ = "0.1.0"
 
 # What help(multibinder) describes in full: with every class, it has 2,800 lines, most of them inherited from socket and
-# from exceptions. Each name above is public; "X as X" says so to type checkers (PEP 484).
-__all__ = ["Client", "bind", "bind_many", "release", "sync"]
+# from exceptions. Each name of multibinder.api is public.
+__all__ = ["Client", "bind", "bind_many", "release", "sync"]  # noqa: F405
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        """Import the API at its first use (PEP 562)."""
+        # 'multibinder exec' and HAProxy's re-exec need modules of this package, and are three times as fast without.
+        if name.startswith("_"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        # 'from multibinder import api' would ask this function for the name first.
+        import multibinder.api as api
+
+        globals().update({each: value for each, value in vars(api).items() if not each.startswith("_")})
+        try:
+            return globals()[name]
+        except KeyError:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+
+    def __dir__():
+        __getattr__("Client")
+        return sorted(globals())

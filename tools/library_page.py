@@ -13,6 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 import multibinder
+from multibinder import api
 
 
 class Group(NamedTuple):
@@ -92,11 +93,7 @@ in every release."""
 
 def public_names() -> set[str]:
     """Return the names of the public API."""
-    return {
-        name
-        for name, value in vars(multibinder).items()
-        if not name.startswith("_") and not isinstance(value, ModuleType)
-    }
+    return {name for name, value in vars(api).items() if not name.startswith("_") and not isinstance(value, ModuleType)}
 
 
 def library_page(generated: str) -> str:
