@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from multibinder_haproxy.config.bind_calls import BindCalls
 from multibinder_haproxy.config.renderer import Renderer
-from multibinder_haproxy.reexec import slots
 
 from multibinder import AddressError
+from multibinder.launch.direct.slots import slot_of
 
 
 @pytest.mark.parametrize(
@@ -128,4 +128,4 @@ def test_without_a_binder_haproxy_gets_its_own_words(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("key", ["unix@/run/a.sock", "udp@[::]:514", "quic4@0.0.0.0:443"])
 def test_a_key_names_its_endpoint(key: str) -> None:
-    assert slots.slot_of(f"{key} shard 3 netns blue (web)") == {"endpoint": key}
+    assert slot_of(f"{key} shard 3 netns blue (web)") == {"endpoint": key}

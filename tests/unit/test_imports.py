@@ -23,12 +23,13 @@ ARROWS = {
     "multibinder.observe": ["multibinder.wire", "multibinder.kernel"],
     "multibinder.binder": ["multibinder.observe", "multibinder.wire", "multibinder.kernel"],
     "multibinder.launch": ["multibinder.wire", "multibinder.kernel"],
+    "multibinder.launch.direct": [],
     "multibinder.cli": ["multibinder"],
     "multibinder.__main__": ["multibinder.cli"],
     "multibinder.asyncio": ["multibinder.wire", "multibinder.kernel"],
     "multibinder.threading": ["multibinder.wire", "multibinder.kernel"],
     "multibinder_haproxy": ["multibinder.launch", "multibinder.wire", "multibinder.kernel"],
-    "multibinder_haproxy.reexec": [],
+    "multibinder_haproxy.reexec": ["multibinder.launch.direct"],
     "multibinder_pytest": ["multibinder.pytest_plugin"],
 }
 

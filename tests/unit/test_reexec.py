@@ -15,15 +15,21 @@ from typing import Any
 
 import pytest
 from multibinder_haproxy.config.model import Slot
-from multibinder_haproxy.reexec import binder, environment, files, load, processes, slots, unchanged
-from multibinder_haproxy.reexec.errors import Away, Refused
+from multibinder_haproxy.reexec import binder, environment, files, load, processes, unchanged
 
+from multibinder.launch.direct import received
+from multibinder.launch.direct.errors import Away, Refused
+from multibinder.launch.direct.slots import key_of, slot_of
 from multibinder.wire.transport import send
 
 REEXEC = Path(load.__file__).parent
 
+DIRECT = Path(received.__file__).parent
 
-@pytest.mark.parametrize("path", [*REEXEC.glob("*.py"), REEXEC / "haproxy"], ids=lambda path: path.name)
+
+@pytest.mark.parametrize(
+    "path", [*REEXEC.glob("*.py"), REEXEC / "haproxy", *DIRECT.glob("*.py")], ids=lambda path: path.name
+)
 def test_a_reexec_imports_only_the_standard_library_and_its_own_modules(path: Path) -> None:
     """An import inside a function counts as well, but for the one call of our package, which may fail."""
     found = set()
@@ -34,7 +40,8 @@ def test_a_reexec_imports_only_the_standard_library_and_its_own_modules(path: Pa
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
     others = {name for name in found if name.partition(".")[0] not in sys.stdlib_module_names}
     allowed = {"multibinder_haproxy.resume"} if path.name == "haproxy" else set()
-    assert {name for name in others if not name.startswith("multibinder_haproxy.reexec.")} == allowed
+    ours = ("multibinder_haproxy.reexec.", "multibinder.launch.direct.")
+    assert {name for name in others if not name.startswith(ours)} == allowed
 
 
 @pytest.mark.parametrize(
@@ -44,8 +51,8 @@ def test_a_reexec_imports_only_the_standard_library_and_its_own_modules(path: Pa
 )
 def test_a_slot_has_the_same_key_in_a_record_and_in_the_package(slot: Slot) -> None:
     record = {"host": slot.host, "port": slot.port, "name": slot.name}
-    assert slots.key_of(record) == slot.key
-    assert slots.slot_of(slot.key) == {"host": slot.host, "port": slot.port}
+    assert key_of(record) == slot.key
+    assert slot_of(slot.key) == {"host": slot.host, "port": slot.port}
 
 
 def test_a_process_is_known_by_its_boot_and_its_start() -> None:
@@ -206,7 +213,7 @@ def test_the_ruby_program_is_asked_for_one_listener_after_the_other(
     descriptors, warnings = binder.obtain(serve(ruby), [{**slot, "name": "a"}, {**slot, "name": "b"}], "haproxy@web", 0)
     assert (asked, len(descriptors), warnings) == ([2, 1], 2, [])
     assert all(os.get_inheritable(fd) for fd in descriptors.values())
-    binder.close(descriptors.values())
+    received.close(descriptors.values())
 
 
 def test_a_listener_that_was_not_asked_for_is_declined_and_closed(
@@ -243,7 +250,7 @@ def test_a_listener_that_a_stopping_binder_took_back_is_asked_for_again(
 
     descriptors, _ = binder.obtain(serve(answer), [slot_for(listening)], "haproxy@web", 5)
     assert asked == [1, 1]
-    binder.close(descriptors.values())
+    received.close(descriptors.values())
 
 
 @pytest.mark.parametrize("said", [b"HTTP/1.0 400\n", b'"x"\n', b'{"id":"1","result":{}}\n'])

@@ -11,10 +11,11 @@ from collections.abc import Callable, Collection, Iterator
 
 import msgspec
 
+from multibinder.launch.direct import descriptor_limit
 from multibinder.launch.errors import LaunchError
 from multibinder_haproxy.config.model import Config
 from multibinder_haproxy.plan import text_of
-from multibinder_haproxy.reexec import descriptor_limit
+from multibinder_haproxy.reexec.binder import MASTERS_OWN
 
 #: The socket of each table in /proc/PID/net. The inode's column is counted from 0.
 _TABLES = {
@@ -89,7 +90,7 @@ def stand_ins(master: int, ours: Collection[int], named: Collection[int]) -> Ite
 
 def make_room(more: int, what: str) -> None:
     """Let this process have ``more`` descriptors. Raises LaunchError at the hard limit."""
-    if too_few := descriptor_limit.make_room(more):
+    if too_few := descriptor_limit.make_room(more, len(MASTERS_OWN)):
         needed, allowed = too_few
         raise LaunchError(
             f"{what} need {needed} open files at once, and RLIMIT_NOFILE allows {allowed} here; raise it "

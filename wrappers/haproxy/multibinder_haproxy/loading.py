@@ -7,6 +7,7 @@ from typing import NoReturn
 
 import msgspec
 
+from multibinder.launch.direct.errors import Away, Refused
 from multibinder.launch.errors import LaunchError
 from multibinder.launch.records import cannot_write
 from multibinder_haproxy.config.model import Config
@@ -14,7 +15,7 @@ from multibinder_haproxy.errors import BinderAway, BindRefused
 from multibinder_haproxy.instance import Instance
 from multibinder_haproxy.invocation import Invocation
 from multibinder_haproxy.reexec import load
-from multibinder_haproxy.reexec.errors import Away, LoadFailed, Refused
+from multibinder_haproxy.reexec.errors import LoadFailed
 
 _NO_BINDER = (
     "MULTIBINDER_SOCK is not set: HAProxy binds by itself, and A RESTART WILL REFUSE CONNECTIONS; start "

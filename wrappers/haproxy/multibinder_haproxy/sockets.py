@@ -11,11 +11,11 @@ from typing import TypeVar
 import msgspec
 
 from multibinder import Address, BinderUnavailable, Client, ListenerStatus, MultibinderError
+from multibinder.launch.direct.slots import distinguished
 from multibinder.wire import kinds
 from multibinder.wire.status import OwnerStatus
 from multibinder_haproxy.config.model import Slot
 from multibinder_haproxy.errors import BinderAway, BindRefused
-from multibinder_haproxy.reexec.slots import distinguished
 
 #: systemd or the guard starts a crashed binder again within this time; until then it does not count as away.
 RESTART_S = 2.0

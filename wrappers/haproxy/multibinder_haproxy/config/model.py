@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from multibinder import OPTION_NAMES, Address, ListenerSpec, Options, TcpAddress
+from multibinder.launch.direct.slots import distinguished
 from multibinder.wire import kinds
 from multibinder_haproxy.config.inputs import Inputs
 from multibinder_haproxy.config.sources import Sources
@@ -70,13 +71,13 @@ class Slot(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def key(self) -> str:
-        """Return a text that is equal for two slots that share a descriptor: that of ``slots.key_of``.
+        """Return a text that is equal for two slots that share a descriptor: that of ``direct.slots.key_of``.
 
-        It is asked for many times in a start, and ``slots.key_of`` takes a mapping.
+        It is asked for many times in a start, and ``direct.slots.key_of`` takes a mapping.
         """
         address = self.endpoint or (f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}")
         if self.shard or self.netns:
-            address = slots.distinguished(address, self.shard, self.netns)
+            address = distinguished(address, self.shard, self.netns)
         return f"{address} ({self.name})" if self.name else address
 
     @property

@@ -12,6 +12,9 @@ import signal
 import sys
 import time
 
+from multibinder.launch.direct import received
+from multibinder.launch.direct.errors import Away, Refused
+from multibinder.launch.direct.slots import key_of
 from multibinder_haproxy.reexec import (
     binder,
     environment,
@@ -23,7 +26,7 @@ from multibinder_haproxy.reexec import (
     slots,
     unchanged,
 )
-from multibinder_haproxy.reexec.errors import Away, LoadFailed, Refused
+from multibinder_haproxy.reexec.errors import LoadFailed
 from multibinder_haproxy.reexec.settling import LAST_GOOD_FILE, LOADED_FILE
 
 TYPE_CHECKING = False
@@ -100,15 +103,15 @@ def give(
     fresh: dict[str, int] = {}
     descriptors: dict[str, int] = {}
     if record.get("binder"):
-        held = binder.still_listening(record.get("fds") or {})
-        known = {slots.key_of(slot): slot for slot in (before.get("config") or {}).get("slots", ())}
+        held = received.still_listening(record.get("fds") or {})
+        known = {key_of(slot): slot for slot in (before.get("config") or {}).get("slots", ())}
         # With other options for a listener, the binder applies them to the live socket.
         wanted = [slot for slot in config["slots"] if not _is_held(slot, held, known)]
         fresh, warnings = binder.obtain(record["binder"], wanted, f"haproxy@{record['name']}", wait_s, timeout_s)
         for warning in warnings:
             messages.write(record["name"], "warning", warning)
         fresh |= _replaced(record, [slot for slot in config["slots"] if slot not in wanted], held)
-        for key in map(slots.key_of, config["slots"]):
+        for key in map(key_of, config["slots"]):
             descriptors[key] = fresh[key] if key in fresh else held[key]
     after = {**record, "fds": descriptors}
     loaded = {
@@ -133,12 +136,12 @@ def give(
         files.write_record(os.path.join(directory, LOADED_FILE), loaded)
         files.write_record(os.path.join(directory, INVOCATION_FILE), after)
     except BaseException:
-        binder.close(fresh.values())
+        received.close(fresh.values())
         raise
     mss.take_off(texts.values(), descriptors.values())
     # HAProxy never closes descriptors that it does not know. Those that the configuration does not bind would keep
     # their ports listening in the master for ever.
-    binder.close({*held.values(), *fresh.values()} - {*descriptors.values()})
+    received.close({*held.values(), *fresh.values()} - {*descriptors.values()})
     return after
 
 
@@ -287,11 +290,11 @@ def _texts(record: "Record", config: "Record", descriptors: "dict[str, int]") ->
     latin1 = config.get("latin1", ())
     if record.get("binder"):
         return slots.filled_files(config["files"], latin1, descriptors)
-    return slots.plain_files(config["files"], latin1, {slots.key_of(slot): slot for slot in config["slots"]})
+    return slots.plain_files(config["files"], latin1, {key_of(slot): slot for slot in config["slots"]})
 
 
 def _is_held(slot: "Record", held: "dict[str, int]", known: "dict[str, Record]") -> bool:
-    key = slots.key_of(slot)
+    key = key_of(slot)
     return key in held and known.get(key, slot) == slot
 
 
@@ -307,8 +310,8 @@ def _replaced(record: "Record", kept: "Sequence[Record]", held: "dict[str, int]"
     except (Refused, Away) as error:
         messages.write(record["name"], "warning", f"whether listeners were replaced is not known: {error}")
         return {}
-    same = {key: fd for key, fd in again.items() if binder.is_same(fd, held[key])}
-    binder.close(same.values())
+    same = {key: fd for key, fd in again.items() if received.is_same(fd, held[key])}
+    received.close(same.values())
     return {key: fd for key, fd in again.items() if key not in same}
 
 

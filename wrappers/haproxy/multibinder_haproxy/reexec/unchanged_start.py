@@ -4,8 +4,9 @@ import contextlib
 import os
 import sys
 
+from multibinder.launch.direct.errors import Away, Refused
 from multibinder_haproxy.reexec import environment, files, load, processes
-from multibinder_haproxy.reexec.errors import Away, LoadFailed, Refused
+from multibinder_haproxy.reexec.errors import LoadFailed
 from multibinder_haproxy.reexec.settling import LOADED_FILE
 
 TYPE_CHECKING = False
