@@ -49,7 +49,10 @@ class Loop:
         return task
 
     def run(self, main: Coroutine[Any, Any, T]) -> T:
-        """Run ``main`` to its end, and return its result or raise its exception. Other tasks are cancelled then, and waited for."""
+        """Run ``main`` to its end, and return its result or raise its exception.
+
+        Other tasks are cancelled then, and waited for.
+        """
         task = self.start(main, "main")
         task.has_reader = True
         while not task.is_done:
