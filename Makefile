@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCKS := requirements-build.lock requirements-dev.lock
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation
 
-.PHONY: demo test campaign frameworks unit lint pyright docs bench sweep fuzz chaos screenshots lock clean
+.PHONY: demo test campaign frameworks daemons unit lint pyright docs bench sweep fuzz chaos screenshots lock clean
 
 demo: $(VENV)/ready
 	@tools/need haproxy:haproxy
@@ -38,6 +38,19 @@ $(VENV)/frameworks/ready: $(VENV)/ready tests/frameworks/requirements.lock
 	@rm -rf $(VENV)/frameworks
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: \
 		--target $(VENV)/frameworks -r tests/frameworks/requirements.lock
+	@touch $@
+
+# Each daemon of docs/daemons.md is restarted ten times in each way under load: some twenty minutes. A part of it:
+# make daemons DAEMONS='--rounds 3 uvicorn hypercorn'
+daemons: $(VENV)/ready $(VENV)/daemons/ready
+	@tools/need uwsgi:uwsgi-core uwsgi_python3:uwsgi-plugin-python3
+	@$(BIN)/python -m tests.daemons.campaign $(DAEMONS)
+
+# An environment of its own, because the daemons are commands, and need not agree with what the project depends on.
+$(VENV)/daemons/ready: $(VENV)/ready tests/daemons/requirements.lock
+	@$(PYTHON) -m venv --clear $(VENV)/daemons
+	@$(VENV)/daemons/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: \
+		-r tests/daemons/requirements.lock
 	@touch $@
 
 # Tests that start no process; they take about ten seconds.
@@ -112,7 +125,8 @@ lock:
 			$(if $(UPGRADE),--upgrade) --custom-compile-command 'make lock' && \
 		"$$@" --extra dev --output-file requirements-dev.lock pyproject.toml && \
 		echo setuptools | "$$@" --constraint requirements-dev.lock --output-file requirements-build.lock - && \
-		"$$@" --output-file tests/frameworks/requirements.lock tests/frameworks/requirements.txt
+		"$$@" --output-file tests/frameworks/requirements.lock tests/frameworks/requirements.txt && \
+		"$$@" --output-file tests/daemons/requirements.lock tests/daemons/requirements.txt
 
 clean:
 	rm -rf $(VENV) .hypothesis .mypy_cache .ruff_cache .pytest_cache

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from multibinder.pytest_plugin import RunningBinder
-from tests.frameworks.campaign import Way, missing, restart
+from tests.frameworks.campaign import missing, restart
 from tests.frameworks.rows import BARE, ROWS, Row
+from tests.support.restarts import Way
 
 PAGE = Path(__file__).parents[2] / "docs" / "frameworks.md"
 #: Only these are restarted by ``make test``: their servers need no package, and start quickly.

@@ -13,6 +13,7 @@ from xdist.scheduler import LoadScopeScheduling
 _GROUPS = {
     "tests/systemd/": "systemd",
     "tests/chaos/": "load",
+    "tests/daemons/": "load",
     "tests/haproxy/test_no_connection_is_lost.py": "load",
     "tests/haproxy/test_the_binder_may_die.py": "load",
     "tests/integration/test_policy_property.py": "policy",

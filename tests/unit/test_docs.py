@@ -12,7 +12,7 @@ from tools.reference import GENERATED, commands_page
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
-    {*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("systemd/**/*.md")}
+    {*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md"), *ROOT.glob("systemd/**/*.md")}
 )
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
