@@ -24,6 +24,8 @@ ARROWS = {
     "multibinder.binder": ["multibinder.observe", "multibinder.wire", "multibinder.kernel"],
     "multibinder.launch": ["multibinder.wire", "multibinder.kernel"],
     "multibinder.launch.direct": [],
+    "multibinder.launch.styles": ["multibinder.launch.direct"],
+    "multibinder.launch.exec": ["multibinder.launch.styles", "multibinder.launch.direct"],
     "multibinder.cli": ["multibinder"],
     "multibinder.__main__": ["multibinder.cli"],
     "multibinder.asyncio": ["multibinder.wire", "multibinder.kernel"],

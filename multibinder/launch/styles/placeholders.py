@@ -1,0 +1,56 @@
+"""``{NAME}`` in an argument or a variable: the descriptor of the listener with this name."""
+
+import re
+
+from multibinder.launch.styles.errors import StyleError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from multibinder.launch.styles.passed import Passed
+
+#: A name in braces. ``${NAME}`` is a variable of a shell, and ``{{NAME}}`` belongs to a template: both stay.
+_PLACEHOLDER = re.compile(r"(?<![${])\{([A-Za-z_][A-Za-z0-9_.-]*)\}(?!\})")
+
+
+def names_in(texts: "Iterable[str]") -> "set[str]":
+    """Return the names that stand in braces in any of the texts."""
+    return {name for text in texts if "{" in text for name in _PLACEHOLDER.findall(text)}
+
+
+def numbers_of(sockets: "Sequence[Passed]") -> "dict[str, int]":
+    """Return the descriptor of each name. Several of one name, as shards, are ``NAME.0``, ``NAME.1`` and so on."""
+    by_name: dict[str, list[int]] = {}
+    for each in sockets:
+        if each.name:
+            by_name.setdefault(each.name, []).append(each.fd)
+    numbers = {name: fds[0] for name, fds in by_name.items() if len(fds) == 1}
+    for name, fds in by_name.items():
+        if len(fds) > 1:
+            for index, fd in enumerate(fds):
+                numbers.setdefault(f"{name}.{index}", fd)
+    return numbers
+
+
+def fill(text: str, numbers: "Mapping[str, int]") -> str:
+    """Return the text with the descriptor for each name in braces. Raises StyleError for a name that is unknown.
+
+    Without any name to know, braces are the program's own.
+    """
+    if not numbers or "{" not in text:
+        return text
+
+    def number(found: "re.Match[str]") -> str:
+        if found[1] in numbers:
+            return str(numbers[found[1]])
+        if f"{found[1]}.0" in numbers:
+            several = ", ".join(f"{{{name}}}" for name in numbers if name.rpartition(".")[0] == found[1])
+            raise StyleError(f"{{{found[1]}}} stands for several listeners: name each of them: {several}")
+        known = ", ".join(f"{{{name}}}" for name in numbers)
+        raise StyleError(
+            f"{{{found[1]}}} names no listener: there is {known}. If the program needs the braces itself, start it by "
+            "a script, or give no -b a name"
+        )
+
+    return _PLACEHOLDER.sub(number, text)
