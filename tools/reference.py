@@ -34,6 +34,7 @@ def errors_page() -> str:
     lines += ["| exception | of | meaning |", "|---|---|---|"]
     for path in error_modules():
         of = path.parent.name.replace("wire", "the library").replace("launch", "the launcher")
+        of = {"direct": "exec, run", "styles": "exec, run"}.get(of, of)
         for name, meaning in _classes(path):
             lines.append(f"| `{name}` | {of} | {meaning} |")
     return "\n".join(lines) + "\n"
@@ -41,7 +42,8 @@ def errors_page() -> str:
 
 def error_modules() -> list[Path]:
     """Return the modules that define only exceptions."""
-    return [*sorted(ROOT.glob("multibinder/*/errors.py")), *sorted(ROOT.glob("wrappers/*/*/errors.py"))]
+    patterns = ("multibinder/*/errors.py", "multibinder/launch/*/errors.py", "wrappers/*/*/errors.py")
+    return [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
 
 
 def commands_page() -> str:

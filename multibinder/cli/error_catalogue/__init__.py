@@ -7,6 +7,7 @@ entry is about an error that exists. 'make docs' writes the page.
 from multibinder.cli.error_catalogue.adopt import ADOPT
 from multibinder.cli.error_catalogue.entry import ErrorEntry, Section
 from multibinder.cli.error_catalogue.events import EVENTS
+from multibinder.cli.error_catalogue.exec import EXEC
 from multibinder.cli.error_catalogue.haproxy import HAPROXY, OTHERS_MESSAGES
 from multibinder.cli.error_catalogue.messages import BIND, CLIENT, COMMANDS, POLICY, PROTOCOL, START
 from multibinder.cli.error_catalogue.namespaces import NAMESPACES
@@ -21,6 +22,7 @@ SECTIONS = (
     START,
     POLICY,
     COMMANDS,
+    EXEC,
     HAPROXY,
     EVENTS,
     PROTOCOL,
