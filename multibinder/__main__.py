@@ -1,3 +1,3 @@
-from multibinder.cli.main import main
+from multibinder.cli.entry import main
 
 main()

@@ -14,6 +14,7 @@ from multibinder.kernel.std_descriptors import open_std_descriptors
 #: The module of each command. It is imported only if the command is used, which keeps every command fast to start.
 _COMMANDS = {
     "serve": "multibinder.cli.serve",
+    "exec": "multibinder.cli.exec",
     "status": "multibinder.cli.status",
     "list": "multibinder.cli.listeners",
     "release": "multibinder.cli.listeners",

@@ -25,7 +25,12 @@ ARROWS = {
     "multibinder.launch": ["multibinder.wire", "multibinder.kernel"],
     "multibinder.launch.direct": [],
     "multibinder.launch.styles": ["multibinder.launch.direct"],
-    "multibinder.launch.exec": ["multibinder.launch.styles", "multibinder.launch.direct"],
+    "multibinder.launch.known_programs": ["multibinder.launch.styles"],
+    "multibinder.launch.exec": [
+        "multibinder.launch.known_programs",
+        "multibinder.launch.styles",
+        "multibinder.launch.direct",
+    ],
     "multibinder.cli": ["multibinder"],
     "multibinder.__main__": ["multibinder.cli"],
     "multibinder.asyncio": ["multibinder.wire", "multibinder.kernel"],

@@ -69,6 +69,43 @@ EXEC = Section(
             remedy="write the command after `--`, and `--env KEY=VALUE`",
         ),
         entry(
+            "command not found: …",
+            cause="there is no file of this name, or not in PATH. The binder was not asked; listeners of an earlier "
+            "start stay open",
+            remedy="install the package, or write the whole path",
+        ),
+        entry(
+            "cannot execute …: the interpreter in its first line, or its dynamic loader, is not there",
+            "cannot execute …: it is a directory",
+            "cannot execute …: permission denied",
+            "cannot execute …: its arguments and environment are too long for the kernel",
+            cause="execve(2) refuses the file",
+            remedy="as the message says",
+        ),
+        entry(
+            "descriptor … of the caller (…) is closed: a listener has this number in the program",
+            cause="the process that started 'exec' had left a descriptor open, at a number from 3 on",
+            remedy="close it in the caller (`3<&-`), if the program does not need it",
+        ),
+        entry(
+            "the limit of open files is … instead of …, because the listeners need as many",
+            cause="the program could open few or no files with the listeners that it inherits",
+            remedy="`LimitNOFILE=` in the unit, or `ulimit -n`",
+        ),
+        entry(
+            "… stays as it is, because no -b has a name",
+            cause="braces in the command, as `{web}`, and no listener has a name",
+            remedy="`-b ADDRESS=web`, if it was to be the descriptor",
+        ),
+        entry(
+            "… cannot take a listener…: it binds its ports itself",
+            "dovecot shuts down each listener of LISTEN_FDS that its configuration does not name",
+            "gunicorn with --bind fd:// removes the path of a Unix socket when it ends",
+            "… reads no variable about listeners, and binds by itself",
+            cause="the program is known not to use what it inherits, or to break it",
+            remedy="as the message says; [daemons](daemons.md)",
+        ),
+        entry(
             "… listeners need a limit of … open files, and the hard limit is …",
             cause="RLIMIT_NOFILE is lower than the number of listeners",
             remedy="`LimitNOFILE=` in the unit, or `ulimit -n`",

@@ -156,16 +156,23 @@ def place(moves: "Sequence[tuple[int, int]]") -> None:
         left.remove((source, number))
 
 
+def find(program: str, environment: "Mapping[str, str]") -> str:
+    """Return the file that ``become`` would execute. Raises the OSError that it would raise, as far as can be seen."""
+    failure: OSError | None = None
+    for candidate in _candidates(program, environment):
+        if os.access(candidate, os.X_OK) and not os.path.isdir(candidate):
+            return candidate
+        # ENOTDIR and a broken link are as good as a file that is not there.
+        if os.access(candidate, os.F_OK):
+            failure = failure or PermissionError(errno.EACCES, os.strerror(errno.EACCES), candidate)
+    raise failure or _not_found(program)
+
+
 def _execute(command: "Sequence[str]", environment: "Mapping[str, str]") -> "NoReturn":
     """Do what execvp(3) does. Raises OSError with the name of the file that could not be executed."""
     program = command[0]
-    if "/" in program:
-        candidates = [program]
-    else:
-        path = environment.get("PATH", _USUAL_PATH)
-        candidates = [f"{directory or '.'}/{program}" for directory in path.split(":")] if program else []
     failure: OSError | None = None
-    for candidate in candidates:
+    for candidate in _candidates(program, environment):
         try:
             os.execve(candidate, list(command), dict(environment))
         except OSError as error:
@@ -179,7 +186,18 @@ def _execute(command: "Sequence[str]", environment: "Mapping[str, str]") -> "NoR
             # The interpreter of a file that is there may be what is missing.
             if not is_missing or os.access(candidate, os.F_OK):
                 failure = failure or error
-    raise failure or FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), program)
+    raise failure or _not_found(program)
+
+
+def _candidates(program: str, environment: "Mapping[str, str]") -> "list[str]":
+    if "/" in program or not program:
+        return [program] if program else []
+    path = environment.get("PATH", _USUAL_PATH)
+    return [f"{directory or '.'}/{program}" for directory in path.split(":")]
+
+
+def _not_found(program: str) -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), program)
 
 
 def _style(name: str) -> "Style":
