@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Collection
 from typing import NamedTuple
 
 #: PF_KTHREAD (linux/sched.h), in the flags of /proc/PID/stat.
 _KERNEL_THREAD = 0x00200000
 _ENDED = ("Z", "X")
+#: The most steps from a process to its ancestors: a PID may be used again while they are read.
+_MOST_ANCESTORS = 1000
 
 #: sysconf(_SC_CLK_TCK): ticks a second, the unit of a process's start time.
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -133,6 +136,25 @@ def with_descendants(pid: int) -> set[int]:
                 with contextlib.suppress(OSError), open(f"/proc/{parent}/task/{thread}/children") as file:
                     to_read += map(int, file.read().split())
     return found
+
+
+def leader_of(pid: int, leaders: Collection[int]) -> int | None:
+    """Return the one of ``leaders`` that leads the session of a process, or is its nearest ancestor; None without one.
+
+    A process that left the session of its ancestor is found as long as no process between them has ended.
+    """
+    session = 0
+    with contextlib.suppress(OSError):
+        session = os.getsid(pid)
+    if session in leaders:
+        return session
+    for _ in range(_MOST_ANCESTORS):
+        if pid in leaders:
+            return pid
+        if pid <= 1:
+            break
+        pid = parent_of(pid)
+    return None
 
 
 def processes_of_unit(unit: str) -> set[int]:

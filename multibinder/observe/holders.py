@@ -8,9 +8,9 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from multibinder.kernel.accepting import accepts_on
 from multibinder.kernel.descriptors import Scan, has_socket, scan
 from multibinder.kernel.process import children_of, name_of, stat_or_none, uid_of
-from multibinder.observe.accepting import accepts_on
 from multibinder.wire import kinds
 from multibinder.wire.addresses import Address
 

@@ -8,8 +8,8 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+from multibinder.kernel.accepting import accepts_on
 from multibinder.kernel.descriptors import scan
-from multibinder.observe.accepting import accepts_on
 from tests.daemons.udp_load import Question
 from tests.support.restarts import Copy
 

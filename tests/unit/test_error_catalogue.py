@@ -96,7 +96,7 @@ def error_classes() -> set[str]:
 def calls(module: Module) -> Iterator[tuple[ast.Call, str, Variables]]:
     """Yield each call in a function with its name and the variables of the function. Calls of click are left out."""
     for scope in ast.walk(module.tree):
-        if not isinstance(scope, ast.FunctionDef):
+        if not isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         variables: Variables = {}
         for node in ast.walk(scope):

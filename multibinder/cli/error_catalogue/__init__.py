@@ -11,6 +11,7 @@ from multibinder.cli.error_catalogue.exec import EXEC
 from multibinder.cli.error_catalogue.haproxy import HAPROXY, OTHERS_MESSAGES
 from multibinder.cli.error_catalogue.messages import BIND, CLIENT, COMMANDS, POLICY, PROTOCOL, START
 from multibinder.cli.error_catalogue.namespaces import NAMESPACES
+from multibinder.cli.error_catalogue.run import RUN
 from multibinder.cli.error_catalogue.servers import SERVERS
 
 SECTIONS = (
@@ -24,6 +25,7 @@ SECTIONS = (
     COMMANDS,
     EXEC,
     HAPROXY,
+    RUN,
     EVENTS,
     PROTOCOL,
     OTHERS_MESSAGES,
