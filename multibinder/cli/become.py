@@ -1,5 +1,6 @@
 """What ``exec`` says and with which code it exits, after the command line is read. Standard library alone."""
 
+import errno
 import os
 import sys
 
@@ -30,22 +31,34 @@ def become(request: "Request") -> "NoReturn":
     except (Refused, Away, StyleError) as error:
         say("error", str(error))
     except OSError as error:
-        say("error", f"{error.filename or 'cannot start'}: {(error.strerror or str(error)).lower()}")
+        say("error", _sentence(error))
     sys.exit(failure.OWN_FAILURE)
 
 
 def say(level: str, text: str) -> None:
     """Write a sentence to stderr. A log that cannot be written keeps no program from its start."""
-    # Imported here, because most starts have nothing to say.
-    from multibinder.kernel.line_writer import write_now
-    from multibinder.kernel.terminal import printable_lines
-
+    word = "" if level == "error" else f"{level}: "
+    shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
     try:
         status = os.fstat(_STDERR)
         is_journal = os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
         prefix = f"<{_PRIORITIES[level]}>" if is_journal else ""
-        word = "" if level == "error" else f"{level}: "
-        line = f"{prefix}multibinder exec: {word}{printable_lines(text)}\n"
-        write_now(_STDERR, line.encode(errors="backslashreplace"))
+        _write(f"{prefix}multibinder exec: {word}{shown}\n".encode(errors="backslashreplace"))
     except OSError:
         pass
+
+
+def _write(line: bytes) -> None:
+    try:
+        # Most starts have nothing to say, and do not pay for this.
+        from multibinder.kernel.line_writer import write_now
+    except (ImportError, OSError):  # no descriptor is free, or the installation is being replaced
+        os.write(_STDERR, line)
+    else:
+        write_now(_STDERR, line)
+
+
+def _sentence(error: OSError) -> str:
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"no file can be opened: {(error.strerror or '').lower()}; raise LimitNOFILE=, or 'ulimit -n'"
+    return f"{error.filename or 'cannot start'}: {(error.strerror or str(error)).lower()}"

@@ -20,7 +20,7 @@ _CANNOT = ("granian", "redis-server", "valkey-server", "named", "knotd", "dnsmas
 def program_of(command: "Sequence[str]") -> str:
     """Return the name of the program that a command starts: of what Python runs, not 'python3', and without version."""
     name = _base_name(command[0])
-    if name.startswith("python"):
+    if name.rstrip("0123456789.") == "python":
         words = iter(command[1:])
         for word in words:
             if word == "-m":

@@ -10,13 +10,13 @@ OWN_FAILURE = 125
 
 def exit_code(error: OSError) -> int:
     """Return 127 for a command that is not found, 126 for one that cannot be executed."""
-    return NOT_FOUND if error.errno in (errno.ENOENT, errno.ENOTDIR) else NOT_EXECUTABLE
+    return NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE
 
 
 def sentence(error: OSError, program: str) -> str:
     """Return what the operator is told. ``error`` is that of ``become`` for a command that begins with ``program``."""
     file = os.fsdecode(error.filename) if error.filename else program
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+    if error.errno == errno.ENOENT:
         if "/" in file and os.access(file, os.F_OK):
             return f"cannot execute {file}: the interpreter in its first line, or its dynamic loader, is not there"
         where = "" if "/" in program else " in PATH"

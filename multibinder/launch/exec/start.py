@@ -38,7 +38,7 @@ def start(request: "Request", say: "Callable[[str, str], None]") -> "NoReturn":
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     slots = [each.slot for each in unbound]
     descriptors, warnings = obtain(request.path, slots, request.owner, request.wait_s)
-    for warning in warnings:
+    for warning in dict.fromkeys(warnings):  # shards have the same
         say("warning", warning)
     sockets = [Passed(each.slot, each.name, descriptors[key_of(each.slot)]) for each in unbound]
     made = draft.prepare(request.command, callers, sockets, styles, request.variables)

@@ -114,7 +114,7 @@ def prepare(
         stdin=Passed(sockets[0].slot, sockets[0].name, sockets[0].source, 0) if is_stdin else None,
         pid=pid,
         parent_pid=parent_pid,
-        warnings=_left(named, numbers),
+        warnings=_left(texts, numbers),
     )
 
 
@@ -159,10 +159,11 @@ def place(moves: "Sequence[tuple[int, int]]") -> None:
 def find(program: str, environment: "Mapping[str, str]") -> str:
     """Return the file that ``become`` would execute. Raises the OSError that it would raise, as far as can be seen."""
     failure: OSError | None = None
+    if "/" in program:
+        os.stat(program)  # raises ENOENT, ENOTDIR, EACCES, ELOOP
     for candidate in _candidates(program, environment):
         if os.access(candidate, os.X_OK) and not os.path.isdir(candidate):
             return candidate
-        # ENOTDIR and a broken link are as good as a file that is not there.
         if os.access(candidate, os.F_OK):
             failure = failure or PermissionError(errno.EACCES, os.strerror(errno.EACCES), candidate)
     raise failure or _not_found(program)
@@ -238,7 +239,8 @@ def _unused(what: str, socket: str) -> str:
     )
 
 
-def _left(named: "set[str]", numbers: "Mapping[str, int]") -> "list[str]":
-    if numbers or not named:
+def _left(texts: "Sequence[str]", numbers: "Mapping[str, int]") -> "list[str]":
+    if numbers:
         return []
-    return [f"{{{name}}} stays as it is, because no -b has a name" for name in sorted(named)]
+    found = placeholders.names_in(text for text in texts if placeholders.is_one(text))
+    return [f"{{{name}}} stays as it is, because no -b has a name" for name in sorted(found)]

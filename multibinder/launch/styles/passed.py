@@ -19,7 +19,7 @@ FIRST_NUMBER = 3
 class Passed:
     """A listener: its slot, its name (empty if it has none), and the descriptor ``source`` that this process has of it.
 
-    ``fd`` is the number that the program will have. The caller owns ``source``.
+    ``source`` is -1 before it is known. ``fd`` is the number that the program will have. The caller owns ``source``.
     """
 
     __slots__ = ("fd", "name", "slot", "source")
@@ -57,6 +57,8 @@ class Passed:
         return self.slot["host"], self.slot["port"]
 
     def _bound_port(self) -> int:
+        if self.source < 0:
+            return 0  # it is not bound yet: the draft is a trial
         with socket.socket(fileno=os.dup(self.source)) as sock:
             return int(sock.getsockname()[1])
 

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
     from multibinder.launch.styles.passed import Passed
 
+#: A text that is nothing but a placeholder and what leads to it, as ``--fd={web}``.
+_IS_ONE = re.compile(r"[^\s{}]*\{[A-Za-z_][A-Za-z0-9_.-]*\}")
 #: A name in braces. ``${NAME}`` is a variable of a shell, and ``{{NAME}}`` belongs to a template: both stay.
 _PLACEHOLDER = re.compile(r"(?<![${])\{([A-Za-z_][A-Za-z0-9_.-]*)\}(?!\})")
 
@@ -36,7 +38,8 @@ def numbers_of(sockets: "Sequence[Passed]") -> "dict[str, int]":
 def fill(text: str, numbers: "Mapping[str, int]") -> str:
     """Return the text with the descriptor for each name in braces. Raises StyleError for a name that is unknown.
 
-    Without any name to know, braces are the program's own.
+    In a longer text, as a program for ``sh -c`` or ``python -c``, other braces are the program's own; and in every text
+    if there is no name to know.
     """
     if not numbers or "{" not in text:
         return text
@@ -47,6 +50,8 @@ def fill(text: str, numbers: "Mapping[str, int]") -> str:
         if f"{found[1]}.0" in numbers:
             several = ", ".join(f"{{{name}}}" for name in numbers if name.rpartition(".")[0] == found[1])
             raise StyleError(f"{{{found[1]}}} stands for several listeners: name each of them: {several}")
+        if not is_one(text):
+            return found[0]
         known = ", ".join(f"{{{name}}}" for name in numbers)
         raise StyleError(
             f"{{{found[1]}}} names no listener: there is {known}. If the program needs the braces itself, start it by "
@@ -54,3 +59,8 @@ def fill(text: str, numbers: "Mapping[str, int]") -> str:
         )
 
     return _PLACEHOLDER.sub(number, text)
+
+
+def is_one(text: str) -> bool:
+    """Return whether a text looks as if it were written for a placeholder alone."""
+    return _IS_ONE.fullmatch(text) is not None
