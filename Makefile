@@ -43,7 +43,9 @@ $(VENV)/frameworks/ready: $(VENV)/ready tests/frameworks/requirements.lock
 # Each daemon of docs/daemons.md is restarted ten times in each way under load: some twenty minutes. A part of it:
 # make daemons DAEMONS='--rounds 3 uvicorn hypercorn'
 daemons: $(VENV)/ready $(VENV)/daemons/ready
-	@tools/need uwsgi:uwsgi-core uwsgi_python3:uwsgi-plugin-python3
+	@tools/need uwsgi:uwsgi-core uwsgi_python3:uwsgi-plugin-python3 haproxy:haproxy \
+		nginx:nginx-light unbound:unbound node:nodejs go:golang-go javac:default-jdk-headless unshare:util-linux
+	@ls /usr/sbin/php-fpm[0-9]* >/dev/null 2>&1 || tools/need php-fpm:php-fpm
 	@$(BIN)/python -m tests.daemons.campaign $(DAEMONS)
 
 # An environment of its own, because the daemons are commands, and need not agree with what the project depends on.

@@ -3,6 +3,8 @@
 Standard library alone. What each of them does was read in its source, or seen (docs/daemons.md).
 """
 
+import os
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -15,6 +17,9 @@ _STYLES = {"nginx": "nginx", "openresty": "nginx", "php-fpm": "php-fpm", "h2o": 
 _ARGUMENTS = {"uvicorn": "--fd {NAME}", "hypercorn": "-b fd://{NAME}", "daphne": "--fd {NAME}"}
 #: Programs that bind their ports themselves, and cannot be given a socket.
 _CANNOT = ("granian", "redis-server", "valkey-server", "named", "knotd", "dnsmasq")
+
+#: sd_booted(3) looks for this directory.
+_BOOTED = "/run/systemd/system"
 
 
 def program_of(command: "Sequence[str]") -> str:
@@ -52,6 +57,21 @@ def warning_about(
         closes = ", and closes what it inherits" if program == "dnsmasq" else ""
         return (
             f"{program} cannot take a listener{closes}: it binds its ports itself, and clients of these wait for ever"
+        )
+    if program == "apache2":
+        return (
+            "apache2 takes a listener only by mod_systemd, without which Debian builds it: there it binds its ports "
+            "itself, and fails because the binder has them"
+        )
+    if program == "unbound" and not os.path.isdir(_BOOTED):
+        return (
+            f"unbound takes no socket where systemd does not run, and fails because the binder has its ports: create "
+            f"the directory {_BOOTED}, by which it sees that"
+        )
+    if program == "php-fpm" and has_path and "php-fpm" in styles:
+        return (
+            "php-fpm removes the path of a Unix socket when it ends, also under the next copy: name the socket (-b "
+            "ADDRESS=www), give --env FPM_SOCKETS=/inherited/www={www}, and write 'listen = /inherited/www'"
         )
     if program == "dovecot" and "systemd" in styles:
         return (

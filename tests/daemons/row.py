@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Mapping
@@ -15,7 +17,7 @@ from typing import Any, cast
 
 from multibinder.wire.listener_options import ListenerOptions
 from tests.daemons.udp_load import Question
-from tests.support.restarts import Copy
+from tests.support.restarts import Copy, Way
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "daemons"
@@ -24,6 +26,8 @@ PACKAGES = ROOT / ".venv" / "daemons"
 #: A row whose name ends so has the plain command line of its daemon, with which it loses clients. The row before it
 #: has what its example does about that.
 BARE = ", bare"
+#: How long the command of a row may take that builds its daemon, in seconds.
+_BUILDS_S = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,11 @@ class Row:
     ``packages`` are the distributions and ``programs`` the commands that it needs. A copy is ready when its output has
     had the text ``ready`` as often as ``times``; without a text, when it waits on its sockets (epoll or accept).
     The clients connect to ``port``, or send ``question`` there. ``says_pid``: each copy answers with its own PID.
-    ``front`` is a unit of the example that runs all the time, before the daemon that is restarted.
+    ``over_tcp``: it is sent over a TCP connection of its own instead. ``front`` is a unit of the example that runs all
+    the time, before the daemon that is restarted, and to which the clients connect.
+    ``build`` is a command that is run once in the copied example.
     ``own_reload`` has the copy that was started first replace itself in the daemon's own way, and returns when it has.
+    ``ways`` are the only ones to restart it, if there are any; ``loses``: a few clients are lost, whatever is done.
     ``has_run``: the example has a file for ``run``. ``has_paths``: the daemon also runs on a Unix socket in ``-b``.
     """
 
@@ -58,7 +65,11 @@ class Row:
     question: Question | None = None
     says_pid: bool = True
     front: str = ""
+    over_tcp: bool = False
+    build: tuple[str, ...] = ()
     own_reload: Callable[[Copy], None] | None = None
+    ways: tuple[Way, ...] = ()
+    loses: bool = False
     has_run: bool = True
     has_paths: bool = True
 
@@ -86,6 +97,8 @@ class Row:
         for path in directory.rglob("*"):
             if path.is_file():
                 path.write_text(_replaced(path.read_text(), replaces))
+        if self.build:
+            subprocess.run(self.build, cwd=directory, check=True, capture_output=True, timeout=_BUILDS_S)
         return Example(self, directory, _replaced(self.exec_start, replaces))
 
 
@@ -154,13 +167,16 @@ class Example:
             path.write_text(f"{text}\nExecStart={self.exec_start}\n")
         return Unit.read(self.path(".service"))
 
-    def bind(self, host: str) -> tuple[str, ListenerOptions]:
-        """Return the address of ``-b`` in the unit that is on ``host``, and its options, which are numbers."""
-        pattern = rf"-b '?(\S*{re.escape(host)}:\d+)((?:,\w+=\d+)*)"
-        found = re.search(pattern, self.path(".service").read_text())
-        assert found, self.path(".service")
-        pairs = (pair.split("=") for pair in found[2].split(",")[1:])
-        return found[1], cast(ListenerOptions, {name: int(number) for name, number in pairs})
+    def bind(self) -> tuple[str, ListenerOptions]:
+        """Return the address of the first ``-b`` in the unit, or of the last if the question is sent over TCP.
+
+        Its options are numbers.
+        """
+        return _bind_of(self.unit(), last=self.row.over_tcp)
+
+    def bind_of_front(self) -> tuple[str, ListenerOptions]:
+        front = self.front()
+        return self.bind() if front is None else _bind_of(front)
 
     def front(self) -> Unit | None:
         return Unit.read(self.directory / f"{self.row.front}.service") if self.row.front else None
@@ -170,3 +186,12 @@ class Example:
         settings: dict[str, Any] = tomllib.loads(self.path(".toml").read_text())
         assert settings["command"], self.path(".toml")
         return self.path(".toml")
+
+
+def _bind_of(unit: Unit, *, last: bool = False) -> tuple[str, ListenerOptions]:
+    binds = [after for word, after in itertools.pairwise(unit.command) if word == "-b"]
+    text = binds[-1 if last else 0]
+    address, *pairs = re.sub(r"=[a-z]+$", "", text).split(",")
+    of = dict(pair.split("=") for pair in pairs)
+    options = {name: int(number, 8 if name == "mode" else 10) for name, number in of.items()}
+    return address, cast(ListenerOptions, options)

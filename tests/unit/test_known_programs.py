@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from multibinder.launch import known_programs
@@ -54,6 +56,9 @@ def test_a_style_is_known_only_where_it_is_certain(program: str, style: str | No
         ("hypercorn -c file.toml app:app", ["systemd"], False, None),
         ("hypercorn app:app", ["systemd"], False, "-b fd://{NAME}"),
         ("nginx", ["nginx"], False, None),
+        ("apache2 -DFOREGROUND", ["systemd"], False, "mod_systemd"),
+        ("php-fpm8.2 -F", ["php-fpm"], False, "removes the path of a Unix socket"),
+        ("php-fpm8.2 -F", [], True, None),
     ],
 )
 def test_harm_is_named(command: str, styles: list[str], is_named: bool, warning: str | None) -> None:
@@ -62,3 +67,16 @@ def test_harm_is_named(command: str, styles: list[str], is_named: bool, warning:
     assert (warning or "") in (said or "")
     if command.startswith("gunicorn"):
         assert known_programs.warning_about(command.split(), [TCP], styles, is_named) is None
+
+
+def test_php_fpm_gets_no_warning_about_a_port() -> None:
+    assert known_programs.warning_about(["php-fpm8.2"], [TCP], ["php-fpm"], False) is None
+
+
+@pytest.mark.parametrize("is_booted", [False, True])
+def test_unbound_is_warned_where_it_would_take_no_socket(
+    is_booted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known_programs, "_BOOTED", str(tmp_path if is_booted else tmp_path / "missing"))
+    said = known_programs.warning_about(["unbound", "-d"], [TCP], ["systemd"], False)
+    assert (said is None) == is_booted
