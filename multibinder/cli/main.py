@@ -15,6 +15,7 @@ from multibinder.kernel.std_descriptors import open_std_descriptors
 _COMMANDS = {
     "serve": "multibinder.cli.serve",
     "exec": "multibinder.cli.exec",
+    "run": "multibinder.cli.run",
     "status": "multibinder.cli.status",
     "list": "multibinder.cli.listeners",
     "release": "multibinder.cli.listeners",

@@ -50,8 +50,25 @@ class SourceDirectory(msgspec.Struct, frozen=True):
     suffixes: Sequence[str]
 
 
+class CopyProcess(msgspec.Struct, frozen=True):
+    """One copy of the command of a ``run``: its main process. ``start_ticks`` is that of ``MasterProcess``.
+
+    ``state`` is ``starting``, ``ready`` or ``stopping``. A copy outlives a ``run`` that was killed.
+    """
+
+    pid: int
+    start_ticks: int
+    generation: int
+    index: int
+    state: str
+
+
 class InstanceSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole document. Times are in seconds since the epoch; PIDs are those of the instance's PID namespace."""
+    """The whole document. Times are in seconds since the epoch; PIDs are those of the instance's PID namespace.
+
+    ``driver`` is ``haproxy`` or ``run``. The five fields after it are those of ``run`` alone, whose ``master`` is the
+    process ``multibinder run`` itself. ``activity`` is finer than ``state``. ``wanted`` copies should be ready.
+    """
 
     name: str = ""
     version: int
@@ -73,6 +90,12 @@ class InstanceSummary(msgspec.Struct, frozen=True, kw_only=True):
     binds: Sequence[str]
     sources: Sequence[SourceFile]
     directories: Sequence[SourceDirectory]
+    driver: str = "haproxy"
+    activity: str = ""
+    copies: Sequence[CopyProcess] = ()
+    wanted: int = 0
+    restarts_total: int = 0
+    gave_up: bool = False
 
     @staticmethod
     def of_new_instance(name: str) -> InstanceSummary:

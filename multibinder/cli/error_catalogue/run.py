@@ -14,6 +14,21 @@ RUN = Section(
             remedy="`multibinder run --name NAME -b ADDRESS -- COMMAND`, or `command = […]` in the file",
         ),
         entry(
+            "no address is given: '-b ADDRESS'",
+            cause="neither the command line nor the file has a listener for the command",
+            remedy='`-b 0.0.0.0:8000`, or `bind = ["0.0.0.0:8000"]` in the file',
+        ),
+        entry(
+            "the check of readiness asks at {ready}, and the command does not listen there",
+            cause="`{ready}` stands in `--ready-http` or `--ready-tcp` alone",
+            remedy="pass it to the command as well: `--bind fd://{ready}`; or ask at `{NAME}`, the address of a `-b`",
+        ),
+        entry(
+            "… is not of the form KEY=VALUE",
+            cause="`--env`",
+            remedy="`--env KEY=VALUE`",
+        ),
+        entry(
             "…: there is no option …",
             cause="the file of `--config` has a key that is no option of `run`",
             remedy="correct the spelling; the names are those of the options, without the dashes before them",

@@ -22,8 +22,8 @@ from typing import Any
 import msgspec
 
 from multibinder.launch.errors import LaunchError
-from multibinder.launch.run.options import ServiceOptions
-from multibinder.launch.run.settings import Bind
+from multibinder.launch.run.settings import Bind, ServiceOptions
+from multibinder.wire.errors import AddressError
 
 _LARGEST = 1 << 20
 #: Members of a table [[bind]]: the rest are options of the address.
@@ -63,7 +63,7 @@ def read(path: str, parse_bind: Callable[[str], Bind]) -> tuple[ServiceOptions, 
         if isinstance(content.get("env"), dict):
             content["env"] = {name: _text(f"env.{name}", value) for name, value in content["env"].items()}
         return _convert(ServiceOptions, content), _convert(StartOptions, content)
-    except (msgspec.ValidationError, LaunchError) as error:
+    except (msgspec.ValidationError, LaunchError, AddressError) as error:
         raise ConfigError(f"{path}: {error}") from error
 
 

@@ -6,43 +6,13 @@ import math
 import re
 import signal
 
-import msgspec
-
 from multibinder.launch.errors import UsageError
 from multibinder.launch.run.readiness.choice import check_of
-from multibinder.launch.run.settings import Bind, Hooks, Readiness, ServiceSettings
+from multibinder.launch.run.settings import Hooks, Readiness, ServiceOptions, ServiceSettings
 
 _CANARY = re.compile(r"[1-9][0-9]*|([1-9][0-9]?|100)%")
 #: The options of which only one can be given.
 _CHECKS = ("ready-notify", "ready-http", "ready-tcp", "ready-line", "ready-after", "ready-einhorn")
-
-
-class ServiceOptions(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
-    """What a reload may change. The names are those of the options; None for one that was not given."""
-
-    command: list[str] | None = None
-    bind: list[Bind] | None = None
-    style: list[str] | None = None
-    env: dict[str, str] | None = None
-    env_file: str | None = None
-    directory: str | None = None
-    instances: int | None = None
-    max_overlap: int | None = None
-    canary: str | None = None
-    canary_for: float | None = None
-    ready_notify: bool | None = None
-    ready_http: str | None = None
-    ready_tcp: str | None = None
-    ready_line: str | None = None
-    ready_after: float | None = None
-    ready_einhorn: bool | None = None
-    ready_timeout: float | None = None
-    pre_start: str | None = None
-    post_ready: str | None = None
-    pre_stop: str | None = None
-    hook_timeout: float | None = None
-    stop_signal: int | str | None = None
-    drain_timeout: float | None = None
 
 
 def overlaid(below: ServiceOptions, above: ServiceOptions) -> ServiceOptions:

@@ -66,6 +66,7 @@ class RunStatus(msgspec.Struct, frozen=True):
     """The present state of an instance of ``run``.
 
     ``state`` is starting, running, reloading, canary, waiting (for the next try after a crash), stopping.
+    ``wanted`` copies should run. ``gave_up`` is True while the ports of a command that cannot be started are closed.
     """
 
     name: str
@@ -79,6 +80,8 @@ class RunStatus(msgspec.Struct, frozen=True):
     reloads_total: int = 0
     failures_total: int = 0
     last_failure: str = ""
+    wanted: int = 1
+    gave_up: bool = False
     problems: list[str] = []
 
 

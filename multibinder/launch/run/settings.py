@@ -67,12 +67,41 @@ class ServiceSettings(msgspec.Struct, frozen=True):
     drain_timeout_s: float = 60.0
 
 
+class ServiceOptions(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """What a reload may change. The names are those of the options; None for one that was not given."""
+
+    command: list[str] | None = None
+    bind: list[Bind] | None = None
+    style: list[str] | None = None
+    env: dict[str, str] | None = None
+    env_file: str | None = None
+    directory: str | None = None
+    instances: int | None = None
+    max_overlap: int | None = None
+    canary: str | None = None
+    canary_for: float | None = None
+    ready_notify: bool | None = None
+    ready_http: str | None = None
+    ready_tcp: str | None = None
+    ready_line: str | None = None
+    ready_after: float | None = None
+    ready_einhorn: bool | None = None
+    ready_timeout: float | None = None
+    pre_start: str | None = None
+    post_ready: str | None = None
+    pre_stop: str | None = None
+    hook_timeout: float | None = None
+    stop_signal: int | str | None = None
+    drain_timeout: float | None = None
+
+
 class RunSettings(msgspec.Struct, frozen=True):
     """All options of ``run``. It becomes this process with them as one JSON argument.
 
     ``directory`` is the runtime directory of all instances, ``socket`` the binder's control socket; None without a
     binder, where the addresses are bound by ``run`` itself. ``config`` is the TOML file; ``service`` is what the
-    command line and this file said at the start. ``wait_s`` is the time for a binder that does not answer yet.
+    command line and this file said at the start, ``given`` what the command line alone said: it wins over the file at
+    each reload, too. ``wait_s`` is the time for a binder that does not answer yet.
     ``give_up_after_s`` is the time after which the ports of a command that cannot be started are closed.
     ``keep_listeners`` leaves them open when ``run`` is told to end.
     """
@@ -81,9 +110,11 @@ class RunSettings(msgspec.Struct, frozen=True):
     directory: str
     socket: str | None
     service: ServiceSettings
+    given: ServiceOptions = ServiceOptions()
     owner: str = ""
     config: str | None = None
     wait_s: float = 10.0
     give_up_after_s: float = 600.0
     keep_listeners: bool = False
+    strict: bool = False
     verbose: bool = False
