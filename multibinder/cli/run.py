@@ -22,7 +22,7 @@ from multibinder.launch.errors import LaunchError, UsageError
 from multibinder.launch.exec import failure
 from multibinder.launch.instance_files import check_name
 from multibinder.launch.run import config as config_file
-from multibinder.launch.run.instance import (
+from multibinder.launch.run.files import (
     RUNTIME_DIR_VARIABLE,
     RunInstance,
     default_runtime_directory,

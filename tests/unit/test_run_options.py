@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from multibinder.cli import run
-from multibinder.launch.run.instance import RunInstance
+from multibinder.launch.run.files import RunInstance
 from multibinder.launch.run.settings import Bind, RunSettings, ServiceSettings
 
 

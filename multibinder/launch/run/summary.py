@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from multibinder.kernel.process import TICKS_PER_S, start_ticks_of
 from multibinder.launch.log import InstanceLog
-from multibinder.launch.run.instance import PROGRAM, RunInstance
+from multibinder.launch.run.files import PROGRAM, RunInstance
 from multibinder.launch.run.report import RunStatus
 from multibinder.launch.summary import SummaryWriter
 from multibinder.wire.instance_summary import CopyProcess, InstanceSummary, MasterProcess, SourceFile
