@@ -1,7 +1,5 @@
 """Standard descriptors that are closed: the next file that a process opens would get their numbers."""
 
-from __future__ import annotations
-
 import os
 import sys
 

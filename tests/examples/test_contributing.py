@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 #: A file in backquotes and, after it and no other file, a block.
-_BLOCK = re.compile(r"`((?:multibinder|docs)/[\w/]+\.\w+)`|^```(python|diff)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"`((?:multibinder|docs)/[\w/-]+\.\w+)`|^```(python|diff)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 class Example(NamedTuple):
@@ -142,6 +142,31 @@ def test_the_check_is_found_by_the_doctor(tree: Path) -> None:
         "tests/doctor/test_checks.py",
         "tests/unit/test_imports.py",
     )
+
+
+def test_the_style_is_used_and_documented(tree: Path) -> None:
+    applied(tree, "Add a style of exec")
+    code = (
+        "import os\n"
+        "from multibinder.launch.styles import draft\n"
+        "from multibinder.launch.styles.passed import Passed\n"
+        "web, admin = (Passed({'host': '::1', 'port': 80 + n}, name, -1) for n, name in enumerate(['web', 'admin']))\n"
+        "made = draft.prepare(['true'], {'LISTENERS': 'stale', 'LISTENERS_PARENT': '1'}, [web, admin], ['pairs'])\n"
+        "print(made.environment, made.parent_pid)\n"
+        "try:\n"
+        "    draft.prepare(['true'], {}, [Passed(web.slot, '', -1)], ['pairs'])\n"
+        "except Exception as error:\n"
+        "    print(error)\n"
+    )
+    told, refused = run(tree, "-c", code).splitlines()
+    assert told == "{'LISTENERS': 'web=3 admin=4'} ('LISTENERS_PARENT',)"
+    assert refused.startswith("the style pairs needs a name")
+    assert "pairs" in run(tree, "-m", "multibinder", "exec", "--help")
+    run_tests(tree, "tests/unit/test_styles.py", "tests/unit/test_imports.py")
+    page = tree / "docs" / "how-to" / "exec.md"
+    page.write_text(re.sub(r"^\| programs that want pairs.*\n", "", page.read_text(), flags=re.MULTILINE))
+    with pytest.raises(AssertionError, match="pairs"):
+        run_tests(tree, "tests/unit/test_styles.py", "-k", "documented")
 
 
 def test_the_metric_is_exposed_and_documented(tree: Path) -> None:

@@ -7,13 +7,17 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from multibinder.launch import known_programs
 from multibinder.launch.styles import STYLES, draft
 from multibinder.launch.styles.errors import StyleError
 from multibinder.launch.styles.passed import Passed
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -159,6 +163,13 @@ def test_one_socket_may_get_two_numbers(numbers: list[int]) -> None:
     inode = os.fstat(201).st_ino
     draft.place([(201, 202), (201, 200), (202, 201)])
     assert os.fstat(202).st_ino == os.fstat(200).st_ino == inode
+
+
+def test_each_style_is_documented() -> None:
+    rows = [line for line in (ROOT / "docs" / "how-to" / "exec.md").read_text().splitlines() if line.startswith("|")]
+    recognized = {style for style in STYLES if known_programs.style_of(style) == style}
+    missing = [name for name in STYLES if name not in recognized and f"`--style {name}`" not in "\n".join(rows)]
+    assert missing == []
 
 
 def test_the_table_names_each_style_as_its_module() -> None:

@@ -5,11 +5,10 @@ else, also for each mistake, because the full parser has the sentences.
 """
 
 import os
-import re
 import socket
 import stat
 
-from multibinder.launch.exec.request import USUAL_WAIT_S, Request
+from multibinder.launch.exec.request import IN_LABEL, LABEL_CHARACTERS, USUAL_WAIT_S, Request
 from multibinder.launch.styles import STYLES
 
 TYPE_CHECKING = False
@@ -23,16 +22,9 @@ if TYPE_CHECKING:
 _USUAL_SOCKET = "/run/multibinder/control.sock"
 #: sizeof(sun_path), less the NUL that ends it (unix(7)).
 _PATH_BYTES = 107
-_BIND = re.compile(
-    r"(?:(?P<udp>udp@)?(?:(?P<v4>[0-9.]+)|\[(?P<v6>[0-9a-f:]+)\]):(?P<port>[1-9][0-9]{0,4})"
-    r"|unix@(?P<path>/[A-Za-z0-9_.+/@-]+))"
-    r"(?P<options>(?:,[a-z]+=[0-9]{1,9})*)"
-    r"(?:=(?P<name>[A-Za-z_][A-Za-z0-9_.-]{0,63}))?",
-    re.ASCII,
-)
-_OWNER = re.compile(r"[A-Za-z0-9_.@/+-]{1,128}", re.ASCII)
-_SECONDS = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?", re.ASCII)
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=[^\0]*", re.ASCII | re.DOTALL)
+#: Characters of a path that need no thought.
+_IN_PATH = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.+/@-")
+_NAME_CHARACTERS = 64
 #: The options with a value, and their other names.
 _WITH_VALUE = {"-b": "-b", "--bind": "-b", "--style": "--style", "--env": "--env", "--owner": "--owner",
                "--wait": "--wait", "--socket": "--socket"}  # fmt: skip
@@ -67,9 +59,9 @@ def read(arguments: "Sequence[str]", environment: "Mapping[str, str]") -> "Reque
     path = _socket_path(given["--socket"], environment)
     if not STYLES.keys() >= {*given["--style"]}:
         return None
-    if not binds or path is None or not all(map(_VARIABLE.fullmatch, given["--env"])):
+    if not binds or path is None or not all(map(_is_variable, given["--env"])):
         return None
-    if not all(map(_OWNER.fullmatch, given["--owner"])) or not all(map(_SECONDS.fullmatch, given["--wait"])):
+    if not all(map(_is_label, given["--owner"])) or not all(map(_is_number, given["--wait"])):
         return None
     return Request(
         path=path,
@@ -85,43 +77,73 @@ def read(arguments: "Sequence[str]", environment: "Mapping[str, str]") -> "Reque
 
 def bind(text: str) -> "tuple[str, Slots] | None":
     """Return the name and the slots of one ``-b``, as ``binds.parse`` does; None if only that can tell."""
-    found = _BIND.fullmatch(text)
-    if found is None:
+    # Regular expressions take longer to compile than all of this takes.
+    if not text.isascii():
         return None
-    options: dict[str, int] = {}
-    for option in found["options"].split(",")[1:]:
-        name, _, value = option.partition("=")
-        if name in options:
-            return None
-        options[name] = int(value)
-    shards = options.pop("shards", None)
-    if not options.keys() <= {"backlog"} or options.get("backlog", 1) == 0:
-        return None
-    name = found["name"] or ""
-    slot: dict[str, Any]
-    if path := found["path"]:
-        if shards is not None or len(path) > _PATH_BYTES or os.path.normpath(path) != path or path.startswith("//"):
-            return None
-        slot = {"endpoint": f"unix@{path}"}
+    address, *words = text.split(",")
+    name = ""
+    if words:
+        words[-1], equals, name = _without_name(words[-1])
     else:
-        family = socket.AF_INET if found["v4"] else socket.AF_INET6
-        try:
-            host = socket.inet_ntop(family, socket.inet_pton(family, found["v4"] or found["v6"]))
-        except OSError:
-            return None
-        port = int(found["port"])
-        if port > 65535 or (found["udp"] and (options or shards is not None)):
-            return None
-        shown = f"[{host}]" if ":" in host else host
-        slot = {"endpoint": f"udp@{shown}:{port}"} if found["udp"] else {"host": host, "port": port}
-    if name == _RESERVED:
+        address, equals, name = address.partition("=")
+    options = _options(words)
+    if (equals and not _is_name(name)) or options is None:
+        return None
+    shards = options.pop("shards", None)
+    is_udp = address.startswith("udp@")
+    slot = _path_slot(address[5:]) if address.startswith("unix@") else _inet_slot(address.removeprefix("udp@"), is_udp)
+    if slot is None or (is_udp and options) or (shards is not None and "host" not in slot):
         return None
     slot |= options
     if shards is None:
         return name, [slot]
-    if not 1 <= shards <= _MOST_SHARDS:
+    if shards > _MOST_SHARDS:
         return None
     return name, [{**slot, **({"shard": number} if number else {}), "shards": shards} for number in range(shards)]
+
+
+def _without_name(word: str) -> "tuple[str, str, str]":
+    """Split ``backlog=5=web`` at its second ``=``."""
+    option, first, rest = word.partition("=")
+    value, second, name = rest.partition("=")
+    return option + first + value, second, name
+
+
+def _is_name(text: str) -> bool:
+    letters = text.replace("_", "a").replace(".", "0").replace("-", "0")
+    return letters.isalnum() and letters[0].isalpha() and len(text) <= _NAME_CHARACTERS and text != _RESERVED
+
+
+def _options(words: "Sequence[str]") -> "dict[str, int] | None":
+    options: dict[str, int] = {}
+    for word in words:
+        option, _, value = word.partition("=")
+        if option not in ("backlog", "shards") or option in options or not value.isdigit() or len(value) > 9:
+            return None
+        options[option] = int(value)
+    return None if 0 in options.values() else options
+
+
+def _path_slot(path: str) -> "dict[str, Any] | None":
+    is_plain = path.startswith("/") and not path.startswith("//") and _IN_PATH.issuperset(path)
+    if not is_plain or len(path) > _PATH_BYTES or path == "/" or os.path.normpath(path) != path:
+        return None
+    return {"endpoint": f"unix@{path}"}
+
+
+def _inet_slot(text: str, is_udp: bool) -> "dict[str, Any] | None":
+    host, _, port = text.rpartition(":")
+    if not port.isdigit() or len(port) > 5 or not 0 < int(port) <= 65535:
+        return None
+    is_v6 = host.startswith("[") and host.endswith("]")
+    family = socket.AF_INET6 if is_v6 else socket.AF_INET
+    try:
+        host = socket.inet_ntop(family, socket.inet_pton(family, host[1:-1] if is_v6 else host))
+    except (OSError, ValueError):
+        return None
+    if is_udp:
+        return {"endpoint": f"udp@[{host}]:{int(port)}" if is_v6 else f"udp@{host}:{int(port)}"}
+    return {"host": host, "port": int(port)}
 
 
 def _binds(texts: "Sequence[str]") -> "list[tuple[str, Slots]] | None":
@@ -149,6 +171,19 @@ def _socket_path(given: "Sequence[str]", environment: "Mapping[str, str]") -> "s
         return _USUAL_SOCKET if not given and stat.S_ISSOCK(os.stat(_USUAL_SOCKET).st_mode) else None
     except OSError:
         return None
+
+
+def _is_variable(text: str) -> bool:
+    return not text.startswith("=") and "=" in text and "\0" not in text
+
+
+def _is_label(text: str) -> bool:
+    return 0 < len(text) <= LABEL_CHARACTERS and IN_LABEL.issuperset(text)
+
+
+def _is_number(text: str) -> bool:
+    whole, _, part = text.partition(".")
+    return text.isascii() and whole.isdigit() and (not part or part.isdigit()) and len(text) <= 9
 
 
 def _split(text: str) -> "tuple[str, str]":

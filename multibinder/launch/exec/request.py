@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 #: The time for a binder that does not answer yet, if --wait says no other.
 USUAL_WAIT_S = 10.0
 #: A label has other characters than a file name may have (wire/options.py).
-_IN_LABEL = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.@/+-"
-_LABEL_CHARACTERS = 128
+IN_LABEL = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.@/+-")
+LABEL_CHARACTERS = 128
 
 
 class Request:
@@ -53,5 +53,5 @@ class Request:
 def usual_owner(command: "Sequence[str]") -> str:
     """Return the owner label of a command: ``exec@gunicorn``."""
     name = command[0].rpartition("/")[2]
-    usable = "".join(each if each in _IN_LABEL else "_" for each in name)
-    return f"exec@{usable}"[:_LABEL_CHARACTERS]
+    usable = "".join(each if each in IN_LABEL else "_" for each in name)
+    return f"exec@{usable}"[:LABEL_CHARACTERS]

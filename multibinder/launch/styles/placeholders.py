@@ -10,15 +10,16 @@ if TYPE_CHECKING:
 
     from multibinder.launch.styles.passed import Passed
 
+#: The expressions are texts, because most commands need none of them, and none is compiled at the import.
 #: A text that is nothing but a placeholder and what leads to it, as ``--fd={web}``.
-_IS_ONE = re.compile(r"[^\s{}]*\{[A-Za-z_][A-Za-z0-9_.-]*\}")
+_IS_ONE = r"[^\s{}]*\{[A-Za-z_][A-Za-z0-9_.-]*\}"
 #: A name in braces. ``${NAME}`` is a variable of a shell, and ``{{NAME}}`` belongs to a template: both stay.
-_PLACEHOLDER = re.compile(r"(?<![${])\{([A-Za-z_][A-Za-z0-9_.-]*)\}(?!\})")
+_PLACEHOLDER = r"(?<![${])\{([A-Za-z_][A-Za-z0-9_.-]*)\}(?!\})"
 
 
 def names_in(texts: "Iterable[str]") -> "set[str]":
     """Return the names that stand in braces in any of the texts."""
-    return {name for text in texts if "{" in text for name in _PLACEHOLDER.findall(text)}
+    return {name for text in texts if "{" in text for name in re.findall(_PLACEHOLDER, text)}
 
 
 def numbers_of(sockets: "Sequence[Passed]") -> "dict[str, int]":
@@ -58,9 +59,9 @@ def fill(text: str, numbers: "Mapping[str, int]") -> str:
             "a script, or give no -b a name"
         )
 
-    return _PLACEHOLDER.sub(number, text)
+    return re.sub(_PLACEHOLDER, number, text)
 
 
 def is_one(text: str) -> bool:
     """Return whether a text looks as if it were written for a placeholder alone."""
-    return _IS_ONE.fullmatch(text) is not None
+    return "{" in text and re.fullmatch(_IS_ONE, text) is not None
