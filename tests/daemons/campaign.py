@@ -193,7 +193,10 @@ def main() -> int:
             continue
         print(f"{row.name} ({', '.join(f'{package} {version(package)}' for package in row.packages)})", flush=True)
         if not options.way:
-            print("".join(f"    {line}\n" for line in looks(row)), end="", flush=True)
+            try:
+                print("".join(f"    {line}\n" for line in looks(row)), end="", flush=True)
+            except (RuntimeError, pytest.fail.Exception) as error:  # it does not start
+                print(f"    {error}", flush=True)
         for way in ways_of(row):
             if options.way and way.name not in options.way:
                 continue

@@ -78,11 +78,22 @@ def _note(values: list[T], value: T) -> None:
 
 def look_at(listener: socket.socket, running: Copies) -> Seen:
     """Start and stop a daemon. This process has its listener open too."""
+    changed = _changed(listener)
     with Watch(listener) as watch:
         running.start()
         threading.Event().wait(SERVES_S)
         running.stop()
-    return Seen(watch.queues, watch.nonblocking, _end(listener))
+    removed = "" if _changed(listener) == changed else "the binder puts its path back, and "
+    return Seen(watch.queues, watch.nonblocking, removed + _end(listener))
+
+
+def _changed(listener: socket.socket) -> int | None:
+    """Return when the inode of a path was changed: its mode, its owner, or its number of links, as unlink() does."""
+    address = listener.getsockname()
+    try:
+        return os.stat(address).st_ctime_ns if isinstance(address, str) else None
+    except FileNotFoundError:
+        return None
 
 
 def _end(listener: socket.socket) -> str:

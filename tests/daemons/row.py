@@ -170,9 +170,10 @@ class Example:
     def bind(self) -> tuple[str, ListenerOptions]:
         """Return the address of the first ``-b`` in the unit, or of the last if the question is sent over TCP.
 
-        Its options are numbers.
+        Its options are numbers. A daemon that takes no listener has that of its front.
         """
-        return _bind_of(self.unit(), last=self.row.over_tcp)
+        unit, front = self.unit(), self.front()
+        return _bind_of(front if front and "-b" not in unit.command else unit, last=self.row.over_tcp)
 
     def bind_of_front(self) -> tuple[str, ListenerOptions]:
         front = self.front()

@@ -23,13 +23,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 class Server(http.server.ThreadingHTTPServer):
     daemon_threads = False  # server_close() waits for the requests
 
-    def get_request(self) -> tuple[socket.socket, object]:
-        # The listener does not block, because another copy may take the client that this one is waked for. The
-        # socket of a client blocks.
-        client, address = super().get_request()
-        client.setblocking(True)
-        return client, address
-
 
 if os.environ.get("LISTEN_PID") != str(os.getpid()):
     sys.exit("start me with: multibinder exec -b 127.0.0.1:8000 -- python3 server.py")
