@@ -126,7 +126,7 @@ def fdholder(directory: Path) -> Iterator[str]:
     with rig.process(command, cwd=directory, stderr=subprocess.DEVNULL) as daemon:
         rig.wait_until(lambda: os.path.exists(path), daemon)
         with socket.create_server((_HOST, 0)) as listener:
-            stored = subprocess.run(["s6-fdholder-store", path, "web"], stdin=listener, check=False)
+            stored = subprocess.run(["s6-fdholder-store", path, "web"], stdin=listener.fileno(), check=False)
         if stored.returncode:
             sys.exit("s6-fdholder-store failed")
         yield path
