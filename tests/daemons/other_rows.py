@@ -39,6 +39,9 @@ def _new_children(copy: Copy) -> None:
 _NGINX = {"/run/nginx.pid": "DIRECTORY/nginx.pid", "user www-data;": "user root;"}
 _FORKING = f"{sys.executable} -m tests.daemons.forking DIRECTORY/nginx.pid DIRECTORY/upgrade.sh DIRECTORY/start.sh"
 _CADDY = {"/usr/bin/caddy": f"{PACKAGES}/bin/caddy", "/var/lib/caddy": "DIRECTORY"}
+_HTTPD = {"/run/httpd-": "DIRECTORY/httpd-", "ErrorLog syslog": "ErrorLog /dev/stderr"}
+#: Two copies that ``exec`` starts would have one PidFile.
+_HTTPD_WAYS = (Way.STOP_THEN_START, Way.RELOAD)
 _FPM = {**_NGINX, "/run/php-fpm": "DIRECTORY", "user = www-data": "user = root", "-F -y": "-R -F -y"}
 _FPM |= {'"-F", "-y"': '"-R", "-F", "-y"', "error_log = syslog": "error_log = DIRECTORY/php-fpm.log"}
 # Its name has the version, which differs between releases of Debian.
@@ -111,6 +114,10 @@ ROWS: tuple[Row, ...] = (
     Row("Java", "java", programs=("java", "javac"), ready="ready", build=("javac", "Server.java")),
     _php_fpm("PHP-FPM", "php-fpm"),
     _php_fpm("PHP-FPM" + BARE, "php-fpm-own-path"),
+    # Debian's is built without mod_systemd, and is called apache2.
+    Row(
+        "Apache httpd", "httpd", programs=("httpd",), replaces=_HTTPD, ways=_HTTPD_WAYS, says_pid=False, has_paths=False
+    ),
     _unbound("unbound, UDP", over_tcp=False),
     _unbound("unbound, TCP", over_tcp=True),
 )
