@@ -1,4 +1,4 @@
-"""Read the public summary of each HAProxy instance (docs/instance-summary.md) without asking binder or HAProxy."""
+"""Read the public summary of each instance (docs/instance-summary.md) without asking the binder or the instance."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from multibinder.kernel.process import is_child, stat_or_none
 from multibinder.wire.instance_summary import (
     FILE_NAME,
     VERSION,
+    CopyProcess,
     InstanceSummary,
     MasterProcess,
     SourceDirectory,
@@ -26,7 +27,8 @@ class Instance(msgspec.Struct, frozen=True):
     """The present state of one instance. None means unknown; ``why`` is the reason if there is no ``summary``.
 
     ``workers`` and ``old_workers`` count the workers of the summary that are alive: the first serve, the second finish
-    their connections. ``changed`` is True if a file of the configuration differs from the loaded one.
+    their connections; for ``run`` they are copies. ``changed`` is True if a file of the configuration differs from the
+    loaded one.
     """
 
     name: str
@@ -76,6 +78,10 @@ def _instance(directory: str, name: str, visible: bool) -> Instance | None:
         return Instance(name, summary, changed=has_changed(summary))
     master = summary.master if summary.state != "stopped" else None
     up = master is not None and _is_alive(master)
+    if summary.driver == "run":
+        # Copies outlive a 'run' that was killed, and are not its children then.
+        ready, finishing = (sum(map(_is_alive, _in_state(summary, state))) for state in ("ready", "stopping"))
+        return Instance(name, summary, up=up, workers=ready, old_workers=finishing, changed=has_changed(summary))
     # Without its master, a worker cannot be distinguished from a later process with the same PID.
     parent = master.pid if up and master is not None else 0
     return Instance(
@@ -101,9 +107,13 @@ def _read(path: str) -> InstanceSummary:
     return _summary.decode(text)
 
 
-def _is_alive(master: MasterProcess) -> bool:
-    stat = stat_or_none(master.pid)
-    return stat is not None and not stat.has_ended and master.start_ticks in (0, stat.start_ticks)
+def _in_state(summary: InstanceSummary, state: str) -> list[CopyProcess]:
+    return [copy for copy in summary.copies if copy.state == state]
+
+
+def _is_alive(process: MasterProcess | CopyProcess) -> bool:
+    stat = stat_or_none(process.pid)
+    return stat is not None and not stat.has_ended and process.start_ticks in (0, stat.start_ticks)
 
 
 def has_changed(summary: InstanceSummary) -> bool | None:

@@ -80,5 +80,68 @@ RUN = Section(
             cause="the shell command of `--pre-start`, `--post-ready` or `--pre-stop` failed; its last lines are shown",
             remedy="correct the command; a larger `--hook-timeout` gives it more time",
         ),
+        entry(
+            "there are two instances …, one of 'multibinder run' and one of HAProxy",
+            "… is no kind of instance: write run:… or haproxy:…",
+            cause="`reload`, `stop` and `instances` take the names of both kinds",
+            remedy="write the kind before the name: `run:web`, `haproxy:web`",
+        ),
+        entry(
+            "there is no instance … in … or …",
+            cause="no instance of this name was started, or by a user with another runtime directory",
+            remedy="`multibinder instances` lists them; `--runtime-dir` and `--haproxy-dir` are the directories",
+        ),
+        entry(
+            "… does not run; 'multibinder run --name … ...' starts it",
+            cause="there is a record of the instance, and no process `multibinder run`",
+            remedy="start it. After a kill of `run` its copies serve on, and the next `run` takes them over; "
+            "`multibinder stop` ends them",
+        ),
+        entry(
+            "the 'multibinder run' of … does not answer within … s",
+            "the 'multibinder run' of … runs, and nobody listens at …",
+            "the 'multibinder run' of … answers what this version does not understand",
+            "a 'multibinder run' of … has just been started",
+            cause="`run` hangs, is stopped (SIGSTOP), starts or ends at this moment, or is of another version",
+            remedy="try again; its log says more. Its copies serve on, also after a `kill -9` of `run`",
+        ),
+        entry(
+            "the … of … is not done after … s, and goes on",
+            cause="a new copy is not ready yet, or an old one still finishes",
+            remedy="`multibinder instances NAME` shows the copies; a longer `--timeout`, a shorter `--drain-timeout`",
+        ),
+        entry(
+            "the 'multibinder run' of … ended, or closed the connection, before the … was done",
+            "the 'multibinder run' of … gave no status",
+            cause="`run` ended meanwhile, or failed",
+            remedy="its log says why: `journalctl -u multibinder-run@NAME`",
+        ),
+        entry(
+            "…: permission denied; run this as the user of …, or as root",
+            cause="the instance is another user's",
+            remedy="run the command as that user, or as root",
+        ),
+        entry(
+            "… belongs to …, and its '…' did not end within … s; a file or process of that user hangs",
+            "… belongs to …, and … cannot be run as that user",
+            cause="root runs a command on another user's instance as that user, and that failed",
+            remedy="as that user: `multibinder reload NAME`",
+        ),
+        entry(
+            "… is a HAProxy: it has no canaries to …",
+            cause="`--continue` and `--abort` are for `run --canary`",
+            remedy="`multibinder-haproxy reload NAME`",
+        ),
+        entry(
+            "… is stopped, but its listeners could not be released: …",
+            cause="the binder did not answer: the ports are open, and clients wait there",
+            remedy="start the binder, and run `multibinder stop NAME` again",
+        ),
+        entry(
+            "cannot find the command '…', which is installed with this one",
+            "cannot execute …: …",
+            cause="the installation is not whole",
+            remedy="install multibinder anew",
+        ),
     ),
 )

@@ -4,6 +4,7 @@
 
     RUNTIME/NAME/           as multibinder.launch.instance_files describes it, and:
         instance.json       the RunSettings of the last start
+        master.lock         held by the process ``run`` while it lives
         control.sock        the commands reload, stop and instances ask here (report.py)
         last-good.json      the ServiceSettings with which a copy was last ready
 """
@@ -18,6 +19,8 @@ from multibinder.launch.run.settings import RunSettings, ServiceSettings
 
 PROGRAM = "multibinder run"
 RUNTIME_DIR_VARIABLE = "MULTIBINDER_RUN_RUNTIME_DIR"
+#: ``run`` holds it as long as it lives.
+MASTER_LOCK = "master.lock"
 LAST_GOOD_FILE = "last-good.json"
 
 
