@@ -21,7 +21,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import CollectorRegistry
 
 from multibinder import TcpAddress, __version__
-from multibinder.observe.sock_diag import uid_of_peer
+from multibinder.kernel.tcp_peer import uid_of_peer
 
 #: The most requests at the same time; an exporter usually has one or two scrapers.
 _MAX_REQUESTS = 16

@@ -208,7 +208,7 @@ def _settings(
     if config is None:
         return settings_of(given), config_file.StartOptions()
     try:
-        options, start = config_file.read(config, binds.parse)
+        options, start = config_file.read(config, binds.parse_all)
         options = overlaid(options, given)
         binds.parse_all([bind.text for bind in options.bind or []])
         return settings_of(options), start

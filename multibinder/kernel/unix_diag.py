@@ -19,8 +19,8 @@ _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
 _NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_SHOW_VFS, _SHOW_RQLEN = 0x02, 0x10
-_VFS, _RQLEN, _SHUTDOWN = 1, 4, 6
+_SHOW_VFS, _SHOW_PEER, _SHOW_RQLEN = 0x02, 0x04, 0x10
+_VFS, _PEER, _RQLEN, _SHUTDOWN = 1, 2, 4, 6
 _ALL_STATES = 0xFFFFFFFF
 _LISTEN = 10
 
@@ -30,6 +30,7 @@ _REQUEST = struct.Struct("=BBHIIIQ")
 _MESSAGE = struct.Struct("=BBBxIQ")
 _ATTRIBUTE = struct.Struct("=HH")
 _PAIR = struct.Struct("=II")
+_ONE = struct.Struct("=I")
 _BUFFER = 1 << 16
 _ANY_COOKIE = 2**64 - 1
 _MINOR_BITS = 20  # of dev_t in the kernel (include/linux/kdev_t.h)
@@ -52,7 +53,8 @@ class UnixSocket(NamedTuple):
 
     ``inode`` is that of the socket, as /proc/PID/fd shows it, ``cookie`` its SO_COOKIE. ``file`` is its path's.
     ``queue`` and ``limit`` count the connections of a socket that listens. ``is_shut`` is true if a holder has called
-    shutdown(2), for one direction or both.
+    shutdown(2), for one direction or both. ``peer`` is the inode of the other end of a connection, 0 until a process
+    has accepted it.
     """
 
     inode: int
@@ -63,6 +65,7 @@ class UnixSocket(NamedTuple):
     limit: int
     is_shut: bool
     cookie: int
+    peer: int = 0
 
 
 def look_at(sock: socket.socket) -> UnixSocket:
@@ -73,6 +76,13 @@ def look_at(sock: socket.socket) -> UnixSocket:
     for found in _ask(0, inode_of(sock), cookie_of(sock), _SHOW_VFS | _SHOW_RQLEN):
         return found
     raise ProcessLookupError("sock_diag: no such socket")
+
+
+def peer_inode(sock: socket.socket) -> int:
+    """Return the inode of the other end of a connection; 0 until a process has accepted it. Raises as ``look_at``."""
+    for found in _ask(0, inode_of(sock), cookie_of(sock), _SHOW_PEER):
+        return found.peer
+    return 0
 
 
 def unix_sockets() -> Iterator[UnixSocket]:
@@ -148,7 +158,7 @@ def _ask(flags: int, inode: int, cookie: int, show: int) -> Iterator[UnixSocket]
 
 def _read(body: bytes) -> UnixSocket:
     _, kind, state, inode, cookie = _MESSAGE.unpack_from(body)
-    file, queue, limit, shut = None, 0, 0, 0
+    file, queue, limit, shut, peer = None, 0, 0, 0, 0
     offset = _MESSAGE.size
     while offset + _ATTRIBUTE.size <= len(body):
         length, what = _ATTRIBUTE.unpack_from(body, offset)
@@ -157,7 +167,9 @@ def _read(body: bytes) -> UnixSocket:
             file = FileId(*_PAIR.unpack(value))
         elif what == _RQLEN:
             queue, limit = _PAIR.unpack(value)
+        elif what == _PEER:
+            (peer,) = _ONE.unpack(value)
         elif what == _SHUTDOWN:
             shut = value[0]
         offset += max((length + 3) & ~3, _ATTRIBUTE.size)
-    return UnixSocket(inode, kind, state == _LISTEN, file, queue, limit, bool(shut), cookie)
+    return UnixSocket(inode, kind, state == _LISTEN, file, queue, limit, bool(shut), cookie, peer)

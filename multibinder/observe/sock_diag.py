@@ -24,7 +24,6 @@ _INFO, _SKMEMINFO = 2, 7
 #: struct nlmsghdr; struct inet_diag_req_v2 with an empty inet_diag_sockid; struct inet_diag_msg (linux/inet_diag.h).
 _HEADER = struct.Struct("=IHHII")
 _REQUEST = struct.Struct("=BBBxI48x")
-_REQUEST_OF_ONE = struct.Struct("=BBBxI4s16s16sIII")
 _MESSAGE = struct.Struct("=BBBB4s16s16sIIIIIIII")
 _ATTRIBUTE = struct.Struct("=HH")
 _COUNT = struct.Struct("=I")
@@ -81,34 +80,6 @@ def paths(most: int) -> list[Path]:
             if len(found) >= most:
                 break
     return found
-
-
-def uid_of_peer(sock: socket.socket) -> int | None:
-    """Return the uid of the process at the other end of a connection on this host; None if it is another host."""
-    name, peer = sock.getsockname(), sock.getpeername()
-    raw_peer, raw_name = (socket.inet_pton(sock.family, each[0].partition("%")[0]) for each in (peer, name))
-    request = _REQUEST_OF_ONE.pack(
-        sock.family,
-        socket.IPPROTO_TCP,
-        0,
-        0xFFFFFFFF,
-        peer[1].to_bytes(2, "big") + name[1].to_bytes(2, "big"),
-        raw_peer,
-        raw_name,
-        0,
-        0xFFFFFFFF,
-        0xFFFFFFFF,
-    )
-    header = _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0)
-    try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as netlink:
-            netlink.settimeout(1)
-            netlink.sendall(header + request)
-            for body in _messages(netlink):
-                return int(_MESSAGE.unpack_from(body)[-2])
-    except OSError:
-        pass  # ENOENT: the other end is not in this network namespace.
-    return None
 
 
 def _dump(state: int, extension: int) -> Iterator[tuple[tuple[int, ...], TcpAddress, dict[int, bytes]]]:

@@ -11,7 +11,7 @@ from prometheus_client.registry import CollectorRegistry
 
 from multibinder import TcpAddress
 from multibinder.cli.exporter_server import MetricsServer
-from multibinder.observe.sock_diag import uid_of_peer
+from multibinder.kernel.tcp_peer import uid_of_peer
 
 
 def scrape(address: tuple[str, int]) -> bytes:

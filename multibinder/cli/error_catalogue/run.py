@@ -37,6 +37,7 @@ RUN = Section(
             "bind: a table [[bind]] has no 'address'",
             "bind: write a list of addresses",
             "…: write a text in quotes",
+            "bind: write mode as a text",
             cause="an option in the file of `--config` has another type than it needs",
             remedy="the message names it, and says what it needs",
         ),
@@ -72,6 +73,14 @@ RUN = Section(
             "stop-signal is …: that is no signal",
             cause="an option of `run` has a value that makes no sense, or two exclude each other",
             remedy="correct the option, as the message says",
+        ),
+        entry(
+            "… is no URL of a check: write http://HOST:PORT/PATH",
+            "… is no address to connect to: write HOST:PORT",
+            "… is a name: give the address itself, or 'localhost'",
+            "https cannot be checked: Python's ssl cannot be loaded: …",
+            cause="`--ready-http` or `--ready-tcp` has an address that a check cannot use",
+            remedy="give a numeric address, `localhost`, `{ready}`, the `{NAME}` of a bind, or a path",
         ),
         entry(
             "the … hook cannot be started: …",

@@ -45,8 +45,8 @@ class StartOptions(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     keep_listeners: bool | None = None
 
 
-def read(path: str, parse_bind: Callable[[str], Bind]) -> tuple[ServiceOptions, StartOptions]:
-    """Return the options of a file. ``parse_bind`` reads what ``-b`` takes. Raises ConfigError."""
+def read(path: str, parse_binds: Callable[[list[str]], list[Bind]]) -> tuple[ServiceOptions, StartOptions]:
+    """Return the options of a file. ``parse_binds`` reads what ``-b`` takes. Raises ConfigError."""
     content = _content(path)
     known = [*_names(ServiceOptions), *_names(StartOptions)]
     for key in content:
@@ -57,7 +57,7 @@ def read(path: str, parse_bind: Callable[[str], Bind]) -> tuple[ServiceOptions, 
             if isinstance(content.get(name), str):
                 content[name] = [content[name]]
         if "bind" in content:
-            content["bind"] = _binds(content["bind"], parse_bind)
+            content["bind"] = parse_binds(_bind_texts(content["bind"]))
         if isinstance(content.get("canary"), int) and not isinstance(content["canary"], bool):
             content["canary"] = str(content["canary"])
         if isinstance(content.get("env"), dict):
@@ -98,10 +98,10 @@ def _convert(options: type[Any], content: dict[str, Any]) -> Any:
     return msgspec.convert({name: content[name] for name in names if name in content}, options)
 
 
-def _binds(given: object, parse_bind: Callable[[str], Bind]) -> list[Bind]:
+def _bind_texts(given: object) -> list[str]:
     if not isinstance(given, list):
         raise ConfigError("bind: write a list of addresses, or tables [[bind]]")
-    return [parse_bind(_bind_text(each)) for each in given]
+    return [_bind_text(each) for each in given]
 
 
 def _bind_text(bind: object) -> str:
@@ -112,10 +112,18 @@ def _bind_text(bind: object) -> str:
         raise ConfigError("bind: a table [[bind]] has no 'address'")
     text = str(bind["address"])
     for option, value in bind.items():
-        if option in _BIND_MEMBERS or value is False:
-            continue
-        text += f",{option}" if value is True else f",{option}={_text(f'bind.{option}', value)}"
+        if option not in _BIND_MEMBERS:
+            text += f",{option}={_option(option, value)}"
     return f"{text}={bind['name']}" if "name" in bind else text
+
+
+def _option(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if name == "mode" and isinstance(value, int):
+        # 0o660 and 660 are different numbers in TOML, and one of them is what is meant.
+        raise ConfigError('bind: write mode as a text: mode = "660"')
+    return _text(f"bind.{name}", value)
 
 
 def _text(name: str, value: object) -> str:

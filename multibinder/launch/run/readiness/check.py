@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from multibinder.launch.run.notices import Notices
 from multibinder.launch.run.output import Output
 from multibinder.launch.run.tasks import Event
-
-
-class PassedListener(NamedTuple):
-    """A listener that a copy has. ``descriptor`` is the one in this process. ``address`` is for messages."""
-
-    descriptor: int
-    address: str
-    name: str
+from multibinder.launch.styles.passed import Passed
 
 
 class ObservedCopy(Protocol):
@@ -35,7 +28,7 @@ class ObservedCopy(Protocol):
     def output(self) -> Output: ...
 
     @property
-    def listeners(self) -> Sequence[PassedListener]: ...
+    def listeners(self) -> Sequence[Passed]: ...
 
     @property
     def ready_address(self) -> tuple[str, int] | None: ...

@@ -1,21 +1,30 @@
-"""The check that a connection is accepted."""
+"""The check that a copy accepts connections."""
 
 from __future__ import annotations
 
+from multibinder.launch.run.readiness.acceptor import Acceptor
 from multibinder.launch.run.readiness.check import ObservedCopy
-from multibinder.launch.run.tasks import sleep
+from multibinder.launch.run.readiness.pace import Pace
+from multibinder.launch.run.readiness.target import Target
 
 
 class Tcp:
-    """The copy accepts a connection."""
+    """The copy accepts a connection, which is closed unused."""
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self.last = ""
+        self._acceptor = Acceptor(Target(address))
+
+    @property
+    def last(self) -> str:
+        return self._acceptor.last
 
     def describe(self) -> str:
-        return f"{self._address}"
+        return f"a connection to {self._address}"
 
     async def wait(self, copy: ObservedCopy) -> str:
-        await sleep(1)
-        return "it ran for 1 s"
+        pace = Pace()
+        while (reached := await self._acceptor.connect(copy)) is None:
+            await pace.next()
+        reached[0].close()
+        return f"it accepted a connection to {self._address}"
