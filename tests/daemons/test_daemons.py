@@ -62,6 +62,6 @@ def test_the_page_has_each_daemon_that_is_restarted() -> None:
 def test_each_example_is_that_of_a_row_and_has_options_that_run_knows(directory: Path) -> None:
     assert directory.name in {row.example for row in ROWS}
     for path in directory.glob("*.toml"):
-        options, _ = config.read(str(path), binds.parse)
+        options, _ = config.read(str(path), binds.parse_all)
         assert options.command, path
         assert path.with_suffix(".service").exists()
