@@ -20,7 +20,7 @@ from tests.support.restarts import Way
 WAYS = (Way.OVERLAP, Way.STOP_THEN_START)
 PAGE = Path(__file__).parents[2] / "docs" / "daemons.md"
 #: Only these are restarted by ``make test``: their daemons need no package, and start quickly.
-SAMPLE = ("asyncio", "socketserver", "a UDP server", "aiohttp")
+SAMPLE = ("asyncio", "socketserver", "a UDP server", "aiohttp", "HAProxy", "Node.js")
 
 sample = pytest.mark.parametrize("row", [row for row in ROWS if row.name in SAMPLE], ids=lambda row: row.name)
 

@@ -9,7 +9,7 @@ import java.util.concurrent.Executors;
 import java.util.concurrent.TimeUnit;
 import sun.misc.Signal;
 
-/** A Java server on the listener that it inherits as descriptor 0 (System.inheritedChannel). */
+/** A Java server on the listener that it inherits as descriptor 0 (System.inheritedChannel): javac -d /srv/java Server.java */
 public class Server {
     private static void answer(SocketChannel client) {
         try (client) {
