@@ -88,6 +88,12 @@ BINDS = st.one_of(
 @given(BINDS)
 @example("0.0.0.0:443,shards=4,backlog=8192=web")
 @example("[::1]:80,backlog=1,backlog=2")
+@example("[::1]:80,backlog=0")
+@example("[::1]:80,shards=0")
+@example("[::1]:80,shards=257")
+@example("udp@[::1]:80,backlog=5")
+@example("udp@[::1]:80,shards=2")
+@example("unix@/run/a.sock,shards=2")
 def test_a_bind_that_is_read_quickly_means_the_same_in_full(text: str) -> None:
     read = quick.bind(text)
     if read is not None:
