@@ -375,11 +375,6 @@ http {{
     return [str(program), "-e", str(run_dir / "nginx.log"), "-c", str(run_dir / "nginx.conf")]
 
 
-#: The program of the page, which becomes nginx with listeners from the binder.
-_PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "adopt.md"
-_FROM_BINDER = _PAGE.read_text().partition("```python\n")[2].partition("```")[0]
-
-
 @contextlib.contextmanager
 def running(command: list[str], environment: dict[str, str], host: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run nginx until the end of the block. It serves when this returns."""
@@ -402,7 +397,9 @@ def test_a_live_nginx_is_adopted_and_replaced_under_load_without_losing_a_client
     binder: Binder, host: str, environment: dict[str, str], nginx: list[str]
 ) -> None:
     addresses = [(host, 8000), (host, 8001)]
-    from_binder = [sys.executable, "-c", _FROM_BINDER, *nginx]
+    # as docs/how-to/adopt.md says
+    binds = ["--owner", "nginx", "-b", f"{host}:8000", "-b", f"{host}:8001,shards=2"]
+    from_binder = [sys.executable, "-m", "multibinder", "exec", *binds, "--", *nginx]
     with running(nginx, environment, host) as old, Load(addresses, rate=RATE, timeout_s=10) as load:
         load.mark("adoption")
         said = adopt(binder, "--owner", "nginx", "--pid", old.pid)

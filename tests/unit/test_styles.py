@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import random
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,7 +145,7 @@ def numbers() -> Iterator[list[int]]:
         with socket.socket() as sock:
             found.append(fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, 200))
     yield found
-    for fd in range(200, 220):
+    for fd in range(198, 225):
         with contextlib.suppress(OSError):
             os.close(fd)
 
@@ -157,6 +158,16 @@ def test_each_socket_gets_its_number_whatever_is_there(numbers: list[int], order
     assert [os.fstat(200 + to).st_ino for to in order] == inodes
     assert all(os.get_inheritable(200 + to) for to in order)
     assert len(set(os.listdir("/proc/self/fd")) - before - {str(200 + to) for to in order}) <= 2  # one for each circle
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_any_order_of_any_numbers_is_reached(numbers: list[int], seed: int) -> None:
+    chance = random.Random(seed)
+    inodes = {fd: os.fstat(fd).st_ino for fd in numbers}
+    moves = [(chance.choice(numbers), number) for number in chance.sample(range(198, 210), chance.randint(1, 6))]
+    draft.place(moves)
+    assert [os.fstat(number).st_ino for _, number in moves] == [inodes[source] for source, _ in moves]
+    assert all(os.get_inheritable(number) for _, number in moves)
 
 
 def test_one_socket_may_get_two_numbers(numbers: list[int]) -> None:

@@ -138,22 +138,31 @@ def become(draft: Draft, parent_pid: int) -> "NoReturn":
 
 def place(moves: "Sequence[tuple[int, int]]") -> None:
     """Give each descriptor its number. A descriptor may be at a number that another one needs. Raises OSError."""
-    left = list(moves)
-    while left:
-        needed = {source for source, _ in left}
-        ready = [(source, number) for source, number in left if number not in needed or number == source]
-        if not ready:
-            # Each is where another one belongs: one of them makes room. fcntl(2): the lowest free number from there on.
-            source, _ = left[0]
-            aside = fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, max(number for _, number in left) + 1)
-            left = [(aside if each == source else each, number) for each, number in left]
-            continue
-        source, number = ready[0]
+    pending: dict[int, int] = {}
+    takers: dict[int, list[int]] = {}
+    for source, number in moves:
         if source == number:
             os.set_inheritable(number, True)
         else:
-            os.dup2(source, number, inheritable=True)
-        left.remove((source, number))
+            pending[number] = source
+            takers.setdefault(source, []).append(number)
+    free = [number for number in pending if number not in takers]
+    while pending:
+        if not free:
+            # Each is where another one belongs: one of them makes room. fcntl(2): the lowest free number from there on.
+            number = next(iter(pending))
+            aside = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, max(pending) + 1)
+            takers[aside] = takers.pop(number)
+            pending.update(dict.fromkeys(takers[aside], aside))
+            free.append(number)
+        number = free.pop()
+        source = pending.pop(number)
+        os.dup2(source, number, inheritable=True)
+        takers[source].remove(number)
+        if not takers[source]:
+            del takers[source]
+            if source in pending:
+                free.append(source)
 
 
 def find(program: str, environment: "Mapping[str, str]") -> str:
