@@ -203,8 +203,9 @@ def test_nothing_but_the_command_line_prints_or_exits(name: str) -> None:
             "the check finds no print or exit in the command line"
         )
     else:
-        # They end their forked child: the guard if it cannot become the binder, the others when its work is done.
-        forks = ("multibinder.binder.guard_child", "multibinder.binder.forked", "multibinder.binder.lifeboat")
+        # They end their forked child: the guard and run if they cannot execute a program, the others when it is done.
+        forks = ("multibinder.binder.guard_child", "multibinder.binder.forked", "multibinder.binder.lifeboat",
+                 "multibinder.launch.run.spawn")  # fmt: skip
         allowed = "os._exit" if name in forks else "nothing"
         assert [found for found in speaks_or_exits(MODULES[name]) if allowed not in found] == []
 

@@ -152,5 +152,61 @@ RUN = Section(
             cause="the installation is not whole",
             remedy="install multibinder anew",
         ),
+        entry(
+            "… runs already (pid …): 'multibinder reload …' replaces its copies",
+            cause="another process is the `run` of the instance of this name",
+            remedy="`multibinder reload NAME`, or another `--name`",
+        ),
+        entry(
+            "no file of settings is named",
+            "… was not read within … s",
+            cause="the process that reads the file of `--config` at a reload hangs, or was started by hand",
+            remedy="look at the file system of the file; nothing was changed, and the old copies serve",
+        ),
+        entry(
+            "… needs a binder: start 'multibinder serve'",
+            "… with … needs a binder: start 'multibinder serve'",
+            "…: cannot bind: …",
+            cause="`run` has no binder, and binds by itself: TCP, `udp@` and `unix@` without options",
+            remedy="start a binder, and set `MULTIBINDER_SOCK` or `--socket`",
+        ),
+        entry(
+            "listeners that are not used could not be released: …",
+            cause="the binder does not answer, or refuses; no configuration names these listeners any more",
+            remedy="nothing at once: the next reload releases them; `multibinder release ADDRESS` does it now",
+        ),
+        entry(
+            "the private listener {ready} cannot be made: …",
+            "no copy can be started: …",
+            "no process can be started: …",
+            cause="a limit is reached: of descriptors, of processes, of memory",
+            remedy="raise it (`LimitNOFILE=`, `TasksMax=`); it is tried again, and the ports stay open meanwhile",
+        ),
+        entry(
+            "…: cannot read: …",
+            cause="a record in the instance's directory cannot be read",
+            remedy="look at the mode and the owner of the file; the instance starts without it",
+        ),
+        entry(
+            "the working directory …: …",
+            cause="the directory of `--directory` cannot be entered",
+            remedy="correct the path, or its mode",
+        ),
+        entry(
+            "the new copy (pid …) … …",
+            cause="the command has ended by itself, or was killed; its last lines are shown",
+            remedy="look at these lines; a command that daemonizes needs its option for the foreground",
+        ),
+        entry(
+            "the new copy was not ready within … s: waited for …",
+            cause="the check of readiness did not succeed in time; the message says what it saw last",
+            remedy="look at the output of the command; `--ready-timeout` gives it more time",
+        ),
+        entry(
+            "canaries serve: 'multibinder reload --continue' or '--abort' decides first",
+            "… is ending: the reload was given up",
+            cause="a reload was asked for while the instance waits for a decision, or ends",
+            remedy="decide first; or start the instance again",
+        ),
     ),
 )

@@ -20,10 +20,12 @@ class Bind(msgspec.Struct, frozen=True):
 class Readiness(msgspec.Struct, frozen=True):
     """How a new copy shows that it is ready. Without any, READY=1 counts, or that the kernel sees it wait for clients.
 
-    ``timeout_s`` is the time limit for all of them. Only one of the others is set.
+    ``timeout_s`` is the time limit for all of them. Only one of the others is set. At a reload the old copy is told to
+    finish when the new one was ready for ``stable_s`` without an exit.
     """
 
     timeout_s: float = 60.0
+    stable_s: float = 2.0
     notify: bool = False
     http: str | None = None
     tcp: str | None = None

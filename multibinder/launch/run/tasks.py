@@ -195,6 +195,11 @@ class Task(Generic[T]):
     def is_done(self) -> bool:
         return self._done.is_set
 
+    @property
+    def succeeded(self) -> bool:
+        """Return whether the task is done, and has a result."""
+        return self.is_done and self._error is None
+
     def result(self) -> T:
         """Return the result of a task that is done, or raise its exception: Cancelled if it was cancelled."""
         if self._error is not None:
