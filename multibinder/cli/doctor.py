@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
 from pathlib import Path
@@ -16,6 +17,7 @@ from multibinder.cli.say import say_json
 from multibinder.cli.systemd import InstallError, commands_directory, installed_units
 from multibinder.cli.wording import count
 from multibinder.kernel.process import printable
+from multibinder.launch.run.files import RUNTIME_DIR_VARIABLE, default_runtime_directory
 from multibinder.observe.doctor.checks import diagnose
 from multibinder.observe.doctor.facts import Unit
 from multibinder.observe.doctor.finding import Finding, Unchecked
@@ -99,7 +101,8 @@ def _examine(socket_path: str | None, prefix: str) -> tuple[Report, int]:
         units = [Unit(str(path), state) for path, state in installed_units(Path(prefix).absolute())]
     except InstallError as error:
         unchecked.append(Unchecked("the unit files", str(error)))
-    facts = read_facts(__version__, socket_path, units, prefix, wrapper)
+    runs = os.environ.get(RUNTIME_DIR_VARIABLE) or default_runtime_directory()
+    facts = read_facts(__version__, socket_path, units, prefix, wrapper, runs)
     findings = diagnose(facts)
     unchecked = [*facts.unchecked, *unchecked]
     if socket_path is not None and facts.binder is None:

@@ -22,12 +22,14 @@ class ExporterError(MultibinderError):
     """The exporter cannot serve; the message says why, and what to do."""
 
 
-@click.command("exporter", short_help="Serve Prometheus metrics of the binder and of HAProxy instances.")
+@click.command("exporter", short_help="Serve Prometheus metrics of the binder and of instances.")
 @click.option("--listen", type=AddressType(TcpAddress.parse), default="127.0.0.1:9847", show_default=True,
               metavar="HOST:PORT", help="The address to serve /metrics at.")  # fmt: skip
 @socket_option()
 @click.option("--runtime-dir", default="/run/multibinder-haproxy", show_default=True, metavar="DIR",
               help="The runtime directory of the HAProxy instances.")  # fmt: skip
+@click.option("--run-dir", default="/run/multibinder-run", show_default=True, metavar="DIR",
+              help="The directory of the instances of 'multibinder run'.")  # fmt: skip
 @click.option("--textfile", metavar="FILE",
               help="Write the metrics to this file once, and exit. A timer does so for node_exporter's textfile "
               "collector.")  # fmt: skip
@@ -36,9 +38,16 @@ class ExporterError(MultibinderError):
               "scrape_timeout.")  # fmt: skip
 @click.pass_context
 def exporter_command(
-    ctx: click.Context, listen: TcpAddress, socket_path: str, runtime_dir: str, textfile: str | None, timeout: float
+    ctx: click.Context,
+    listen: TcpAddress,
+    socket_path: str,
+    runtime_dir: str,
+    run_dir: str,
+    textfile: str | None,
+    timeout: float,
 ) -> None:
-    """Serve Prometheus metrics of the binder, its listeners, and the HAProxy instances of this host.
+    """Serve Prometheus metrics of the binder, its listeners, and the instances of this host: those of
+    HAProxy and of 'multibinder run'.
 
     The exporter needs no privilege, but must be able to connect to the control socket: it runs in the socket's group
     (multibinder). Without a policy, every program that can connect may bind and release any address. A policy rule
@@ -57,7 +66,8 @@ def exporter_command(
       multibinder exporter --listen '[::1]:9847'
       multibinder exporter --textfile /var/lib/prometheus/node-exporter/multibinder.prom
     """
-    registry = Scrape(socket_path, runtime_dir, __version__, timeout, _log_change).registry()
+    directories = {"haproxy": runtime_dir, "run": run_dir}
+    registry = Scrape(socket_path, directories, __version__, timeout, _log_change).registry()
     if textfile is None:
         try:
             server = MetricsServer(listen, registry, _log)

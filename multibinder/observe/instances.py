@@ -26,6 +26,8 @@ _MAX_BYTES = 16 * 1024 * 1024
 class Instance(msgspec.Struct, frozen=True):
     """The present state of one instance. None means unknown; ``why`` is the reason if there is no ``summary``.
 
+    ``driver`` is ``haproxy`` or ``run``: instances of both may have one name.
+
     ``workers`` and ``old_workers`` count the workers of the summary that are alive: the first serve, the second finish
     their connections; for ``run`` they are copies. ``changed`` is True if a file of the configuration differs from the
     loaded one.
@@ -38,13 +40,14 @@ class Instance(msgspec.Struct, frozen=True):
     workers: int | None = None
     old_workers: int | None = None
     changed: bool | None = None
+    driver: str = "haproxy"
 
 
 _summary = msgspec.json.Decoder(InstanceSummary)
 
 
-def instances(runtime: str) -> list[Instance]:
-    """Return all instances in a runtime directory, by name; none if the directory does not exist.
+def instances(runtime: str, driver: str = "haproxy") -> list[Instance]:
+    """Return all instances in the runtime directory of a driver, by name; none if the directory does not exist.
 
     An instance whose summary cannot be read has no ``summary``. Raises OSError if the directory cannot be listed.
     """
@@ -53,7 +56,8 @@ def instances(runtime: str) -> list[Instance]:
     except FileNotFoundError:
         return []
     visible = processes_are_visible()
-    return [found for name in names if (found := _instance(os.path.join(runtime, name), name, visible)) is not None]
+    found = [_instance(os.path.join(runtime, name), name, visible) for name in names]
+    return [msgspec.structs.replace(each, driver=driver) for each in found if each is not None]
 
 
 def processes_are_visible() -> bool:

@@ -11,6 +11,7 @@ import pytest
 
 from multibinder import TcpAddress
 from multibinder.kernel.socket_options import cookie_of
+from multibinder.observe import instances
 from multibinder.observe.doctor import (
     backlog,
     control,
@@ -22,6 +23,7 @@ from multibinder.observe.doctor import (
     orphans,
     owners,
     reuseport,
+    runs,
     shards,
     unix_paths,
 )
@@ -40,6 +42,7 @@ from multibinder.observe.doctor.facts import (
 from multibinder.observe.doctor.finding import Finding
 from multibinder.observe.holders import Holder, Holders, Process
 from multibinder.observe.sock_diag import ListeningSocket, Path
+from multibinder.wire.instance_summary import InstanceSummary, SourceFile
 
 ADDRESS = TcpAddress.of("192.0.2.1", 80)
 SYSCTLS = {"net.core.somaxconn": 4096, "net.ipv4.tcp_syncookies": 1, "net.ipv4.tcp_max_syn_backlog": 1024}
@@ -406,3 +409,40 @@ def test_a_path_that_does_not_lead_to_its_socket_is_a_problem(tmp_path: pathlib.
 def test_nothing_is_called_an_orphan_that_has_a_holder_or_may_have_one() -> None:
     assert [*orphans.orphans(facts())] == []
     assert [*orphans.orphans(facts(holders=Holders({}, hidden=True)))] == []
+
+
+def of_run(up: bool, ready: int, *, changed_files: bool = False, **fields: Any) -> Facts:
+    """Return facts about a host with one instance of ``run`` that should have two copies."""
+    summary = changed(
+        InstanceSummary.of_new_instance("web"), **{"driver": "run", "state": "running", "wanted": 2, **fields}
+    )
+    return facts(runs=(instances.Instance("web", summary, "", up, ready, 0, changed_files, "run"),))
+
+
+@pytest.mark.parametrize(
+    ("found", "check", "level"),
+    [
+        (of_run(up=True, ready=1), "run-copies", "warning"),
+        (of_run(up=True, ready=0), "run-copies", "problem"),
+        (of_run(up=True, ready=0, gave_up=True), "run-gave-up", "problem"),
+        (of_run(up=True, ready=2, activity="canary"), "run-canary", "note"),
+        (of_run(up=False, ready=2), "run-alone", "warning"),
+        (of_run(up=False, ready=0), "run-dead", "problem"),
+        (
+            of_run(up=True, ready=2, changed_files=True, sources=[SourceFile("/etc/web.toml", 1, 1, 1)]),
+            "run-config",
+            "warning",
+        ),
+    ],
+)
+def test_an_instance_of_run_that_is_not_as_it_should_be_is_reported(found: Facts, check: str, level: str) -> None:
+    (finding,) = runs.runs(found)
+    assert (finding.check, finding.level) == (check, level)
+    assert "web" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    "found", [of_run(up=True, ready=2), of_run(up=False, ready=0, state="stopped"), of_run(True, 1, state="reloading")]
+)
+def test_an_instance_of_run_that_is_as_it_should_be_is_not_reported(found: Facts) -> None:
+    assert list(runs.runs(found)) == []

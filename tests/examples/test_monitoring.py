@@ -153,6 +153,7 @@ _SCENARIO = """
 """
 _ADDRESS = 'job="m", instance="h", address="1.2.3.4:80", name=""'
 _INSTANCE = 'job="m", instance="h", name="web"'
+_RUN = 'job="m", instance="h", name="web", driver="run"'
 
 
 @pytest.mark.parametrize(
@@ -174,6 +175,13 @@ _INSTANCE = 'job="m", instance="h", name="web"'
           "instance_last_failure_timestamp_seconds{%s}": "9+0x99",
           "instance_last_success_timestamp_seconds{%s}": "8+0x99"},
          {"instance_up{%s}": "1+0x99"}),
+        ("MultibinderInstanceGaveUp", _RUN, {"instance_gave_up{%s}": "0x60 1x39"}, {"instance_gave_up{%s}": "0+0x99"}),
+        ("MultibinderCopiesMissing", _RUN,
+         {"instance_workers{%s}": "1+0x99", "instance_copies_wanted{%s}": "2+0x99"},
+         {"instance_workers{%s}": "2+0x99", "instance_copies_wanted{%s}": "2+0x99"}),
+        ("MultibinderCopiesCrash", _RUN, {"instance_restarts_total{%s}": "0+1x99"},
+         {"instance_restarts_total{%s}": "7+0x99"}),
+        ("MultibinderCanaryWaits", _RUN, {"instance_canary{%s}": "1+0x99"}, {"instance_canary{%s}": "0x60 1x39"}),
         ("MultibinderStoreNearlyFull", 'instance="h"',
          {"keeper_sockets{%s}": "95+0x99", "keeper_sockets_limit{%s}": "100+0x99"},
          {"keeper_sockets{%s}": "0+0x99", "keeper_sockets_limit{%s}": "0+0x99"}),

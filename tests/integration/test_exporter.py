@@ -278,10 +278,10 @@ def test_reloads_failures_and_drift_of_an_instance_are_exposed_also_without_the_
         samples = exporter.samples()
 
         def now(what: str) -> float:
-            return exporter.samples()[f'multibinder_instance_{what}{{name="web"}}']
+            return exporter.samples()[f'multibinder_instance_{what}{{driver="haproxy",name="web"}}']
 
-        assert samples['multibinder_instance_up{name="web"}'] == 1
-        assert samples['multibinder_instance_state{name="web",state="running"}'] == 1
+        assert samples['multibinder_instance_up{driver="haproxy",name="web"}'] == 1
+        assert samples['multibinder_instance_state{driver="haproxy",name="web",state="running"}'] == 1
         assert [now(f"{what}_total") for what in ("starts", "reloads", "failures")] == [1, 0, 0]
         first = now("last_success_timestamp_seconds")
         web.must_reload()
@@ -299,7 +299,7 @@ def test_reloads_failures_and_drift_of_an_instance_are_exposed_also_without_the_
         assert now("config_changed") == 0
         binder.stop()
         samples = exporter.samples()
-        assert (samples["multibinder_up"], samples['multibinder_instance_up{name="web"}']) == (0, 1)
+        assert (samples["multibinder_up"], samples['multibinder_instance_up{driver="haproxy",name="web"}']) == (0, 1)
         web.kill()
         assert (now("up"), now("workers"), now("old_workers")) == (0, 0, 0)
 

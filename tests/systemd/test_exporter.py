@@ -45,17 +45,17 @@ def test_the_service_exposes_the_metrics_of_the_binder_and_of_an_instance(
     assert metrics[f'multibinder_listener_queue_limit{{address="{address}",name=""}}'] > 0
     assert metrics[f'multibinder_listener_kept{{address="{address}",name=""}}'] == 1
     assert metrics['multibinder_keeper_info{keeper="systemd"}'] == 1
-    assert metrics['multibinder_instance_up{name="web"}'] == 1
-    assert metrics['multibinder_instance_workers{name="web"}'] == 1
-    assert metrics['multibinder_instance_config_changed{name="web"}'] == 0
+    assert metrics['multibinder_instance_up{driver="haproxy",name="web"}'] == 1
+    assert metrics['multibinder_instance_workers{driver="haproxy",name="web"}'] == 1
+    assert metrics['multibinder_instance_config_changed{driver="haproxy",name="web"}'] == 0
     assert metrics["multibinder_exporter_processes_hidden"] == 0
     web.configure(80, 8080)
-    assert exporter()['multibinder_instance_config_changed{name="web"}'] == 1
+    assert exporter()['multibinder_instance_config_changed{driver="haproxy",name="web"}'] == 1
     web.machine.must("systemctl", "reload", web.unit)
     metrics = exporter()
-    assert metrics['multibinder_instance_reloads_total{name="web"}'] == 1
-    assert metrics['multibinder_instance_workers{name="web"}'] == 1
-    assert metrics['multibinder_instance_config_changed{name="web"}'] == 0
+    assert metrics['multibinder_instance_reloads_total{driver="haproxy",name="web"}'] == 1
+    assert metrics['multibinder_instance_workers{driver="haproxy",name="web"}'] == 1
+    assert metrics['multibinder_instance_config_changed{driver="haproxy",name="web"}'] == 0
     assert [metrics[f'multibinder_exporter_scrape_errors_total{{source="{each}"}}'] for each in SOURCES] == [0, 0]
 
 

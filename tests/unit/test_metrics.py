@@ -100,7 +100,7 @@ def test_exactly_the_existing_metrics_are_documented_with_their_types_and_labels
 
 def test_the_exposed_metrics_agree_with_their_descriptions(tmp_path: Path) -> None:
     write_summary(tmp_path, "web", plain_summary())
-    scrape = Scrape(str(tmp_path / "none"), str(tmp_path), "1.2", 1, lambda source, sentence: None)
+    scrape = Scrape(str(tmp_path / "none"), {"haproxy": str(tmp_path)}, "1.2", 1, lambda source, sentence: None)
     metrics = [*everything(), *scrape.collect()]
     kinds = {(metric.name + "_total" if metric.type == "counter" else metric.name) + "_info" * (metric.type == "info")
              for metric in metrics}  # fmt: skip
@@ -269,9 +269,11 @@ def test_an_instance_with_an_invalid_summary_counts_as_unreadable(tmp_path: Path
     assert web.summary is None
     assert why in web.why
     samples = samples_of(text_of(*of_the_instances([other, web])))
-    assert [name for name in samples if 'name="web"' in name] == ['multibinder_instance_readable{name="web"}']
-    assert samples['multibinder_instance_readable{name="web"}'] == 0
-    assert samples['multibinder_instance_generation{name="other"}'] == 2
+    assert [name for name in samples if 'name="web"' in name] == [
+        'multibinder_instance_readable{driver="haproxy",name="web"}'
+    ]
+    assert samples['multibinder_instance_readable{driver="haproxy",name="web"}'] == 0
+    assert samples['multibinder_instance_generation{driver="haproxy",name="other"}'] == 2
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/etc/passwd", path)])
@@ -287,7 +289,7 @@ def test_an_instance_name_that_is_not_utf_8_is_shown(tmp_path: Path) -> None:
     os.mkdir(path)
     with open(os.path.join(path, b"summary.json"), "wb") as file:
         file.write(msgspec.json.encode(plain_summary()))
-    assert 'multibinder_instance_generation{name="w\\xffb"}' in samples_of(
+    assert 'multibinder_instance_generation{driver="haproxy",name="w\\xffb"}' in samples_of(
         text_of(*of_the_instances(instances(str(tmp_path))))
     )
 
@@ -300,7 +302,7 @@ def source(path: Path) -> Json:
 def drift(runtime: Path) -> tuple[bool | None, float]:
     found = instances(str(runtime))
     samples = samples_of(text_of(*of_the_instances(found)))
-    return found[0].changed, samples['multibinder_instance_config_unknown{name="web"}']
+    return found[0].changed, samples['multibinder_instance_config_unknown{driver="haproxy",name="web"}']
 
 
 def test_a_change_on_disk_is_shown_and_an_unknown_one_is_marked(tmp_path: Path) -> None:
@@ -337,7 +339,7 @@ def test_a_change_on_disk_is_shown_and_an_unknown_one_is_marked(tmp_path: Path) 
 
 def test_a_scrape_error_is_logged_once_and_its_end_is_logged_once(tmp_path: Path) -> None:
     said: list[tuple[str, str]] = []
-    scrape = Scrape(str(tmp_path / "none"), str(tmp_path), "1.2", 1, lambda *what: said.append(what))
+    scrape = Scrape(str(tmp_path / "none"), {"haproxy": str(tmp_path)}, "1.2", 1, lambda *what: said.append(what))
     errors = []
     path = write_summary(tmp_path, "web", b"{")
     for _ in range(2):
@@ -355,7 +357,7 @@ def test_a_scrape_of_a_binder_that_hangs_times_out(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
         listening.bind(str(tmp_path / "s"))
         listening.listen()
-        scrape = Scrape(str(tmp_path / "s"), str(tmp_path), "1.2", 0.2, lambda *what: None)
+        scrape = Scrape(str(tmp_path / "s"), {"haproxy": str(tmp_path)}, "1.2", 0.2, lambda *what: None)
         began = time.monotonic()
         assert samples_of(text_of(*scrape.collect()))["multibinder_up"] == 0
         assert time.monotonic() - began < 10

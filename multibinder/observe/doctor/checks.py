@@ -15,6 +15,7 @@ from multibinder.observe.doctor import (
     orphans,
     owners,
     reuseport,
+    runs,
     shards,
     unix_paths,
 )
@@ -39,6 +40,7 @@ CHECKS: tuple[Callable[[Facts], Iterable[Finding]], ...] = (
     installation.version,
     installation.units,
     installation.instances,
+    runs.runs,
     mss.mss,
     losses.burst,
     unix_paths.lost_paths,

@@ -8,6 +8,7 @@ import msgspec
 
 from multibinder.observe.doctor.finding import Unchecked
 from multibinder.observe.holders import Holders, Process
+from multibinder.observe.instances import Instance as RunInstance
 from multibinder.observe.sock_diag import ListeningSocket, Path
 
 
@@ -116,7 +117,8 @@ class Unit(msgspec.Struct, frozen=True):
 class Facts(msgspec.Struct, frozen=True):
     """All facts. ``binder`` is None if none answers; ``control`` has the control socket and every directory above.
 
-    ``lost_paths`` are addresses of Unix listeners whose path does not lead to them.
+    ``instances`` are those of HAProxy, ``runs`` those of ``multibinder run``. ``lost_paths`` are addresses of Unix
+    listeners whose path does not lead to them.
     """
 
     version: str
@@ -127,6 +129,7 @@ class Facts(msgspec.Struct, frozen=True):
     keeper: Keeper | None = None
     descriptors: tuple[Descriptors, ...] = ()
     instances: tuple[Instance, ...] = ()
+    runs: tuple[RunInstance, ...] = ()
     units: tuple[Unit, ...] = ()
     prefix: str = "/"
     lost_paths: tuple[str, ...] = ()

@@ -29,6 +29,7 @@ from multibinder.observe.doctor.finding import Unchecked
 from multibinder.observe.doctor.losses import is_full
 from multibinder.observe.doctor.namespaces import read_namespace
 from multibinder.observe.doctor.reuseport import shared_addresses
+from multibinder.observe.doctor.runs import read_runs
 from multibinder.observe.doctor.unix_paths import read_lost_paths
 from multibinder.observe.holders import Holders, Process, holders_of
 from multibinder.wire.client import Client
@@ -44,11 +45,17 @@ _SYSTEMD = 1
 
 
 def read_facts(
-    version: str, socket_path: str | None, units: Iterable[Unit] = (), prefix: str = "/", wrapper: str | None = None
+    version: str,
+    socket_path: str | None,
+    units: Iterable[Unit] = (),
+    prefix: str = "/",
+    wrapper: str | None = None,
+    run_directory: str | None = None,
 ) -> Facts:
     """Return all the facts of this host.
 
-    ``socket_path`` is the binder's control socket, if it is known; ``wrapper`` the path of ``multibinder-haproxy``.
+    ``socket_path`` is the binder's control socket, if it is known; ``wrapper`` the path of ``multibinder-haproxy``,
+    ``run_directory`` the runtime directory of ``multibinder run``.
     """
     unchecked: list[Unchecked] = []
     binder = _ask_binder(socket_path, unchecked)
@@ -74,6 +81,7 @@ def read_facts(
         keeper=read_keeper(pid, guard, unchecked) if binder else None,
         descriptors=descriptors,
         instances=tuple(read_instances(wrapper, unchecked)) if wrapper else (),
+        runs=tuple(read_runs(run_directory, unchecked)) if run_directory else (),
         units=tuple(units),
         prefix=prefix,
         lost_paths=read_lost_paths(binder, unchecked),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter as Count
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
@@ -46,8 +46,14 @@ class Scrape(Collector):
     """
 
     def __init__(
-        self, socket_path: str, runtime: str, version: str, timeout_s: float, complain: Callable[[str, str], None]
+        self,
+        socket_path: str,
+        runtime: Mapping[str, str],
+        version: str,
+        timeout_s: float,
+        complain: Callable[[str, str], None],
     ) -> None:
+        """``runtime`` has the runtime directory of each driver: of ``haproxy``, and of ``run``."""
         self._socket_path = socket_path
         self._runtime = runtime
         self._version = version
@@ -96,13 +102,15 @@ class Scrape(Collector):
         return status
 
     def _read(self) -> list[Instance]:
-        try:
-            found = instances(self._runtime)
-        except OSError as error:
-            self._note("instances", f"{self._runtime}: cannot be listed: {(error.strerror or str(error)).lower()}")
-            return []
-        unread = [instance.why for instance in found if instance.summary is None]
-        self._note("instances", "; ".join(unread))
+        found: list[Instance] = []
+        complaints = []
+        for driver, directory in self._runtime.items():
+            try:
+                found += instances(directory, driver)
+            except OSError as error:
+                complaints.append(f"{directory}: cannot be listed: {(error.strerror or str(error)).lower()}")
+        complaints += [instance.why for instance in found if instance.summary is None]
+        self._note("instances", "; ".join(complaints))
         return found
 
     def _note(self, source: str, sentence: str) -> None:
