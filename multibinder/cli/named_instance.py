@@ -23,8 +23,9 @@ from multibinder.launch.errors import (
     UsageError,
 )
 from multibinder.launch.instance_files import check_name, known_instances
-from multibinder.launch.owner import other_owner, run_as
+from multibinder.launch.owner import other_owner
 from multibinder.launch.run.files import RUNTIME_DIR_VARIABLE, RunInstance, default_runtime_directory
+from multibinder.launch.run_as import run_as
 
 _F = TypeVar("_F", bound=Callable[..., object])
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import click
-import msgspec
 
 from multibinder import AddressError, ArgumentError, ConfigurationError
 from multibinder.cli.option_groups import GroupedCommand
@@ -247,7 +246,7 @@ def _check(service: ServiceSettings) -> None:
 
 
 def _become(settings: RunSettings) -> NoReturn:
-    text = msgspec.json.encode(settings).decode()
+    text = settings.to_text()
     try:
         # -P keeps the working directory out of sys.path: root must not import what another user placed there.
         os.execv(sys.executable, [sys.executable, "-P", "-m", MODULE, text])

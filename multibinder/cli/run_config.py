@@ -16,7 +16,7 @@ from multibinder.launch.run.settings import RunSettings
 
 def main() -> None:
     """Read the file that the settings in the first argument name. An error is a sentence, and exit code 1."""
-    settings = msgspec.json.decode(sys.argv[1], type=RunSettings)
+    settings = RunSettings.of_text(sys.argv[1])
     if settings.config is None:
         sys.exit("no file of settings is named")
     try:

@@ -10,8 +10,6 @@ import os
 import sys
 from typing import NoReturn
 
-import msgspec
-
 from multibinder.kernel.std_descriptors import open_std_descriptors
 from multibinder.launch.errors import LaunchError
 from multibinder.launch.exec import environment
@@ -27,7 +25,7 @@ def main() -> NoReturn:
     """Run the instance with the settings in the first argument, until it ends."""
     open_std_descriptors()
     inheritance = Inheritance()
-    settings = msgspec.json.decode(sys.argv[1], type=RunSettings)
+    settings = RunSettings.of_text(sys.argv[1])
     log = InstanceLog(PROGRAM, settings.name)
     try:
         files = RunInstance(settings.directory, settings.name)

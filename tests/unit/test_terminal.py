@@ -15,7 +15,8 @@ from multibinder import HolderStatus, OwnerStatus
 from multibinder.cli.status_report import Report, Row
 from multibinder.cli.status_text import lines_of
 from multibinder.kernel.terminal import printable_json, printable_lines
-from multibinder.launch.owner import Owner, run_as
+from multibinder.launch.owner import Owner
+from multibinder.launch.run_as import run_as
 
 ROOT = Path(__file__).parents[2]
 #: The title of a window, the same by a C1 control, an override of the writing direction, a carriage return.

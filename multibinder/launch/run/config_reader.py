@@ -35,7 +35,7 @@ async def read_settings(
     """Return today's settings: those of the file, below the options of the command line. Raises ConfigRefused."""
     if settings.config is None:
         return settings.service
-    command = [sys.executable, "-P", "-m", MODULE, msgspec.json.encode(settings).decode()]
+    command = [sys.executable, "-P", "-m", MODULE, settings.to_text()]
     try:
         reading, writing = os.pipe()
         try:

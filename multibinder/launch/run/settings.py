@@ -120,3 +120,12 @@ class RunSettings(msgspec.Struct, frozen=True):
     keep_listeners: bool = False
     strict: bool = False
     verbose: bool = False
+
+    @classmethod
+    def of_text(cls, text: str) -> RunSettings:
+        """Return the settings that ``to_text`` wrote."""
+        return msgspec.json.decode(text, type=cls)
+
+    def to_text(self) -> str:
+        """Return the settings as the one argument of the process."""
+        return msgspec.json.encode(self).decode()

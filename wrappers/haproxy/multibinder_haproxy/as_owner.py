@@ -1,4 +1,4 @@
-"""Commands on another user's instance: root runs them as that user (multibinder.launch.owner says why)."""
+"""Commands on another user's instance: root runs them as that user (multibinder.launch.run_as says why)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import sys
 import msgspec
 
 from multibinder.launch.errors import LaunchError, NoSuchInstance, NotAnswering, NotRunning, UsageError
-from multibinder.launch.owner import other_owner, run_as
+from multibinder.launch.owner import other_owner
+from multibinder.launch.run_as import run_as
 from multibinder_haproxy.instance import PROGRAM, Instance
 from multibinder_haproxy.reexec.unchanged_start import RUNTIME_DIR_VARIABLE
 from multibinder_haproxy.status import Status, status_of
