@@ -62,7 +62,7 @@ def parse(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     position = 0
     while (position := _start_of_name(text, position)) < len(text):
-        end = position
+        end = position + 1  # the first character belongs to the name, even "="
         while end < len(text) and text[end] not in _NEWLINE and text[end] != "=":
             end += 1
         if end == len(text) or text[end] != "=":
