@@ -39,8 +39,8 @@ def test_json_is_exact_and_safe_for_a_terminal() -> None:
 #: The modules that print: two by ``printable_lines``, three by rich with ``printable`` fields.
 PRINTING = {"say.py", "output.py"}
 RICH = {"adopt.py", "doctor.py", "listeners.py", "status_live.py"}
-#: binder_main.py prints to the binder that rehearses it.
-FOR_PROGRAMS = {"binder_main.py"}
+#: binder_main.py prints to the binder that rehearses it, run_config.py to the process of 'run'.
+FOR_PROGRAMS = {"binder_main.py", "run_config.py"}
 
 
 def test_what_people_read_is_printed_in_one_place() -> None:
