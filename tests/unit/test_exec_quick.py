@@ -155,6 +155,15 @@ def test_the_usual_owner_is_a_label(program: str) -> None:
     assert check_label("owner", usual_owner([program])).startswith("exec@")
 
 
+@pytest.mark.parametrize(
+    ("command", "owner"),
+    [("/usr/bin/gunicorn app", "exec@gunicorn"), ("python3 -m gunicorn app", "exec@gunicorn"),
+     ("php-fpm8.2 -F", "exec@php-fpm"), ("python3 -c 1", "exec@python3")],
+)  # fmt: skip
+def test_the_usual_owner_stays_the_same_with_another_interpreter_or_version(command: str, owner: str) -> None:
+    assert usual_owner(command.split()) == owner
+
+
 def test_what_is_imported_for_a_usual_start_is_of_the_standard_library_and_quick_to_import() -> None:
     slow = (
         "typing",

@@ -1,5 +1,7 @@
 """What ``exec`` was asked for."""
 
+from multibinder.launch.known_programs import program_of
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -51,7 +53,7 @@ class Request:
 
 
 def usual_owner(command: "Sequence[str]") -> str:
-    """Return the owner label of a command: ``exec@gunicorn``."""
-    name = command[0].rpartition("/")[2]
+    """Return the owner label of a command: ``exec@gunicorn``, also for ``python3 -m gunicorn``."""
+    name = program_of(command)
     usable = "".join(each if each in IN_LABEL else "_" for each in name)
     return f"exec@{usable}"[:LABEL_CHARACTERS]
