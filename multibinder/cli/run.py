@@ -41,6 +41,7 @@ _GROUPS = {
     "What runs": ("name", "config", "bind", "style", "env", "env_file", "directory", "instances"),
     "Ready": (
         "ready_http", "ready_tcp", "ready_line", "ready_notify", "ready_einhorn", "ready_after", "ready_timeout",
+        "stable_for",
     ),
     "Reload and stop": (
         "max_overlap", "canary", "canary_for", "stop_signal", "drain_timeout", "keep_listeners", "give_up_after",
@@ -109,6 +110,9 @@ def _env_file(path: str) -> str:
 @click.option("--ready-after", type=float, metavar="SECONDS", help="Ready when it has run for so long.")
 @click.option("--ready-timeout", type=float, metavar="SECONDS",
               help="The time limit of readiness. A copy that is not ready is ended.  [default: 60]")  # fmt: skip
+@click.option("--stable-for", type=float, metavar="SECONDS",
+              help="At a reload, the new copy must be ready for so long before the old one is told to finish.  "
+              "[default: 2]")  # fmt: skip
 @click.option("--max-overlap", type=int, metavar="N",
               help="The copies that a reload may add to the others. 0: stop, then start.  [default: 1]")  # fmt: skip
 @click.option("--canary", metavar="N|PERCENT%",

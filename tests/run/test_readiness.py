@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import textwrap
 from collections.abc import Callable, Iterator
@@ -253,6 +254,24 @@ def test_a_port_that_nothing_listens_on_is_said_and_tried_again(start: Start, ho
     copy = start(code.replace("ADDRESS", repr((host, port))))
     see_unready(check, copy, "Connection refused")
     assert see_ready(check, copy)
+
+
+def test_without_a_free_descriptor_a_check_tries_on(start: Start, web: Passed) -> None:
+    copy = start(server(), [web])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for readiness in (Readiness(http="http://{web}/"), Readiness(tcp="{web}"), Readiness()):
+        check = check_of(readiness)
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+        try:
+            if readiness != Readiness():
+                see_unready(check, copy, "Too many open files")
+            else:
+                see_unready(check, copy, "")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert see_ready(check, copy)
 
 
 def test_a_line_of_the_output_is_ready_also_one_without_an_end(start: Start) -> None:

@@ -1,163 +1,106 @@
-"""The options of 'run' from a file and a command line become settings, or an error that says what to correct."""
+"""``multibinder run`` refuses what cannot be right before anything is bound, with a sentence for a newcomer."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
-from multibinder.launch import binds
-from multibinder.launch.errors import UsageError
-from multibinder.launch.run import config
-from multibinder.launch.run.config import ConfigError
-from multibinder.launch.run.options import overlaid, settings_of
-from multibinder.launch.run.settings import ServiceOptions, ServiceSettings
-
-EVERYTHING = """
-command = ["server", "--fd", "{web}"]
-style = "systemd"
-env-file = "-/etc/default/server"
-directory = "/srv"
-instances = 4
-max-overlap = 2
-canary = 1
-canary-for = 30
-ready-http = "http://{ready}/health"
-ready-timeout = 20
-pre-start = "migrate"
-post-ready = "true"
-pre-stop = "false"
-hook-timeout = 5.5
-stop-signal = "QUIT"
-drain-timeout = 0
-owner = "me"
-wait = 3
-give-up-after = 60
-keep-listeners = true
-
-[[bind]]
-address = "127.0.0.1:8000"
-name = "web"
-backlog = 100
-v6only = false
-
-[[bind]]
-address = "unix@/run/server.sock"
-mode = "660"
-
-[env]
-WORKERS = 3
-NAME = "x"
-"""
+from multibinder.cli import run
+from multibinder.launch.run.files import RunInstance
+from multibinder.launch.run.settings import Bind, RunSettings, ServiceSettings
 
 
-def read(text: str, tmp_path: Path) -> tuple[ServiceOptions, config.StartOptions]:
-    path = tmp_path / "web.toml"
-    path.write_text(text)
-    return config.read(str(path), binds.parse_all)
+@pytest.fixture
+def runtime(tmp_path: Path) -> Path:
+    return tmp_path / "run"
 
 
-def test_every_option_of_a_file_reaches_the_settings(tmp_path: Path) -> None:
-    options, start = read(EVERYTHING.replace("v6only = false\n", ""), tmp_path)
-    settings = settings_of(options)
-    assert settings.command == ["server", "--fd", "{web}"]
-    assert [(bind.name, bind.text) for bind in settings.binds] == [
-        ("web", "127.0.0.1:8000,backlog=100=web"),
-        ("", "unix@/run/server.sock,mode=660"),
-    ]
-    assert settings.environment == {"WORKERS": "3", "NAME": "x"}
-    assert (settings.stop_signal, settings.drain_timeout_s, settings.canary) == (3, 0.0, "1")
-    assert settings.ready.http == "http://{ready}/health"
-    assert settings.hooks.timeout_s == 5.5
-    assert start == config.StartOptions(owner="me", wait=3.0, give_up_after=60.0, keep_listeners=True)
-    assert msgspec.json.decode(msgspec.json.encode(settings), type=ServiceSettings) == settings
+def refused(runtime: Path, *arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(run.run_command, ["--runtime-dir", str(runtime), *arguments])
+    return result.exit_code, result.output
 
 
-def test_the_names_in_a_file_are_those_of_the_command_line() -> None:
-    from multibinder.cli.run import run_command
+class Became(Exception):
+    pass
 
-    long = {option.removeprefix("--") for each in run_command.params for option in each.opts if option[:2] == "--"}
-    fields = [*msgspec.structs.fields(ServiceOptions), *msgspec.structs.fields(config.StartOptions)]
-    assert {field.encode_name for field in fields} - {"command"} <= long
+
+@pytest.fixture
+def became(runtime: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """Return a function that gives the settings with which the command line would become the process."""
+
+    def settings(*arguments: str) -> RunSettings:
+        found: list[str] = []
+
+        def execv(_path: str, words: list[str]) -> None:
+            found.append(words[-1])
+            raise Became
+
+        monkeypatch.setattr("os.execv", execv)
+        CliRunner().invoke(run.run_command, ["--runtime-dir", str(runtime), *arguments])
+        return msgspec.json.decode(found[0], type=RunSettings)
+
+    return settings
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("arguments", "code", "sentence"),
     [
-        ("comand = []", "web.toml: there is no option 'comand'; did you mean 'command'?"),
-        ("ready_http = 'x'", "there is no option 'ready_http'; did you mean 'ready-http'?"),
-        ("zzz = 1", "there is no option 'zzz'$"),
-        ("[service]\ncommand = ['x']", "there is no option 'service'"),
-        ("instances = 'two'", "instances: expected int, got str"),
-        ("instances = 1.5", "instances: expected int, got float"),
-        ("command = 'server --fd 3'", "command: expected array, got str"),
-        ("command = [1]", "command: expected str, got int"),
-        ("ready-notify = 'yes'", "ready-notify: expected bool, got str"),
-        ("[env]\nA = true", "env.A: write a text in quotes"),
-        ("[env]\nA = [1]", "env.A: write a text in quotes"),
-        ("bind = 8000", "bind: write a list of addresses"),
-        ("[[bind]]\nname = 'web'", r"bind: a table \[\[bind\]\] has no 'address'"),
-        ("[[bind]]\naddress = '127.0.0.1:1'\nmode = 0o660", "bind: write mode as a text"),
-        ("[[bind]]\naddress = '127.0.0.1:1'\nbaklog = 5", "there is no option baklog"),
-        ("bind = ['127.0.0.1:1=a', '127.0.0.1:2=a']", "the same name"),
-        ("bind = ['nonsense']", "web.toml: "),
-        ("command = [", "web.toml is no TOML: "),
-        ("a = '\xff'", "web.toml is no TOML: ", ),
-    ],
-)  # fmt: skip
-def test_a_mistake_in_a_file_is_named(text: str, words: str, tmp_path: Path) -> None:
-    (tmp_path / "web.toml").write_bytes(text.encode("latin-1"))
-    with pytest.raises(ConfigError, match=words):
-        config.read(str(tmp_path / "web.toml"), binds.parse_all)
-
-
-def test_a_file_that_cannot_be_read_or_is_too_large(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none.toml cannot be read: No such file"):
-        config.read(str(tmp_path / "none.toml"), binds.parse_all)
-    with pytest.raises(ConfigError, match="has more than"):
-        read("#" * (1 << 20) + "##", tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"command": None}, "no command is given"),
-        ({"command": []}, "no command is given"),
-        ({"command": [""]}, "no command is given"),
-        ({"instances": 0}, "instances is 0: it must be at least 1"),
-        ({"max_overlap": -1}, "max-overlap is -1"),
-        ({"canary": "0"}, "canary is '0'"),
-        ({"canary": "101%"}, "canary is '101%'"),
-        ({"canary": "many"}, "canary is 'many'"),
-        ({"canary_for": 5.0}, "canary-for is given without canary"),
-        ({"ready_http": "http://{ready}/", "ready_after": 1.0}, "ready-http and ready-after are two checks"),
-        ({"ready_http": "http://name/"}, "'name' is a name"),
-        ({"ready_line": "["}, "no regular expression"),
-        ({"ready_after": 60.0}, r"ready-after \(60 s\) is not below ready-timeout"),
-        ({"ready_timeout": 0.0}, "ready-timeout is 0: give a number of seconds above 0"),
-        ({"drain_timeout": -1.0}, "drain-timeout is -1"),
-        ({"drain_timeout": float("nan")}, "drain-timeout is nan"),
-        ({"hook_timeout": float("inf")}, "hook-timeout is inf"),
-        ({"stop_signal": "NONE"}, "stop-signal is 'NONE'"),
-        ({"stop_signal": 0}, "stop-signal is 0"),
-        ({"stop_signal": "65"}, "stop-signal is '65'"),
+        (["-b", "127.0.0.1:80", "--", "true"], 2, "Missing option '--name'"),
+        (["--name", "web", "--nam", "x"], 2, "No such option"),
+        (["--name", "web", "--", "true"], 2, "no address is given: '-b ADDRESS'"),
+        (["--name", "web", "-b", "127.0.0.1:80"], 2, "write it after '--'"),
+        (["--name", "web", "-b", "192.0.2.1", "--", "true"], 2, "has no port"),
+        (["--name", "web", "-b", "127.0.0.1:80", "--style", "systmd", "--", "true"], 2, "is not one of 'systemd'"),
+        (["--name", "a/b", "-b", "127.0.0.1:80", "--", "true"], 2, "is no instance name"),
+        (["--name", "web", "-b", "127.0.0.1:80", "--", "no-such-command"], 127, "command not found: no-such-command"),
+        (["--name", "web", "-b", "127.0.0.1:80", "--", "/etc"], 126, "is a directory"),
+        (["--name", "web", "-b", "127.0.0.1:80=web", "--", "true", "{wbe}"], 2, "{wbe} names no listener"),
+        (["--name", "web", "-b", "127.0.0.1:80", "--ready-http", "http://{ready}/", "--", "true"], 2, "{ready}"),
+        (["--name", "web", "-b", "127.0.0.1:80", "--env", "A", "--", "true"], 2, "is not of the form KEY=VALUE"),
+        (["--name", "web", "--config", "/nonexistent/web.toml"], 1, "cannot be read"),
     ],
 )
-def test_a_value_that_makes_no_sense_is_refused(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(UsageError, match=words):
-        settings_of(ServiceOptions(**{"command": ["x"], **options}))
+def test_what_cannot_be_right_is_refused_with_its_sentence(
+    runtime: Path, arguments: list[str], code: int, sentence: str
+) -> None:
+    found, said = refused(runtime, *arguments)
+    assert (found, sentence in said) == (code, True), said
 
 
-@pytest.mark.parametrize(("given", "number"), [("TERM", 15), ("sigquit", 3), ("10", 10), (12, 12), (None, 15)])
-def test_the_stop_signal_by_name_or_number(given: str | int | None, number: int) -> None:
-    assert settings_of(ServiceOptions(command=["x"], stop_signal=given)).stop_signal == number
+def test_the_command_line_wins_over_the_file_and_is_passed_on_for_later_reloads(became, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    file = tmp_path / "web.toml"
+    file.write_text('command = ["sleep", "1"]\nbind = ["127.0.0.1:81"]\ninstances = 3\nkeep-listeners = true\n')
+    settings = became("--name", "web", "--config", str(file), "--instances", "2")
+    assert settings.service.command == ["sleep", "1"]
+    assert settings.service.instances == settings.given.instances == 2
+    assert settings.given.command is None
+    assert (settings.owner, settings.keep_listeners, settings.config) == ("run@web", True, str(file))
 
 
-def test_the_command_line_wins_over_the_file() -> None:
-    below = ServiceOptions(command=["a"], instances=2, ready_http="http://{ready}/", env={"A": "1", "B": "1"})
-    above = ServiceOptions(instances=3, ready_after=1.0, env={"B": "2"})
-    together = overlaid(below, above)
-    assert together == ServiceOptions(command=["a"], instances=3, ready_after=1.0, env={"A": "1", "B": "2"})
-    assert overlaid(below, ServiceOptions()) == below
+def test_a_broken_file_at_a_start_is_replaced_by_the_last_good_settings(  # type: ignore[no-untyped-def]
+    became, runtime: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "web.toml"
+    file.write_text('comand = "true"\n')
+    arguments = ["--name", "web", "--config", str(file)]
+    code, said = refused(runtime, *arguments)
+    assert (code, "there is no option 'comand'" in said) == (1, True), said
+    instance = RunInstance(str(runtime), "web")
+    instance.create()
+    good = ServiceSettings(["true"], [Bind("127.0.0.1:80", "", [{"address": "127.0.0.1", "port": 80}])])
+    instance.write_record("last-good.json", good)
+    code, said = refused(runtime, *arguments, "--strict")
+    assert (code, "there is no option" in said) == (1, True)
+    assert became(*arguments).service == good
+
+
+def test_a_broken_address_in_the_file_is_a_sentence(runtime: Path, tmp_path: Path) -> None:
+    file = tmp_path / "web.toml"
+    file.write_text('command = "true"\nbind = ["nowhere"]\n')
+    code, said = refused(runtime, "--name", "web", "--config", str(file))
+    assert code == 1
+    assert str(file) in said
+    assert "Traceback" not in said

@@ -63,6 +63,7 @@ def _readiness(options: ServiceOptions) -> Readiness:
         raise UsageError(f"{given[0]} and {given[1]} are two checks of readiness: give one")
     readiness = Readiness(
         timeout_s=_time("ready-timeout", options.ready_timeout, Readiness().timeout_s, above=0) or 0,
+        stable_s=_time("stable-for", options.stable_for, Readiness().stable_s) or 0,
         notify=bool(options.ready_notify),
         http=options.ready_http,
         tcp=options.ready_tcp,

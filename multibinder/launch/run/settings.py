@@ -89,6 +89,7 @@ class ServiceOptions(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     ready_after: float | None = None
     ready_einhorn: bool | None = None
     ready_timeout: float | None = None
+    stable_for: float | None = None
     pre_start: str | None = None
     post_ready: str | None = None
     pre_stop: str | None = None

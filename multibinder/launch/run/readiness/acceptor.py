@@ -64,7 +64,11 @@ class Acceptor:
                 sock.close()
 
     async def _connect(self, place: Place) -> socket.socket | None:
-        sock = socket.socket(place.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock = socket.socket(place.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError as error:  # no free descriptor, or no such family
+            self.last = f"{self._target} cannot be connected to: {error.strerror}"
+            return None
         try:
             number = sock.connect_ex(place.address)
             if number == errno.EINPROGRESS:

@@ -66,8 +66,8 @@ def _waits_on(copy: ObservedCopy, inodes: set[int]) -> set[int]:
 
 
 def _is_stream(listener: Passed) -> bool:
+    sock = socket.socket(fileno=listener.source)
     try:
-        with socket.socket(fileno=os.dup(listener.source)) as sock:
-            return sock.type == socket.SOCK_STREAM
-    except OSError:
-        return False
+        return sock.type == socket.SOCK_STREAM
+    finally:
+        sock.detach()
