@@ -179,7 +179,7 @@ def run_command(
     given = ServiceOptions(command=list(command) or None, **service)
     try:
         path = control_path(socket_path) if socket_path else None
-        settings, start = _settings(RunInstance(runtime_dir, name), config, given, strict)
+        settings, start, fallback = _settings(RunInstance(runtime_dir, name), config, given, strict)
         _check(settings)
     except (UsageError, ConfigurationError, StyleError) as error:
         _fail(str(error), _USAGE)
@@ -199,6 +199,7 @@ def run_command(
             give_up_after_s=_first(give_up_after, start.give_up_after, usual.give_up_after_s),
             keep_listeners=bool(_first(keep_listeners, start.keep_listeners, False)),
             strict=strict,
+            fallback=fallback,
             verbose=verbose,
         )
     )
@@ -206,22 +207,22 @@ def run_command(
 
 def _settings(
     instance: RunInstance, config: str | None, given: ServiceOptions, strict: bool
-) -> tuple[ServiceSettings, config_file.StartOptions]:
-    """Return what the command line and the file say, or the last good settings if the file is broken."""
+) -> tuple[ServiceSettings, config_file.StartOptions, str]:
+    """Return what the command line and the file say, or the last good settings and why if the file is broken."""
     if config is None:
-        return settings_of(given), config_file.StartOptions()
+        return settings_of(given), config_file.StartOptions(), ""
     try:
         options, start = config_file.read(config, binds.parse_all)
         options = overlaid(options, given)
         binds.parse_all([bind.text for bind in options.bind or []])
-        return settings_of(options), start
+        return settings_of(options), start, ""
     except (LaunchError, AddressError) as error:
         why = str(error) if config in str(error) else f"{config}: {error}"
         last_good = None if strict else instance.read_last_good()
         if last_good is None:
             raise LaunchError(why) from None
         say(f"multibinder run: warning: {why}\n  the last good settings are used", err=True)
-        return last_good, config_file.StartOptions()
+        return last_good, config_file.StartOptions(), why
 
 
 def _check(service: ServiceSettings) -> None:

@@ -33,8 +33,17 @@ def main() -> NoReturn:
         _be_the_only_one(files, settings.name)
         files.write_record("instance.json", settings)
         summary = RunSummary(files)
-        supervisor = Supervisor(settings, files, environment.callers(), inheritance, log.write)  # type: ignore[arg-type]
-        supervisor.instance.on_change.append(summary.update)
+        optional = settings.service.environment_file or ""
+        sources = [path for path in (settings.config, optional.removeprefix("-")) if path]
+        summary.files_read(sources)
+        supervisor = Supervisor(
+            settings, files, environment.callers(), inheritance, log.write,  # type: ignore[arg-type]
+            lambda: summary.files_read(sources),
+        )  # fmt: skip
+        instance = supervisor.instance
+        instance.on_change.append(summary.update)
+        instance.on_failure.append(summary.failed)
+        instance.on_success.append(lambda: summary.succeeded(fallback=bool(instance.fallback)))
         summary.began(0)
         code = supervisor.run()
         summary.stopped()

@@ -17,13 +17,15 @@ from multibinder.cli.named_instance import (
     run_as_owner,
 )
 from multibinder.cli.say import say
-from multibinder.launch.errors import NotRunning
-from multibinder.launch.run.ask import ask
+from multibinder.launch.errors import NotAnswering, NotRunning
+from multibinder.launch.run.ask import ask, wait_for_end
 from multibinder.launch.run.files import RunInstance
 from multibinder.launch.run.leftovers import stop_leftovers
 from multibinder.launch.run.report import Request
 
 _NOT_RUNNING = 3
+#: The process of a stopped instance has little left to do.
+_END_S = 10.0
 
 
 @click.command("stop", short_help="Stop an instance gracefully, then close its ports.", epilog=EXIT_CODES)
@@ -63,6 +65,8 @@ def _stop(text: str, keep_listeners: bool, timeout_s: float, runtime_dir: str, h
         left = f"; its copies {', '.join(map(str, ended))} were left, and are ended" if ended else ""
         say(f"{name}: was not running{left}{_closed(closed)}")
         return _NOT_RUNNING
+    if not wait_for_end(instance, _END_S):
+        raise NotAnswering(f"{name} is stopped, but the process 'multibinder run' has not ended after {_END_S:g} s")
     say(f"{name}: stopped{_closed(answer.closed)}")
     return 0
 

@@ -77,6 +77,8 @@ def serving(
                 return
             with client, client.makefile("rb") as lines:
                 request = msgspec.json.decode(lines.readline(), type=Request)
+                if request.command == "stop":
+                    held.close()  # 'run' ends
                 if request.command == "status":
                     said: Sequence[msgspec.Struct] = [Answer(status=status)]
                 else:
@@ -86,7 +88,8 @@ def serving(
                     client.sendall(msgspec.json.encode(each) + b"\n")
 
     thread = threading.Thread(target=serve)
-    with lock.locked(instance.path(MASTER_LOCK), -1):
+    with contextlib.ExitStack() as held:
+        held.enter_context(lock.locked(instance.path(MASTER_LOCK), -1))
         thread.start()
         try:
             yield asked

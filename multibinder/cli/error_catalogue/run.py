@@ -111,6 +111,7 @@ RUN = Section(
             "the 'multibinder run' of … runs, and nobody listens at …",
             "the 'multibinder run' of … answers what this version does not understand",
             "a 'multibinder run' of … has just been started",
+            "… is stopped, but the process 'multibinder run' has not ended after … s",
             cause="`run` hangs, is stopped (SIGSTOP), starts or ends at this moment, or is of another version",
             remedy="try again; its log says more. Its copies serve on, also after a `kill -9` of `run`",
         ),

@@ -15,7 +15,8 @@ from multibinder.launch.run.files import MASTER_LOCK, RunInstance
 from multibinder.launch.run.report import Answer, Progress, Request
 
 #: A ``run`` that answers nothing at all for so long hangs, or is stopped (SIGSTOP).
-_ALIVE_S = 10.0
+_ALIVE_S = 5.0
+_PAUSE_S = 0.01
 #: An answer has the last lines of a copy's output, which are limited.
 _LARGEST = 4 << 20
 
@@ -36,6 +37,16 @@ def ask(instance: RunInstance, request: Request, timeout_s: float, progress: Cal
     if answer.error:
         raise LaunchError(answer.error)
     return answer
+
+
+def wait_for_end(instance: RunInstance, timeout_s: float) -> bool:
+    """Wait until ``run``, which has answered a stop, has ended: only then another one can start. Raises OSError."""
+    deadline = time.monotonic() + timeout_s
+    while is_running(instance):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_PAUSE_S)
+    return True
 
 
 def is_running(instance: RunInstance) -> bool:

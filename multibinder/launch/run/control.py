@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import struct
+import time
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -17,6 +18,7 @@ _CREDENTIALS = struct.Struct("=iII")
 _SIZE = 65536
 _PATIENCE_S = 10.0
 _PAUSE_S = 0.05
+_TURN_S = 0.005
 _CLIENTS = 64
 
 #: Carries out a command. Sentences about what happens meanwhile go to the function.
@@ -62,6 +64,12 @@ class ControlServer:
                 continue
             self._clients += 1
             self._loop.start(self._answer(client), "a command")
+
+    async def finish(self, limit_s: float) -> None:
+        """Wait until the commands that are under way are answered."""
+        deadline = time.monotonic() + limit_s
+        while self._clients and time.monotonic() < deadline:
+            await sleep(_TURN_S)
 
     def close(self) -> None:
         """Close the socket, and remove its path."""

@@ -51,6 +51,9 @@ class Instance:
         self.last_failure = ""
         self.watchers: set[Callable[[str], None]] = set()
         self.on_change: list[Callable[[RunStatus], None]] = []
+        self.on_success: list[Callable[[], None]] = []
+        self.on_failure: list[Callable[[str], None]] = []
+        self.fallback = settings.fallback
         self._has_complained = False
 
     @property
@@ -75,6 +78,13 @@ class Instance:
         """Count a start or reload that failed."""
         self.failures_total += 1
         self.last_failure = f"{time.strftime('%Y-%m-%d %H:%M:%S')}: {error}"
+        for each in self.on_failure:
+            each(error.phase)
+
+    def succeeded(self) -> None:
+        """Tell monitoring that all copies are ready, after a start, a reload, or a start that failed."""
+        for each in self.on_success:
+            each()
 
     def changed(self) -> None:
         """Write the records, and tell the service manager. Call it after each change of a copy or of the state."""
@@ -131,6 +141,8 @@ class Instance:
 
     def _problems(self) -> list[str]:
         problems = []
+        if self.fallback:
+            problems.append(f"it runs with the last good settings, because: {self.fallback}")
         if self.has_given_up:
             problems.append("its ports are closed, because no copy could be started for --give-up-after")
         waiting = [place for place in self.places if not place.is_ready]

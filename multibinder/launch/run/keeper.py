@@ -104,6 +104,7 @@ class Keeper:
                 instance.has_been_ready = True
                 instance.remember_good(instance.service_settings)
                 instance.service.ready(instance.line())
+            instance.succeeded()
         instance.changed()
 
     async def _failed(self, place: Place, error: StartFailed) -> None:

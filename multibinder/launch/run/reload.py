@@ -202,6 +202,8 @@ class Reload:
         del instance.places[self._settings.instances :]
         await self._release(self._settings.binds)
         instance.remember_good(self._settings)
+        instance.fallback = ""
+        instance.succeeded()
         return self._report(True, "")
 
     async def _fail(self, error: StartFailed) -> ReloadReport:

@@ -106,7 +106,8 @@ class RunSettings(msgspec.Struct, frozen=True):
     command line and this file said at the start, ``given`` what the command line alone said: it wins over the file at
     each reload, too. ``wait_s`` is the time for a binder that does not answer yet.
     ``give_up_after_s`` is the time after which the ports of a command that cannot be started are closed.
-    ``keep_listeners`` leaves them open when ``run`` is told to end.
+    ``keep_listeners`` leaves them open when ``run`` is told to end. ``fallback`` says why ``service`` are the last good
+    settings, and not those of ``config``.
     """
 
     name: str
@@ -120,6 +121,7 @@ class RunSettings(msgspec.Struct, frozen=True):
     give_up_after_s: float = 600.0
     keep_listeners: bool = False
     strict: bool = False
+    fallback: str = ""
     verbose: bool = False
 
     @classmethod

@@ -88,10 +88,7 @@ class RunSummary(SummaryWriter):
         )
 
     def failed(self, phase: str) -> None:
-        """Note that a start or a reload failed, or a copy crashed.
-
-        ``phase`` is ``config``, ``binder``, ``start``, ``ready``, ``hook`` or ``crash``.
-        """
+        """Note that a start or a reload failed in a phase: ``start``, or ``load`` for what comes before and after."""
         self._change(
             lambda before: replace(
                 before, last_failure=time.time(), last_failure_phase=phase, failures_total=before.failures_total + 1

@@ -34,6 +34,8 @@ from multibinder.launch.run.takeover import end_of, take_over
 from multibinder.launch.run.tasks import Event, Loop
 
 _STDERR = 2
+#: A client that reads its answer does so in this time.
+_ANSWER_S = 2.0
 
 
 class Supervisor:
@@ -46,13 +48,18 @@ class Supervisor:
         environment: dict[str, str],
         inheritance: Inheritance,
         say: Callable[[str, str], None],
+        before_reading: Callable[[], None],
     ) -> None:
-        """``environment`` is that of the copies. What is the service manager's is taken out of it. Raises OSError."""
+        """``before_reading`` is called before ``--config`` is read.
+
+        ``environment`` is that of the copies. What is the service manager's is taken out of it. Raises OSError.
+        """
         self._settings = settings
         self._files = files
         self._inheritance = inheritance
         self._environment = environment
         self._say = say
+        self._before_reading = before_reading
         self._loop = Loop(lambda name, error: say("error", f"{name}: {type(error).__name__}: {error}"))
         self._children = Children(self._loop)
         self._sink = Sink(_STDERR, settings.name)
@@ -104,6 +111,7 @@ class Supervisor:
         await self._begin()
         await self._stop_asked.wait()
         await self._end()
+        await self._control.finish(_ANSWER_S)
         return self._exit_code
 
     async def _begin(self) -> None:
@@ -245,6 +253,7 @@ class Supervisor:
             self.instance.watchers.discard(progress)
 
     async def _read_settings(self) -> ServiceSettings:
+        self._before_reading()
         return await read_settings(self._settings, self._loop, self._children, self._inheritance, self._environment)
 
     def _reload_to(self, settings: ServiceSettings) -> Reload:
