@@ -36,6 +36,8 @@ from tests.support.restarts import PATIENCE_S, SERVES_S, Copy, Outcome, Start, W
 
 #: New connections, or datagrams, a second.
 RATE = 500
+#: A daemon that is held up for so many seconds has a queue of 100 clients.
+HELD_UP_S = 0.2
 PROGRAM = str(Path(sys.executable).with_name("multibinder"))
 #: How long ``multibinder reload`` may take, in seconds.
 _RELOADS_S = 60
@@ -46,7 +48,7 @@ def ways_of(row: Row) -> list[Way]:
     if row.ways:
         return list(row.ways)
     reload = [Way.RELOAD] if row.has_run and not row.is_bare else []
-    return [Way.OVERLAP, Way.STOP_THEN_START, *reload, *([Way.OWN] if row.own_reload else [])]
+    return [Way.OVERLAP, Way.STOP_THEN_START, Way.BUSY_STOP, *reload, *([Way.OWN] if row.own_reload else [])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,7 @@ def restart(row: Row, rounds: int, way: Way, *, directory: Path, binder: Running
                         row.own_reload(first)
                         threading.Event().wait(SERVES_S)
                     else:
-                        running.restart(way)
+                        running.restart(way, held_up_s=HELD_UP_S if way is Way.BUSY_STOP else 0.0)
                 seen = load.stop()
             running.stop()
         return Outcome.of(seen, ends + running.ends, running.logs)
@@ -197,9 +199,7 @@ def main() -> int:
                 print("".join(f"    {line}\n" for line in looks(row)), end="", flush=True)
             except (RuntimeError, pytest.fail.Exception) as error:  # it does not start
                 print(f"    {error}", flush=True)
-        for way in ways_of(row):
-            if options.way and way.name not in options.way:
-                continue
+        for way in [Way[name] for name in options.way or ()] or ways_of(row):
             with tempfile.TemporaryDirectory(prefix="mb-") as directory, running_binder() as binder:
                 try:
                     outcome = restart(

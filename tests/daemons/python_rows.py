@@ -61,5 +61,5 @@ ROWS = (
         has_run=False,
         has_paths=False,
     ),
-    Row("uWSGI", "uwsgi", programs=("uwsgi_python3",), ready="spawned uWSGI worker 2"),
+    Row("uWSGI", "uwsgi", programs=("uwsgi_python3",), ready="spawned uWSGI worker 2", loses=True),
 )
