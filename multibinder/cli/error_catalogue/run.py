@@ -83,6 +83,17 @@ RUN = Section(
             remedy="give a numeric address, `localhost`, `{ready}`, the `{NAME}` of a bind, or a path",
         ),
         entry(
+            "the start failed: …: …",
+            "the reload failed: …: …",
+            cause="something that `run` does not expect",
+            remedy="please report it; the copies that serve are not touched",
+        ),
+        entry(
+            "the binder cannot be asked: …",
+            cause="`run` itself is at a limit, mostly of open files",
+            remedy="raise `LimitNOFILE=`, or `ulimit -n`",
+        ),
+        entry(
             "the … hook cannot be started: …",
             "the … hook did not end within … s, and was killed",
             "the … hook failed: it …",

@@ -103,7 +103,11 @@ class Copy:
 def processes_of(leaders: Collection[int]) -> dict[int, set[int]]:
     """Return the processes of the copies with these first processes."""
     found: dict[int, set[int]] = {leader: set() for leader in leaders}
-    for name in os.listdir("/proc"):
+    try:
+        names = os.listdir("/proc")
+    except OSError:  # no descriptor is free
+        return {leader: {leader} for leader in leaders}
+    for name in names:
         if name.isdigit():
             leader = leader_of(int(name), leaders)
             if leader is not None and (stat := stat_or_none(int(name))) is not None and not stat.has_ended:

@@ -80,8 +80,10 @@ class Keeper:
                 raise
             place.starting = None
             return None  # a reload has ended this start
-        except StartFailed as error:
+        except Exception as error:
             place.starting = None
+            if not isinstance(error, StartFailed):  # nobody expects it, and the place must not stay empty for ever
+                error = StartFailed(f"the start failed: {type(error).__name__}: {error}")
             await self._failed(place, error)
             return None
         place.starting = None

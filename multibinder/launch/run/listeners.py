@@ -89,13 +89,15 @@ class Listeners:
                 break
             except Refused as error:
                 raise NoListeners(str(error)) from error
-            except Away as error:
-                still = received.still_listening({key_of(slot): self._held.get(key_of(slot), -1) for slot in slots})
-                if len(still) == len({key_of(slot) for slot in slots}):
-                    return [f"{error}; the copy gets the listeners that are held"]
+            except (Away, OSError) as error:  # OSError: this process is at a limit of descriptors
+                why = str(error) if isinstance(error, Away) else f"the binder cannot be asked: {error.strerror}"
+                wanted = {key_of(slot) for slot in slots}
+                ours = {key: fd for key, fd in self._held.items() if key in wanted}
+                if received.still_listening(ours).keys() == wanted:
+                    return [f"{why}; the copy gets the listeners that are held"]
                 if time.monotonic() >= deadline:
                     waited = f" (waited {wait_s:g} s)" if wait_s else ""
-                    raise NoListeners(f"{error}{waited}") from error
+                    raise NoListeners(f"{why}{waited}") from error
                 await sleep(_AGAIN_S)
         for key, fd in fresh.items():
             held = self._held.get(key)
@@ -114,7 +116,7 @@ class Listeners:
             try:
                 surplus = owned.unused(owned.owned(self._binder, self._owner, _TIMEOUT_S), slots)
                 return owned.release(self._binder, surplus, self._owner, _TIMEOUT_S)
-            except (Away, Refused) as error:
+            except (Away, Refused, OSError) as error:
                 if isinstance(error, Refused) or time.monotonic() >= deadline:
                     raise NoListeners(f"listeners that are not used could not be released: {error}") from error
                 await sleep(_AGAIN_S)

@@ -78,11 +78,18 @@ class Reloads:
             instance.state = state
             return self._concluded(report)
         reload = self._begin(settings)
-        report = await reload.run()
+        report = await self._whole(reload.run())
         if report.is_canary:
             self._canary = reload
             self._loop.start(self._watch_canary(reload), "the canaries")
         return self._concluded(report)
+
+    async def _whole(self, reload: Awaitable[ReloadReport]) -> ReloadReport:
+        """Return the report, also of a reload that failed as nobody expects: those who wait get an answer."""
+        try:
+            return await reload
+        except Exception as error:
+            return refused(self._instance, LaunchError(f"the reload failed: {type(error).__name__}: {error}"))
 
     def _concluded(self, report: ReloadReport) -> ReloadReport:
         instance = self._instance
@@ -111,7 +118,7 @@ class Reloads:
         reload, self._canary = self._canary, None
         assert reload is not None  # noqa: S101
         self._instance.state = "reloading"
-        self._running = self._loop.start(reload.finish() if go_on else reload.abort(why), "a reload")
+        self._running = self._loop.start(self._whole(reload.finish() if go_on else reload.abort(why)), "a reload")
         await self._running.wait()
         return self._concluded(self._running.result())
 

@@ -82,6 +82,15 @@ class Starter:
         A copy that is not ready in time, or whose post-ready hook fails, is ended before this returns; so is one of a
         start that is cancelled.
         """
+        try:
+            return await self._start(settings, generation, index, wait_s, stable_s)
+        except OSError as error:
+            # At a limit of descriptors or memory, every step may fail.
+            raise StartFailed(f"no copy can be started: {error.strerror or error}") from error
+
+    async def _start(
+        self, settings: ServiceSettings, generation: int, index: int, wait_s: float, stable_s: float
+    ) -> Copy:
         await self.hook(settings, "pre_start", {"MULTIBINDER_GENERATION": str(generation)})
         copy, started, program = await self._spawn(settings, generation, index, wait_s)
         is_good = False

@@ -30,7 +30,7 @@ from multibinder.launch.run.signals import PASSED_ON, RELOAD, STOP, Signals
 from multibinder.launch.run.sink import Sink
 from multibinder.launch.run.spawn import Inheritance
 from multibinder.launch.run.starter import Starter, Surroundings
-from multibinder.launch.run.takeover import end_of, take_over
+from multibinder.launch.run.takeover import take_over
 from multibinder.launch.run.tasks import Event, Loop
 
 _STDERR = 2
@@ -139,7 +139,8 @@ class Supervisor:
                     instance.places[copy.index].put(copy)
                     self._say("notice", f"copy {copy.pid} of an earlier 'run' serves on, and is taken over")
                 else:
-                    end_of(copy)
+                    # The earlier 'run' was starting it, or had told it to finish.
+                    self._loop.start(copy.end(copy.settings.drain_timeout_s), f"the end of {copy.pid}")
         else:
             instance.generation = 0
         if not instance.serving:
@@ -180,6 +181,7 @@ class Supervisor:
         if self._stop_asked.is_set:
             if not self._kill_asked:
                 self._kill_asked = True
+                self._exit_code = self._exit_code or 1
                 self._say("warning", f"{why} again: the copies are killed")
             for copy in self.instance.copies:
                 copy.kill(signal.SIGKILL)

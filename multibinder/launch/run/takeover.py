@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 
 from multibinder.kernel.process import stat_or_none
 from multibinder.launch.run.children import Children
@@ -49,9 +48,3 @@ def _open_output(pid: int) -> int:
     reading, writing = os.pipe()
     os.close(writing)
     return reading
-
-
-def end_of(copy: Copy) -> None:
-    """Tell a copy to finish that an earlier ``run`` was starting, or had told to finish."""
-    copy.send(copy.settings.stop_signal)
-    copy.send(signal.SIGCONT)
