@@ -33,7 +33,7 @@ from multibinder.observe.instances import Instance, instances
 from multibinder.wire.instance_summary import InstanceSummary
 
 _HEADINGS = ("NAME", "KIND", "STATE", "PID", "READY", "OLD", "GEN", "RELOADS", "FAILED", "UP", "ADDRESSES")
-_STATUS_S = 10.0
+_STATUS_S = 5.0
 
 
 class InstanceRow(msgspec.Struct, frozen=True):
