@@ -80,7 +80,7 @@ def _env_file(path: str) -> str:
     "run",
     cls=GroupedCommand,
     groups=_GROUPS,
-    short_help="Run a command, and reload it with overlap, readiness and rollback.",
+    short_help="Run a command, and reload it with overlap and rollback.",
     context_settings={"allow_interspersed_args": False},
 )
 @click.option("--name", required=True, callback=_checked(check_name),
