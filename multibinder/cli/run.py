@@ -16,7 +16,7 @@ from multibinder import AddressError, ArgumentError, ConfigurationError
 from multibinder.cli.option_groups import GroupedCommand
 from multibinder.cli.options import socket_option
 from multibinder.cli.say import say
-from multibinder.launch import binds
+from multibinder.launch import binds, known_programs, style_choice
 from multibinder.launch.errors import LaunchError, UsageError
 from multibinder.launch.exec import failure
 from multibinder.launch.instance_files import check_name
@@ -241,7 +241,13 @@ def _check(service: ServiceSettings) -> None:
             "command or in --env, where it is the descriptor"
         )
     private = [Passed({"host": "127.0.0.1", "port": 1}, "ready", -1)] if has_ready else []
-    made = draft.prepare(service.command, os.environ, sockets, service.styles, service.environment, private)
+    names = [bind.name for bind in service.binds]
+    styles = style_choice.styles_for(service.styles, service.command, service.environment, names)
+    made = draft.prepare(service.command, os.environ, sockets, styles, service.environment, private)
+    named = style_choice.is_named(service.command, service.environment, names)
+    for warning in [*made.warnings, known_programs.warning_about(service.command, sockets, styles, named)]:
+        if warning:
+            say(f"multibinder run: warning: {warning}", err=True)
     if service.environment_file or service.directory:
         return  # these decide where the command is
     try:

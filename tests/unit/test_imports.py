@@ -26,8 +26,10 @@ ARROWS = {
     "multibinder.launch.direct": [],
     "multibinder.launch.styles": ["multibinder.launch.direct"],
     "multibinder.launch.known_programs": ["multibinder.launch.styles"],
+    "multibinder.launch.style_choice": ["multibinder.launch.known_programs", "multibinder.launch.styles"],
     "multibinder.launch.exec": [
         "multibinder.launch.known_programs",
+        "multibinder.launch.style_choice",
         "multibinder.launch.styles",
         "multibinder.launch.direct",
     ],

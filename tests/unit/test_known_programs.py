@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from multibinder.launch import known_programs
+from multibinder.launch import known_programs, style_choice
 from multibinder.launch.styles import STYLES
 from multibinder.launch.styles.passed import Passed
 
@@ -80,3 +80,21 @@ def test_unbound_is_warned_where_it_would_take_no_socket(
     monkeypatch.setattr(known_programs, "_BOOTED", str(tmp_path if is_booted else tmp_path / "missing"))
     said = known_programs.warning_about(["unbound", "-d"], [TCP], ["systemd"], False)
     assert (said is None) == is_booted
+
+
+@pytest.mark.parametrize(
+    ("styles", "command", "variables", "expected"),
+    [
+        (["puma"], "nginx", {}, ["puma"]),
+        ([], "nginx", {}, ["nginx"]),
+        ([], "app", {}, ["systemd"]),
+        ([], "nginx {web}", {}, []),
+        ([], "nginx {web.1}", {}, []),
+        ([], "nginx", {"A": "{web}"}, []),
+        ([], "nginx {ready}", {}, ["nginx"]),
+    ],
+)
+def test_the_style_is_what_was_asked_for_or_none_with_names_or_the_programs_own(
+    styles: list[str], command: str, variables: dict[str, str], expected: list[str]
+) -> None:
+    assert style_choice.styles_for(styles, command.split(), variables, ["web", ""]) == expected

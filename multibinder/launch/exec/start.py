@@ -8,7 +8,8 @@ from multibinder.launch.direct.client import obtain
 from multibinder.launch.direct.slots import key_of
 from multibinder.launch.exec import environment, failure, inherited
 from multibinder.launch.exec.errors import CommandFailed
-from multibinder.launch.styles import DEFAULT_STYLE, draft, placeholders
+from multibinder.launch.style_choice import is_named, styles_for
+from multibinder.launch.styles import draft
 from multibinder.launch.styles.passed import Passed
 
 TYPE_CHECKING = False
@@ -29,11 +30,13 @@ def start(request: "Request", say: "Callable[[str, str], None]") -> "NoReturn":
     would be open, and served by no process. Raises Refused, Away, StyleError, CommandFailed, OSError.
     """
     callers = environment.callers()
-    styles = _styles(request, say)
+    names = [name for name, _ in request.binds]
+    styles = styles_for(request.styles, request.command, request.variables, names)
     unbound = [Passed(slot, name, -1) for name, slots in request.binds for slot in slots]
     made = draft.prepare(request.command, callers, unbound, styles, request.variables)
     _check_command(made)
-    for warning in _warnings(request, unbound, styles):
+    named = is_named(request.command, request.variables, names)
+    if warning := known_programs.warning_about(request.command, unbound, styles, named):
         say("warning", warning)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     slots = [each.slot for each in unbound]
@@ -47,6 +50,7 @@ def start(request: "Request", say: "Callable[[str, str], None]") -> "NoReturn":
     _make_room(made, callers, say)
     _restore_limit(limit, made, say)
     if request.verbose:
+        _say_style(request, styles, say)
         for each in made.sockets:
             say("info", f"descriptor {each.fd}: {each}")
         if made.stdin is not None:
@@ -57,31 +61,16 @@ def start(request: "Request", say: "Callable[[str, str], None]") -> "NoReturn":
         raise CommandFailed(failure.sentence(error, made.command[0]), failure.exit_code(error)) from None
 
 
-def _styles(request: "Request", say: "Callable[[str, str], None]") -> "list[str]":
-    """Return the styles to use: those that were asked for, else the one of a known program."""
+def _say_style(request: "Request", styles: "list[str]", say: "Callable[[str, str], None]") -> None:
     if request.styles:
-        return request.styles
-    if _is_named(request):
-        if request.verbose:
-            say("info", "no style: the arguments name the descriptors")
-        return []
+        return
     program = known_programs.program_of(request.command)
-    known = known_programs.style_of(program)
-    if request.verbose:
-        why = f"{program} is known to take no other" if known else "the default"
-        say("info", f"style {known or DEFAULT_STYLE}: {why}")
-    return [known] if known else [DEFAULT_STYLE]
-
-
-def _is_named(request: "Request") -> bool:
-    named = placeholders.names_in([*request.command, *request.variables.values()])
-    names = {name for name, _ in request.binds if name}
-    return any(name in names or name.rpartition(".")[0] in names for name in named)
-
-
-def _warnings(request: "Request", sockets: "list[Passed]", styles: "list[str]") -> "list[str]":
-    warning = known_programs.warning_about(request.command, sockets, styles, _is_named(request))
-    return [warning] if warning else []
+    if not styles:
+        say("info", "no style: the arguments name the descriptors")
+    elif known_programs.style_of(program):
+        say("info", f"style {styles[0]}: {program} is known to take no other")
+    else:
+        say("info", f"style {styles[0]}: the default")
 
 
 def _check_command(made: "draft.Draft") -> None:

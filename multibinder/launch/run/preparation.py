@@ -5,9 +5,9 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping, Sequence
 
-from multibinder.launch import known_programs
 from multibinder.launch.run.errors import StartFailed
 from multibinder.launch.run.settings import ServiceSettings
+from multibinder.launch.style_choice import styles_for
 from multibinder.launch.styles import placeholders
 from multibinder.launch.styles.draft import Draft, prepare
 from multibinder.launch.styles.errors import StyleError
@@ -19,14 +19,8 @@ READY = "ready"
 
 def styles_of(settings: ServiceSettings) -> list[str]:
     """Return the styles to use: those that were asked for, else none if {NAME} is used, else that of the program."""
-    if settings.styles:
-        return settings.styles
-    named = placeholders.names_in([*settings.command, *settings.environment.values()])
-    names = {bind.name for bind in settings.binds if bind.name}
-    if any(each in names or each.rpartition(".")[0] in names for each in named):
-        return []
-    known = known_programs.style_of(known_programs.program_of(settings.command))
-    return [known] if known else []
+    names = [bind.name for bind in settings.binds]
+    return styles_for(settings.styles, settings.command, settings.environment, names)
 
 
 def draft_of(
