@@ -90,7 +90,7 @@ def test_a_broken_file_at_a_start_is_replaced_by_the_last_good_settings(  # type
     assert (code, "there is no option 'comand'" in said) == (1, True), said
     instance = RunInstance(str(runtime), "web")
     instance.create()
-    good = ServiceSettings(["true"], [Bind("127.0.0.1:80", "", [{"address": "127.0.0.1", "port": 80}])])
+    good = ServiceSettings(["true"], [Bind("127.0.0.1:80", "", [{"host": "127.0.0.1", "port": 80}])])
     instance.write_record("last-good.json", good)
     code, said = refused(runtime, *arguments, "--strict")
     assert (code, "there is no option" in said) == (1, True)
