@@ -91,6 +91,7 @@ class Acceptor:
     ) -> tuple[socket.socket, bytes] | None:
         """Return the connection that the copy accepts, removed from ``connections``."""
         unknown = list(connections)
+        self.last = self.last or f"no process has accepted at {self._target} yet"
         waited_s, look_s, sent = 0.0, _FIRST_LOOK_S, b""
         while unknown and waited_s < ACCEPT_S:
             for sock in list(unknown):

@@ -46,9 +46,13 @@ class Http:
         self._scheme, is_unix, authority, self._path = parts.groups()
         self._target = Target(_decoded(authority) if is_unix else authority, _PORTS[self._scheme])
         self._acceptor = Acceptor(self._target)
-        self.last = ""
+        self._last = ""
         if self._scheme == "https":
             _tls(None)
+
+    @property
+    def last(self) -> str:
+        return self._last or self._acceptor.last
 
     def describe(self) -> str:
         return f"GET {self._url}"
@@ -57,7 +61,7 @@ class Http:
         pace = Pace()
         while not await self._try(copy):
             await pace.next()
-        return f"GET {self._url}: {self.last}"
+        return f"GET {self._url}: {self._last}"
 
     async def _try(self, copy: ObservedCopy) -> bool:
         place = self._target.place(copy)
@@ -70,9 +74,10 @@ class Http:
         tls = _tls(host) if self._scheme == "https" else None
         reached = await self._acceptor.connect(copy, tls.hello if tls else request, answer_suffices=True)
         if reached is None:
-            self.last = self._acceptor.last
+            self._last = self._acceptor.last
             return False
         sock, sent = reached
+        self._last = self._last or "no answer yet"
         with sock:
             below = Plain(sock, time.monotonic() + _ANSWER_S)
             try:
@@ -83,15 +88,15 @@ class Http:
                     await below.send(request[len(sent) :])
                 status = await self._status(tls or below)
             except Late:
-                self.last = f"no answer within {_ANSWER_S:g} s"
+                self._last = f"no answer within {_ANSWER_S:g} s"
                 return False
             except OSError as error:  # also ssl.SSLError
-                self.last = f"the connection broke: {error.strerror or error}"
+                self._last = f"the connection broke: {error.strerror or error}"
                 return False
         return status in _GOOD
 
     async def _status(self, stream: Stream) -> int:
-        """Return the status of the answer; 0 if there is none. ``last`` says what came."""
+        """Return the status of the answer; 0 if there is none. ``_last`` says what came."""
         text = b""
         while len(text) < _LARGEST_HEAD:
             more = await stream.receive()
@@ -99,7 +104,7 @@ class Http:
             while found := _STATUS.match(text):
                 status = int(found[1])
                 if status >= 200:
-                    self.last = f"it answered {status}"
+                    self._last = f"it answered {status}"
                     return status
                 _, end, rest = text.partition(b"\r\n\r\n")
                 if not end:
@@ -110,7 +115,7 @@ class Http:
             if b"\n" in text and not _STATUS.match(text):
                 break
         line = printable(text.split(b"\n")[0][:60].decode(errors="replace").rstrip("\r"))
-        self.last = f"it answered {line!r}, which is no HTTP" if text else "it closed the connection without an answer"
+        self._last = f"it answered {line!r}, which is no HTTP" if text else "it closed the connection without an answer"
         return 0
 
 
