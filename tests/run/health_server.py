@@ -3,7 +3,8 @@
 
 ``python health_server.py BEHAVIOUR-FILE CLIENTS HEALTH``: two descriptors. It serves clients when its health is good,
 and finishes at SIGTERM. The behaviours: good, exits, hangs, late SECONDS (health is 503 before), dies SECONDS (after
-its health was asked), eager (serves clients at once), and what its health answers for ever: status N, garbage, closes, slow, redirects.
+its health was asked), eager (serves clients at once), and what its health answers for ever: status N, garbage,
+closes, redirects.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ def main() -> None:
     if word == "hangs":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(600)
-    told: list[int] = []
     reading, writing = os.pipe()
-    signal.signal(signal.SIGTERM, lambda number, _: (told.append(number), os.write(writing, b"x")))
+    signal.signal(signal.SIGTERM, lambda *_: os.write(writing, b"x"))
+    is_told = False
     begun, asked_at = time.monotonic(), None
     with selectors.DefaultSelector() as waiting:
         for file in (health, reading):
@@ -37,12 +38,14 @@ def main() -> None:
         clients.setblocking(False)
         if word == "eager":
             waiting.register(clients, selectors.EVENT_READ)
-        while not told:
+        while not is_told:
             if asked_at and word == "dies" and time.monotonic() - asked_at > number:
                 say("out of memory")
                 os._exit(137)
             for key, _ in waiting.select(0.05):
-                if key.fileobj is clients:
+                if key.fileobj == reading:
+                    is_told = True
+                elif key.fileobj is clients:
                     answer(clients, b"HTTP/1.0 200 OK\r\n\r\n%d" % os.getpid())
                 elif key.fileobj is health:
                     good = word in ("good", "dies", "redirects") or (

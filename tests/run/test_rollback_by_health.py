@@ -27,7 +27,8 @@ class HealthService(Service):
 
 @pytest.fixture
 def service(run_dir: Path, host: str, binder: Binder) -> Iterator[HealthService]:
-    with HealthService(run_dir, host, binder.socket_path) as service:
+    service = HealthService(run_dir, host, binder.socket_path)
+    with service:
         service.binds = [f"{host}:8000=web"]
         service.options = ["--ready-http", "http://{ready}/health", "--ready-timeout", "1"]
         service.start()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from multibinder.launch.run.copy import Copy
 from multibinder.launch.run.instance import Instance
 from multibinder.launch.run.notices import Notices
-from multibinder.launch.run.tasks import Event, Loop
+from multibinder.launch.run.tasks import Event, Loop, Task
 
 #: A copy that stopped to feed the watchdog gets this time after SIGABRT, in which it may write a core.
 _ABORT_S = 10.0
@@ -25,15 +25,24 @@ class CopyWatch:
     def add(self, copy: Copy) -> None:
         """Look after a copy from its first moment to its end."""
         self._instance.copies.append(copy)
-        self._loop.start(self._until_ended(copy), f"copy {copy.pid}")
         self._loop.start(self._forward(copy), f"the output of {copy.pid}")
-        self._loop.start(self._follow(copy), f"what {copy.pid} tells")
+        listening = [self._loop.start(self._follow(copy), f"what {copy.pid} tells")]
         if self._watchdog_s is not None:
-            self._loop.start(self._guard(copy), f"the watchdog of {copy.pid}")
+            listening.append(self._loop.start(self._guard(copy), f"the watchdog of {copy.pid}"))
+        self._loop.start(self._until_ended(copy, listening), f"copy {copy.pid}")
         self._instance.changed()
 
-    async def _until_ended(self, copy: Copy) -> None:
+    def may_feed(self) -> bool:
+        """Return whether the service manager may know that all is well: no copy has stopped to feed the watchdog.
+
+        One that is told to finish need not feed it.
+        """
+        return all(copy.is_told or copy.notices.overdue_in(self._watchdog_s) != 0 for copy in self._instance.copies)
+
+    async def _until_ended(self, copy: Copy, listening: list[Task[None]]) -> None:
         await copy.ended.wait()
+        for task in listening:
+            task.cancel()  # a copy that has ended tells nothing more
         copy.output.read_waiting()
         self._instance.copies.remove(copy)
         self._instance.changed()

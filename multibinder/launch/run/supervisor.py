@@ -104,7 +104,7 @@ class Supervisor:
             (self._control.serve(), "control.sock"),
             (self._sink.write_waiting(), "the log"),
             (self._service.send_waiting(), "the service manager"),
-            (self._service.feed(lambda: True), "the watchdog"),
+            (self._service.feed(self._copies.may_feed), "the watchdog"),
         ):
             self._loop.start(coroutine, name)
         self._children.reap()
