@@ -38,11 +38,11 @@ def _new_children(copy: Copy) -> None:
 # The temporary directory of a test is closed to other users, so that workers are not of another user either.
 _NGINX = {"/run/nginx.pid": "DIRECTORY/nginx.pid", "user www-data;": "user root;"}
 _FORKING = f"{sys.executable} -m tests.daemons.forking DIRECTORY/nginx.pid DIRECTORY/upgrade.sh DIRECTORY/start.sh"
-_CADDY = {"/usr/bin/caddy": f"{PACKAGES}/bin/caddy", "/var/lib/caddy": "DIRECTORY"}
+_CADDY = {"/usr/bin/caddy": f"{PACKAGES}/bin/caddy", "/var/lib/caddy-web": "DIRECTORY"}
 _HTTPD = {"/run/httpd-": "DIRECTORY/httpd-", "ErrorLog syslog": "ErrorLog /dev/stderr"}
 #: Two copies that ``exec`` starts would have one PidFile.
 _HTTPD_WAYS = (Way.STOP_THEN_START, Way.RELOAD)
-_FPM = {**_NGINX, "/run/php-fpm": "DIRECTORY", "user = www-data": "user = root", "-F -y": "-R -F -y"}
+_FPM = {**_NGINX, "/run/multibinder/php-fpm.sock": "DIRECTORY/php-fpm.sock", "user = www-data": "user = root", "-F -y": "-R -F -y"}
 _FPM |= {'"-F", "-y"': '"-R", "-F", "-y"', "error_log = syslog": "error_log = DIRECTORY/php-fpm.log"}
 # Its name has the version, which differs between releases of Debian.
 _FPM_PROGRAM = next(iter(sorted(Path("/usr/sbin").glob("php-fpm[0-9]*"))), Path("/usr/sbin/php-fpm8.2"))
