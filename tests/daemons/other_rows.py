@@ -41,8 +41,13 @@ _FORKING = f"{sys.executable} -m tests.daemons.forking DIRECTORY/nginx.pid DIREC
 _CADDY = {"/usr/bin/caddy": f"{PACKAGES}/bin/caddy", "/var/lib/caddy-web": "DIRECTORY"}
 _HTTPD = {"/run/httpd-": "DIRECTORY/httpd-", "ErrorLog syslog": "ErrorLog /dev/stderr"}
 #: Two copies that ``exec`` starts would have one PidFile.
-_HTTPD_WAYS = (Way.STOP_THEN_START, Way.RELOAD)
-_FPM = {**_NGINX, "/run/multibinder/php-fpm.sock": "DIRECTORY/php-fpm.sock", "user = www-data": "user = root", "-F -y": "-R -F -y"}
+_HTTPD_WAYS = (Way.STOP_THEN_START, Way.BUSY_STOP, Way.RELOAD)
+_FPM = {
+    **_NGINX,
+    "/run/multibinder/php-fpm.sock": "DIRECTORY/php-fpm.sock",
+    "user = www-data": "user = root",
+    "-F -y": "-R -F -y",
+}
 _FPM |= {'"-F", "-y"': '"-R", "-F", "-y"', "error_log = syslog": "error_log = DIRECTORY/php-fpm.log"}
 # Its name has the version, which differs between releases of Debian.
 _FPM_PROGRAM = next(iter(sorted(Path("/usr/sbin").glob("php-fpm[0-9]*"))), Path("/usr/sbin/php-fpm8.2"))
