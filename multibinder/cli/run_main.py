@@ -5,6 +5,7 @@ The process lives for months, and imports neither click nor the client library.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import sys
@@ -31,7 +32,11 @@ def main() -> NoReturn:
         files = RunInstance(settings.directory, settings.name)
         files.create()
         _be_the_only_one(files, settings.name)
-        files.write_record("instance.json", settings)
+        try:
+            files.write_record("instance.json", settings)
+        except LaunchError as error:
+            # The copies of a 'run' that was killed must not stay alone because the disk is full.
+            log.write("warning", f"{error}; if 'run' is killed, no command will find the instance")
         summary = RunSummary(files)
         optional = settings.service.environment_file or ""
         sources = [path for path in (settings.config, optional.removeprefix("-")) if path]
@@ -66,8 +71,9 @@ def _be_the_only_one(files: RunInstance, name: str) -> None:
             f"{name} runs already (pid {pid}): 'multibinder reload {name}' replaces its copies, 'multibinder stop "
             f"{name}' ends it; choose another --name for a second instance"
         ) from None
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    with contextlib.suppress(OSError):  # the disk is full, and the PID is for messages
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
 
 
 if __name__ == "__main__":

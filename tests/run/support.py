@@ -22,6 +22,8 @@ from tests.support.waiting import PATIENCE_S, wait_until
 
 SERVER = Path(__file__).with_name("server.py")
 NAME = "web"
+#: The time for which a new copy must be ready, in most tests.
+STABLE_S = 0.1
 
 
 class Service:
@@ -59,8 +61,8 @@ class Service:
         """Write a file of settings, with more than the command and the binds. The next start and reloads use it."""
         content = {"command": self._command, "bind": list(self.binds), **settings}
         self.config_file = self.directory / "web.toml"
-        # JSON's texts, numbers and lists are TOML's, too.
-        lines = [f"{name.replace('_', '-')} = {json.dumps(value)}\n" for name, value in content.items()]
+        content = {"stable-for": STABLE_S, **content}
+        lines = [f"{name.replace('_', '-')} = {_toml(value)}\n" for name, value in content.items()]
         self.config_file.write_text("".join(lines))
         return self.config_file
 
@@ -81,7 +83,11 @@ class Service:
         """Start ``run``, and return at once."""
         binder = ["--socket", str(self._binder)] if self._binder else []
         binds = [word for bind in self.binds for word in ("-b", bind)]
-        what = ["--config", str(self.config_file)] if self.config_file else [*binds, *self.options, *options]
+        what = (
+            ["--config", str(self.config_file)]
+            if self.config_file
+            else [*binds, "--stable-for", str(STABLE_S), *self.options, *options]
+        )
         command = [] if self.config_file else ["--", *self._command]
         with self.log_path.open("ab") as log:
             process = subprocess.Popen(
@@ -228,3 +234,10 @@ class Service:
         sys.stderr.write(self.log())  # pytest shows it when the test fails
         if kind is None:
             assert "Traceback" not in self.log(), self.log()
+
+
+def _toml(value: object) -> str:
+    """Return a value as TOML has it: texts, numbers and lists as JSON, and a table in one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} = {_toml(each)}" for name, each in value.items()) + "}"
+    return json.dumps(value)

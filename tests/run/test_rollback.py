@@ -74,7 +74,10 @@ def test_a_new_copy_that_is_ready_late_is_waited_for(service: Service) -> None:
     assert service.pids() == report.new
 
 
-def test_a_new_copy_that_is_ready_and_dies_soon_after_leaves_the_old_one(service: Service) -> None:
+def test_a_new_copy_that_is_ready_and_dies_soon_after_leaves_the_old_one(make_service: Serve) -> None:
+    service = make_service("--stable-for", "2")
+    service.start()
+    service.until_serving()
     service.behave("dies 1")
     old = service.pids()
     report = service.reload()

@@ -91,6 +91,7 @@ class Keeper:
             await copy.end(settings.drain_timeout_s)
             return None
         place.serving = copy
+        place.settings, place.generation = copy.settings, copy.generation
         place.backoff.succeeded()
         self._is_ready(copy)
         return copy
@@ -128,7 +129,8 @@ class Keeper:
         instance.restarts_total += 1
         again = f"in {pause_s:g} s" if pause_s else "at once"
         instance.last_failure = f"{time.strftime('%Y-%m-%d %H:%M:%S')}: copy {copy.pid} {how}"
-        instance.say("error", f"copy {copy.pid} {how}; clients wait, and another one is started {again}")
+        meanwhile = "" if instance.serving else "clients wait, and "
+        instance.say("error", f"copy {copy.pid} {how}; {meanwhile}another one is started {again}")
         if copy.processes() - {copy.pid}:
             # Its other processes would accept clients for ever. They may finish those that they have.
             copy.kill(copy.settings.stop_signal)

@@ -15,6 +15,8 @@ from multibinder.launch.styles.passed import Passed
 
 #: The name of the private listener of a copy.
 READY = "ready"
+#: The variable with the PID of the copy itself. It tells a copy from the processes that inherit its environment.
+OWN_PID = "MULTIBINDER_PID"
 
 
 def styles_of(settings: ServiceSettings) -> list[str]:
@@ -39,8 +41,7 @@ def draft_of(
         for name in ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"):
             made.environment.pop(name, None)
         made.pid = ()
-    if "WATCHDOG_USEC" in environment:
-        made.pid = (*made.pid, "WATCHDOG_PID")
+    made.pid = (*made.pid, OWN_PID, *(["WATCHDOG_PID"] if "WATCHDOG_USEC" in environment else []))
     return made
 
 

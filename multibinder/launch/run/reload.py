@@ -183,7 +183,7 @@ class Reload:
         self._instance.changed()
         self._instance.service.extend(settings.drain_timeout_s + settings.hooks.timeout_s)
         try:
-            await self._starter.hook(settings, "pre_stop", {"MULTIBINDER_PID": str(copy.pid)})
+            await self._starter.hook(copy, "pre_stop")
         except StartFailed as error:
             self._warn(str(error))
         if not await copy.end(settings.drain_timeout_s):

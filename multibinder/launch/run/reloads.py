@@ -98,7 +98,9 @@ class Reloads:
             instance.state = "canary" if report.is_canary else settled
         if report.ok and report.new:
             instance.has_been_ready = True
-        if report.ok:
+        if report.is_canary:
+            instance.say("notice", report.message)
+        elif report.ok:
             instance.say("notice", f"reloaded in {report.took_s:.2f} s: generation {report.generation}")
         else:
             instance.say("error", f"reload failed: {report.message}")

@@ -91,13 +91,13 @@ class Starter:
     async def _start(
         self, settings: ServiceSettings, generation: int, index: int, wait_s: float, stable_s: float
     ) -> Copy:
-        await self.hook(settings, "pre_start", {"MULTIBINDER_GENERATION": str(generation)})
+        await self._run_hook(settings, "pre_start", _variables(generation, index))
         copy, started, program = await self._spawn(settings, generation, index, wait_s)
         is_good = False
         try:
             await self._until_executed(copy, started, program)
             await self._until_ready(copy, settings, stable_s)
-            await self.hook(settings, "post_ready", self._variables(copy))
+            await self.hook(copy, "post_ready")
             if copy.ended.is_set:
                 raise self._has_ended(copy, "after it was ready")
             is_good = True
@@ -108,8 +108,12 @@ class Starter:
         copy.ready_at = time.monotonic()
         return copy
 
-    async def hook(self, settings: ServiceSettings, kind: str, variables: Mapping[str, str]) -> None:
-        """Run a hook, if there is one. Raises StartFailed."""
+    async def hook(self, copy: Copy, kind: str) -> None:
+        """Run a hook of a copy, if there is one. Raises StartFailed."""
+        variables = {**_variables(copy.generation, copy.index), "MULTIBINDER_PID": str(copy.pid)}
+        await self._run_hook(copy.settings, kind, variables)
+
+    async def _run_hook(self, settings: ServiceSettings, kind: str, variables: Mapping[str, str]) -> None:
         command = getattr(settings.hooks, kind)
         if command is None:
             return
@@ -137,16 +141,12 @@ class Starter:
             raise StartFailed(str(error)) from error
         return {**self._around.environment, **more, "MULTIBINDER_NAME": self._around.name}
 
-    def _variables(self, copy: Copy) -> dict[str, str]:
-        return {"MULTIBINDER_GENERATION": str(copy.generation), "MULTIBINDER_PID": str(copy.pid)}
-
     async def _spawn(
         self, settings: ServiceSettings, generation: int, index: int, wait_s: float
     ) -> tuple[Copy, Started, str]:
         environment = self._environment(settings) | {
             **self._around.sockets,
-            "MULTIBINDER_GENERATION": str(generation),
-            "MULTIBINDER_INDEX": str(index),
+            **_variables(generation, index),
         }
         if self._around.watchdog_s is not None:
             environment["WATCHDOG_USEC"] = str(int(self._around.watchdog_s * 1e6))
@@ -242,6 +242,10 @@ class Starter:
     async def _end_failed(self, copy: Copy) -> None:
         copy.output.read_waiting()
         await copy.end(_END_FAILED_S)
+
+
+def _variables(generation: int, index: int) -> dict[str, str]:
+    return {"MULTIBINDER_GENERATION": str(generation), "MULTIBINDER_INDEX": str(index)}
 
 
 def _pipe() -> tuple[int, int]:

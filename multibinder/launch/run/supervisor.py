@@ -6,8 +6,10 @@ import os
 import signal
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from multibinder.launch.errors import LaunchError
-from multibinder.launch.run import records
+from multibinder.launch.run import records, takeover
 from multibinder.launch.run.children import Children
 from multibinder.launch.run.config_reader import read_settings
 from multibinder.launch.run.control import ControlServer
@@ -30,7 +32,6 @@ from multibinder.launch.run.signals import PASSED_ON, RELOAD, STOP, Signals
 from multibinder.launch.run.sink import Sink
 from multibinder.launch.run.spawn import Inheritance
 from multibinder.launch.run.starter import Starter, Surroundings
-from multibinder.launch.run.takeover import take_over
 from multibinder.launch.run.tasks import Event, Loop
 
 _STDERR = 2
@@ -117,32 +118,33 @@ class Supervisor:
     async def _begin(self) -> None:
         """Take over what an earlier ``run`` has left, and fill the places."""
         instance = self.instance
-        record = None
         try:
             record = records.read_copies(self._files.directory)
         except LaunchError as error:
-            self._say("warning", f"{error}; copies of an earlier run are not looked for")
+            record = None
+            self._say("warning", f"{error}; copies of an earlier run are looked for without it")
+        record = record or records.CopiesRecord(records.boot_id(), 0, self._settings.service, [])
+        # Those of the record win their places. Nobody knows with which settings the others were started.
+        unrecorded = takeover.unrecorded(record, self._notify.path)
+        record = replace(record, copies=[*unrecorded, *record.copies])
+        instance.generation = max([record.generation, *(each.generation for each in unrecorded)])
         instance.places = [Place(index) for index in range(self._settings.service.instances)]
         differs = False
-        if record is not None:
-            instance.generation = record.generation
-            copies = take_over(record, self._children, self._around)
-            for copy in copies:
-                self._copies.add(copy)
-            ready = {copy.index: copy for copy in copies if copy.state == "ready"}
-            if ready:
-                instance.service_settings = record.settings
-                instance.places = [Place(index) for index in range(record.settings.instances)]
-                differs = record.settings != self._settings.service
-            for copy in copies:
-                if ready.get(copy.index) is copy and copy.index < len(instance.places):
-                    instance.places[copy.index].put(copy)
-                    self._say("notice", f"copy {copy.pid} of an earlier 'run' serves on, and is taken over")
-                else:
-                    # The earlier 'run' was starting it, or had told it to finish.
-                    self._loop.start(copy.end(copy.settings.drain_timeout_s), f"the end of {copy.pid}")
-        else:
-            instance.generation = 0
+        copies = takeover.take_over(record, self._children, self._around)
+        for copy in copies:
+            self._copies.add(copy)
+        ready = {copy.index: copy for copy in copies if copy.state == "ready"}
+        if ready:
+            instance.service_settings = record.settings
+            instance.places = [Place(index) for index in range(record.settings.instances)]
+            differs = bool(unrecorded) or record.settings != self._settings.service
+        for copy in copies:
+            if ready.get(copy.index) is copy and copy.index < len(instance.places):
+                instance.places[copy.index].put(copy)
+                self._say("notice", f"copy {copy.pid} of an earlier 'run' serves on, and is taken over")
+            else:
+                # The earlier 'run' was starting it, or had told it to finish.
+                self._loop.start(copy.end(copy.settings.drain_timeout_s), f"the end of {copy.pid}")
         if not instance.serving:
             instance.next_generation()
         for place in instance.places:
@@ -154,7 +156,9 @@ class Supervisor:
             self._service.ready(instance.line())
         instance.changed()
         if differs:
-            self._say("notice", "the settings are others than those of the copies that serve: they are replaced")
+            self._say(
+                "notice", "the settings are others than those of the copies that serve, or may be: they are replaced"
+            )
             self._loop.start(self._reloads.reload(), "the reload of copies that were taken over")
 
     async def _acquire_again(self) -> None:
@@ -221,7 +225,7 @@ class Supervisor:
         self._service.extend(limit_s + copy.settings.hooks.timeout_s)
         if copy.state != "stopping":
             try:
-                await self._starter.hook(copy.settings, "pre_stop", {"MULTIBINDER_PID": str(copy.pid)})
+                await self._starter.hook(copy, "pre_stop")
             except StartFailed as error:
                 self._say("warning", str(error))
         if not await copy.end(limit_s):

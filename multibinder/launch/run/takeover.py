@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import time
 
-from multibinder.kernel.process import stat_or_none
+from multibinder.kernel.process import TICKS_PER_S, environment_of, stat_or_none
 from multibinder.launch.run.children import Children
 from multibinder.launch.run.copy import Copy
 from multibinder.launch.run.output import Output
+from multibinder.launch.run.preparation import OWN_PID
 from multibinder.launch.run.records import CopiesRecord, CopyRecord
 from multibinder.launch.run.starter import Surroundings
 
@@ -19,6 +22,29 @@ def take_over(record: CopiesRecord, children: Children, around: Surroundings) ->
     """Return the copies of the record that live."""
     found = [_take_over(each, record, children, around) for each in record.copies]
     return [copy for copy in found if copy is not None]
+
+
+def unrecorded(record: CopiesRecord, notify_path: str) -> list[CopyRecord]:
+    """Return the copies that live, and are not in the record.
+
+    The disk was full, or ``run`` was killed before it had written. A copy is told its own PID and the path of
+    notify.sock, so that no process that it has started is taken for one.
+    """
+    known = {each.pid for each in record.copies}
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        pid = int(name)
+        with contextlib.suppress(OSError, ValueError):
+            variables = environment_of(pid)
+            if pid in known or (variables.get(OWN_PID), variables.get("NOTIFY_SOCKET")) != (name, notify_path):
+                continue
+            stat = stat_or_none(pid)
+            if stat is None or stat.has_ended:
+                continue
+            age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - stat.start_ticks / TICKS_PER_S
+            generation, index = int(variables["MULTIBINDER_GENERATION"]), int(variables["MULTIBINDER_INDEX"])
+            found.append(CopyRecord(pid, stat.start_ticks, generation, index, "ready", time.time() - age_s))
+    return found
 
 
 def _take_over(each: CopyRecord, record: CopiesRecord, children: Children, around: Surroundings) -> Copy | None:
