@@ -20,12 +20,14 @@ from multibinder.launch.run.settings import RunSettings
 from multibinder.launch.run.spawn import Inheritance
 from multibinder.launch.run.summary import RunSummary
 from multibinder.launch.run.supervisor import Supervisor
+from multibinder.wire.instance_summary import RUN_PROCESS
 
 
 def main() -> NoReturn:
     """Run the instance with the settings in the first argument, until it ends."""
     open_std_descriptors()
     inheritance = Inheritance()
+    _take_name()
     settings = RunSettings.of_text(sys.argv[1])
     log = InstanceLog(PROGRAM, settings.name)
     try:
@@ -57,6 +59,11 @@ def main() -> NoReturn:
     except OSError as error:
         sys.exit(f"{PROGRAM}: {error.filename or settings.directory}: {(error.strerror or str(error)).lower()}")
     sys.exit(code)
+
+
+def _take_name() -> None:
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="utf-8") as file:
+        file.write(RUN_PROCESS)
 
 
 def _be_the_only_one(files: RunInstance, name: str) -> None:

@@ -13,6 +13,7 @@ from multibinder.kernel.descriptors import Scan, has_socket, scan
 from multibinder.kernel.process import children_of, name_of, stat_or_none, uid_of
 from multibinder.wire import kinds
 from multibinder.wire.addresses import Address
+from multibinder.wire.instance_summary import RUN_PROCESS
 
 Role = Literal["accepting", "draining", "holding"]
 
@@ -90,7 +91,8 @@ def holders_of(inodes: Collection[int], except_: Collection[int] = (), first: Co
 
     One pass over /proc finds all of them; see ``scan`` for its cost and the rights that it needs. If each of the
     sockets is found in the processes ``first`` and their children, no other process is read. The result is a snapshot:
-    a process between two accepts is ``holding``, and a child between fork and exec is listed.
+    a process between two accepts is ``holding``, and a child between fork and exec is listed. ``multibinder run`` is no
+    holder: it keeps the listeners of its copies, and accepts nothing. Without a copy, they are orphans.
     """
     if not inodes:
         return Holders({}, hidden=False)
@@ -107,6 +109,8 @@ def holders_of(inodes: Collection[int], except_: Collection[int] = (), first: Co
             haproxies.add(process.pid)
         for inode, descriptor in {inode: descriptor for descriptor, inode in process.sockets}.items():
             # A process may have several tables of descriptors. It accepts if the threads of one of them do.
+            if name == RUN_PROCESS and inode not in accepting:
+                continue
             holders = found.setdefault(inode, {})
             if len(holders) < MAX_PLACES and process.pid not in holders:
                 places[inode] = (*places.get(inode, ()), Place(process.pid, process.threads[0], descriptor))

@@ -14,6 +14,8 @@ import msgspec
 FILE_NAME = "summary.json"
 #: The version of the structure. Added fields do not raise it; a change of an existing field does.
 VERSION = 1
+#: The name (comm, proc(5)) of a process ``multibinder run``, by which it is told from the copies.
+RUN_PROCESS = "multibinder-run"
 
 
 class MasterProcess(msgspec.Struct, frozen=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -200,3 +201,19 @@ def test_a_run_that_is_suspended_is_said_not_to_answer(site: Site, monkeypatch: 
         assert done.returncode == 5
         assert "it hangs, or is stopped" in done.stderr
         assert site.answer()
+
+
+def test_status_shows_the_copies_as_holders_and_none_without_them(site: Site) -> None:
+    def listener() -> Json:
+        found: list[Json] = json.loads(site.do("status", "--json").stdout)["listeners"]
+        return found[0]
+
+    with site.run(*site.bind, "--ready-after", "0.3", "--", *site.command) as process:
+        site.wait_for(state="running", ready=1)
+        copy = site.answer()
+        assert [each["pid"] for each in listener()["holders"]] == [copy]
+        site.broken.touch()
+        os.kill(copy, signal.SIGKILL)
+        # 'orphan' is said only where every process of the machine can be looked into.
+        wait_until(lambda: not listener()["holders"], "no process but 'run' holds it", log=site.log)
+        assert process.poll() is None
