@@ -199,7 +199,9 @@ def main() -> int:
                 print("".join(f"    {line}\n" for line in looks(row)), end="", flush=True)
             except (RuntimeError, pytest.fail.Exception) as error:  # it does not start
                 print(f"    {error}", flush=True)
-        for way in [Way[name] for name in options.way or ()] or ways_of(row):
+        for way in ways_of(row):
+            if options.way and way.name not in options.way:
+                continue
             with tempfile.TemporaryDirectory(prefix="mb-") as directory, running_binder() as binder:
                 try:
                     outcome = restart(

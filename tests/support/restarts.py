@@ -14,6 +14,7 @@ from enum import Enum
 from pathlib import Path
 
 from tests.support.load import Result
+from tests.support.processes import children
 from tests.support.waiting import wait_until
 
 #: How long a client waits for its answer, in seconds. A machine that is busy with other tests starts servers slowly.
@@ -136,9 +137,16 @@ class Copy:
             self.kill()
 
     def kill(self) -> None:
-        """Kill the server and its workers, if any of them still runs."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        """Kill the server and its workers, if any of them still runs.
+
+        The copies of ``multibinder run`` are children with sessions of their own, so that each is a group of processes.
+        """
+        groups = [self.process.pid]
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            groups += children(self.process.pid)
+        for group in groups:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
         self.process.wait()
 
 
