@@ -1,7 +1,5 @@
 """Get listeners from the binder: ``bind`` of docs/reference/wire.md, and nothing else of it."""
 
-import contextlib
-import os
 import socket
 import time
 
@@ -63,10 +61,18 @@ def _let_listen(fd: int, slot: "Slot") -> None:
     """
     if not slot.get("shard"):
         return
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError:
+        return
+    try:
         is_shared = sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)
         if sock.type == socket.SOCK_STREAM and is_shared and not accepts(sock):
             sock.listen(_LONGEST_BACKLOG)  # the binder sets the backlog that was asked for
+    except OSError:
+        pass
+    finally:
+        sock.detach()
 
 
 def _ask(path: str, slots: "Sequence[Slot]", owner: str, timeout_s: float) -> "tuple[list[int], list[str]]":

@@ -1,14 +1,14 @@
 """One connection to the binder's control socket: requests, replies, and the descriptors that come with them."""
 
-import array
-import contextlib
 import errno
 import json
 import os
 import socket
+import sys
 import time
 
 from multibinder.launch.direct.errors import Away, Refused
+from multibinder.launch.direct.received import close
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: The most descriptors in one message (SCM_MAX_FD is 253 in the kernel).
 DESCRIPTORS_PER_MESSAGE = 252
+#: sizeof(int) on every Linux.
+_INT_BYTES = 4
 _REPLY_LIMIT = 16 * 1024 * 1024
 
 
@@ -88,14 +90,12 @@ class Connection:
 
     def close(self) -> None:
         self._socket.close()
-        for fd in self._descriptors:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        close(self._descriptors)
 
     def _receive(self) -> None:
         try:
             self._limit()
-            room = socket.CMSG_SPACE((DESCRIPTORS_PER_MESSAGE + 1) * array.array("i").itemsize)
+            room = socket.CMSG_SPACE((DESCRIPTORS_PER_MESSAGE + 1) * _INT_BYTES)
             chunk, ancillary, _, _ = self._socket.recvmsg(65536, room, socket.MSG_CMSG_CLOEXEC)
         except TimeoutError:
             raise Away(f"the binder at {self._path} did not answer in time") from None
@@ -103,9 +103,9 @@ class Connection:
             raise Away(f"the binder at {self._path} ended the connection: {error.strerror}") from None
         for level, kind, content in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                came = array.array("i")
-                came.frombytes(content[: len(content) - len(content) % came.itemsize])
-                self._descriptors += came
+                # The import of array takes longer.
+                for at in range(0, len(content) - _INT_BYTES + 1, _INT_BYTES):
+                    self._descriptors.append(int.from_bytes(content[at : at + _INT_BYTES], sys.byteorder))
         if not chunk:
             raise Away(f"the binder at {self._path} closed the connection without an answer")
         self._arrived += chunk

@@ -1,6 +1,5 @@
 """Verify descriptors: is this the listener that was asked for?"""
 
-import contextlib
 import os
 import re
 import socket
@@ -29,8 +28,10 @@ def still_listening(descriptors: "Mapping[str, int]") -> "dict[str, int]":
 
 def close(descriptors: "Iterable[int]") -> None:
     for fd in descriptors:
-        with contextlib.suppress(OSError):
+        try:
             os.close(fd)
+        except OSError:
+            pass
 
 
 def is_listener(fd: int, slot: "Slot") -> bool:

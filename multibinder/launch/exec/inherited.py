@@ -1,6 +1,5 @@
 """Descriptors that this process has from its caller: whether one is where a listener of the program belongs."""
 
-import contextlib
 import os
 
 TYPE_CHECKING = False
@@ -24,17 +23,21 @@ def in_the_way(numbers: "Collection[int]") -> "list[tuple[int, str]]":
     """Return each of these numbers that the caller has left open for the program, and what it refers to (proc(5))."""
     found = []
     for number in sorted(numbers):
-        with contextlib.suppress(OSError):  # it is closed
+        try:
             if os.get_inheritable(number):
                 found.append((number, _target(number)))
+        except OSError:
+            pass  # it is closed
     return found
 
 
 def keep_from_program(descriptors: "Collection[int]") -> None:
     """Let execve(2) close these descriptors."""
     for fd in descriptors:
-        with contextlib.suppress(OSError):  # it is closed
+        try:
             os.set_inheritable(fd, False)
+        except OSError:
+            pass  # it is closed
 
 
 def _open_descriptors() -> "list[int]":

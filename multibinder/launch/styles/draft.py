@@ -4,7 +4,6 @@
 """
 
 import errno
-import fcntl
 import os
 import signal
 
@@ -149,9 +148,10 @@ def place(moves: "Sequence[tuple[int, int]]") -> None:
     free = [number for number in pending if number not in takers]
     while pending:
         if not free:
-            # Each is where another one belongs: one of them makes room. fcntl(2): the lowest free number from there on.
+            # Each is where another one belongs: one of them makes room. Its copy gets a free number (dup(2)), which is
+            # none that is still needed: those are all open.
             number = next(iter(pending))
-            aside = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, max(pending) + 1)
+            aside = os.dup(number)
             takers[aside] = takers.pop(number)
             pending.update(dict.fromkeys(takers[aside], aside))
             free.append(number)
