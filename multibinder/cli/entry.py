@@ -8,15 +8,24 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
+#: The exit code of env(1) for a command that was not tried. It stands here, because the import may have failed.
+_NOT_TRIED = 125
+
 
 def main() -> None:
     """Run one command. ``exec`` becomes its program, or goes to the full parser, which has the sentences."""
+    is_exec = sys.argv[1:2] == ["exec"]
     try:
-        if sys.argv[1:2] == ["exec"]:
+        if is_exec:
             _exec(sys.argv[2:])
         from multibinder.cli.main import main as command_line
-    except ImportError as error:
-        _not_whole(error)
+    except (ImportError, SyntaxError) as error:
+        _fail(
+            f"the installation is not whole: {error}; is an upgrade under way? try again later, or install it anew",
+            is_exec,
+        )
+    except OSError as error:
+        _fail(f"cannot start: {error.filename or 'a module'}: {(error.strerror or str(error)).lower()}", is_exec)
     command_line()
 
 
@@ -34,8 +43,9 @@ def _exec(arguments: "list[str]") -> None:
         become(request)
 
 
-def _not_whole(error: ImportError) -> "NoReturn":
-    sys.exit(
-        f"multibinder: the installation is not whole: {error}; is an upgrade under way? "
-        "try again later, or install it anew"
-    )
+def _fail(sentence: str, is_exec: bool) -> "NoReturn":
+    try:
+        os.write(2, f"multibinder: {sentence}\n".encode(errors="backslashreplace"))
+    except OSError:
+        pass
+    sys.exit(_NOT_TRIED if is_exec else 1)

@@ -472,8 +472,12 @@ def test_a_usual_command_line_needs_nothing_but_the_standard_library(binder: Bin
     done = run(words(binder, "-b", f"{host}:80,backlog=100,shards=2=web", "--", "echo", "started"), broken.environment)
     assert (done.stdout, done.stderr) == ("started\n", "")
     done = run(words(binder, "-b", f"ipv4@{host}:80", "--", "echo", "started"), broken.environment)
+    assert done.returncode == 125
+    assert done.stderr.startswith("multibinder: the installation is not whole: half installed")
+    done = run([*PROGRAM, "list"], broken.environment)
     assert done.returncode == 1
     assert done.stderr.startswith("multibinder: the installation is not whole: half installed")
+    assert done.stderr.count("\n") == 1
 
 
 def test_verbose_says_which_style_and_which_descriptor(binder: Binder, host: str) -> None:
