@@ -145,6 +145,11 @@ def _state(kind: str, instance: Instance, summary: InstanceSummary) -> tuple[str
     if summary.gave_up:
         return "gave-up", "its command cannot be started, and its ports are closed; its log says why"
     state = summary.activity or summary.state
+    if kind == RUN and state == "starting" and (summary.last_failure or 0) > (summary.started or 0):
+        return (
+            state,
+            f"no copy is ready yet, and the last start failed; 'multibinder instances {instance.name}' says why",
+        )
     if kind == RUN and state == "waiting":
         return state, "its command ended, and is tried again; its log says why"
     if kind == RUN and state == "running" and instance.workers is not None and instance.workers < summary.wanted:

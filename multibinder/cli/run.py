@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from multibinder import AddressError, ArgumentError, ConfigurationError
+from multibinder import SOCKET_VARIABLE, AddressError, ArgumentError, ConfigurationError
 from multibinder.cli.option_groups import GroupedCommand
 from multibinder.cli.options import socket_option
 from multibinder.cli.say import say
@@ -185,6 +185,12 @@ def run_command(
         _fail(str(error), _USAGE)
     except (LaunchError, OSError) as error:
         _fail(str(error), _FAILED)
+    if path is None:
+        say(
+            f"multibinder run: no binder is named by --socket or {SOCKET_VARIABLE}: 'run' binds the ports itself, and "
+            "they close when it ends",
+            err=True,
+        )
     usual = RunSettings("", "", None, settings)
     _become(
         RunSettings(

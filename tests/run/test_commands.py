@@ -99,10 +99,10 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path, host: str) -> Iterator[Site]:
-    with Binder(tmp_path) as binder:
+def site(run_dir: Path, host: str) -> Iterator[Site]:
+    with Binder(run_dir) as binder:
         binder.wait_until_ready()
-        yield Site(tmp_path, host, binder)
+        yield Site(run_dir, host, binder)
 
 
 def test_a_reload_and_a_stop_do_what_they_say(site: Site) -> None:
@@ -146,6 +146,16 @@ def test_a_reload_that_fails_has_the_output_of_the_copy_and_is_seen_by_monitorin
         assert site.do("reload", "web").returncode == 0
         summary = json.loads((site.directory / "run" / "web" / "summary.json").read_text())
         assert summary["last_success"] > summary["last_failure"]
+
+
+def test_a_start_that_fails_is_a_problem_of_the_instance(site: Site) -> None:
+    site.broken.touch()
+    with site.run(*site.bind, "--ready-after", "0.2", "--", *site.command):
+        row = site.wait_for(state="starting", last_failure_phase="start")
+        assert "multibinder instances web" in row["problem"]
+        done = site.do("instances", "web")
+        assert done.returncode == 1 or "exited with code 3" in done.stdout
+        assert "exited with code 3" in done.stdout
 
 
 def test_a_second_run_of_a_name_is_refused_with_the_pid_of_the_first(site: Site) -> None:

@@ -161,4 +161,6 @@ def _bind_here(slot: dict[str, str | int | bool]) -> int:
             return sock.detach()
         return socket.create_server((host, int(port)), family=family, backlog=backlog).detach()
     except OSError as error:
-        raise NoListeners(f"{address}: cannot bind: {(error.strerror or str(error)).lower()}") from error
+        # socket.create_server() adds the address to strerror.
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise NoListeners(f"{address}: cannot bind: {reason.lower()}") from error
