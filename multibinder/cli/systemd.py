@@ -23,6 +23,7 @@ _DIRECTORIES = {
     "multibinder.service": "etc/systemd/system",
     "multibinder.socket": "etc/systemd/system",
     "multibinder-haproxy@.service": "etc/systemd/system",
+    "multibinder-run@.service": "etc/systemd/system",
     "multibinder-exporter.service": "etc/systemd/system",
     "sysusers.d/multibinder.conf": "etc/sysusers.d",
 }
@@ -223,6 +224,8 @@ def _next_steps(root: Path) -> str:
   systemctl enable --now multibinder.socket multibinder.service
 and for each HAProxy, with its template in /etc/haproxy/NAME.cfg.j2:
   systemctl enable --now multibinder-haproxy@NAME
+for each other daemon, with its command and addresses in /etc/multibinder/run/NAME.toml:
+  systemctl enable --now multibinder-run@NAME
 For Prometheus metrics (the unit's comments say what the exporter may do, and how a policy limits it):
   systemctl enable --now multibinder-exporter
 After an upgrade of the installation: systemctl reload multibinder   (in place; nothing restarts)

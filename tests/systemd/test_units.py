@@ -7,9 +7,12 @@ import re
 import pytest
 
 from tests.systemd.machine import COMMANDS, HOME, Machine
-from tests.systemd.support import BINDER, EXPORTER, example
+from tests.systemd.support import BINDER, EXPORTER, drop_in, example
 
-UNITS = ("multibinder.service", "multibinder.socket", "multibinder-exporter.service", "multibinder-haproxy@web.service")
+UNITS = (
+    "multibinder.service", "multibinder.socket", "multibinder-exporter.service", "multibinder-haproxy@web.service",
+    "multibinder-run@web.service",
+)  # fmt: skip
 
 
 def test_systemd_reports_no_problem_in_the_units(machine: Machine) -> None:
@@ -26,6 +29,8 @@ def test_systemd_reports_no_problem_in_the_units(machine: Machine) -> None:
         ("multibinder.service", "vsock.conf"),
         ("multibinder-haproxy@.service", "memory.conf"),
         ("multibinder-haproxy@.service", "hardening.conf"),
+        ("multibinder-run@.service", "memory.conf"),
+        ("multibinder-run@.service", "user.conf"),
     ],
 )
 def test_systemd_reports_no_problem_in_the_example_drop_ins(machine: Machine, unit: str, drop_in: str) -> None:
@@ -40,16 +45,30 @@ def test_systemd_reports_no_problem_in_the_example_drop_ins(machine: Machine, un
 
 @pytest.mark.parametrize("unit", [BINDER, EXPORTER])
 def test_a_unit_of_ours_is_exposed_no_more_than_2_0(machine: Machine, unit: str) -> None:
-    done = machine.run("systemd-analyze", "security", "--no-pager", "--threshold=20", unit)
+    assert exposure(machine, unit) <= 2.0
+
+
+def test_an_instance_of_run_is_exposed_little_and_with_a_user_of_its_own_as_little_as_a_unit_of_ours(
+    machine: Machine,
+) -> None:
+    unit = "multibinder-run@web.service"
+    assert exposure(machine, unit) <= 4.0
+    with drop_in(machine, unit, example(machine, "multibinder-run@.service", "user.conf")):
+        assert exposure(machine, unit) <= 2.0
+
+
+def exposure(machine: Machine, unit: str) -> float:
+    """Return the rating of a unit: from 0 (no rights) to 10 (all)."""
+    done = machine.run("systemd-analyze", "security", "--no-pager", unit)
     level = re.search(rf"Overall exposure level for {unit}: ([0-9.]+)", done.stdout)
     assert level is not None, done.stdout + done.stderr
-    assert float(level[1]) <= 2.0, done.stdout
-    assert done.returncode == 0
+    print(done.stdout)  # noqa: T201 (pytest shows it when the test fails)
+    return float(level[1])
 
 
 @pytest.mark.parametrize("setting", ["IPAddressDeny", "IPAddressAllow", "RestrictNetworkInterfaces", "PrivateNetwork"])
 def test_no_unit_filters_traffic_on_its_sockets(machine: Machine, setting: str) -> None:
-    for unit in (BINDER, "multibinder-haproxy@web.service"):
+    for unit in (BINDER, "multibinder-haproxy@web.service", "multibinder-run@web.service"):
         assert machine.show(unit, setting) in ("", "no", "~")
 
 
@@ -64,7 +83,7 @@ def test_install_names_the_commands_of_this_installation_and_a_second_time_chang
     before = machine.must("sh", "-c", "ls -li /etc/systemd/system/multibinder*")
     output = machine.must("multibinder", "systemd", "install")
     assert all(line.endswith(": unchanged") for line in output.splitlines())
-    assert len(output.splitlines()) == 5
+    assert len(output.splitlines()) == 6
     assert machine.must("sh", "-c", "ls -li /etc/systemd/system/multibinder*") == before
 
 
