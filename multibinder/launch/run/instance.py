@@ -22,7 +22,8 @@ class Instance:
     """What is true of the instance now. ``say`` takes a level (notice, warning, error) and a sentence.
 
     ``service_settings`` are those with which copies are started after a crash: of the last reload that succeeded.
-    ``copies`` are all that live, also those that finish. ``listeners_for`` is told each progress of a reload.
+    ``copies`` are all that live, also those that finish. ``reload_failure`` is why the last reload failed, or empty.
+    ``watchers`` are told each progress of a reload.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Instance:
         self.reloads_total = 0
         self.failures_total = 0
         self.last_failure = ""
+        self.reload_failure = ""
         self.watchers: set[Callable[[str], None]] = set()
         self.on_change: list[Callable[[RunStatus], None]] = []
         self.on_success: list[Callable[[], None]] = []
@@ -135,6 +137,7 @@ class Instance:
         said = next((copy.notices.status for copy in serving if copy.notices.status), "")
         finishing = sum(copy.state == "stopping" for copy in self.copies)
         parts = [f"{self.state}: generation {self.generation}, {count}{pids}"]
+        parts += [f"the last reload failed: {self.reload_failure}"] if self.reload_failure else []
         parts += [f"{finishing} old ones finish"] if finishing else []
         parts += [said] if said else []
         return "; ".join(parts)

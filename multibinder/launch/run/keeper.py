@@ -40,13 +40,14 @@ class Keeper:
 
     def end(self, place: Place) -> None:
         """Let a place alone. A start that is under way is ended."""
-        if place.keeper is not None:
-            place.keeper.cancel()
+        keeper, place.keeper = place.keeper, None  # it may be in the middle of a start that is cancelled below
+        if keeper is not None:
+            keeper.cancel()
         if place.starting is not None:
             place.starting.cancel()
 
     async def _keep(self, place: Place) -> None:
-        while True:
+        while place.keeper is not None:
             copy = place.serving
             if copy is None:
                 if place.is_held:
@@ -114,6 +115,7 @@ class Keeper:
         instance = self._instance
         instance.failed(error)
         if error.exit_code is not None and not instance.has_been_ready:
+            self.end(place)
             self._cannot_start(error)
             return
         pause_s = place.backoff.failed()

@@ -104,9 +104,9 @@ class Reloads:
             instance.say("notice", f"reloaded in {report.took_s:.2f} s: generation {report.generation}")
         else:
             instance.say("error", f"reload failed: {report.message}")
+        instance.reload_failure = "" if report.ok else report.message
         if instance.has_been_ready:
-            line = instance.line()
-            self._service.ready(line if report.ok else f"reload failed: {report.message}; {line}")
+            self._service.ready(instance.line())
         instance.changed()
         return report
 
