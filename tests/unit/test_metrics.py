@@ -24,6 +24,7 @@ from multibinder.observe.metrics.binder import of_the_binder
 from multibinder.observe.metrics.family import Counter, Gauge, Histogram, Info
 from multibinder.observe.metrics.instances import of_the_instances
 from multibinder.observe.metrics.scrape import FAMILIES, Scrape
+from multibinder.wire.instance_summary import InstanceSummary
 from multibinder.wire.status import REQUEST_BOUNDS_S
 from tests.support import Json
 from tests.support.metrics import documented, families_of, lint, samples_of
@@ -361,3 +362,21 @@ def test_a_scrape_of_a_binder_that_hangs_times_out(tmp_path: Path) -> None:
         began = time.monotonic()
         assert samples_of(text_of(*scrape.collect()))["multibinder_up"] == 0
         assert time.monotonic() - began < 10
+
+
+def test_instances_of_both_drivers_may_have_one_name(tmp_path: Path) -> None:
+    directories = {}
+    for driver in ("haproxy", "run"):
+        (tmp_path / driver / "web").mkdir(parents=True)
+        directories[driver] = str(tmp_path / driver)
+        summary = InstanceSummary.of_new_instance("web")
+        summary = msgspec.structs.replace(summary, driver=driver, wanted=3, restarts_total=2, activity="canary")
+        (tmp_path / driver / "web" / "summary.json").write_bytes(msgspec.json.encode(summary))
+    scrape = Scrape(str(tmp_path / "none"), directories, "1.2", 1, lambda *what: None)
+    samples = samples_of(text_of(*scrape.collect()))
+    assert samples['multibinder_instance_up{driver="haproxy",name="web"}'] == 0
+    assert samples['multibinder_instance_up{driver="run",name="web"}'] == 0
+    assert samples['multibinder_instance_copies_wanted{driver="run",name="web"}'] == 3
+    assert samples['multibinder_instance_restarts_total{driver="run",name="web"}'] == 2
+    assert samples['multibinder_instance_canary{driver="run",name="web"}'] == 1
+    assert 'multibinder_instance_copies_wanted{driver="haproxy",name="web"}' not in samples
