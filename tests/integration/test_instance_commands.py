@@ -61,9 +61,15 @@ def places(tmp_path: Path) -> Places:
 
 @contextlib.contextmanager
 def serving(
-    instance: RunInstance, answers: Sequence[msgspec.Struct], status: RunStatus = STATUS
+    instance: RunInstance,
+    answers: Sequence[msgspec.Struct],
+    status: RunStatus = STATUS,
+    ended: threading.Event | None = None,
 ) -> Iterator[list[Request]]:
-    """A server of control.sock, which holds the lock as ``run`` does, and answers each command with ``answers``."""
+    """A server of control.sock, which holds the lock as ``run`` does, and answers each command with ``answers``.
+
+    It ends before it answers a stop. With ``ended``, it ends a second later, and sets it just before.
+    """
     asked: list[Request] = []
     server = socket.socket(socket.AF_UNIX)
     server.bind(instance.control_path)
@@ -77,8 +83,8 @@ def serving(
                 return
             with client, client.makefile("rb") as lines:
                 request = msgspec.json.decode(lines.readline(), type=Request)
-                if request.command == "stop":
-                    held.close()  # 'run' ends
+                if request.command == "stop" and ended is None:
+                    held.close()
                 if request.command == "status":
                     said: Sequence[msgspec.Struct] = [Answer(status=status)]
                 else:
@@ -86,6 +92,9 @@ def serving(
                     said = answers
                 for each in said:
                     client.sendall(msgspec.json.encode(each) + b"\n")
+            if request.command == "stop" and ended is not None and not ended.wait(1):
+                ended.set()
+                held.close()
 
     thread = threading.Thread(target=serve)
     with contextlib.ExitStack() as held:
@@ -245,6 +254,13 @@ def test_a_stop_passes_on_what_was_closed(places: Places) -> None:
         done = places.command("stop", "web", "--keep-listeners")
     assert (done.returncode, done.stdout) == (0, "web: stopped; closed 127.0.0.1:80\n")
     assert asked == [Request("stop", keep_listeners=True)]
+
+
+def test_a_stop_returns_when_run_has_ended_so_that_another_one_can_start(places: Places) -> None:
+    ended = threading.Event()
+    with serving(places.instance(), [Answer()], ended=ended):
+        assert places.command("stop", "web").returncode == 0
+        assert ended.is_set()
 
 
 @pytest.fixture
