@@ -79,7 +79,7 @@ docs: $(VENV)/ready
 
 bench: $(VENV)/ready
 	@tools/need haproxy:haproxy
-	@for each in accept exec exporter handoff holders hostile memory rendering restart shards start status; do echo "== benchmarks/$$each.py"; $(BIN)/python -m benchmarks.$$each || exit 1; done
+	@for each in accept exec exporter handoff holders hostile memory rendering restart run shards start status; do echo "== benchmarks/$$each.py"; $(BIN)/python -m benchmarks.$$each || exit 1; done
 
 # Let each system call of the binder and of the guard fail once, with each of its errors. It takes an hour or so; a part:
 # make sweep SWEEP='--only guard --every 10'

@@ -187,3 +187,16 @@ def test_a_crash_while_canaries_serve_is_restored_with_the_earlier_settings(make
 def _environment(pid: int) -> bytes:
     with open(f"/proc/{pid}/environ", "rb") as file:
         return file.read()
+
+
+def test_with_overlap_0_a_reload_in_a_crash_loop_never_runs_two(make_service: Serve) -> None:
+    service = make_service()
+    service.use_config(max_overlap=0, give_up_after=60)
+    service.behave("late 0.3")
+    service.start()
+    service.wait_for_log("generation 1 is late")
+    report = service.reload()  # while the first start is under way
+    assert report.ok, report
+    [copy] = service.until_serving().copies
+    assert service.own_processes() == {copy.pid}
+    assert copy.generation == 2

@@ -8,6 +8,7 @@ import signal
 from tests.run.conftest import Serve
 from tests.run.support import Service
 from tests.support import can_connect
+from tests.support.campaign import times
 from tests.support.processes import is_alive
 from tests.support.waiting import wait_until
 
@@ -131,3 +132,17 @@ def test_what_a_copy_leaves_behind_at_a_crash_is_told_to_end(make_service: Serve
     wait_until(lambda: not first & service.own_processes(), "no process of the first copy is left", log=service.log)
     service.until_serving()
     assert len(service.own_processes()) == 1
+
+
+def test_a_stop_in_the_moment_in_which_a_copy_becomes_ready_leaves_none(make_service: Serve) -> None:
+    service = make_service()
+    service.start()
+    service.until_serving()
+    for _ in range(times(3, 50)):
+        [pid] = service.pids()
+        os.kill(pid, signal.SIGKILL)
+        assert service.get()  # the next copy has just said that it is ready
+        assert service.stop() == 0
+        assert service.own_processes() == set()
+        service.start()
+        service.until_serving()

@@ -75,12 +75,16 @@ class Keeper:
         task = place.starting
         try:
             await task.wait()
-            copy = task.result()
         except Cancelled:
-            if not task.is_done:
-                raise
+            # This keeper ends, and perhaps the start has just succeeded.
+            if task.succeeded:
+                self._loop.start(task.result().end(settings.drain_timeout_s), "a copy that no place waits for")
+            raise
+        if task.was_cancelled:
             place.starting = None
             return None  # a reload has ended this start
+        try:
+            copy = task.result()
         except Exception as error:
             place.starting = None
             if not isinstance(error, StartFailed):  # nobody expects it, and the place must not stay empty for ever
@@ -136,7 +140,10 @@ class Keeper:
         if copy.processes() - {copy.pid}:
             # Its other processes would accept clients for ever. They may finish those that they have.
             copy.kill(copy.settings.stop_signal)
-            self._loop.start(copy.wait_or_kill(copy.settings.drain_timeout_s), f"what copy {copy.pid} has left")
+            left = copy.wait_or_kill(copy.settings.drain_timeout_s)
+            end = self._loop.start(left, f"what copy {copy.pid} has left")
+            if copy.settings.max_overlap == 0:
+                await end.wait()
         await self._pause(place, pause_s)
 
     async def _pause(self, place: Place, pause_s: float) -> None:

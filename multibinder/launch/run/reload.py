@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from multibinder.launch.direct.slots import address_of
-from multibinder.launch.errors import LaunchError
 from multibinder.launch.run.copy import Copy
 from multibinder.launch.run.errors import StartFailed
 from multibinder.launch.run.instance import Instance
 from multibinder.launch.run.keeper import Keeper
 from multibinder.launch.run.listeners import Listeners, NoListeners
 from multibinder.launch.run.places import Place
+from multibinder.launch.run.refusal import addresses_of
 from multibinder.launch.run.report import ReloadReport
 from multibinder.launch.run.settings import Bind, ServiceSettings
 from multibinder.launch.run.starter import Starter
@@ -53,13 +52,11 @@ class Reload:
     async def run(self) -> ReloadReport:
         """Reload, and return how it ended. Never raises LaunchError."""
         try:
-            for place in self._places:
-                if place.starting is not None and not place.is_ready:
-                    place.starting.cancel()
-                    place.woken.set()
+            self._hold_empty_places()
             canaries = self._number_of_canaries()
             if canaries:
                 await self._start_canaries(canaries)
+                self._let_go()
                 if self._settings.canary_for_s is None:
                     return self._report(True, "canaries serve; 'reload --continue' or '--abort' goes on", canary=True)
                 self._say(f"canaries serve; the others follow in {self._settings.canary_for_s:g} s")
@@ -88,6 +85,20 @@ class Reload:
         return await self._fail(
             StartFailed(why, [line for copy in self._canaries.values() for line in copy.output.last])
         )
+
+    def _hold_empty_places(self) -> None:
+        """End starts with the earlier settings, and let nobody else begin one."""
+        for place in self._places:
+            if not place.is_ready and place.serving is None:
+                place.is_held = True
+                if place.starting is not None:
+                    place.starting.cancel()
+                place.woken.set()
+
+    def _let_go(self) -> None:
+        for place in self._places:
+            place.is_held = False
+            place.woken.set()  # the keeper starts a copy if there is none
 
     def _number_of_canaries(self) -> int:
         canary = self._settings.canary
@@ -168,9 +179,13 @@ class Reload:
         place.is_held = True
         place.serving = None
         try:
+            if place.starting is not None:
+                place.starting.cancel()
             if old is not None:
                 self._say(f"copy {old.pid} finishes; clients wait for the next one")
                 await self._end(old, old.settings)
+            for copy in [each for each in self._instance.copies if each.index == place.index]:
+                await copy.ended.wait()  # one of a start that was ended
             (new,) = await self._start([place.index])
             await self._swap(place, new)
         finally:
@@ -200,6 +215,7 @@ class Reload:
             if place.serving is not None:
                 await self._end(place.serving, place.serving.settings)
         del instance.places[self._settings.instances :]
+        self._let_go()
         await self._release(self._settings.binds)
         instance.remember_good(self._settings)
         instance.fallback = ""
@@ -221,6 +237,7 @@ class Reload:
                     await self._end(place.serving, place.serving.settings)
                 continue
             await self._go_back(place)
+        self._let_go()
         await self._release(self._before.binds)
         self._instance.failed(error)
         return self._report(False, str(error), error.output)
@@ -245,7 +262,7 @@ class Reload:
             self._warn(f"{error}; the next reload does it")
 
     def _report(self, ok: bool, message: str, output: Sequence[str] = (), *, canary: bool = False) -> ReloadReport:
-        before, after = _addresses(self._before), _addresses(self._settings)
+        before, after = addresses_of(self._before), addresses_of(self._settings)
         return ReloadReport(
             ok=ok,
             message=message,
@@ -268,24 +285,6 @@ class Reload:
     def _warn(self, text: str) -> None:
         self._warnings.append(text)
         self._instance.say("warning", text)
-
-
-def refused(instance: Instance, error: LaunchError) -> ReloadReport:
-    """Return the report of a reload that was refused before anything was touched."""
-    instance.failed(error)
-    return ReloadReport(
-        ok=False,
-        message=str(error),
-        generation=instance.generation,
-        took_s=0.0,
-        old=[copy.pid for copy in instance.serving],
-        new=[copy.pid for copy in instance.serving],
-        kept=_addresses(instance.service_settings),
-    )
-
-
-def _addresses(settings: ServiceSettings) -> list[str]:
-    return list(dict.fromkeys(address_of(slot) for bind in settings.binds for slot in bind.slots))
 
 
 def _copies(number: int) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable
 
 from multibinder.launch.errors import LaunchError
 from multibinder.launch.run.instance import Instance
-from multibinder.launch.run.reload import Reload, refused
+from multibinder.launch.run.refusal import refused
+from multibinder.launch.run.reload import Reload
 from multibinder.launch.run.report import Answer, ReloadReport
 from multibinder.launch.run.service import Service
 from multibinder.launch.run.settings import ServiceSettings

@@ -138,13 +138,17 @@ class Supervisor:
             instance.service_settings = record.settings
             instance.places = [Place(index) for index in range(record.settings.instances)]
             differs = bool(unrecorded) or record.settings != self._settings.service
+        ends = []
         for copy in copies:
             if ready.get(copy.index) is copy and copy.index < len(instance.places):
                 instance.places[copy.index].put(copy)
                 self._say("notice", f"copy {copy.pid} of an earlier 'run' serves on, and is taken over")
             else:
                 # The earlier 'run' was starting it, or had told it to finish.
-                self._loop.start(copy.end(copy.settings.drain_timeout_s), f"the end of {copy.pid}")
+                ends.append(self._loop.start(copy.end(copy.settings.drain_timeout_s), f"the end of {copy.pid}"))
+        if instance.service_settings.max_overlap == 0:
+            for end in ends:
+                await end.wait()
         if not instance.serving:
             instance.next_generation()
         for place in instance.places:

@@ -200,6 +200,11 @@ class Task(Generic[T]):
         """Return whether the task is done, and has a result."""
         return self.is_done and self._error is None
 
+    @property
+    def was_cancelled(self) -> bool:
+        """Return whether the task was cancelled, and is done."""
+        return isinstance(self._error, Cancelled)
+
     def result(self) -> T:
         """Return the result of a task that is done, or raise its exception: Cancelled if it was cancelled."""
         if self._error is not None:
