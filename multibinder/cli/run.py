@@ -27,11 +27,12 @@ from multibinder.launch.run.files import (
     default_runtime_directory,
 )
 from multibinder.launch.run.options import overlaid, settings_of
+from multibinder.launch.run.report import CONTROL_SOCKET
 from multibinder.launch.run.settings import RunSettings, ServiceOptions, ServiceSettings
 from multibinder.launch.styles import STYLES, draft, placeholders
 from multibinder.launch.styles.errors import StyleError
 from multibinder.launch.styles.passed import Passed
-from multibinder.wire.arguments import control_path, wait_s
+from multibinder.wire.arguments import PATH_BYTES, control_path, wait_s
 from multibinder.wire.options import check_owner
 
 MODULE = "multibinder.cli.run_main"
@@ -181,6 +182,7 @@ def run_command(
         path = control_path(socket_path) if socket_path else None
         settings, start, fallback = _settings(RunInstance(runtime_dir, name), config, given, strict)
         _check(settings)
+        _check_paths(RunInstance(runtime_dir, name))
     except (UsageError, ConfigurationError, StyleError) as error:
         _fail(str(error), _USAGE)
     except (LaunchError, OSError) as error:
@@ -260,6 +262,16 @@ def _check(service: ServiceSettings) -> None:
         draft.find(made.command[0], made.environment)
     except OSError as error:
         _fail(failure.sentence(error, made.command[0]), failure.exit_code(error))
+
+
+def _check_paths(instance: RunInstance) -> None:
+    """Refuse a directory in which a Unix socket cannot be bound. Raises UsageError."""
+    longest = max(len(os.fsencode(instance.path(name))) for name in (CONTROL_SOCKET, "notify.sock", "einhorn.sock"))
+    if longest > PATH_BYTES:
+        raise UsageError(
+            f"{instance.directory} is too long a path: that of a Unix socket in it would have {longest} bytes, and may "
+            f"have {PATH_BYTES} (sun_path, unix(7)); choose a shorter --runtime-dir or --name"
+        )
 
 
 def _become(settings: RunSettings) -> NoReturn:

@@ -60,6 +60,11 @@ def became(runtime: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-u
         (["--name", "web", "-b", "127.0.0.1:80=web", "--", "true", "{wbe}"], 2, "{wbe} names no listener"),
         (["--name", "web", "-b", "127.0.0.1:80", "--ready-http", "http://{ready}/", "--", "true"], 2, "{ready}"),
         (["--name", "web", "-b", "127.0.0.1:80", "--env", "A", "--", "true"], 2, "is not of the form KEY=VALUE"),
+        (
+            ["--name", "w" * 64, "--runtime-dir", "/tmp/" + "x" * 40, "-b", "127.0.0.1:80", "--", "true"],
+            2,
+            "is too long a path",
+        ),
         (["--name", "web", "--config", "/nonexistent/web.toml"], 1, "cannot be read"),
     ],
 )

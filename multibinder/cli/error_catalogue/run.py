@@ -24,6 +24,11 @@ RUN = Section(
             remedy="pass it to the command as well: `--bind fd://{ready}`; or ask at `{NAME}`, the address of a `-b`",
         ),
         entry(
+            "… is too long a path: that of a Unix socket in it would have … bytes",
+            cause="the directory of the instance has sockets, whose paths the kernel limits to 107 bytes",
+            remedy="a shorter `--runtime-dir` or `--name`",
+        ),
+        entry(
             "… is not of the form KEY=VALUE",
             cause="`--env`",
             remedy="`--env KEY=VALUE`",
