@@ -61,7 +61,10 @@ def main() -> None:
                     answer(key.fileobj, 500 if word == "answers500" else 200)
     if word == "drains":
         print("drains", flush=True)
-        time.sleep(seconds_s)
+        deadline = time.monotonic() + seconds_s
+        while time.monotonic() < deadline and len(told) == 1:
+            time.sleep(0.01)
+        print("was told twice" if len(told) > 1 else "has drained", flush=True)
 
 
 def answer(listener: socket.socket, status: int) -> None:

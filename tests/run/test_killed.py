@@ -150,6 +150,33 @@ def test_after_a_kill_of_run_and_binder_both_come_back_to_the_same_copy(
     assert result.total.failed == 0, result.table()
 
 
+def test_after_a_kill_of_both_run_restores_a_crashed_copy_before_the_binder_is_back(
+    service: Service, binder: Binder
+) -> None:
+    [pid] = service.pids()
+    service.kill()
+    binder.process.kill()
+    binder.process.wait()
+    service.start()
+    service.until_serving()
+    os.kill(pid, signal.SIGKILL)
+    assert service.get() != f"1 0 {pid}"
+
+
+def test_without_a_binder_a_run_after_a_killed_one_gets_the_sockets_of_its_copy(run_dir: Path, host: str) -> None:
+    with Service(run_dir, host, None) as service:
+        service.start()
+        service.until_serving()
+        service.kill()
+        service.start()
+        service.until_serving()
+        assert service.reload().ok
+        os.kill(service.pids()[0], signal.SIGKILL)
+        assert service.get()
+        assert service.stop() == 0
+        assert not can_connect(service.address)
+
+
 def test_a_start_waits_for_a_binder_that_is_away(make_service: Serve, binder: Binder, run_dir: Path) -> None:
     service = make_service("--wait", "20")
     assert binder.stop() == 0

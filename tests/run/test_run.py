@@ -146,3 +146,34 @@ def test_a_stop_in_the_moment_in_which_a_copy_becomes_ready_leaves_none(make_ser
         assert service.own_processes() == set()
         service.start()
         service.until_serving()
+
+
+def test_a_stop_while_an_old_copy_drains_waits_for_it_and_tells_it_once(make_service: Serve) -> None:
+    service = make_service()
+    service.behave("drains 1")
+    service.start()
+    service.until_serving()
+    service.behave("good")
+    with service.connect() as sock:
+        service.tell(sock, "reload")
+        service.wait_for_log("]: drains")
+        assert service.stop() == 0
+    service.wait_for_log("has drained")
+
+
+def test_a_copy_that_is_stopped_by_sigstop_ends_at_a_stop(service: Service) -> None:
+    [pid] = service.pids()
+    os.kill(pid, signal.SIGSTOP)
+    assert service.stop() == 0
+    assert not is_alive(pid)
+
+
+def test_a_pre_stop_hook_that_fails_is_a_warning(make_service: Serve) -> None:
+    service = make_service("--pre-stop", "echo pid $MULTIBINDER_PID; exit 1")
+    service.start()
+    service.until_serving()
+    [old] = service.pids()
+    report = service.reload()
+    assert report.ok
+    assert any("the pre-stop hook failed" in each for each in report.warnings)
+    service.wait_for_log(f"pid {old}")

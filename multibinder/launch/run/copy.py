@@ -78,10 +78,14 @@ class Copy:
                     os.kill(pid, number)
 
     async def end(self, timeout_s: float) -> bool:
-        """Send the stop signal, and wait for all of its processes. Return False if some had to be killed."""
-        self.state, self.is_told = "stopping", True
-        self.send(self.settings.stop_signal)
-        self.send(signal.SIGCONT)  # a process that was stopped handles no signal
+        """Send the stop signal, and wait for all of its processes. Return False if some had to be killed.
+
+        A copy that was told before is not told again: many servers drop their clients at a second signal.
+        """
+        if not self.is_told:
+            self.state, self.is_told = "stopping", True
+            self.send(self.settings.stop_signal)
+            self.send(signal.SIGCONT)  # a process that was stopped handles no signal
         return await self.wait_or_kill(timeout_s)
 
     async def wait_or_kill(self, timeout_s: float) -> bool:

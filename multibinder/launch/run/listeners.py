@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
 from collections.abc import Sequence
 
+from multibinder.kernel.pidfd import duplicate_socket
 from multibinder.launch.direct import client, owned, received
 from multibinder.launch.direct.errors import Away, Refused
 from multibinder.launch.direct.slots import address_of, key_of
@@ -49,6 +51,24 @@ class Listeners:
         if slots:
             warnings = await self._ask(slots, wait_s)
         return [Passed(slot, bind.name, self._held[key_of(slot)]) for bind in binds for slot in bind.slots], warnings
+
+    def recover(self, pid: int, binds: Sequence[Bind]) -> None:
+        """Hold what a copy of an earlier ``run`` has: its sockets are the only ones if there is no binder.
+
+        Not for shards: nothing here tells one from another.
+        """
+        slots = {key_of(slot): slot for bind in binds for slot in bind.slots}
+        addresses = [address_of(slot) for slot in slots.values()]
+        for name in _sockets_of(pid):
+            missing = [key for key, slot in slots.items() if addresses.count(address_of(slot)) == 1]
+            missing = [key for key in missing if key not in self._held]
+            if not missing:
+                return
+            with contextlib.suppress(OSError), duplicate_socket(pid, name) as sock:
+                for key in missing:
+                    if received.is_listener(sock.fileno(), slots[key]):
+                        self._held[key] = sock.detach()
+                        break
 
     async def release_unused(self, binds: Sequence[Bind]) -> tuple[list[str], list[str]]:
         """Release each listener of the owner that no bind names. Return the closed addresses, and those kept by others.
@@ -120,6 +140,17 @@ class Listeners:
                 if isinstance(error, Refused) or time.monotonic() >= deadline:
                     raise NoListeners(f"listeners that are not used could not be released: {error}") from error
                 await sleep(_AGAIN_S)
+
+
+def _sockets_of(pid: int) -> list[int]:
+    """Return the descriptors of a process that are sockets; none if they cannot be read."""
+    found = []
+    with contextlib.suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
+                    found.append(int(name))
+    return found
 
 
 def address_of_key(key: str) -> str:

@@ -167,8 +167,11 @@ class Supervisor:
 
     async def _acquire_again(self) -> None:
         """Hold the listeners of the copies that were taken over."""
+        binds = self.instance.service_settings.binds
+        for copy in self.instance.serving:
+            self._listeners.recover(copy.pid, binds)
         try:
-            await self._listeners.acquire(self.instance.service_settings.binds, 0)
+            await self._listeners.acquire(binds, 0)
         except NoListeners as error:
             self._say("warning", f"{error}; the listeners are asked for again when a copy is started")
 
