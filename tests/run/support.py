@@ -37,6 +37,7 @@ class Service:
         self.host = host
         self.address = (host, 8000)
         self.options: Sequence[str] = options
+        self.python, self.server = sys.executable, SERVER
         self.behaviour_file = directory / "behaviour"
         self.behave("good")
         self.runtime = directory / "instances"
@@ -55,7 +56,7 @@ class Service:
 
     @property
     def _command(self) -> list[str]:
-        return [sys.executable, "-I", str(SERVER), str(self.behaviour_file)]
+        return [self.python, "-I", str(self.server), str(self.behaviour_file)]
 
     def use_config(self, **settings: object) -> Path:
         """Write a file of settings, with more than the command and the binds. The next start and reloads use it."""
@@ -78,7 +79,11 @@ class Service:
             resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
 
     def start(
-        self, *options: str, prefix: Sequence[str] = (), environment: Mapping[str, str] | None = None
+        self,
+        *options: str,
+        prefix: Sequence[str] = (),
+        program: Sequence[str] = PROGRAM,
+        environment: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start ``run``, and return at once."""
         binder = ["--socket", str(self._binder)] if self._binder else []
@@ -92,7 +97,7 @@ class Service:
         with self.log_path.open("ab") as log:
             process = subprocess.Popen(
                 [
-                    *prefix, *PROGRAM, "run", "--name", NAME, "--runtime-dir", str(self.runtime), *binder,
+                    *prefix, *program, "run", "--name", NAME, "--runtime-dir", str(self.runtime), *binder,
                     *what, *command,
                 ],
                 env=clean_environment(environment),
@@ -211,7 +216,7 @@ class Service:
 
     def own_processes(self) -> set[int]:
         """Return the processes of the server, of all copies, whoever started them."""
-        wanted = [os.fsencode(SERVER), os.fsencode(self.behaviour_file)]
+        wanted = [os.fsencode(self.server), os.fsencode(self.behaviour_file)]
         found = set()
         for name in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError):
