@@ -200,3 +200,15 @@ def test_with_overlap_0_a_reload_in_a_crash_loop_never_runs_two(make_service: Se
     [copy] = service.until_serving().copies
     assert service.own_processes() == {copy.pid}
     assert copy.generation == 2
+
+
+def test_a_reload_takes_the_place_of_a_start_that_is_under_way(make_service: Serve) -> None:
+    service = make_service()
+    service.behave("late 60")
+    service.start()
+    service.wait_for_log("generation 1 is late")
+    service.behave("late 0.3")
+    assert service.reload().ok
+    [copy] = service.until_serving().copies
+    wait_until(lambda: service.own_processes() == {copy.pid}, "no other copy is left", log=service.log)
+    assert service.log().count("generation 1 is late") == 1
