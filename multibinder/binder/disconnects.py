@@ -14,13 +14,14 @@ from multibinder.binder.answer import Answer, refuse
 from multibinder.binder.clients import Clients
 from multibinder.binder.counters import RequestCounters
 from multibinder.binder.deadlines import Deadlines
-from multibinder.binder.failures import callback_failed, told
+from multibinder.binder.failures import callback_failed
 from multibinder.binder.handoffs import Handoffs
 from multibinder.binder.loop import Loop
 from multibinder.binder.peer import Peer
 from multibinder.binder.quotas import Refusal
 from multibinder.binder.settlements import Settlements
 from multibinder.binder.turns import Turns
+from multibinder.kernel.raised import told
 from multibinder.wire import messages
 from multibinder.wire.errors import RemoteProtocolError
 

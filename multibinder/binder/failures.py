@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 
 from multibinder.binder import events
-
-#: At most this many calls are named in the log, the innermost first.
-_CALLS = 6
+from multibinder.kernel.raised import told
 
 
 def callback_failed(callback: Callable[..., object], error: Exception, done: str = "the others go on") -> None:
@@ -24,24 +21,7 @@ def callback_failed(callback: Callable[..., object], error: Exception, done: str
         pass
 
 
-def told(error: Exception) -> dict[str, object]:
-    """Return the fields that tell an unexpected exception: what it is, and where it was raised."""
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return {"error": text, "at": _where_raised(error)}
-
-
 def _name(callback: Callable[..., object]) -> str:
     while isinstance(callback, functools.partial):
         callback = callback.func
     return getattr(callback, "__qualname__", type(callback).__name__)
-
-
-def _where_raised(error: Exception) -> str:
-    """Return the calls that led to an exception: ``keeper.py:88 in keep < methods.py:131 in _bind``."""
-    calls = []
-    step = error.__traceback__
-    while step is not None:
-        code = step.tb_frame.f_code
-        calls.append(f"{os.path.basename(code.co_filename)}:{step.tb_lineno} in {code.co_name}")
-        step = step.tb_next
-    return " < ".join(calls[: -_CALLS - 1 : -1])

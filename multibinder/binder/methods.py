@@ -16,13 +16,13 @@ from multibinder.binder.answer import Answer, Pieces, Reply, listing, refuse, re
 from multibinder.binder.bind_refusal import AddressInUse
 from multibinder.binder.caller import Caller
 from multibinder.binder.counters import RequestCounters
-from multibinder.binder.failures import told
 from multibinder.binder.listener import Listener
 from multibinder.binder.listener_methods import Answering, ListenerMethods, StoreDescriptors
 from multibinder.binder.listings import DescribeListeners, StatusSource
 from multibinder.binder.move import move
 from multibinder.binder.policy_in_force import PolicyInForce
 from multibinder.binder.store import ListenerStore
+from multibinder.kernel.raised import told
 from multibinder.wire import messages
 from multibinder.wire.addresses import Address
 from multibinder.wire.adopt_params import ADOPT

@@ -9,21 +9,26 @@ import gc
 import os
 import sys
 
-import msgspec
+from multibinder.cli.shortage import shortage
 
-from multibinder import MultibinderError, __version__
-from multibinder.binder import daemon
-from multibinder.binder.holder_scan import FindHolders
-from multibinder.binder.next_version import KNOWN, POLICY_REQUIRED
-from multibinder.binder.program import Program
-from multibinder.binder.settings import Timings
-from multibinder.binder.trial import try_start
-from multibinder.binder.upgrade import KNOWS, NONCE, WORD
-from multibinder.cli.invocation import Invocation, binder_command
-from multibinder.cli.logs import log_to, try_log_file
-from multibinder.cli.wording import shortage
-from multibinder.kernel.std_descriptors import open_std_descriptors
-from multibinder.observe.holders import holders_of, who_listen_on
+try:
+    import msgspec
+
+    from multibinder import MultibinderError, __version__
+    from multibinder.binder import daemon
+    from multibinder.binder.holder_scan import FindHolders
+    from multibinder.binder.next_version import KNOWN, POLICY_REQUIRED
+    from multibinder.binder.program import Program
+    from multibinder.binder.settings import Timings
+    from multibinder.binder.trial import try_start
+    from multibinder.binder.upgrade import KNOWS, NONCE, WORD
+    from multibinder.cli.invocation import Invocation, binder_command
+    from multibinder.cli.logs import log_to, try_log_file
+    from multibinder.kernel.std_descriptors import open_std_descriptors
+    from multibinder.observe.holders import holders_of, who_listen_on
+except Exception as error:
+    # After an upgrade's execve(2), too: no file can be opened, or the installation is being replaced.
+    sys.exit(shortage(error))
 
 #: A collection of the oldest objects takes the loop for 25 ms with 14,000 listeners, which stay. By default there would
 #: be one for each few thousand binds. Those of young objects find nearly all garbage.

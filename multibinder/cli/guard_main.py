@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import sys
 
-import msgspec
+from multibinder.cli.shortage import shortage
 
-from multibinder import MultibinderError
-from multibinder.binder import guard
-from multibinder.binder.guard_rehearsal import Upgrade
-from multibinder.binder.pidfile import try_to_write_pidfile
-from multibinder.cli import guard_start
-from multibinder.cli.invocation import GUARD_MODULE, Invocation, binder_command, guard_command
-from multibinder.cli.logs import log_to, try_log_file
-from multibinder.cli.wording import shortage
-from multibinder.kernel.std_descriptors import open_std_descriptors
+try:
+    import msgspec
+
+    from multibinder import MultibinderError
+    from multibinder.binder import guard
+    from multibinder.binder.guard_rehearsal import Upgrade
+    from multibinder.binder.pidfile import try_to_write_pidfile
+    from multibinder.cli import guard_start
+    from multibinder.cli.invocation import GUARD_MODULE, Invocation, binder_command, guard_command
+    from multibinder.cli.logs import log_to, try_log_file
+    from multibinder.kernel.std_descriptors import open_std_descriptors
+except Exception as error:
+    # After an upgrade's execve(2), too: no file can be opened, or the installation is being replaced.
+    sys.exit(shortage(error))
 
 
 def rehearse() -> None:

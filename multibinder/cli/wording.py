@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from multibinder.binder import failures
 from multibinder.wire.status import OwnerStatus
 
 #: An owner whose label is empty, in a sentence.
@@ -49,9 +48,3 @@ def owner_names(owners: Sequence[OwnerStatus], without_label: str = NO_LABEL) ->
         else owner.label or without_label
         for owner in owners
     ]
-
-
-def shortage(error: Exception) -> str:
-    """Return the sentence about an error that no part of a start expects, such as a lack of descriptors or memory."""
-    told = failures.told(error)
-    return f"multibinder: the system refused what a start needs: {told['error']} (at {told['at']})"

@@ -163,7 +163,7 @@ def test_new_code_that_cannot_start_is_refused_with_its_reason(
         client.bind([(host, 8000)])[0].close()
         before = client.list()
         code.breaks("half of it is missing")
-        with pytest.raises(RequestError, match=r"ImportError: half of it is missing; the running binder goes on"):
+        with pytest.raises(RequestError, match=r"ImportError: half of it is missing \(at .*\); the running"):
             client.upgrade()
         done = multibinder("upgrade", "--socket", binder.socket_path)
         assert (done.returncode, done.stdout) == (1, "")

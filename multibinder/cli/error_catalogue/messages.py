@@ -385,7 +385,8 @@ START = Section(
     (
         entry(
             "the system refused what a start needs: … (at …)",
-            cause="the kernel had no descriptors or memory, or a file system failed, and a start needs them",
+            cause="the kernel had no descriptors or memory, or a file system failed, and a start needs them; or the "
+            "installation is incomplete",
             remedy="as the error says; a keeper has the sockets still, and starts the binder again",
         ),
         entry(
