@@ -211,4 +211,4 @@ def test_a_reload_takes_the_place_of_a_start_that_is_under_way(make_service: Ser
     assert service.reload().ok
     [copy] = service.until_serving().copies
     wait_until(lambda: service.own_processes() == {copy.pid}, "no other copy is left", log=service.log)
-    assert service.log().count("generation 1 is late") == 1
+    assert service.log().count("is late") == 2
