@@ -59,8 +59,15 @@ class RunInstance:
 
     def until_another_answers(self, than: int) -> int:
         """Wait for another copy, and return its PID."""
-        return wait_until(lambda: pid if (pid := self.copy()) != than else None, "another copy answers",
-                          log=self.machine.journal)  # fmt: skip
+
+        def another() -> int | None:
+            try:
+                pid = self.copy()
+            except ConnectionError:
+                return None  # the copy that is killed had accepted this client
+            return pid if pid != than else None
+
+        return wait_until(another, "another copy answers", log=self.machine.journal)
 
     def until_another_main_pid(self, than: int) -> int:
         def main_pid() -> int | None:
