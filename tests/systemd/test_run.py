@@ -299,6 +299,21 @@ def test_a_command_that_does_not_exist_fails_the_start_and_holds_no_port(binder:
         assert listed(binder) == set()
 
 
+def test_the_start_of_a_daemon_that_fails_again_and_again_is_waited_for_only_so_long_and_run_goes_on(
+    binder: Machine,
+) -> None:
+    web = RunInstance(binder, "web")
+    with drop_in(binder, web.unit, "[Unit]\nJobRunningTimeoutSec=2s\n[Service]\nTimeoutStartSec=1s\n"), removed(web):
+        web.behave("exits")
+        done = binder.run("systemctl", "start", web.unit)
+        assert done.returncode != 0
+        assert web.state() == "activating"
+        assert can_connect(web.address)
+        web.behave("good")
+        wait_until(lambda: web.state() == "active", "it is ready by itself", log=binder.journal)
+        assert binder.show(web.unit, "NRestarts") == "0"
+
+
 def test_an_instance_with_a_user_of_its_own_reloads_and_closes_its_ports_at_the_stop(binder: Machine) -> None:
     web = RunInstance(binder, "web")
     unit_drop_in = example(binder, "multibinder-run@.service", "user.conf").replace("=app\n", "=www-data\n")
