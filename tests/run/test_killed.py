@@ -177,6 +177,54 @@ def test_without_a_binder_a_run_after_a_killed_one_gets_the_sockets_of_its_copy(
         assert not can_connect(service.address)
 
 
+def test_canaries_of_a_killed_run_are_ended(make_service: Serve) -> None:
+    service = make_service("--canary", "1")
+    service.start()
+    service.until_serving()
+    old = service.pids()
+    assert service.reload().is_canary
+    service.kill()
+    service.start()
+    service.wait_for_log("is taken over")
+    wait_until(lambda: service.own_processes() == set(old), "the canary has ended", log=service.log)
+    assert service.until_serving().copies[0].pid == old[0]
+
+
+def test_other_settings_at_the_next_start_replace_the_copies_that_were_taken_over(make_service: Serve) -> None:
+    service = make_service()
+    service.use_config()
+    service.start()
+    service.until_serving()
+    [old] = service.pids()
+    service.kill()
+    service.use_config(env={"VERSION": "2"})
+    service.start()
+    service.wait_for_log("is taken over")
+    service.wait_for_log("reloaded in")
+    [copy] = service.until_serving().copies
+    assert copy.pid != old
+    assert service.own_processes() == {copy.pid}
+
+
+def test_a_run_killed_between_the_copies_of_a_reload_replaces_all(make_service: Serve) -> None:
+    service = make_service()
+    service.use_config(instances=2)
+    service.start()
+    service.until_serving(2)
+    old = set(service.pids())
+    service.use_config(instances=2, pre_start='test "$MULTIBINDER_INDEX" = 0 || sleep 8')
+    with service.connect() as sock:
+        service.tell(sock, "reload")
+        wait_until(lambda: len(old & service.own_processes()) == 1, "one is replaced", log=service.log)
+        service.kill()
+    service.use_config(instances=2)
+    service.start()
+    service.wait_for_log("reloaded in")
+    status = service.until_serving(2)
+    assert {copy.generation for copy in status.copies} == {3}
+    assert len(service.own_processes()) == 2
+
+
 def test_a_start_waits_for_a_binder_that_is_away(make_service: Serve, binder: Binder, run_dir: Path) -> None:
     service = make_service("--wait", "20")
     assert binder.stop() == 0

@@ -133,11 +133,15 @@ class Supervisor:
         copies = takeover.take_over(record, self._children, self._around)
         for copy in copies:
             self._copies.add(copy)
-        ready = {copy.index: copy for copy in copies if copy.state == "ready"}
+        # Of two in one place, the later one is a canary, and nobody has decided for it.
+        latest_first = sorted(copies, key=lambda copy: copy.generation, reverse=True)
+        ready = {copy.index: copy for copy in latest_first if copy.state == "ready"}
         if ready:
             instance.service_settings = record.settings
             instance.places = [Place(index) for index in range(record.settings.instances)]
-            differs = bool(unrecorded) or record.settings != self._settings.service
+            # A reload that was under way may have replaced some of them.
+            is_mixed = bool(unrecorded) or len({copy.generation for copy in ready.values()}) > 1
+            differs = is_mixed or record.settings != self._settings.service
         ends = []
         for copy in copies:
             if ready.get(copy.index) is copy and copy.index < len(instance.places):
