@@ -216,12 +216,11 @@ class Service:
 
     def own_processes(self) -> set[int]:
         """Return the processes of the server, of all copies, whoever started them."""
-        wanted = [os.fsencode(self.server), os.fsencode(self.behaviour_file)]
         found = set()
         for name in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError):
-                words = Path(f"/proc/{name}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
-                if words[-2:] == wanted and words[1:2] == [b"-I"] and is_alive(int(name)):
+                words = Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0")
+                if words[1:2] == [b"-I"] and os.fsencode(self.behaviour_file) in words and is_alive(int(name)):
                     found.add(int(name))
         return found
 

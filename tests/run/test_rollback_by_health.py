@@ -30,7 +30,7 @@ def service(run_dir: Path, host: str, binder: Binder) -> Iterator[HealthService]
     service = HealthService(run_dir, host, binder.socket_path)
     with service:
         service.binds = [f"{host}:8000=web"]
-        service.options = ["--ready-http", "http://{ready}/health", "--ready-timeout", "1"]
+        service.options = ["--ready-http", "http://{ready}/health", "--ready-timeout", "1", "--stable-for", "2"]
         service.start()
         service.until_serving()
         yield service
@@ -99,7 +99,7 @@ def test_a_redirection_is_the_answer_of_a_server_that_works(service: HealthServi
 
 def test_on_the_shared_address_the_answers_of_the_old_copy_do_not_count(service: HealthService) -> None:
     service.stop()
-    service.options = ["--ready-http", "http://{web}/", "--ready-timeout", "1"]
+    service.options = ["--ready-http", "http://{web}/", "--ready-timeout", "1", "--stable-for", "2"]
     service.behave("eager")
     service.start()
     [old] = service.until_serving().copies
