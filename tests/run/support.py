@@ -69,10 +69,20 @@ class Service:
 
     @contextlib.contextmanager
     def no_more_descriptors(self) -> Iterator[None]:
-        """Let ``run`` have as many descriptors as it has now while the block runs."""
+        """Let ``run`` open no descriptor while the block runs, but one for the client that asks for something.
+
+        A second one would do to count what is open, and to raise the limit. So earlier clients must have gone.
+        """
         pid = self.process.pid
+        seen: list[list[str]] = []
+
+        def is_idle() -> bool:
+            seen.append(sorted(os.listdir(f"/proc/{pid}/fd")))
+            return len(seen) >= 10 and all(each == seen[-1] for each in seen[-10:])
+
+        wait_until(is_idle, "the descriptors of 'run' are those of an idle one")
         before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (max(map(int, os.listdir(f"/proc/{pid}/fd"))) + 2, before[1]))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (_second_free(pid), before[1]))
         try:
             yield
         finally:
@@ -245,3 +255,9 @@ def _toml(value: object) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{name} = {_toml(each)}" for name, each in value.items()) + "}"
     return json.dumps(value)
+
+
+def _second_free(pid: int) -> int:
+    """Return the second descriptor that a process would get. With that limit (RLIMIT_NOFILE) it gets one more."""
+    taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    return [number for number in range(len(taken) + 2) if number not in taken][1]

@@ -327,7 +327,7 @@ def test_an_instance_with_a_user_of_its_own_reloads_and_closes_its_ports_at_the_
         dead = binder.kill(web.unit)
         web.until_another_main_pid(dead)
         assert web.copies() == [new]
-        binder.must("multibinder", "reload", web.name)  # by root, who is not its user
+        binder.must("multibinder", "reload", f"run:{web.name}")  # by root, who is not its user
         binder.must("systemctl", "stop", web.unit)
         assert not can_connect(web.address)
         assert (web.copies(), listed(binder)) == ([], set())
