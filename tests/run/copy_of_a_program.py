@@ -131,6 +131,8 @@ def see_unready(check: Check, copy: Copy, words: str) -> str:
             if task.is_done:
                 pytest.fail(f"it says: {task.result()}")
             await sleep(0.01)
+        if await task.wait(0.05):
+            pytest.fail(f"it says: {task.result()}")
         task.cancel()
         return check.last
 
