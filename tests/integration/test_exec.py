@@ -67,7 +67,11 @@ def test_the_program_has_the_pid_of_the_command_and_nothing_but_its_listener(
     binder: Binder, host: str, prefix: str
 ) -> None:
     command = words(
-        binder, "-b", f"{prefix}{host}:80", "--", *show("import os; print(os.getpid(), os.getppid())", SHOW_DESCRIPTORS)
+        binder,
+        "-b",
+        f"{prefix}{host}:8000",
+        "--",
+        *show("import os; print(os.getpid(), os.getppid())", SHOW_DESCRIPTORS),
     )
     with subprocess.Popen(
         command, env=clean_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
@@ -90,21 +94,21 @@ def test_the_listeners_have_the_numbers_of_their_order(binder: Binder, host: str
     path = run_dir / "app.sock"
     binds = [
         "-b",
-        f"{prefix}{host}:80=web",
+        f"{prefix}{host}:8000=web",
         "-b",
-        f"udp@{host}:53",
+        f"udp@{host}:5353",
         "-b",
         f"unix@{path}=app",
         "-b",
-        f"{host}:79,backlog=9=z",
+        f"{host}:7979,backlog=9=z",
     ]
     done = run(words(binder, *binds, "--", *show(*told)))
     assert (done.stderr, done.returncode) == ("", 0)
     assert done.stdout.splitlines() == [
-        f"SOCK_STREAM ('{host}', 80) True",
-        f"SOCK_DGRAM ('{host}', 53) True",
+        f"SOCK_STREAM ('{host}', 8000) True",
+        f"SOCK_DGRAM ('{host}', 5353) True",
         f"SOCK_STREAM {path} True",
-        f"SOCK_STREAM ('{host}', 79) True",
+        f"SOCK_STREAM ('{host}', 7979) True",
         "4 web:unknown:app:z True",
     ]
     with Client(binder.socket_path) as client:
@@ -113,10 +117,10 @@ def test_the_listeners_have_the_numbers_of_their_order(binder: Binder, host: str
 
 def test_each_start_gets_the_same_sockets_and_clients_wait_in_between(binder: Binder, host: str) -> None:
     serve_one = "import socket; c, _ = socket.socket(fileno=3).accept(); c.sendall(b'hello'); print('served')"
-    command = words(binder, "-b", f"{host}:80", "--", *show(serve_one))
-    assert run(words(binder, "-b", f"{host}:80", "--", "true")).returncode == 0
+    command = words(binder, "-b", f"{host}:8000", "--", *show(serve_one))
+    assert run(words(binder, "-b", f"{host}:8000", "--", "true")).returncode == 0
     for _ in range(2):
-        with socket.create_connection((host, 80), timeout=PATIENCE_S) as client:  # nobody accepts yet
+        with socket.create_connection((host, 8000), timeout=PATIENCE_S) as client:  # nobody accepts yet
             assert run(command).stdout == "served\n"
             assert client.recv(5) == b"hello"
 
@@ -160,7 +164,7 @@ def test_signals_limits_umask_nice_directory_and_environment_are_untouched(
     status = "grep -E '^(Umask|Uid|Gid|Groups|SigBlk|SigIgn|SigCgt|ShdPnd|Cap|NoNewPrivs|Seccomp)' /proc/self/status"
     look = ["sh", "-c", f"{status}; cat /proc/self/limits /proc/self/environ; nice; /bin/pwd"]
     bare = untouched(look, run_dir, kept)
-    through = untouched(words(binder, "-b", f"{prefix}{host}:80", "--", *look), run_dir, kept)
+    through = untouched(words(binder, "-b", f"{prefix}{host}:8000", "--", *look), run_dir, kept)
     assert through == bare
     assert "Umask:\t0027" in bare
     assert str(os.nice(0) + 3) in bare
@@ -169,7 +173,7 @@ def test_signals_limits_umask_nice_directory_and_environment_are_untouched(
 @BOTH
 def test_the_callers_own_listeners_are_not_passed_on(binder: Binder, host: str, run_dir: Path, prefix: str) -> None:
     show_all = show("import os; print(sorted(n for n in os.environ if n.startswith('LISTEN')))", SHOW_DESCRIPTORS)
-    command = words(binder, "-b", f"{prefix}{host}:80=web", "--", *show_all, "{web}")
+    command = words(binder, "-b", f"{prefix}{host}:8000=web", "--", *show_all, "{web}")
     script = f"export LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=a:b; exec {shlex.join(command)} 3</dev/null 4<{run_dir} 5</dev/zero"  # noqa: E501
     done = run(["sh", "-c", script])
     assert (done.stderr, done.returncode) == ("", 0)
@@ -180,7 +184,7 @@ def test_the_callers_own_listeners_are_not_passed_on(binder: Binder, host: str, 
 
 @BOTH
 def test_a_descriptor_of_the_caller_in_the_way_is_named_and_others_stay(binder: Binder, host: str, prefix: str) -> None:
-    command = words(binder, "-b", f"{prefix}{host}:80", "-b", f"{host}:81", "--", *show(SHOW_DESCRIPTORS))
+    command = words(binder, "-b", f"{prefix}{host}:8000", "-b", f"{host}:8001", "--", *show(SHOW_DESCRIPTORS))
     # LISTEN_FDS of another process says nothing about these.
     others = {"LISTEN_PID": "1", "LISTEN_FDS": "9"}
     done = run(["sh", "-c", f"exec {shlex.join(command)} 4</dev/zero 9</dev/full"], others)
@@ -203,9 +207,9 @@ def test_libsystemd_finds_the_listeners(binder: Binder, host: str) -> None:
         "names = ctypes.POINTER(ctypes.c_char_p)()",
         "n = lib.sd_listen_fds_with_names(1, ctypes.byref(names))",
         "print(n, [names[i].decode() for i in range(n)])",
-        "print(lib.sd_is_socket_inet(3, 0, 1, 1, 80), lib.sd_is_socket(4, 2, 2, -1))",
+        "print(lib.sd_is_socket_inet(3, 0, 1, 1, 8000), lib.sd_is_socket(4, 2, 2, -1))",
     )
-    done = run(words(binder, "-b", f"{host}:80=web", "-b", f"udp@{host}:53=dns", "--", *show(*code)))
+    done = run(words(binder, "-b", f"{host}:8000=web", "-b", f"udp@{host}:5353=dns", "--", *show(*code)))
     if "cannot open shared object" in done.stderr:
         pytest.skip("no libsystemd")
     assert done.stdout == "2 ['web', 'dns']\n1 1\n", done.stderr
@@ -214,32 +218,32 @@ def test_libsystemd_finds_the_listeners(binder: Binder, host: str) -> None:
 def test_perl_reads_the_ports_as_server_starter_does(binder: Binder, host: str, run_dir: Path) -> None:
     # server_ports() of Server::Starter
     code = 'print join " ", map { my ($p, $f) = split /=/, $_, 2; "$p -> $f" } split /;/, $ENV{SERVER_STARTER_PORT}'
-    binds = ["-b", f"{host}:80", "-b", f"unix@{run_dir}/a.sock"]
+    binds = ["-b", f"{host}:8000", "-b", f"unix@{run_dir}/a.sock"]
     done = run(words(binder, *binds, "--style", "server-starter", "--", "perl", "-e", code))
-    assert done.stdout == f"{host}:80 -> 3 {run_dir}/a.sock -> 4", done.stderr
+    assert done.stdout == f"{host}:8000 -> 3 {run_dir}/a.sock -> 4", done.stderr
 
 
 def test_einhorns_clients_find_their_parent_and_the_descriptors(binder: Binder, host: str) -> None:
     # what Einhorn::Worker.is_worker? and socket() look at
     code = "import os; e = os.environ; print(e['EINHORN_MASTER_PID'] == str(os.getppid()), e['EINHORN_FD_COUNT'], e['EINHORN_FD_0'])"  # noqa: E501
-    done = run(words(binder, "-b", f"{host}:80", "--style", "einhorn", "--", *show(code)))
+    done = run(words(binder, "-b", f"{host}:8000", "--style", "einhorn", "--", *show(code)))
     assert done.stdout == "True 1 3\n", done.stderr
 
 
 def test_a_listener_can_be_standard_input(binder: Binder, host: str) -> None:
     code = ("import os, socket", "print(socket.socket(fileno=0).getsockname()[1])", SHOW_DESCRIPTORS)
-    done = run(words(binder, "-b", f"{host}:80", "--style", "stdin", "--", *show(*code)))
+    done = run(words(binder, "-b", f"{host}:8000", "--style", "stdin", "--", *show(*code)))
     port, *descriptors = done.stdout.splitlines()
-    assert port == "80"
+    assert port == "8000"
     assert [line.split()[0] for line in descriptors if "socket" in line] == []  # closed again, and no other copy of it
-    done = run(words(binder, "-b", f"{host}:80", "--style", "stdin", "--", "sleep", "0"))
+    done = run(words(binder, "-b", f"{host}:8000", "--style", "stdin", "--", "sleep", "0"))
     assert (done.stderr, done.returncode) == ("", 0)
 
 
 def test_several_styles_at_once(binder: Binder, host: str) -> None:
     code = "import os; print(os.environ['NGINX'], os.environ['LISTEN_FDS'], os.path.samefile('/dev/fd/0', '/dev/fd/3'))"
     styles = ["--style", "nginx", "--style", "systemd", "--style", "stdin"]
-    done = run(words(binder, "-b", f"{host}:80", *styles, "--", *show(code)))
+    done = run(words(binder, "-b", f"{host}:8000", *styles, "--", *show(code)))
     assert done.stdout == "3; 1 True\n", done.stderr
 
 
@@ -247,7 +251,7 @@ def test_several_styles_at_once(binder: Binder, host: str) -> None:
 def test_names_in_arguments_and_variables_are_descriptors(binder: Binder, host: str, prefix: str) -> None:
     code = "import os, sys; print(sys.argv[1:], os.environ['ADMIN'], os.environ.get('LISTEN_FDS'))"
     command = [*show(code), "--fd={web}", "fd://{web}"]
-    binds = ["-b", f"{prefix}{host}:80=web", "-b", f"{host}:81=admin"]
+    binds = ["-b", f"{prefix}{host}:8000=web", "-b", f"{host}:8001=admin"]
     done = run(words(binder, *binds, "--env", "ADMIN=fd/{admin}", "--", *command))
     assert done.stdout == "['--fd=3', 'fd://3'] fd/4 None\n", done.stderr
 
@@ -265,7 +269,7 @@ def test_with_a_standard_descriptor_closed_no_listener_takes_its_place(
     binder: Binder, host: str, run_dir: Path, prefix: str, closed: str
 ) -> None:
     code = f"import os; f = open({str(run_dir / 'seen')!r}, 'w'); [print(os.readlink(f'/proc/self/fd/{{n}}'), file=f) for n in range(4)]"  # noqa: E501
-    command = words(binder, "-b", f"{prefix}{host}:80", "--", *show(code))
+    command = words(binder, "-b", f"{prefix}{host}:8000", "--", *show(code))
     done = run(["sh", "-c", f"exec {shlex.join(command)} {closed}"])
     assert done.returncode == 0, done.stderr
     lines = (run_dir / "seen").read_text().splitlines()
@@ -303,8 +307,9 @@ def test_a_command_that_is_not_there_has_the_exit_code_of_env_and_opens_no_port(
     binder: Binder, host: str, programs: Path, prefix: str, program: str, code: int, complaint: str
 ) -> None:
     program = program.format(programs)
-    path = {"PATH": f"{os.environ['PATH']}:{programs}"}
-    done = run(words(binder, "-b", f"{prefix}{host}:80", "--", program), path)
+    # Not the PATH of the test: a directory that may not be searched is a reason of its own.
+    path = {"PATH": f"/usr/bin:/bin:{programs}"}
+    done = run(words(binder, "-b", f"{prefix}{host}:8000", "--", program), path)
     assert (done.returncode, done.stdout) == (code, "")
     assert done.stderr.startswith(f"multibinder exec: {complaint.format(programs)}")
     assert done.stderr.count("\n") == 1
@@ -315,13 +320,13 @@ def test_a_command_that_is_not_there_has_the_exit_code_of_env_and_opens_no_port(
 
 
 def test_a_missing_interpreter_is_named_as_such(binder: Binder, host: str, programs: Path) -> None:
-    done = run(words(binder, "-b", f"{host}:80", "--", f"{programs}/lost"))
+    done = run(words(binder, "-b", f"{host}:8000", "--", f"{programs}/lost"))
     assert done.returncode == 127
     assert "the interpreter in its first line" in done.stderr
 
 
 def test_a_script_without_a_first_line_is_one_of_the_shell(binder: Binder, host: str, programs: Path) -> None:
-    done = run(words(binder, "-b", f"{host}:80", "--", f"{programs}/text"))
+    done = run(words(binder, "-b", f"{host}:8000", "--", f"{programs}/text"))
     assert (done.returncode, done.stdout) == (0, "this is a script of the shell\n"), done.stderr
 
 
@@ -329,7 +334,7 @@ def test_a_script_without_a_first_line_is_one_of_the_shell(binder: Binder, host:
 def test_without_a_binder_it_waits_and_says_why_it_did_not_start(
     start_binder: StartBinder, host: str, run_dir: Path, prefix: str
 ) -> None:
-    options = ["-b", f"{prefix}{host}:80", "--wait"]
+    options = ["-b", f"{prefix}{host}:8000", "--wait"]
     done = run(words(run_dir / "mb.sock", *options, "0", "--", "true"))
     assert done.returncode == 125
     assert done.stderr == (
@@ -350,7 +355,7 @@ def test_without_a_binder_it_waits_and_says_why_it_did_not_start(
 
 @BOTH
 def test_it_can_be_interrupted_while_it_waits(host: str, run_dir: Path, prefix: str) -> None:
-    command = words(run_dir / "mb.sock", "-b", f"{prefix}{host}:80", "--wait", "20", "--", "true")
+    command = words(run_dir / "mb.sock", "-b", f"{prefix}{host}:8000", "--wait", "20", "--", "true")
     with subprocess.Popen(command, env=clean_environment(), stderr=subprocess.PIPE) as process:
         try:
             # It sleeps between two attempts.
@@ -368,10 +373,10 @@ def _sleeps(pid: int) -> bool:
 
 @BOTH
 def test_what_the_binder_refuses_is_said_with_its_reason(binder: Binder, host: str, prefix: str) -> None:
-    with socket.create_server((host, 80)):
-        done = run(words(binder, "-b", f"{prefix}{host}:80", "--", "echo", "started"))
+    with socket.create_server((host, 8000)):
+        done = run(words(binder, "-b", f"{prefix}{host}:8000", "--", "echo", "started"))
     assert (done.returncode, done.stdout) == (125, "")
-    assert f"{host}:80" in done.stderr
+    assert f"{host}:8000" in done.stderr
     assert "address already in use, by" in done.stderr.lower()
     assert done.stderr.count("\n") == 1
 
@@ -413,7 +418,7 @@ def test_wrong_usage_is_exit_code_2_and_opens_no_port(binder: Binder, arguments:
 def test_what_the_program_could_not_find_opens_no_port(
     binder: Binder, host: str, prefix: str, arguments: list[str], complaint: str
 ) -> None:
-    done = run(words(binder, "-b", f"{prefix}{host}:80=web", *arguments))
+    done = run(words(binder, "-b", f"{prefix}{host}:8000=web", *arguments))
     assert done.returncode == 125
     assert complaint in done.stderr
     with Client(binder.socket_path) as client:
@@ -421,7 +426,7 @@ def test_what_the_program_could_not_find_opens_no_port(
 
 
 def test_without_a_binder_that_is_named_it_says_how_to_name_one(host: str) -> None:
-    done = run([*PROGRAM, "exec", "-b", f"{host}:80", "--", "true"], {"MULTIBINDER_SOCK": ""})
+    done = run([*PROGRAM, "exec", "-b", f"{host}:8000", "--", "true"], {"MULTIBINDER_SOCK": ""})
     if Path("/run/multibinder/control.sock").exists():
         pytest.skip("a binder of this machine")
     assert done.returncode == 125
@@ -434,9 +439,9 @@ def test_a_low_limit_of_open_files_is_raised_only_for_as_many_listeners_as_need_
         resource.setrlimit(resource.RLIMIT_NOFILE, (33, 512))
 
     look = ["sh", "-c", "ulimit -n"]
-    few = run(words(binder, "-b", f"{host}:1000-1005", "--", *look), preexec=limit)
+    few = run(words(binder, "-b", f"{host}:7000-7005", "--", *look), preexec=limit)
     assert (few.stdout, few.stderr) == ("33\n", "")
-    many = run(words(binder, "-b", f"{host}:1000-1050", "--", *look), preexec=limit)
+    many = run(words(binder, "-b", f"{host}:7000-7050", "--", *look), preexec=limit)
     assert int(many.stdout) > 51 + 3 + 24 - 10
     assert "warning: the limit of open files is" in many.stderr
 
@@ -456,7 +461,7 @@ def test_without_a_free_descriptor_it_says_so(binder: Binder, host: str) -> None
     code = (
         "import os, sys, resource; from multibinder.cli import become;"
         "from multibinder.launch.exec.request import Request;"
-        f"r = Request({str(binder.socket_path)!r}, [('', [{{'host': {host!r}, 'port': 80}}])], ['true']);"
+        f"r = Request({str(binder.socket_path)!r}, [('', [{{'host': {host!r}, 'port': 8000}}])], ['true']);"
         "n = max(map(int, os.listdir('/proc/self/fd'))); resource.setrlimit(resource.RLIMIT_NOFILE, (n, n));"
         "become.become(r)"
     )
@@ -469,9 +474,11 @@ def test_without_a_free_descriptor_it_says_so(binder: Binder, host: str) -> None
 def test_a_usual_command_line_needs_nothing_but_the_standard_library(binder: Binder, host: str, run_dir: Path) -> None:
     broken = BrokenCode(run_dir / "broken")
     broken.breaks("half installed")
-    done = run(words(binder, "-b", f"{host}:80,backlog=100,shards=2=web", "--", "echo", "started"), broken.environment)
+    done = run(
+        words(binder, "-b", f"{host}:8000,backlog=100,shards=2=web", "--", "echo", "started"), broken.environment
+    )
     assert (done.stdout, done.stderr) == ("started\n", "")
-    done = run(words(binder, "-b", f"ipv4@{host}:80", "--", "echo", "started"), broken.environment)
+    done = run(words(binder, "-b", f"ipv4@{host}:8000", "--", "echo", "started"), broken.environment)
     assert done.returncode == 125
     assert done.stderr.startswith("multibinder: the installation is not whole: half installed")
     done = run([*PROGRAM, "list"], broken.environment)
@@ -481,10 +488,10 @@ def test_a_usual_command_line_needs_nothing_but_the_standard_library(binder: Bin
 
 
 def test_verbose_says_which_style_and_which_descriptor(binder: Binder, host: str) -> None:
-    done = run(words(binder, "-v", "-b", f"{host}:80=web", "--", "true"))
+    done = run(words(binder, "-v", "-b", f"{host}:8000=web", "--", "true"))
     assert done.stderr.splitlines() == [
         "multibinder exec: info: style systemd: the default",
-        f"multibinder exec: info: descriptor 3: {host}:80 (web)",
+        f"multibinder exec: info: descriptor 3: {host}:8000 (web)",
     ]
 
 
@@ -496,7 +503,7 @@ def test_what_a_stopped_reader_of_stderr_does_not_read_keeps_nothing_from_its_st
             while True:
                 os.write(writing, b"x" * 4096)
         os.set_blocking(writing, True)
-        command = words(binder, "-v", "-b", f"{host}:80", "--", "echo", "started")
+        command = words(binder, "-v", "-b", f"{host}:8000", "--", "echo", "started")
         done = subprocess.run(
             command, env=clean_environment(), stdout=subprocess.PIPE, stderr=writing, timeout=PATIENCE_S, check=False
         )

@@ -59,7 +59,7 @@ def nginx(run_dir: Path, host: str) -> str:
         "events { worker_connections 64; }\n"
         f"http {{ access_log off; client_body_temp_path {run_dir}/b; proxy_temp_path {run_dir}/p;\n"
         f"fastcgi_temp_path {run_dir}/f; uwsgi_temp_path {run_dir}/u; scgi_temp_path {run_dir}/s;\n"
-        f"server {{ listen {host}:80; listen unix:{run_dir}/web.sock; return 200 hello; }} }}\n"
+        f"server {{ listen {host}:8000; listen unix:{run_dir}/web.sock; return 200 hello; }} }}\n"
     )
     return str(file)
 
@@ -68,16 +68,16 @@ def test_nginx_takes_its_listeners_and_leaves_them_to_the_next_one(
     binder: Binder, host: str, run_dir: Path, nginx: str
 ) -> None:
     log = run_dir / "nginx.log"
-    arguments = ["-v", "-b", f"{host}:80", "-b", f"unix@{run_dir}/web.sock", "--", "nginx", "-c", nginx]
+    arguments = ["-v", "-b", f"{host}:8000", "-b", f"unix@{run_dir}/web.sock", "--", "nginx", "-c", nginx]
     for times in (1, 2):
         with started(binder, log, *arguments):
             until_said(log, "start worker processes", times)
-            with socket.create_connection((host, 80), timeout=PATIENCE_S) as client:
+            with socket.create_connection((host, 8000), timeout=PATIENCE_S) as client:
                 assert b"hello" in answer(client)
             with socket.socket(socket.AF_UNIX) as client:
                 client.connect(f"{run_dir}/web.sock")
                 assert b"hello" in answer(client)
-    assert can_connect((host, 80))
+    assert can_connect((host, 8000))
     said = log.read_text()
     assert said.count('using inherited sockets from "3;4;"') == 2
     assert "style nginx: nginx is known to take no other" in said
