@@ -214,7 +214,9 @@ def test_the_blocks_that_are_read_are_those_that_haproxy_reads(run_dir: Path, va
         text=True,
         check=False,
     )
-    decided = binds.decided(rendered, asked.stdout + asked.stderr)
+    unread = binds.unread_blocks(rendered, asked.stdout + asked.stderr)
+    assert unread is not None
+    decided = binds.decided(rendered, unread)
     assert [slot.port for slot in decided.slots] == read, asked.stderr
 
 

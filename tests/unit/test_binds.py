@@ -20,6 +20,12 @@ def render(directory: Path, **files: str) -> Config:
     return Renderer("web", {}, {}).render([(str(directory / f"{name}.cfg.j2"), f"{name}.cfg") for name in files])
 
 
+def decided(config: Config, printed: str) -> Config:
+    """Return the configuration after HAProxy was asked, and has printed this."""
+    unread = binds.unread_blocks(config, printed)
+    return config if unread is None else binds.decided(config, unread)
+
+
 def ports(config: Config) -> list[int]:
     return [slot.port for slot in config.slots]
 
@@ -163,19 +169,19 @@ def test_a_block_counts_as_read_until_haproxy_was_asked(tmp_path: Path) -> None:
 
 def test_the_slots_of_blocks_that_haproxy_does_not_read_are_taken_out(tmp_path: Path) -> None:
     config = render(tmp_path, a=CONDITIONAL)
-    decided = binds.decided(config, read_by_haproxy(config, 5))
-    assert ports(decided) == [80, 82]
-    assert decided.warnings == [
+    judged = decided(config, read_by_haproxy(config, 5))
+    assert ports(judged) == [80, 82]
+    assert judged.warnings == [
         "a.cfg:4: 127.0.0.1:81 is not bound: HAProxy does not read the block that begins in line 3",
         "a.cfg:8: 127.0.0.1:83 is not bound: HAProxy does not read the block that begins in line 7",
     ]
-    assert decided.same_as(config)
-    assert b"bind 127.0.0.1:81\n" in decided.fill({"127.0.0.1:80": 3, "127.0.0.1:82": 4})["a.cfg"]
+    assert judged.same_as(config)
+    assert b"bind 127.0.0.1:81\n" in judged.fill({"127.0.0.1:80": 3, "127.0.0.1:82": 4})["a.cfg"]
 
 
 def test_a_probe_that_haproxy_did_not_read_to_its_end_decides_nothing(tmp_path: Path) -> None:
     config = render(tmp_path, a=CONDITIONAL)
-    assert binds.decided(config, "[ALERT] (1) : parsing [a.cfg:1]: 'stop'.") == config
+    assert decided(config, "[ALERT] (1) : parsing [a.cfg:1]: 'stop'.") == config
 
 
 def test_a_probe_has_the_lines_of_the_configuration_and_plain_binds(tmp_path: Path) -> None:
@@ -216,20 +222,20 @@ def test_a_condition_around_a_section_or_disabled_decides_about_its_binds(
     config = render(tmp_path, a=text)
     assert ports(config) == [80]
     block = text[: text.index(".if")].count("\n") + 1
-    assert ports(binds.decided(config, read_by_haproxy(config, block))) == read
+    assert ports(decided(config, read_by_haproxy(config, block))) == read
     otherwise = text.count("\n", 0, text.index(".else")) + 1 if ".else" in text else 0
-    assert ports(binds.decided(config, read_by_haproxy(config, otherwise))) == unread
+    assert ports(decided(config, read_by_haproxy(config, otherwise))) == unread
 
 
 def test_warnings_about_a_block_that_is_not_read_go_and_other_warnings_stay(tmp_path: Path) -> None:
     text = "listen a\n bind <80> interface lo\n.if 0\n bind <81> interface lo\n.endif\n"
     config = render(tmp_path, a=text)
     assert [warning[:8] for warning in config.warnings] == ["a.cfg:2:", "a.cfg:4:"]
-    decided = binds.decided(config, read_by_haproxy(config))
-    assert [warning.partition(": ")[2][:15] for warning in decided.warnings] == ["HAProxy ignores", "127.0.0.1:81 is"]
+    judged = decided(config, read_by_haproxy(config))
+    assert [warning.partition(": ")[2][:15] for warning in judged.warnings] == ["HAProxy ignores", "127.0.0.1:81 is"]
 
 
 def test_a_record_of_a_decided_configuration_is_read_back(tmp_path: Path) -> None:
     config = render(tmp_path, a=CONDITIONAL)
-    decided = binds.decided(config, read_by_haproxy(config, 3))
-    assert msgspec.json.decode(msgspec.json.encode(decided), type=Config) == decided
+    judged = decided(config, read_by_haproxy(config, 3))
+    assert msgspec.json.decode(msgspec.json.encode(judged), type=Config) == judged

@@ -74,6 +74,15 @@ _vars = click.option(
     type=click.Path(exists=True, dir_okay=False),
     help="Read variables for the templates from a .toml or .json file; may be given several times.",
 )
+_take_binds = click.option(
+    "--take-binds/--no-take-binds",
+    default=None,
+    help="Let the binder hold the addresses of plain 'bind' lines, too, as if they were written with bind_tcp(). "
+    "Default: if no -f names a template. For an instance that runs, it begins at its next start.",
+)
+_take_stats = click.option(
+    "--take-stats", is_flag=True, help="The same for 'stats socket' lines of the global section."
+)
 _sandbox = click.option(
     "--sandbox",
     is_flag=True,
@@ -117,13 +126,16 @@ def multibinder_haproxy() -> None:
 @click.option("--state-dir", envvar="MULTIBINDER_HAPROXY_STATE_DIR", show_envvar=True, metavar="DIR",
               help="Keep the last good configuration in DIR/NAME, where it survives a reboot. Without it, it is in the "
               "runtime directory.")  # fmt: skip
+@_take_binds
+@_take_stats
 @_sandbox
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- HAPROXY ARGS...")
 def run_command(name: str, runtime_dir: str, **options: Any) -> None:
     """Render the templates, get the sockets, and become HAProxy.
 
-    Every -f FILE.j2 (also .mb, .erb, and directories) is rendered; all other arguments go to HAProxy as they are. No
-    process of ours stays: HAProxy's own reload (SIGUSR2, its master CLI) runs the wrapper again.
+    Every -f FILE.j2 (also .mb, .erb, and directories) is rendered. Without a template, the binder holds what the bind
+    lines of the files name (--take-binds). All other arguments go to HAProxy as they are. No process of ours stays:
+    HAProxy's own reload (SIGUSR2, its master CLI) runs the wrapper again.
 
     If a template is broken, or HAProxy refuses the configuration, the last good one is used, and a message says so. The
     options are remembered: every reload uses them too.
@@ -175,6 +187,8 @@ def reload_command(name: str | None, every: bool, keep_going: bool, runtime_dir:
 @_runtime_dir
 @_socket
 @_vars
+@_take_binds
+@_take_stats
 @_sandbox
 def check_command(name_or_command: tuple[str, ...], runtime_dir: str, **options: Any) -> None:
     """Check whether a reload (NAME) or a start (-- ARGS...) would succeed. Nothing is touched.

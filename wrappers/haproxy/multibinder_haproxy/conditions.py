@@ -1,27 +1,42 @@
-"""Ask HAProxy which conditional blocks (.if) of a configuration it reads."""
+"""Ask HAProxy which conditional blocks (.if) of a configuration it reads, and take over its plain binds."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 from multibinder_haproxy.config import binds
 from multibinder_haproxy.config.model import Config
+from multibinder_haproxy.config.taking import take
 from multibinder_haproxy.dry_run import DryRun
 from multibinder_haproxy.errors import ConfigRefused
 from multibinder_haproxy.invocation import Invocation
+from multibinder_haproxy.version import can_inherit_quic
 
 
 def decide(invocation: Invocation, config: Config, environment: Mapping[str, str], master: int | None = None) -> Config:
-    """Return the configuration without the slots in blocks that HAProxy does not read.
+    """Return the configuration without the slots in blocks that HAProxy does not read, and with its plain binds taken.
 
-    ``environment`` and ``master`` are as for check_with_haproxy(). A configuration that HAProxy does not read to its
-    end, or that needs no answer, is returned as it is: its check says why.
+    ``environment`` and ``master`` are as for check_with_haproxy(). If HAProxy does not read a configuration to its end,
+    the binds in its blocks are left as they are: its check says why.
     """
+    unread = _unread(invocation, config, environment, master) if config.conditional else {}
+    decided = binds.decided(config, unread) if config.conditional and unread is not None else config
+    if not invocation.binder or not invocation.taking:
+        return decided
+    has_quic = functools.partial(can_inherit_quic, invocation.haproxy)
+    return take(decided, invocation.taking, environment, unread, has_quic).applied_to(decided)
+
+
+def _unread(
+    invocation: Invocation, config: Config, environment: Mapping[str, str], master: int | None
+) -> Mapping[str, set[int]] | None:
+    """Return the blocks that HAProxy does not read, by file; None if that cannot be told."""
     files = binds.probe(config)
     if files is None:
-        return config
+        return {}
     try:
         outcome = DryRun.of(invocation, environment, master).run(files)
     except ConfigRefused:
-        return config
-    return binds.decided(config, outcome.text)
+        return None
+    return binds.unread_blocks(config, outcome.text)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from multibinder_haproxy.arguments import Argument, for_check, join, parse
+from multibinder_haproxy.config.template_files import is_template
 from multibinder_haproxy.descriptors import Inherited
 from multibinder_haproxy.errors import ConfigRefused
 from multibinder_haproxy.invocation import Invocation
@@ -147,7 +148,7 @@ class DryRun(msgspec.Struct, frozen=True):
         directory, name = os.path.split(target)
         for template in self.invocation.templates:
             if not template.is_directory and template.target == target:
-                return f"{template.path} (rendered)"
+                return f"{template.path} (rendered)" if is_template(template.path) else template.path
             if template.is_directory and template.target == directory:
                 copied = os.path.join(template.path, name)
                 return copied if os.path.exists(copied) else f"{template.path}/{name} (rendered)"

@@ -19,6 +19,7 @@ from multibinder_haproxy.config.misplaced_calls import refuse_misplaced_calls
 from multibinder_haproxy.config.model import Config
 from multibinder_haproxy.config.renderer import Renderer
 from multibinder_haproxy.config.sources import SourceRecorder
+from multibinder_haproxy.config.taking import Taking
 from multibinder_haproxy.config.template_files import (
     CONFIG_SUFFIX,
     RENDERED_SUFFIXES,
@@ -67,7 +68,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     ``command`` is HAProxy's command line. ``command_path`` is the path of ``multibinder-haproxy``. ``socket`` is the
     binder's control socket; None if there is no binder. ``wait`` is in seconds. ``run_arguments`` are the words of the
-    command line of ``run``, with which an unchanged start recognizes itself.
+    command line of ``run``, with which an unchanged start recognizes itself. If ``take_binds`` is None, plain binds are
+    taken over where no ``-f`` names a template.
     """
 
     command: Sequence[str]
@@ -80,10 +82,15 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     keep_listeners: bool = False
     state_dir: str | None = None
     run_arguments: Sequence[str] = ()
+    take_binds: bool | None = None
+    take_stats: bool = False
 
 
 class TemplateArgument(msgspec.Struct, frozen=True):
-    """One ``-f`` that the wrapper renders: an absolute path, and the name of the rendered file or directory."""
+    """One ``-f`` that the wrapper renders: an absolute path, and the name of the rendered file or directory.
+
+    A plain file is rendered, too, if its binds are taken over.
+    """
 
     path: str
     target: str
@@ -100,6 +107,7 @@ class Invocation(msgspec.Struct, frozen=True):
     of ``master.lock`` (reexec/processes.py). With ``keep_listeners`` the listeners of a start that failed stay open.
     ``state_directory`` is where the last good configuration survives a reboot; None for the runtime directory.
     ``run_arguments`` and ``run_variables`` are the command line of ``run`` and the variables that stand for options.
+    ``taking`` says which plain binds are taken over.
 
     After an upgrade this version reads the record of an earlier one: an added field needs a default.
     """
@@ -125,6 +133,7 @@ class Invocation(msgspec.Struct, frozen=True):
     state_directory: str | None = None
     run_arguments: Sequence[str] = ()
     run_variables: dict[str, str] = {}
+    taking: Taking = Taking()
 
     @classmethod
     def plan(cls, name: str, directory: str, options: RunOptions) -> Invocation:
@@ -134,10 +143,11 @@ class Invocation(msgspec.Struct, frozen=True):
         base = working_directory(arguments, cwd)
         templates: list[TemplateArgument] = []
         planned: list[Argument] = []
+        taking = Taking(_takes_binds(options.take_binds, arguments, base), options.take_stats)
         for argument in arguments:
             template = None
             if argument.names_config:
-                template = _template_argument(os.path.join(base, argument.values[0]), templates)
+                template = _template_argument(os.path.join(base, argument.values[0]), templates, taking)
             if template is None:
                 planned.append(argument)
             else:
@@ -168,6 +178,7 @@ class Invocation(msgspec.Struct, frozen=True):
             state_directory=os.path.abspath(options.state_dir) if options.state_dir else None,
             run_arguments=list(options.run_arguments),
             run_variables=option_variables(os.environ),
+            taking=taking,
         )
 
     @property
@@ -209,6 +220,7 @@ class Invocation(msgspec.Struct, frozen=True):
             sandbox=self.sandbox,
             compiled=os.path.join(self.directory, COMPILED_FILE),
             keep_compiled=keep_compiled,
+            taking=self.taking if self.binder else None,
         ).render(files)
         texts, warnings = relocate(self._in_haproxys_order({target: path for path, target in files}), config.files)
         warnings += plan.overruled(parse(self.arguments), texts)
@@ -258,13 +270,22 @@ def _own_master_socket(directory: str) -> str:
     return path
 
 
-def _template_argument(path: str, others: Sequence[TemplateArgument]) -> TemplateArgument | None:
-    """Return the template argument for one ``-f``; None if it names no template."""
+def _takes_binds(asked: bool | None, arguments: Sequence[Argument], base: str) -> bool:
+    """Return whether plain binds are taken over: as was asked, or if no ``-f`` names a template."""
+    if asked is not None:
+        return asked
+    paths = plan.config_files(arguments, base)
+    return not any(map(is_template, paths))
+
+
+def _template_argument(path: str, others: Sequence[TemplateArgument], taking: Taking) -> TemplateArgument | None:
+    """Return the template argument for one ``-f``; None if HAProxy reads the user's own file."""
     if os.path.isdir(path):
-        if not any(is_template(member) for member, _ in templates_in(path)):
+        members = [member for member, _ in templates_in(path)]
+        if not (members if taking else [each for each in members if is_template(each)]):
             return None
         target = os.path.basename(os.path.normpath(path))
-    elif is_template(path):
+    elif is_template(path) or (taking and os.path.isfile(path)):
         target = without_suffix(os.path.basename(path))
         target = target if "." in target else f"{target}.cfg"
     else:

@@ -28,6 +28,8 @@ def warn_of_config(instance: Instance, invocation: Invocation, config: Config) -
     warn(instance, config.warnings)
     if not invocation.templates:
         warn(instance, ["no -f names a template (.j2, .mb, .erb): multibinder holds none of its sockets"])
+    elif not config.slots and invocation.taking.binds:
+        warn(instance, ["the configuration has no bind that the binder can hold"])
     elif not config.slots:
         warn(instance, ["no template calls bind_tcp(): multibinder holds none of HAProxy's sockets"])
     if not invocation.binder:

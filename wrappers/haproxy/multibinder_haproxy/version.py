@@ -43,6 +43,15 @@ def refuse_without_quic(haproxy: str) -> None:
         )
 
 
+def can_inherit_quic(haproxy: str) -> bool:
+    """Return whether the program can inherit a listener of QUIC, or may be able to. Starts ``haproxy -v``."""
+    try:
+        refuse_without_quic(haproxy)
+    except HaproxyTooOld:
+        return False
+    return True
+
+
 def _version(haproxy: str) -> re.Match[str] | None:
     """Return what a program says of its version; None if it does not."""
     try:

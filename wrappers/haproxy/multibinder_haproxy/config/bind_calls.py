@@ -16,7 +16,7 @@ from multibinder_haproxy.config.bind_arguments import (
     shown,
     without_prefix,
 )
-from multibinder_haproxy.config.model import Slot
+from multibinder_haproxy.config.model import Slot, slot_of
 from multibinder_haproxy.reexec.slots import QUIC
 
 _NO_OPTIONS: Mapping[str, Any] = {}
@@ -80,7 +80,7 @@ class BindCalls:
             for spec in in_shards(ListenerSpec(address, Options(**checked), netns=netns), shards)
         ]
         prefix = QUIC if name == "quic" else ""
-        return ",".join([prefix + self._placeholder(_slot(spec)) for spec in specs])
+        return ",".join([prefix + self._placeholder(slot_of(spec)) for spec in specs])
 
     def _placeholder(self, slot: Slot) -> str:
         known = self._slots.setdefault(slot.key, slot)
@@ -97,14 +97,6 @@ def _address(name: str, host: str, port: int) -> Address:
         return TcpAddress.of(host, port)
     family = ("6" if ":" in host else "4") if name == "quic" else ""
     return Address.parse(f"{name}{family}@[{host}]:{port}" if ":" in host else f"{name}{family}@{host}:{port}")
-
-
-def _slot(spec: ListenerSpec) -> Slot:
-    fields = spec.address.wire_fields()
-    options = {**spec.options.given, "name": spec.options.name, "shard": spec.shard, "netns": spec.netns}
-    if "endpoint" in fields:
-        return Slot(endpoint=fields["endpoint"], **options)
-    return Slot(fields["address"], fields["port"], **options)
 
 
 def _in_terms_of(name: str, arguments: Sequence[Any], error: AddressError) -> AddressError:

@@ -3,13 +3,13 @@
 HAProxy takes a listener's descriptor in a ``bind`` line of a frontend, listen, peers or log-forward section, and in
 ``stats socket`` of the global section (measured on 2.4 to 3.5). It does not bind a proxy that is ``disabled``, and it
 does not read every conditional block. Only HAProxy knows which blocks it reads. So ``probe`` makes a configuration that
-HAProxy is to check once more, and ``decided`` reads from its messages what it has read.
+HAProxy is to check once more, and ``unread_blocks`` finds in its messages what it has read.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
@@ -35,7 +35,7 @@ def selected(config: Config) -> Config:
 def probe(config: Config) -> dict[str, bytes] | None:
     """Return the files with which ``haproxy -c -V`` says which blocks it reads; None if no bind of ours depends on it.
 
-    Give what HAProxy printed to ``decided``, whatever the exit code. The files need no sockets.
+    Give what HAProxy printed to ``unread_blocks``, whatever the exit code. The files need no sockets.
     """
     if not config.conditional:
         return None
@@ -52,21 +52,24 @@ def probe(config: Config) -> dict[str, bytes] | None:
     return files
 
 
-def decided(config: Config, output: str) -> Config:
-    """Return a configuration without the slots in blocks that HAProxy does not read.
+def unread_blocks(config: Config, output: str) -> dict[str, set[int]] | None:
+    """Return the blocks that HAProxy does not read, by file, as Reading takes them.
 
-    ``output`` is what HAProxy printed about the files of ``probe``. If it did not read all of them to the end, the
-    configuration is returned as it is: HAProxy will say why.
+    ``output`` is what HAProxy printed about the files of ``probe``. Returns None if it did not read all of them to the
+    end: it will say why.
     """
     noticed = {(int(file), int(line)) for file, line in _NOTICED.findall(output)}
-    before = Reading(config)
     if any((index, 0) not in noticed for index in range(len(config.files))):
-        return config
-    unread = {
+        return None
+    return {
         file: {line for line in blocks if (index, line) not in noticed}
-        for index, (file, blocks) in enumerate(before.blocks.items())
+        for index, (file, blocks) in enumerate(Reading(config).blocks.items())
     }
-    reading = Reading(config, unread)
+
+
+def decided(config: Config, unread: Mapping[str, Collection[int]]) -> Config:
+    """Return a configuration without the slots in blocks that HAProxy does not read."""
+    before, reading = Reading(config), Reading(config, unread)
     warnings = _replaced(config.warnings, lint(before), lint(reading))
     return _with_binds_of(
         config, reading, warnings, _replaced(config.notes, notes(before), notes(reading)), conditional=True

@@ -11,34 +11,13 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator, Sequence
 
-import msgspec
-
-from multibinder_haproxy.config.lines import Line, Word
+from multibinder_haproxy.config.bind_options import BindOption, options_of
+from multibinder_haproxy.config.lines import Line
 from multibinder_haproxy.config.model import Slot
 from multibinder_haproxy.config.reading import Bind, Reading
 from multibinder_haproxy.config.sections import Section
 
-#: The options of a bind line that have an argument, in HAProxy 2.4 to 3.5 (struct bind_kw in its source). All others
-#: have none.
-_WITH_ARGUMENT = frozenset(
-    [
-        *("accept-netscaler-cip", "alpn", "backlog", "ca-file", "ca-ignore-err", "ca-sign-file", "ca-sign-pass"),
-        *("ca-verify-file", "cc", "ciphers", "ciphersuites", "client-sigalgs", "crl-file", "crt", "crt-ignore-err"),
-        *("crt-list", "curves", "default-crt", "ecdhe", "ech", "expose-fd", "gid", "group", "guid-prefix", "id"),
-        *("idle-ping", "interface", "ktls", "label", "level", "maxconn", "mode", "mss", "name", "namespace", "nbconn"),
-        *("nice", "npn", "process", "proto", "quic-cc-algo", "quic-socket", "severity-output", "shards", "sigalgs"),
-        *("ssl-max-ver", "ssl-min-ver", "tcp-md5sig", "tcp-ss", "tcp-ut", "thread", "tls-ticket-keys", "uid", "user"),
-        "verify",
-    ]
-)
 _IGNORED = frozenset(["backlog", "interface", "namespace", "shards", "transparent", "v4v6", "v6only"])
-
-
-class _Option(msgspec.Struct, frozen=True):
-    """An option of a bind line. ``argument`` is empty if it has none."""
-
-    name: str
-    argument: str = ""
 
 
 def lint(reading: Reading) -> list[str]:
@@ -63,7 +42,7 @@ def _is_admin_socket(line: Line) -> bool:
     """Return whether a line makes a CLI that takes commands of level admin; the default level is operator."""
     if line.words[:2] != ["stats", "socket"]:
         return False
-    levels = [option.argument for option in _options(line.arguments[2:]) if option.name == "level"]
+    levels = [option.argument for option in options_of(line.arguments[2:]) if option.name == "level"]
     return levels[-1:] == ["admin"]
 
 
@@ -76,17 +55,17 @@ def _of_bind_lines(reading: Reading) -> Iterator[str]:
         for number, words in lines:
             if not _IGNORED.isdisjoint(words):
                 slots = [reading.occurrences[number].slot for number in bind.occurrences]
-                yield from _ignored(f"{bind.section.file}:{number}", _options(words), slots)
+                yield from _ignored(f"{bind.section.file}:{number}", options_of(words), slots)
 
 
-def _ignored(place: str, options: Sequence[_Option], slots: Sequence[Slot]) -> Iterator[str]:
+def _ignored(place: str, options: Sequence[BindOption], slots: Sequence[Slot]) -> Iterator[str]:
     for option in options:
         for remedy, those in _grouped(option, slots).items():
             keys = ", ".join(slot.key for slot in those)
             yield f"{place}: HAProxy ignores '{option.name}' on a socket that it inherits ({keys}); {remedy}"
 
 
-def _grouped(option: _Option, slots: Sequence[Slot]) -> dict[str, list[Slot]]:
+def _grouped(option: BindOption, slots: Sequence[Slot]) -> dict[str, list[Slot]]:
     """Return the slots to which an option does not apply, by what to write instead."""
     found: dict[str, list[Slot]] = {}
     for slot in slots:
@@ -95,7 +74,7 @@ def _grouped(option: _Option, slots: Sequence[Slot]) -> dict[str, list[Slot]]:
     return found
 
 
-def _remedy(option: _Option, slot: Slot) -> str | None:
+def _remedy(option: BindOption, slot: Slot) -> str | None:
     """Return what to write instead of an option; None if it works, or changes nothing."""
     match option.name:
         case "backlog":
@@ -152,13 +131,4 @@ def _takes_section_backlog(bind: Bind) -> bool:
     in_section = bind.section.keyword in ("frontend", "listen", "log-forward")
     if not in_section or "backlog" not in bind.options:
         return in_section
-    return all(option.name != "backlog" for option in _options(bind.options))
-
-
-def _options(words: Sequence[Word]) -> list[_Option]:
-    options = []
-    rest = iter(words)
-    for word in rest:
-        argument = next(rest, "") if word in _WITH_ARGUMENT else ""
-        options.append(_Option(str(word), str(argument)))
-    return options
+    return all(option.name != "backlog" for option in options_of(bind.options))

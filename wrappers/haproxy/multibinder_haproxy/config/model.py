@@ -86,6 +86,15 @@ class Slot(msgspec.Struct, frozen=True, omit_defaults=True):
         return f"fd@{{{self.key}}}"
 
 
+def slot_of(spec: ListenerSpec) -> Slot:
+    """Return the slot for a listener."""
+    fields = spec.address.wire_fields()
+    options = {**spec.options.given, "name": spec.options.name, "shard": spec.shard, "netns": spec.netns}
+    if "endpoint" in fields:
+        return Slot(endpoint=fields["endpoint"], **options)
+    return Slot(fields["address"], fields["port"], **options)
+
+
 class Place(msgspec.Struct, frozen=True):
     """Where a slot stands: in which line of which rendered file. Lines count from 1."""
 

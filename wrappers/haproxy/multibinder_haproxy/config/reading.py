@@ -73,11 +73,11 @@ class Reading:
     @property
     def is_conditional(self) -> bool:
         """Return whether blocks decide about binds of ours."""
-        return any(bind.line.blocks or _state_is_conditional(bind.section) for bind in self.binds)
+        return any(bind.line.blocks or bind.section.depends_on_blocks("disabled", "enabled") for bind in self.binds)
 
     def is_disabled(self, section: Section) -> bool:
         """Return whether HAProxy certainly does not start a section."""
-        if self._unread is None and _state_is_conditional(section):
+        if self._unread is None and section.depends_on_blocks("disabled", "enabled"):
             return False
         found = section.last("disabled", "enabled")
         return found is not None and found[1].keyword == "disabled"
@@ -139,10 +139,3 @@ class Reading:
                 numbers = [number for number in numbers if self.occurrences[number].slot.is_of_datagrams]
             if numbers:
                 yield Bind(section, line, numbers, words[1:])
-
-
-def _state_is_conditional(section: Section) -> bool:
-    """Return whether blocks decide about the kind of a section, or about its being disabled."""
-    header = [section.header] if section.header else []
-    state = section.with_keyword("disabled", "enabled")
-    return any(line.blocks for line in header + state) or bool(section.base and _state_is_conditional(section.base))

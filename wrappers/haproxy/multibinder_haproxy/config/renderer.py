@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from multibinder_haproxy.config import binds, erb
 from multibinder_haproxy.config.bind_calls import BindCalls
+from multibinder_haproxy.config.config_variables import names_in
 from multibinder_haproxy.config.encoding import decode_template
 from multibinder_haproxy.config.inputs import InputRecorder
 from multibinder_haproxy.config.literal import render_if_literal
 from multibinder_haproxy.config.misplaced_calls import refuse_misplaced_calls
 from multibinder_haproxy.config.model import Config
 from multibinder_haproxy.config.sources import SourceRecorder
+from multibinder_haproxy.config.taking import Taking
 from multibinder_haproxy.config.template_files import is_template
 from multibinder_haproxy.errors import TemplateFailure
 from multibinder_haproxy.reexec.slots import decode
@@ -22,11 +27,15 @@ if TYPE_CHECKING:
     from multibinder_haproxy.config.jinja import JinjaTemplates
 
 
+_BLOCK = re.compile(r"(?m)^[ \t]*\.if\b")
+
+
 class Renderer:
     """Renders the files of one configuration and collects the slots that they ask for.
 
     A template can run any Python, with our rights. With ``sandbox`` it cannot, and it cannot change what it is given.
     ``compiled`` is the path of a private file with compiled templates, which is written with ``keep_compiled``.
+    ``taking`` says which plain binds will be taken over, so that it is recorded what they depend on.
     """
 
     def __init__(
@@ -39,6 +48,7 @@ class Renderer:
         sandbox: bool = False,
         compiled: str | None = None,
         keep_compiled: bool = False,
+        taking: Taking | None = None,
     ) -> None:
         self._sources = recorder or SourceRecorder()
         self._inputs = InputRecorder(environment)
@@ -47,6 +57,7 @@ class Renderer:
         self._sandbox = sandbox
         self._compiled = compiled
         self._keep_compiled = keep_compiled
+        self._taking = taking or Taking()
         self._jinja: JinjaTemplates | None = None
 
     def render(self, files: Sequence[tuple[str, str]]) -> Config:
@@ -69,7 +80,11 @@ class Renderer:
             self._jinja.keep_compiled()
         if not self._sources.is_complete:
             self._inputs.record_volatile()
-        return binds.selected(
+        if self._taking:
+            for text in texts.values():
+                for name in names_in(text):
+                    self._inputs.env.get(name)
+        selected = binds.selected(
             Config(
                 texts,
                 self._binds.slots,
@@ -78,6 +93,9 @@ class Renderer:
                 inputs=self._inputs.inputs(),
             )
         )
+        if self._taking and _has_blocks(texts):
+            selected = msgspec.structs.replace(selected, conditional=True)
+        return selected
 
     def _render(self, path: str, text: str) -> str:
         is_erb = erb.is_erb(os.path.splitext(path)[1], text)
@@ -112,3 +130,7 @@ class Renderer:
             return self._sources.read_file(path)
         except OSError as error:
             raise TemplateFailure(f"{path}: cannot read it: {error.strerror}") from error
+
+
+def _has_blocks(texts: Mapping[str, str]) -> bool:
+    return any(_BLOCK.search(text) for text in texts.values())

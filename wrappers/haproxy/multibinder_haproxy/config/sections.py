@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from multibinder_haproxy.config import lines
+from multibinder_haproxy.config.config_variables import UNKNOWN, ConfigVariables
 from multibinder_haproxy.config.lines import Line
 
 _PROXIES = frozenset(["backend", "defaults", "frontend", "listen"])
@@ -46,6 +47,16 @@ class Section:
         """Return the lines of this section that begin with one of ``keywords``."""
         return [line for keyword in keywords for line in self._by_keyword.get(keyword, ())]
 
+    def depends_on_blocks(self, *keywords: str) -> bool:
+        """Return whether blocks decide about the kind of this section, or about its lines with one of ``keywords``.
+
+        The lines of the defaults section that it inherits from count, too.
+        """
+        header = [self.header] if self.header else []
+        if any(line.blocks for line in [*header, *self.with_keyword(*keywords)]):
+            return True
+        return self.base is not None and self.base.depends_on_blocks(*keywords)
+
     def last(self, *keywords: str) -> tuple[Section, Line] | None:
         """Return the last line of this section, or of those it inherits from, that begins with one of ``keywords``.
 
@@ -56,17 +67,26 @@ class Section:
         return self.base.last(*keywords) if self.base else None
 
 
-def read(files: Mapping[str, str], is_read: Callable[[str, int], bool] = lambda file, block: True) -> Iterator[Section]:
+def read(
+    files: Mapping[str, str],
+    is_read: Callable[[str, int], bool] = lambda file, block: True,
+    variables: ConfigVariables | None = None,
+) -> Iterator[Section]:
     """Yield the sections of all files, in the order in which HAProxy reads them.
 
     ``is_read`` is asked whether HAProxy reads a block, by its file and the number of its line (see ``lines.read``).
+    ``variables`` are expanded in the lines, and change as the global sections say. Without them, each is empty.
     """
+    known: Mapping[str, str] = variables if variables is not None else {}
     defaults: list[Section] = []
     for file, text in files.items():
         section = Section(file, None, None)
-        for line in lines.read(text, is_read=lambda block, file=file: is_read(file, block), file=file):  # type: ignore[misc]
+        name = file if variables is None else UNKNOWN
+        for line in lines.read(text, known, lambda block, file=file: is_read(file, block), name):  # type: ignore[misc]
             if not line.begins_section:
                 section.add(line)
+                if variables is not None and section.keyword == "global":
+                    variables.apply(line)
                 continue
             if section.lines or section.header:
                 yield section

@@ -39,6 +39,11 @@ def operators(environment: "Mapping[str, str]") -> "dict[str, str]":
     return {key: value for key, value in environment.items() if key not in ours and not _SET_BY_HAPROXY.fullmatch(key)}
 
 
+def is_set_by_haproxy(name: str) -> bool:
+    """Return whether HAProxy sets a variable itself, so that its value there is another one than here."""
+    return _SET_BY_HAPROXY.fullmatch(name) is not None
+
+
 def digest(environment: "Mapping[str, str]") -> str:
     """Return a digest of a whole environment."""
     lines = sorted(os.fsencode(f"{key}={value}") for key, value in environment.items())

@@ -1,0 +1,149 @@
+"""A plain bind is given to the binder as if it were written with bind_tcp(); what is not certain is left as it is."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from multibinder_haproxy.config.inputs import Inputs
+from multibinder_haproxy.config.model import Config
+from multibinder_haproxy.config.taking import Taken, Taking, take
+
+ALL = Taking(binds=True, stats=True)
+
+
+def taken(text: str, environment: dict[str, str] | None = None, taking: Taking = ALL) -> Taken:
+    return take(Config({"a.cfg": text}, [], inputs=Inputs()), taking, environment or {}, {})
+
+
+def keys(text: str, environment: dict[str, str] | None = None) -> list[str]:
+    return [slot.key for edit in taken(text, environment).edits for slot in edit.slots]
+
+
+def rewritten(text: str, environment: dict[str, str] | None = None) -> str:
+    return taken(text, environment).applied_to(Config({"a.cfg": text}, [])).files["a.cfg"]
+
+
+@pytest.mark.parametrize(
+    ("bind", "expected"),
+    [
+        (":80", ["0.0.0.0:80"]),
+        ("*:80", ["0.0.0.0:80"]),
+        ("127.0.0.1:80,:::81,[2001:db8::1]:82", ["127.0.0.1:80", "[::]:81", "[2001:db8::1]:82"]),
+        ("ipv6@:80", ["[::]:80"]),
+        ("tcp4@*:80", ["0.0.0.0:80"]),
+        (":80-82", ["0.0.0.0:80", "0.0.0.0:81", "0.0.0.0:82"]),
+        (":80,", ["0.0.0.0:80"]),
+        ("/run/a.sock", ["unix@/run/a.sock"]),
+        ("unix@/run/a.sock", ["unix@/run/a.sock"]),
+        ("abns@web", ["abns@web"]),
+        ("mptcp@:80", ["mptcp@0.0.0.0:80"]),
+        ("quic4@:443", ["quic4@0.0.0.0:443"]),
+        ('"127.0.0.1:80"', ["127.0.0.1:80"]),
+        ("127.0.0.1\\:80", []),
+        ("127.0.0.1:80#comment", ["127.0.0.1:80"]),
+        (":$PORT", ["0.0.0.0:8080"]),
+        (":${PORT}", ["0.0.0.0:8080"]),
+        ('":${PORT}"', ["0.0.0.0:8080"]),
+        ('":${OTHER-81}"', ["0.0.0.0:81"]),
+        ("fd@7", []),
+        ("example.org:80", []),
+        (":80-", []),
+        (":0", []),
+    ],
+)
+def test_an_address_is_read_as_haproxy_reads_it(bind: str, expected: list[str]) -> None:
+    assert keys(f"listen a\n bind {bind} name x\n", {"PORT": "8080"}) == expected
+
+
+def test_only_the_address_of_a_line_changes() -> None:
+    text = "listen a\r\n\tbind   '127.0.0.1:80',:81  ssl crt /x name a # :82\r\n"
+    expected = "listen a\r\n\tbind   fd@{127.0.0.1:80},fd@{0.0.0.0:81}  ssl crt /x name a # :82\r\n"
+    assert rewritten(text) == expected
+
+
+def test_settings_of_the_line_its_section_and_its_defaults_go_to_the_listener() -> None:
+    text = (
+        "global\n unix-bind prefix /run mode 660 uid 7\n"
+        "defaults\n backlog 5\n"
+        "listen a\n bind :::80 v6only interface lo backlog 9\n bind :81 transparent\n bind /a.sock gid 8 mode 600\n"
+        "peers p\n default-bind interface lo\n bind :82\n"
+    )
+    slots = [slot for edit in taken(text).edits for slot in edit.slots]
+    assert [(slot.key, slot.options) for slot in slots] == [
+        ("[::]:80", {"backlog": 9, "v6only": True, "interface": "lo"}),
+        ("0.0.0.0:81", {"backlog": 5, "transparent": True}),
+        ("unix@/run/a.sock", {"backlog": 5, "mode": 0o600, "user": 7, "group": 8}),
+        ("0.0.0.0:82", {"interface": "lo"}),
+    ]
+
+
+def test_shards_become_listeners_and_the_option_goes() -> None:
+    assert rewritten("listen a\n bind :80 shards 2 name x\n") == (
+        "listen a\n bind fd@{0.0.0.0:80},fd@{0.0.0.0:80 shard 1} name x\n"
+    )
+
+
+def test_an_address_that_is_bound_twice_has_a_listener_for_each() -> None:
+    assert len(set(keys("listen a\n bind :80\nlisten b\n bind :80\n"))) == 2
+
+
+def test_variables_change_as_the_global_section_says() -> None:
+    text = (
+        "global\n presetenv A 80\n setenv B 81\n unsetenv C\n presetenv D 83\n"
+        'listen a\n bind :$A\n bind ":$B"\n bind ":${C-82}"\n bind :${D}\n'
+    )
+    expected = ["0.0.0.0:90", "0.0.0.0:81", "0.0.0.0:82", "0.0.0.0:83"]
+    assert keys(text, {"A": "90", "B": "91", "C": "92"}) == expected
+
+
+@pytest.mark.parametrize(
+    ("lines", "why"),
+    [
+        (" bind example.org:80", "the name must be resolved"),
+        (' bind "${HAPROXY_LOCALPEER}:80"', "a variable in it is known to HAProxy alone"),
+        (" bind unix@a.sock", "the path is relative"),
+    ],
+)
+def test_what_is_not_certain_is_left_and_said_once(lines: str, why: str) -> None:
+    text = f"listen a\n{lines}\n bind :81\n"
+    config = taken(text).applied_to(Config({"a.cfg": text}, []))
+    assert config.files["a.cfg"] == text.replace(":81", "fd@{0.0.0.0:81}")
+    [warning] = config.warnings
+    assert why in warning
+    assert "a.cfg:2" in warning
+
+
+def test_the_rest_of_a_list_is_taken() -> None:
+    assert rewritten("listen a\n bind :80,example.org:81\n") == "listen a\n bind fd@{0.0.0.0:80},example.org:81\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "listen a\n disabled\n bind :80\n",
+        "defaults\n disabled\nfrontend a\n bind :80\n",
+        "backend a\n bind :80\n",
+        "listen a\n # bind :80\n",
+        "global\n stats timeout 5s\n",
+    ],
+)
+def test_what_haproxy_does_not_bind_is_not_taken(text: str) -> None:
+    assert taken(text) == Taken([], [])
+
+
+def test_a_bind_in_a_block_that_haproxy_does_not_read_is_not_taken() -> None:
+    config = Config({"a.cfg": "listen a\n.if 0\n bind :80\n.else\n bind :81\n.endif\n"}, [])
+    [edit] = take(config, ALL, {}, {"a.cfg": {2}}).edits
+    assert edit.line == 5
+    unknown = take(config, ALL, {}, None)
+    assert unknown.edits == []
+    assert len(unknown.left) == 2
+
+
+def test_a_stats_socket_is_taken_only_if_that_is_asked_for() -> None:
+    text = "global\n unix-bind prefix /x\n stats socket /run/a.sock level admin\n"
+    assert taken(text, taking=Taking(binds=True)).edits == []
+    [edit] = taken(text).edits
+    assert edit.slots[0].options == {"mode": 0o755, "user": os.geteuid(), "group": os.getegid()}
+    assert edit.slots[0].key == "unix@/run/a.sock"
