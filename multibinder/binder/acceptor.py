@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,8 @@ from multibinder.binder.quotas import Quotas
 
 #: Connections that are accepted in one turn of the loop. Only after accept(2) are their users known.
 _ACCEPTED_PER_TURN = 16
+#: A client needs so many descriptors before its user is known: its connection, a pidfd, and what /proc says of that.
+_FOR_A_CLIENT = 3
 #: accept(2) fails with these if the client is gone again, and says to treat them like EAGAIN. After another error, as a
 #: rule a shortage, the connection is still in the queue.
 _CLIENT_GONE = {errno.ECONNABORTED, errno.EPROTO, errno.EPERM}
@@ -72,6 +75,7 @@ class Acceptor:
             if time.monotonic() > end:
                 return
             try:
+                _require_descriptors(listening)
                 sock, _ = listening.accept()
             except BlockingIOError:
                 return
@@ -92,3 +96,14 @@ class Acceptor:
     def _resume(self) -> None:
         if not self._stopped:
             self.start()
+
+
+def _require_descriptors(sock: socket.socket) -> None:
+    """Raise OSError if there are too few descriptors for one more client, which waits in the queue then."""
+    spare: list[int] = []
+    try:
+        for _ in range(_FOR_A_CLIENT):
+            spare.append(os.dup(sock.fileno()))
+    finally:
+        for descriptor in spare:
+            os.close(descriptor)

@@ -12,7 +12,7 @@ from multibinder.binder.intake import Intake
 from multibinder.binder.owner import GUEST_UID
 from multibinder.kernel import pidfd, process
 from multibinder.kernel.peer_groups import peer_groups
-from multibinder.kernel.peer_namespaces import is_in_our_pid_namespace
+from multibinder.kernel.peer_namespaces import SHORTAGES, is_in_our_pid_namespace
 from multibinder.kernel.socket_options import cookie_of, peer_credentials, peer_pidfd
 
 
@@ -24,6 +24,8 @@ class Caller:
     Nobody can leave a PID namespace. (A user namespace cannot be relied on: a process of any user can make one.)
 
     ``sock`` stays its owner's. It must be open when ``gids`` and ``unit`` are read for the first time.
+
+    Raises OSError if the connection is gone, or if there are too few descriptors to tell whether the client is a guest.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -85,7 +87,9 @@ class Caller:
             return False
         try:
             descriptor = self._identify(required=False)
-        except OSError:
+        except OSError as error:
+            if error.errno in SHORTAGES:
+                raise  # to take it for a guest would give its claims to another user
             return False
         try:
             return is_in_our_pid_namespace(self.pid, descriptor)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 
+#: The errors of a call that would succeed with more descriptors or memory.
+SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 #: More than a pidfd has, with 32 nested PID namespaces (MAX_PID_NS_LEVEL).
 _FDINFO_BYTES = 4096
 #: The numbers of processes that are in our PID namespace. Above this many, all are forgotten.
@@ -16,6 +19,7 @@ def is_in_our_pid_namespace(pid: int, pidfd: int) -> bool:
     """Return whether the process is in our PID namespace. ``pid`` is 0 if that does not show it (unix(7)).
 
     It is in ours or in one below. The kernel lists its PID in each of them (NSpid). False for a process that has ended.
+    Raises OSError if that cannot be told now, for lack of descriptors or memory.
     """
     if pid == 0:
         return False
@@ -45,17 +49,14 @@ def _numbers_are_unique() -> bool:
     return numbers[0] != numbers[1]
 
 
-@functools.cache
+@functools.cache  # not of an error
 def _own_depth() -> int:
     """Return the number of PID namespaces that we are in, from that of /proc on; 0 if /proc does not tell."""
+    pidfd = os.pidfd_open(os.getpid())
     try:
-        pidfd = os.pidfd_open(os.getpid())
-        try:
-            return _depth(pidfd)
-        finally:
-            os.close(pidfd)
-    except OSError:
-        return 0
+        return _depth(pidfd)
+    finally:
+        os.close(pidfd)
 
 
 def _depth(pidfd: int) -> int:
@@ -66,7 +67,9 @@ def _depth(pidfd: int) -> int:
             text = os.read(descriptor, _FDINFO_BYTES)
         finally:
             os.close(descriptor)
-    except OSError:
+    except OSError as error:
+        if error.errno in SHORTAGES:
+            raise
         return 0
     _, found, rest = text.partition(b"\nNSpid:")
     pids = rest.partition(b"\n")[0].split() if found else []

@@ -99,6 +99,37 @@ def test_a_limit_lowered_below_what_is_open_costs_new_descriptors_only(binder: B
         client.bind([(host, 8001)])[0].close()
 
 
+@pytest.mark.parametrize("free", range(4))
+def test_a_client_is_taken_for_another_user_at_no_number_of_free_descriptors(
+    binder: Binder, host: str, free: int
+) -> None:
+    with Client(binder.socket_path) as client:
+        client.bind([(host, 8000)], owner="web")[0].close()
+        client.hello()
+        before = resource.prlimit(binder.pid, resource.RLIMIT_NOFILE)
+        lowest = lowest_free(binder.pid, free)
+        resource.prlimit(binder.pid, resource.RLIMIT_NOFILE, (lowest, before[1]))
+        try:
+            with RawClient(binder.socket_path) as raw:
+                raw.send(HELLO)
+                # Either it waits until there are more descriptors, or it is known.
+                if free < 3:
+                    binder.wait_for_log("event=cannot-accept")
+                    resource.prlimit(binder.pid, resource.RLIMIT_NOFILE, before)
+                assert raw.reply()["result"]["uid"] == os.geteuid()
+        finally:
+            resource.prlimit(binder.pid, resource.RLIMIT_NOFILE, before)
+        [released] = client.release([(host, 8000)], owner="web")
+        assert (released.outcome, released.had_claim) == ("closed", True)
+
+
+def lowest_free(pid: int, free: int) -> int:
+    """Return the limit with which a process can open so many descriptors and no more (getrlimit(2))."""
+    used = {int(number) for number in os.listdir(f"/proc/{pid}/fd")}
+    unused = (number for number in range(4096) if number not in used)
+    return next(number for index, number in enumerate(unused) if index == free)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="strace attaches as root")
 @pytest.mark.parametrize("error", ["ENOSPC", "ENOMEM"])
 def test_a_client_that_cannot_be_watched_is_turned_away_and_no_other(
