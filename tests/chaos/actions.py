@@ -13,10 +13,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from tests.chaos import hostile
+from tests.chaos import hostile, kinds
 from tests.chaos.ledger import GONE, OPEN, UNKNOWN, Ledger
 from tests.chaos.service import Service
 from tests.haproxy.support import Haproxy, bind_tcp, children_of, config
@@ -25,7 +25,8 @@ from tests.support import as_user, installation
 #: A user that is neither root nor the binder's own.
 STRANGER = 4242
 #: The ports that an instance binds always, and sometimes.
-BASE, EXTRA = {"web": 8000, "api": 8010}, {"web": 8001, "api": 8011}
+BASE = {"web": 8000, "api": 8010, kinds.NAME: 8020}
+EXTRA = {"web": 8001, "api": 8011, kinds.NAME: 8021}
 
 #: What the log of a start says while the installation is broken.
 HALF_REPLACED = "this installation is half replaced"
@@ -166,7 +167,7 @@ class Actions:
         base, extra = BASE[instance.name], EXTRA[instance.name]
         adds = instance.name in self._without_extra
         self._ledger.put(extra, UNKNOWN)
-        instance.template.write_text(config(*(bind_tcp((self._host, port)) for port in [base] + [extra] * adds)))
+        configure(instance, self._host, [base] + [extra] * adds)
         done = instance.reload()
         self._without_extra.symmetric_difference_update({instance.name})
         if done.returncode == 0 and not done.stderr:
@@ -177,7 +178,7 @@ class Actions:
     def reload_until_it_succeeds(self, instance: Haproxy) -> None:
         """Drop the extra bind for good."""
         self._ledger.put(EXTRA[instance.name], UNKNOWN)
-        instance.template.write_text(config(bind_tcp((self._host, BASE[instance.name]))))
+        configure(instance, self._host, [BASE[instance.name]])
         deadline = time.monotonic() + 60
         while (done := instance.reload()).returncode != 0:
             assert time.monotonic() < deadline, f"{done.stdout}{done.stderr}"
@@ -261,6 +262,15 @@ class Actions:
 
     def _one(self, chance: random.Random) -> Haproxy:
         return self._instances[chance.choice(sorted(self._instances))]
+
+
+def configure(instance: Haproxy, host: str, ports: Iterable[int]) -> None:
+    """Write the configuration of an instance that serves on these ports."""
+    if instance.name == kinds.NAME:
+        text = kinds.plain_configuration(instance.directory, host, ports)
+    else:
+        text = config(*(bind_tcp((host, port)) for port in ports))
+    instance.template.write_text(text)
 
 
 def _send(pid: int | None, number: signal.Signals) -> int | None:

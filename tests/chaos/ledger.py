@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 #: An address is ``open`` or ``gone`` once that was acknowledged, and ``unknown`` while a request is under way.
@@ -19,10 +20,14 @@ def listening_ports(host: str) -> set[int]:
 
 
 class Ledger:
-    """The acknowledged state of each port. Any thread may use it."""
+    """The acknowledged state of each port. Any thread may use it.
 
-    def __init__(self, host: str) -> None:
+    ``others`` returns the violations of what no request changes.
+    """
+
+    def __init__(self, host: str, others: Callable[[], list[str]] = list) -> None:
         self._host = host
+        self._others = others
         self._lock = threading.Lock()
         self._entries: dict[int, tuple[str, int]] = {}
         self.acknowledged = 0
@@ -45,6 +50,8 @@ class Ledger:
             settled = {port: state for port, (state, n) in before.items() if self._entries[port] == (state, n)}
         missing = sorted(port for port, state in settled.items() if state == OPEN and port not in listening)
         back = sorted(port for port, state in settled.items() if state == GONE and port in listening)
-        return [f"acknowledged, but not listening: {self._host}:{port}" for port in missing] + [
-            f"released, but listening: {self._host}:{port}" for port in back
-        ]
+        return (
+            [f"acknowledged, but not listening: {self._host}:{port}" for port in missing]
+            + [f"released, but listening: {self._host}:{port}" for port in back]
+            + self._others()
+        )

@@ -19,12 +19,12 @@ from pathlib import Path
 import pytest
 
 from multibinder import Client, MultibinderError
-from tests.chaos import hostile
-from tests.chaos.actions import BASE, HALF_REPLACED, Actions, small_disk
+from tests.chaos import hostile, kinds
+from tests.chaos.actions import BASE, HALF_REPLACED, Actions, configure, small_disk
 from tests.chaos.customer import Customer
 from tests.chaos.ledger import OPEN, Ledger, listening_ports
 from tests.chaos.service import Service, Usage
-from tests.haproxy.support import Haproxy, bind_tcp, config
+from tests.haproxy.support import Haproxy
 from tests.support import installation, wait_until
 from tests.support.load import Load, Result
 
@@ -71,7 +71,7 @@ class Chaos:
             service = undo.enter_context(Service(directory, control))
             service.wait_until_it_answers()
             instances = {name: undo.enter_context(_instance(directory, service, name, host)) for name in BASE}
-            ledger = Ledger(host)
+            ledger = Ledger(host, lambda: kinds.violations(directory, host))
             for port in BASE.values():
                 ledger.put(port, OPEN)
             targets = [(host, port) for port in BASE.values()]
@@ -90,7 +90,7 @@ class Chaos:
                 for instance in instances.values():
                     actions.reload_until_it_succeeds(instance)
                 self._settle(service, customer)
-                self._judge_listeners(service, ledger, host)
+                self._judge_listeners(service, ledger, host, kinds.held(directory, host))
                 self._judge_usage(service, before)
                 self._last_act(service, ledger)
                 self._judge_load(load.stop(), actions, customer, ledger)
@@ -174,7 +174,7 @@ class Chaos:
 
         wait_until(released, "the binder releases", log=service.last_lines, timeout_s=60)
 
-    def _judge_listeners(self, service: Service, ledger: Ledger, host: str) -> None:
+    def _judge_listeners(self, service: Service, ledger: Ledger, host: str, of_other_kinds: list[str]) -> None:
         def only_those_of_haproxy() -> bool:
             return listening_ports(host) == set(BASE.values())
 
@@ -195,7 +195,9 @@ class Chaos:
             if not each.kept:
                 self.broken.append(f"not kept: {each.address}")
         held = sorted(each.address for each in listeners)
-        if held != sorted(f"{host}:{port}" for port in wanted):
+        shards = [BASE[kinds.NAME]] * (kinds.SHARDS - 1)
+        tcp = [f"{host}:{port}" for port in [*wanted, *shards]]
+        if held != sorted([*tcp, *of_other_kinds]):
             self.broken.append(f"the binder holds {held}")
 
     def _judge_usage(self, service: Service, before: dict[str, Usage]) -> None:
@@ -268,8 +270,8 @@ def run(seed: int, seconds: float, rate: float) -> list[str]:
 @contextlib.contextmanager
 def _instance(directory: Path, service: Service, name: str, host: str) -> Iterator[Haproxy]:
     with Haproxy(directory, service.socket_path, name=name) as instance:
-        instance.template.write_text(config(bind_tcp((host, BASE[name]))))
-        instance.start()
+        configure(instance, host, [BASE[name]])
+        instance.start(*(["--take-binds"] if name == kinds.NAME else []))
         yield instance
 
 
