@@ -15,9 +15,10 @@ from typing import TypeVar
 
 import msgspec
 
-from multibinder import Client, MultibinderError
+from multibinder import Address, Client, MultibinderError
 from multibinder.binder.settings import Settings
 from multibinder.cli.invocation import Invocation
+from multibinder.wire import kinds
 from tests.support.commands import clean_environment
 from tests.sweep import strace
 from tests.sweep.store import Store
@@ -25,7 +26,7 @@ from tests.sweep.store import Store
 #: How long a client waits for one answer, and how long the script waits for a condition.
 _ANSWER_S, _PATIENCE_S = 3.0, 15.0
 _ENTRY = Path(__file__).with_name("entry.py")
-Address = tuple[str, int]
+HostAndPort = tuple[str, int]
 _T = TypeVar("_T")
 
 
@@ -45,8 +46,8 @@ class Report(msgspec.Struct):
 class Life:
     """The process under test, and what its clients were told.
 
-    ``acknowledged`` are the addresses that a client received and nobody asked to release; ``released`` are those whose
-    release was answered.
+    ``acknowledged`` are the TCP addresses that a client received and nobody asked to release; ``released`` are those
+    whose release was answered. ``others`` are acknowledged addresses of other kinds, and of shards.
     """
 
     module = ""
@@ -59,8 +60,9 @@ class Life:
         self.trace_path = directory / "trace"
         self.policy_path = directory / "policy.toml"
         self.findings: list[str] = []
-        self.acknowledged: set[Address] = set()
-        self.released: set[Address] = set()
+        self.acknowledged: set[HostAndPort] = set()
+        self.released: set[HostAndPort] = set()
+        self.others: list[str] = []
         self.pids: set[int] = set()
         self._injection = injection
         self._process: subprocess.Popen[bytes] | None = None
@@ -152,19 +154,30 @@ class Life:
                     f"no binder answers, and {len(missing)} acknowledged listeners are not in the store"
                 )
             return 0
-        listed = self.ask(lambda client: {(self.host, _port(each.address)) for each in client.list()}, tries=5)
+        listed = self.ask(self._tcp_addresses, tries=5)
         if listed is None:
             self.findings.append("the binder does not answer 'list'")
         else:
             for address in sorted(self.acknowledged - listed):
                 self.findings.append(f"{address} was acknowledged and is gone")
+            shown = self.ask(lambda client: [each.address for each in client.list()], tries=5) or []
+            for text in {*self.others}:
+                if shown.count(text) < self.others.count(text):
+                    self.findings.append(f"{text} was acknowledged {self.others.count(text)} times and is gone")
         for address in sorted(self.acknowledged):
             if not _listens(address):
                 self.findings.append(f"{address} was acknowledged and refuses clients")
+        for text in {*self.others}:
+            if not _is_there(text):
+                self.findings.append(f"{text} was acknowledged and is not there for clients")
         for address in sorted(self.released):
             if _listens(address):
                 self.findings.append(f"{address} was released and listens")
         return self.count_descriptors()
+
+    def _tcp_addresses(self, client: Client) -> set[HostAndPort]:
+        found = {each.address for each in client.list()}
+        return {(self.host, _port(text)) for text in found if text.startswith(f"{self.host}:")}
 
     def count_descriptors(self) -> int:
         """Return the lowest number of descriptors in a second: connections that end and searches take a moment."""
@@ -203,6 +216,17 @@ class Life:
             self.acknowledged.update(addresses)
             return True
         return False
+
+    def bind_others(self, *texts: str, shards: int | None = None) -> None:
+        """Bind addresses of other kinds, or shards of a TCP address."""
+
+        def bind(client: Client) -> bool:
+            for listener in client.bind([*texts], owner="sweep", shards=shards):
+                listener.close()
+            return True
+
+        if self.ask(bind):
+            self.others += [text for text in texts for _ in range(shards or 1)]
 
     def release(self, port: int, owner: str = "sweep") -> None:
         address = (self.host, port)
@@ -288,6 +312,8 @@ class BinderLife(Life):
         self.send(pid, signal.SIGHUP)
         self.wait(lambda: self.log().count("policy-reloaded") > before or "policy-broken" in self.log(), 2)
         self.bind(8004, owner="other")
+        self.bind_others(f"udp@{self.host}:8006", f"unix@{self.directory / 'u.sock'}")
+        self.bind_others(f"{self.host}:8007", shards=2)
         self.ask(lambda client: client.upgrade())
         self.wait(lambda: self.log().count("event=serving") > 1 or "upgrade-" in self.log(), 4)
         self.bind(8005)
@@ -332,11 +358,27 @@ def _port(address: str) -> int:
     return int(address.rpartition(":")[2])
 
 
-def _listens(address: Address) -> bool:
+def _listens(address: HostAndPort) -> bool:
     try:
         socket.create_connection(address, _ANSWER_S).close()
     except ConnectionRefusedError:
         return False
+    return True
+
+
+def _is_there(text: str) -> bool:
+    """Return whether an address takes clients: it accepts, or a datagram to it is not refused."""
+    address = Address.parse(text)
+    accepts = kinds.of_address(address).accepts(address)
+    with socket.socket(address.family, socket.SOCK_STREAM if accepts else socket.SOCK_DGRAM) as client:
+        client.settimeout(_ANSWER_S)
+        try:
+            client.connect(address.sockaddr)
+            if not accepts:
+                client.send(b"")
+                client.send(b"")  # fails if the first one was refused (udp(7))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
     return True
 
 
