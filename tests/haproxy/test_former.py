@@ -1,0 +1,92 @@
+"""A server is found by any of its processes, and ends without harm to the sockets that it shares."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from multibinder.kernel.process import children_of, is_alive
+from multibinder.launch.former import Former, end, formers_of
+from tests.haproxy.support import config
+from tests.haproxy.versions import HAPROXY
+from tests.support import PATIENCE_S, clean_environment, require, wait_until
+
+NGINX = os.environ.get("NGINX_PROGRAM", "/usr/sbin/nginx")
+
+
+@contextlib.contextmanager
+def server(*command: str, cwd: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a master in a session of its own, and kill all of it at the end."""
+    with subprocess.Popen(command, cwd=cwd, env=clean_environment(), start_new_session=True) as process:
+        try:
+            wait_until(lambda: children_of(process.pid), f"{command[0]} has a worker")
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def accepts(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(OSError):
+        client.connect(str(path))
+        return True
+    return False
+
+
+def test_haproxy_is_its_master_and_finishes_its_connections(run_dir: Path, host: str) -> None:
+    require("haproxy", shutil.which(HAPROXY), f"there is no {HAPROXY}")
+    file = run_dir / "plain.cfg"
+    file.write_text(config(f"{host}:8000"))
+    with server(HAPROXY, "-Ws", "-f", str(file), cwd=run_dir) as process:
+        [worker] = children_of(process.pid)
+        [former] = formers_of([worker, process.pid])
+        assert (former.pid, former.program) == (process.pid, "haproxy")
+        wait_until(lambda: connected(host), "it serves").close()
+        with connected(host) or socket.socket() as client:
+            assert not end(former, 0.3)  # this client is not finished
+            client.close()
+            assert end(former, PATIENCE_S)
+        assert process.wait(PATIENCE_S) == 0
+
+
+def connected(host: str) -> socket.socket | None:
+    with contextlib.suppress(OSError):
+        client = socket.create_connection((host, 8000), PATIENCE_S)
+        client.sendall(b"GET")
+        return client
+    return None
+
+
+def test_nginx_leaves_its_path_and_its_pidfile(run_dir: Path) -> None:
+    if not os.path.exists(NGINX):
+        pytest.skip(f"there is no {NGINX}")
+    path = run_dir / "n.sock"
+    (run_dir / "n.conf").write_text(
+        f"daemon off; pid {run_dir}/n.pid; error_log stderr;\nevents {{}}\n"
+        f"http {{ access_log off; server {{ listen unix:{path}; return 200 ok; }} }}\n"
+    )
+    with server(NGINX, "-p", str(run_dir), "-c", str(run_dir / "n.conf"), cwd=run_dir) as process:
+        wait_until(lambda: accepts(path), "it serves")
+        [former] = formers_of(children_of(process.pid))
+        assert former.pid == process.pid
+        assert end(former, PATIENCE_S)
+        process.wait(PATIENCE_S)
+    assert path.exists()
+    assert (run_dir / "n.pid").exists()
+
+
+def test_a_process_that_has_the_pid_of_a_former_is_left_alone() -> None:
+    with subprocess.Popen(["sleep", "60"]) as other:
+        assert end(Former(other.pid, 1, "sleep"), 1)
+        assert is_alive(other.pid)
+        [former] = formers_of([other.pid])
+        assert end(former, PATIENCE_S)
+    assert formers_of([other.pid]) == []
