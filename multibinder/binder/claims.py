@@ -8,6 +8,18 @@ from multibinder.binder.listener_index import ListenerIndex
 from multibinder.binder.owner import ClaimCounts, Owner
 
 
+def claims_to_drop(listener: Listener, owner: Owner, *, of_any_uid: bool) -> list[Owner]:
+    """Return the claims that a release by ``owner`` drops.
+
+    ``of_any_uid``: if that owner has no claim, these are the claims of all other users that have the same label.
+    """
+    dropped = [claimant for claimant in listener.claims if claimant == owner]
+    if not dropped and of_any_uid:
+        is_all = listener.draining and not owner.label  # ``list`` shows no owner that could be named
+        dropped = [claimant for claimant in listener.claims if is_all or claimant.label == owner.label]
+    return dropped
+
+
 class Claims:
     """The claims to the listeners of ``index``, counted for each uid."""
 

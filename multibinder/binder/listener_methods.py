@@ -25,6 +25,7 @@ from multibinder.binder.policy_in_force import PolicyInForce
 from multibinder.binder.request_log import log_grants, log_releases
 from multibinder.binder.store import ListenerStore
 from multibinder.wire import messages
+from multibinder.wire.errors import NotAllowed
 from multibinder.wire.listener_params import ListenerParams, check_spec, decode_listener_params
 from multibinder.wire.messages import BindResult, Handoff, ListenerSpec, Released, Request
 from multibinder.wire.release_params import decode_release_params
@@ -155,6 +156,12 @@ class ListenerMethods:
 
     def release(self, request: Request, caller: Caller, reply: Reply) -> Answering:
         params = decode_release_params(request.params)
+        if any(element.leave_open for element in params) and not is_privileged(caller.uid):
+            raise NotAllowed(
+                "Not allowed to leave a listener open: only root and the binder's own user may, because the port stays "
+                "open without a claim; release it without leave_open",
+                messages.NOT_ALLOWED,
+            )
         with Resolution(self._socket_in) as namespaces:
             asked = yield from self._allowed(params, caller, "release", namespaces)
         outcomes = _Outcomes(len(asked))
@@ -172,6 +179,10 @@ class ListenerMethods:
             yield
             if self._store.find(each.spec, each.owner.uid) is not None:  # else there is nothing to release any more
                 self._require_still_allowed(caller, "release", [each])
+            if element.leave_open:
+                left = self._store.releases.leaving_open.leave(each.spec, each.owner, of_any_uid=each.of_any_uid)
+                outcomes.note(index, left)
+                continue
             if each.spec.shards is not None:
                 self._store.releases.release_others(
                     each.spec, each.owner, of_any_uid=each.of_any_uid, drain_s=element.drain

@@ -34,7 +34,7 @@ from multibinder.wire.messages import (
     Request,
     Upgrade,
 )
-from multibinder.wire.release_params import DRAIN
+from multibinder.wire.release_params import DRAIN, LEAVE_OPEN
 from multibinder.wire.status_params import decode_status_params
 
 #: Called with the version of the new code after its rehearsal; or with None and the reason why it cannot be used.
@@ -209,7 +209,7 @@ class Methods:
             self._version,
             messages.PROTOCOL,
             os.getpid(),
-            [*self._methods, DRAIN],
+            [*self._methods, DRAIN, LEAVE_OPEN],
             uid=caller.uid,
             upgrade_failure=self._upgrade_failure,
         )

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from multibinder.binder import events
-from multibinder.binder.claims import Claims
+from multibinder.binder.claims import Claims, claims_to_drop
 from multibinder.binder.durable_records import DurableRecords
 from multibinder.binder.events import CallLater
 from multibinder.binder.failures import callback_failed
+from multibinder.binder.leaving_open import LeavingOpen
 from multibinder.binder.listener import Listener
 from multibinder.binder.listener_index import ListenerIndex
 from multibinder.binder.owner import Owner
@@ -63,6 +64,7 @@ class Releases:
         self._durable = durable
         self._watch = watch
         self._call_later = call_later
+        self.leaving_open = LeavingOpen(index, shards, claims, durable, watch)
         self._drains: dict[Listener, _Drain] = {}
         self._last_began_at = 0.0
         self._is_due = False
@@ -80,10 +82,7 @@ class Releases:
         if listener is None or not listener.matches(spec):
             return Released(str(spec.address), "absent")
         address = str(listener.address)
-        dropped = [claimant for claimant in listener.claims if claimant == owner]
-        if not dropped and of_any_uid:
-            is_all = listener.draining and not owner.label  # ``list`` shows no owner that could be named
-            dropped = [claimant for claimant in listener.claims if is_all or claimant.label == owner.label]
+        dropped = claims_to_drop(listener, owner, of_any_uid=of_any_uid)
         if len(dropped) < len(listener.claims):
             if dropped and not listener.draining:
                 for claimant in dropped:

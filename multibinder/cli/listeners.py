@@ -46,6 +46,9 @@ def list_command(socket_path: str | None, as_json: bool) -> None:
 @click.option("--drain", default=0.0, metavar="SECONDS", type=click.FloatRange(0, LONGEST_DRAIN_S),
               help="Let no new client in, and close a port when its server has accepted those that wait, or after this "
               "time. Default: 0, which resets them.")  # fmt: skip
+@click.option("--leave-open", is_flag=True,
+              help="Let go of the listeners without closing the ports, for the way back to a server without a binder. "
+              "For root and the binder's own user.")  # fmt: skip
 @netns_option("The network namespace of the addresses: a name, a path, or a PID.")
 @click.argument("texts", nargs=-1, required=True, metavar="ADDRESS...", callback=addresses_of_texts)
 def release_command(
@@ -53,13 +56,15 @@ def release_command(
     owner: str,
     all_owners: bool,
     drain: float,
+    leave_open: bool,
     netns: str,
     texts: tuple[Address, ...],
 ) -> None:
     """Give up a claim on listeners.
 
     A listener without any claim left is closed, for every process that holds it. An address means all of its shards; it
-    may be of any kind, a list with commas, or a range of ports.
+    may be of any kind, a list with commas, or a range of ports. With --leave-open the port stays open for the processes
+    that have it, and closes when the last of them ends.
 
     \b
     Exit codes:
@@ -73,6 +78,8 @@ def release_command(
     """
     if math.isnan(drain):
         raise click.BadParameter("NaN is no number of seconds", param_hint="--drain")
+    if leave_open and drain:
+        raise click.UsageError("a listener that is left open does not drain: leave out --drain, or --leave-open")
     with Client(socket_path) as binder:
         held: dict[str, list[ListenerStatus]] = {}
         for listener in binder.list():
@@ -87,7 +94,7 @@ def release_command(
                 by_owner.setdefault(each, []).append(spec_of(address, netns, whole=True))
         outcomes: dict[Address, Released] = {}
         for each, its in by_owner.items():
-            released = binder.release(its, owner=each, drain=drain)
+            released = binder.release(its, owner=each, drain=drain, leave_open=leave_open)
             outcomes |= zip([spec.address for spec in its], released, strict=True)
     for address in texts:
         say(_sentence(outcomes[address], owner))
@@ -135,7 +142,7 @@ def _claims_of(listener: ListenerStatus) -> list[str]:
 
 def _sentence(outcome: Released, owner: str) -> str:
     names = owner_names(outcome.claims) if outcome.claims else [label or NO_LABEL for label in outcome.owners]
-    sentence = f"{outcome.address}: {outcome.outcome}"
+    sentence = f"{outcome.address}: {outcome.outcome.replace('-', ' ')}"
     if names:
         sentence += f", by {', '.join(names)}"
     if not outcome.had_claim:

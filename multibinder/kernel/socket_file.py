@@ -204,6 +204,14 @@ def remove_file(sock: socket.socket, path: str, *, keep_hidden: bool = False) ->
             os.unlink(hidden)
 
 
+def remove_hidden_name(sock: socket.socket) -> None:
+    """Remove the hidden name of the socket's file, if it has one. Its path stays. Raises OSError."""
+    path, file = path_of(sock), file_of(sock)
+    if path is not None and file is not None and leads_to(hidden_name(path), file):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(hidden_name(path))
+
+
 def set_owner(sock: socket.socket, path: str, user: int | None = None, group: int | None = None) -> None:
     """Change user or group of the socket's file, unless it has them. Raises OSError."""
     descriptor = open_file(sock, path)

@@ -31,7 +31,7 @@ from multibinder.wire.move_params import MoveParams
 from multibinder.wire.old_binders import is_unknown, old_binders_explained, without_shards
 from multibinder.wire.options import check_optional_owner, check_owner
 from multibinder.wire.reception import decode_result
-from multibinder.wire.release_params import DRAIN, release_params
+from multibinder.wire.release_params import DRAIN, LEAVE_OPEN, release_params
 from multibinder.wire.session import Session
 from multibinder.wire.shared_listener import SharedListener
 from multibinder.wire.spread import Shards
@@ -146,7 +146,13 @@ class Client:  # which has a method ``list``: hence builtins.list
         return decode_result(self._ask("status", [] if fresh else [StatusParams(fresh=False)]), BinderStatus)
 
     def release(
-        self, wanted: Iterable[ReleaseTarget], *, netns: str = "", owner: str = "", drain: float = 0.0
+        self,
+        wanted: Iterable[ReleaseTarget],
+        *,
+        netns: str = "",
+        owner: str = "",
+        drain: float = 0.0,
+        leave_open: bool = False,
     ) -> builtins.list[Released]:
         """Give up the claim of ``owner``. A listener that has no claim left is shut down for every holder.
 
@@ -155,14 +161,19 @@ class Client:  # which has a method ``list``: hence builtins.list
         this many seconds; ``reset`` clients still waited then. The call returns when all are closed. An address means
         all of its shards, what ``bind`` and ``list`` return one listener; ``netns`` is the namespace of addresses.
 
-        Raises LocalProtocolError if the binder is too old for ``drain``; nothing is released then.
+        With ``leave_open``, for root and the binder's own user, the binder lets go of the listener without closing the
+        port: the processes that have it serve on. The outcome is ``left-open``.
+        Raises LocalProtocolError if the binder is too old for ``drain`` or ``leave_open``; nothing is released then.
         """
         specs, seconds = specs_of(wanted, netns=netns, whole=True), drain_s(drain)
         check_optional_owner(owner)
         if not specs:
             return []
-        self._require_drain(seconds)
-        params = [release_params(spec, owner, seconds) for spec in specs]
+        if seconds:
+            self._require(DRAIN, "drain")
+        if leave_open:
+            self._require(LEAVE_OPEN, "leave open")
+        params = [release_params(spec, owner, seconds, leave_open=leave_open) for spec in specs]
         try:
             with old_binders_explained(specs):
                 reply = self._ask("release", params, can_repeat=False, also_s=seconds)
@@ -244,7 +255,8 @@ class Client:  # which has a method ``list``: hence builtins.list
         stacklevel: int,
     ) -> builtins.list[SharedListener]:
         check_owner(owner)
-        self._require_drain(drain_s(drain))
+        if drain_s(drain):
+            self._require(DRAIN, "drain")
         sockets = self._bind(specs, owner, inheritable, stacklevel)
         try:
             # A listener that the binder repairs meanwhile gets another socket.
@@ -256,7 +268,7 @@ class Client:  # which has a method ``list``: hence builtins.list
                 for each in self.list()
                 if each.cookie not in cookies
                 and (bool(each.netns) or (each.address, each.shard) not in bound)
-                and _has_claim(each, label, uid)
+                and each.has_claim(label, uid)
             ]
             self.release(others, owner=owner, drain=drain)
         except BaseException:
@@ -264,11 +276,11 @@ class Client:  # which has a method ``list``: hence builtins.list
             raise
         return set_mode(sockets, blocking)
 
-    def _require_drain(self, seconds: float) -> None:
-        if seconds and DRAIN not in (hello := self.hello()).capabilities:
+    def _require(self, capability: str, doing: str) -> None:
+        if capability not in (hello := self.hello()).capabilities:
             raise LocalProtocolError(
-                f"this binder ({hello.version}) cannot drain a listener: upgrade it ('multibinder upgrade'), "
-                "or release without drain"
+                f"this binder ({hello.version}) cannot {doing} a listener: upgrade it ('multibinder upgrade'), or "
+                f"release without {capability}"
             )
 
     def _label_and_uid(self, owner: str) -> tuple[str, int]:
@@ -286,10 +298,3 @@ class Client:  # which has a method ``list``: hence builtins.list
             return connection.ask(method, params, timeout_s, deadline)
 
         return self._session.call(exchange, timeout_s, can_repeat=can_repeat)
-
-
-def _has_claim(listener: ListenerStatus, label: str, uid: int) -> bool:
-    """Return whether the owner has a claim. A binder of 0.1 tells the labels alone."""
-    if not listener.claims:
-        return label in listener.owners
-    return any(claim.label == label and claim.uid == uid for claim in listener.claims)

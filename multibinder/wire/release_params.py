@@ -9,21 +9,27 @@ from multibinder.wire.messages import InvalidParamsError, ListenerSpec
 
 #: The capability (``Hello.capabilities``) of a binder that knows ``drain``.
 DRAIN = "drain"
+#: The capability of a binder that knows ``leave_open``.
+LEAVE_OPEN = "leave-open"
 #: The longest time that a listener may drain: a day.
 LONGEST_DRAIN_S = 86400.0
 
 
 class ReleaseParams(ListenerParams, forbid_unknown_fields=True, omit_defaults=True):
-    """One element of ``params`` as it is sent. ``drain`` is in seconds."""
+    """One element of ``params`` as it is sent. ``drain`` is in seconds.
+
+    With ``leave_open`` the binder lets go of the listener, and the port stays open for the processes that have it.
+    """
 
     drain: float = 0.0
+    leave_open: bool = False
 
 
-def release_params(spec: ListenerSpec, owner: str, drain_s: float) -> ListenerParams:
-    """Return the element that asks for the release of ``spec``. An old binder can read it if there is no drain."""
-    if not drain_s:
+def release_params(spec: ListenerSpec, owner: str, drain_s: float, *, leave_open: bool = False) -> ListenerParams:
+    """Return the element that asks for the release of ``spec``. An old binder can read it without the last two."""
+    if not drain_s and not leave_open:
         return ListenerParams.of(spec, owner)
-    return msgspec.structs.replace(ReleaseParams.of(spec, owner), drain=drain_s)
+    return msgspec.structs.replace(ReleaseParams.of(spec, owner), drain=drain_s, leave_open=leave_open)
 
 
 def decode_release_params(raw: msgspec.Raw) -> list[ReleaseParams]:
@@ -33,6 +39,10 @@ def decode_release_params(raw: msgspec.Raw) -> list[ReleaseParams]:
         if not 0 <= element.drain <= LONGEST_DRAIN_S:
             raise InvalidParamsError(
                 f"params[{index}]: drain {element.drain:g} is out of range: give seconds from 0 to {LONGEST_DRAIN_S:g}"
+            )
+        if element.leave_open and element.drain:
+            raise InvalidParamsError(
+                f"params[{index}]: a listener that is left open does not drain: leave out drain, or leave_open"
             )
     return params
 

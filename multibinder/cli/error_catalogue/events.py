@@ -67,6 +67,11 @@ EVENTS = Section(
             remedy="nothing; it ends after its time at the latest",
         ),
         entry(
+            "cannot-let-go",
+            cause="the hidden second name of a Unix path could not be removed when the binder let go of its listener",
+            remedy="remove the hidden file beside the path; the server that has the socket is not touched",
+        ),
+        entry(
             "shard-drains",
             cause="a shard was released, and the kernel does not give the clients in its queue to another shard: for "
             "TCP, net.ipv4.tcp_migrate_req is 0 and the binder may not load a BPF program. New clients come to the "

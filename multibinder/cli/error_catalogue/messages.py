@@ -157,9 +157,9 @@ CLIENT = Section(
             fragment="was shut down by another process",
         ),
         entry(
-            "this binder (…) cannot drain a listener",
-            cause="`drain` needs a newer binder than the one that runs; nothing was released",
-            remedy="`multibinder upgrade`, or release without drain, which resets the clients that wait",
+            "this binder (…) cannot … a listener: upgrade it ('multibinder upgrade'), or release without …",
+            cause="`drain` and `leave_open` need a newer binder than the one that runs; nothing was released",
+            remedy="`multibinder upgrade`. Without drain waiting clients are reset; without leave_open the port closes",
         ),
         entry(
             "MULTIBINDER_SOCK is not set: binding in this process, so a restart will refuse connections",

@@ -178,6 +178,9 @@ class Kind(abc.ABC):
         Raises OSError. Needs CAP_CHOWN for a wildcard address.
         """
 
+    def let_go(self, sock: socket.socket) -> None:  # noqa: B027 (most kinds have nothing to do)
+        """Remove what the binder has made beside the socket, which others go on to use. Raises OSError."""
+
     def turn_away(self, sock: socket.socket) -> float:
         """Keep new clients from the socket; those that wait in its queue stay there. Raises OSError.
 

@@ -222,6 +222,10 @@ class Unix(Kind):
         if removal is not None:
             raise removal
 
+    def let_go(self, sock: socket.socket) -> None:
+        """The path stays, and its hidden name goes."""
+        socket_file.remove_hidden_name(sock)
+
     def is_retired(self, sock: socket.socket) -> bool:
         return sock.type == socket.SOCK_DGRAM and is_silenced(sock)
 
@@ -231,9 +235,7 @@ class Unix(Kind):
         return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)) and not is_shut_down(sock)
 
     def is_reachable(self, sock: socket.socket, address: Address) -> bool:
-        if not self.is_ready(sock):
-            return False
-        return not isinstance(address, UnixAddress) or socket_file.is_at(sock, address.path)
+        return self.is_ready(sock) and (address.path is None or socket_file.is_at(sock, address.path))
 
     def queue(self, sock: socket.socket) -> Queue:
         """The kernel does not count the datagrams in a queue: the length is 1 if one waits at least. Nor does it tell
