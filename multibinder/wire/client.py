@@ -35,7 +35,7 @@ from multibinder.wire.release_params import DRAIN, LEAVE_OPEN, release_params
 from multibinder.wire.session import Session
 from multibinder.wire.shared_listener import SharedListener
 from multibinder.wire.spread import Shards
-from multibinder.wire.status import BinderStatus, ListenerStatus
+from multibinder.wire.status import BinderStatus, ListenerStatus, has_claim
 from multibinder.wire.status_params import StatusParams
 
 #: The stack frames between ``Client._bind`` and the warning.
@@ -154,16 +154,15 @@ class Client:  # which has a method ``list``: hence builtins.list
         drain: float = 0.0,
         leave_open: bool = False,
     ) -> builtins.list[Released]:
-        """Give up the claim of ``owner``. A listener that has no claim left is shut down for every holder.
+        """Give up the claim of ``owner``. A listener without a claim is shut down for every holder.
 
-        The outcome of each is ``closed``, ``kept`` (another claim remains: see ``owners``) or ``absent``. With
-        ``drain``, a listener lets no new client in, and closes when its holders have accepted those that wait, or after
-        this many seconds; ``reset`` clients still waited then. The call returns when all are closed. An address means
-        all of its shards, what ``bind`` and ``list`` return one listener; ``netns`` is the namespace of addresses.
+        The outcome of each is ``closed``, ``kept`` (another claim remains: see ``owners``) or ``absent``. ``drain``
+        lets no client in, waits until holders have accepted those that wait, for this many seconds at most, and closes:
+        ``reset`` clients waited. An address means all of its shards, what ``bind`` and ``list`` return one
+        listener; ``netns`` is its namespace. With ``leave_open``, for root, the port stays open for its holders:
+        ``left-open``.
 
-        With ``leave_open``, for root and the binder's own user, the binder lets go of the listener without closing the
-        port: the processes that have it serve on. The outcome is ``left-open``.
-        Raises LocalProtocolError if the binder is too old for ``drain`` or ``leave_open``; nothing is released then.
+        Raises LocalProtocolError, and releases nothing, if the binder is too old for these.
         """
         specs, seconds = specs_of(wanted, netns=netns, whole=True), drain_s(drain)
         check_optional_owner(owner)
@@ -268,7 +267,7 @@ class Client:  # which has a method ``list``: hence builtins.list
                 for each in self.list()
                 if each.cookie not in cookies
                 and (bool(each.netns) or (each.address, each.shard) not in bound)
-                and each.has_claim(label, uid)
+                and has_claim(each, label, uid)
             ]
             self.release(others, owner=owner, drain=drain)
         except BaseException:

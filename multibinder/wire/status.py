@@ -58,11 +58,12 @@ class ListenerStatus(msgspec.Struct, frozen=True):
     def key(self) -> str:
         return shown_key(self.address, self.shard, self.netns, self.netns_name)
 
-    def has_claim(self, label: str, uid: int) -> bool:
-        """Return whether the owner has a claim. A binder of 0.1 tells the labels alone."""
-        if not self.claims:
-            return label in self.owners
-        return any(claim.label == label and claim.uid == uid for claim in self.claims)
+
+def has_claim(listener: ListenerStatus, label: str, uid: int) -> bool:
+    """Return whether the owner has a claim on a listener. A binder of 0.1 tells the labels alone."""
+    if not listener.claims:
+        return label in listener.owners
+    return any(claim.label == label and claim.uid == uid for claim in listener.claims)
 
 
 class Counters(msgspec.Struct):

@@ -28,7 +28,9 @@ class BinderInMemory:
     def list(self) -> Sequence[ListenerStatus]:
         return [ListenerStatus("127.0.0.1:80", None, self.owners, 1, None, None, 0, 0.0, 1)]
 
-    def release(self, addresses: Sequence[Address], *, owner: str, drain: float) -> Sequence[Released]:
+    def release(
+        self, addresses: Sequence[Address], *, owner: str, drain: float, leave_open: bool
+    ) -> Sequence[Released]:
         self.released.append(owner)
         return [Released(str(addresses[0]), "closed")]
 
