@@ -12,9 +12,10 @@ import click
 import msgspec
 
 from multibinder import __version__
+from multibinder.cli.installation import InstallError, commands_directory
 from multibinder.cli.options import socket_option
 from multibinder.cli.say import say_json
-from multibinder.cli.systemd import InstallError, commands_directory, installed_units
+from multibinder.cli.systemd import installed_units
 from multibinder.cli.wording import count
 from multibinder.kernel.process import printable
 from multibinder.launch.run.files import RUNTIME_DIR_VARIABLE, default_runtime_directory

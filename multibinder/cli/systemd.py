@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +10,11 @@ from pathlib import Path
 import click
 import msgspec
 
-from multibinder import MultibinderError
+from multibinder.cli.installation import InstallError, commands_directory
 from multibinder.cli.say import say
+from multibinder.cli.takeover import takeover_command
 from multibinder.cli.wording import reason_of
-from multibinder.kernel.files import replace
+from multibinder.launch.units import sealed
 
 #: The directory of each file, below the prefix. All are in /etc, because packages own /usr/lib.
 _DIRECTORIES = {
@@ -27,17 +25,12 @@ _DIRECTORIES = {
     "multibinder-exporter.service": "etc/systemd/system",
     "sysusers.d/multibinder.conf": "etc/sysusers.d",
 }
-_COMMANDS = ("multibinder", "multibinder-haproxy")
 #: The uid of the user nobody. It is used for the trial, because the service's user may not exist yet.
 _NOBODY = 65534
 #: A trial import of the module that the service executes.
 _TRIAL_IMPORT = "import multibinder.cli.binder_main"
-#: The first line of an installed file, with the digest of the rest.
-_SEAL = re.compile(r"\A# Written by 'multibinder systemd install'; changed by hand if not sha256 ([0-9a-f]{64})\n")
-
-
-class InstallError(MultibinderError):
-    """The units cannot be installed; the message says why, and what to do."""
+#: The command that writes the files, for their seal.
+_WRITER = "multibinder systemd install"
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -55,6 +48,9 @@ class _File(msgspec.Struct, frozen=True):
 @click.group("systemd", short_help="Run the binder and HAProxy as systemd services.")
 def systemd_command() -> None:
     """Run the binder and HAProxy as systemd services."""
+
+
+systemd_command.add_command(takeover_command)
 
 
 @systemd_command.command("install", short_help="Write the unit files with the paths of this installation.")
@@ -113,24 +109,6 @@ def installed_units(root: Path) -> list[tuple[Path, str]]:
     return [(file.path, file.state) for file in _plan(root, commands_directory())]
 
 
-def commands_directory() -> Path:
-    """Return the directory of this installation's commands. Raises InstallError."""
-    beside_python = os.path.dirname(sys.executable)
-    script = shutil.which(sys.argv[0]) if "/" not in sys.argv[0] else sys.argv[0]
-    candidates = [os.path.dirname(os.path.abspath(script))] if script else []
-    for directory in (*candidates, beside_python):
-        if all(os.access(os.path.join(directory, command), os.X_OK) for command in _COMMANDS):
-            break
-    else:
-        raise InstallError(
-            f"there are no commands {' and '.join(_COMMANDS)} in {beside_python}; install the project with pip first"
-        )
-    # systemd.service(5): ExecStart= interprets quotes, backslashes, '$' and ';'. '%' is escaped below.
-    if re.search(r"[\s\"'\\$;]", directory):
-        raise InstallError(f"{directory!r} has a character that a unit's ExecStart= cannot have; install elsewhere")
-    return Path(directory)
-
-
 def _obstacle(commands: Path) -> str:
     """Return why a user other than root cannot run the binder from this installation; empty if one can.
 
@@ -168,30 +146,17 @@ def _plan(root: Path, commands: Path) -> list[_File]:
     files = []
     for name, place in _DIRECTORIES.items():
         text = (templates / name).read_text(encoding="utf-8").replace("@BINDIR@", str(commands).replace("%", "%%"))
-        content = f"# Written by 'multibinder systemd install'; changed by hand if not sha256 {_digest(text)}\n{text}"
+        content = sealed.sealed(_WRITER, text)
         path = root / place / os.path.basename(name)
         files.append(_File(path, content, *_state(path, content)))
     return files
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _state(path: Path, content: str) -> tuple[str, str]:
     try:
-        if path.is_symlink():
-            return "changed", f"a link to {os.readlink(path)}"
-        present = path.read_bytes().decode(errors="replace")
-    except FileNotFoundError:
-        return "absent", ""
+        return sealed.state_of(path, _WRITER, content)
     except OSError as error:
         raise InstallError(f"{path}: cannot read it: {reason_of(error)}") from error
-    if present == content:
-        return "unchanged", ""
-    if (seal := _SEAL.match(present)) and seal[1] == _digest(present[seal.end() :]):
-        return "outdated", ""
-    return "changed", "changed by hand" if seal else "not written by this command"
 
 
 def _outcome(file: _File, dry_run: bool, force: bool, blocked: bool) -> str:
@@ -206,10 +171,8 @@ def _outcome(file: _File, dry_run: bool, force: bool, blocked: bool) -> str:
 
 
 def _write(file: _File) -> None:
-    """Replace the file atomically and durably, with the mode that systemd expects of units."""
     try:
-        file.path.parent.mkdir(parents=True, exist_ok=True)
-        replace(str(file.path), file.content.encode(), 0o644, sync=True)
+        sealed.write(file.path, file.content)
     except OSError as error:
         remedy = "; run this as root" if isinstance(error, PermissionError) and os.geteuid() != 0 else ""
         raise InstallError(f"{file.path}: cannot write: {reason_of(error)}{remedy}") from error

@@ -13,6 +13,7 @@ from multibinder.cli.error_catalogue.messages import BIND, CLIENT, COMMANDS, POL
 from multibinder.cli.error_catalogue.namespaces import NAMESPACES
 from multibinder.cli.error_catalogue.run import RUN
 from multibinder.cli.error_catalogue.servers import SERVERS
+from multibinder.cli.error_catalogue.takeover import TAKEOVER
 
 SECTIONS = (
     CLIENT,
@@ -26,6 +27,7 @@ SECTIONS = (
     EXEC,
     HAPROXY,
     RUN,
+    TAKEOVER,
     EVENTS,
     PROTOCOL,
     OTHERS_MESSAGES,
