@@ -48,6 +48,14 @@ class Row(msgspec.Struct, frozen=True):
     differs: list[str]
 
 
+class AdoptedAddress(msgspec.Struct, frozen=True):
+    """What ``--json`` shows of an address. ``outcome`` is ``adopted``, from ``holders``, or ``held``: it was before."""
+
+    address: str
+    outcome: str
+    holders: list[Process]
+
+
 @click.command("adopt", short_help="Take over the listeners of a running server.")
 @socket_option(required=False)
 @click.option("--pid", "pids", type=click.IntRange(1), multiple=True, metavar="N",
@@ -57,7 +65,8 @@ class Row(msgspec.Struct, frozen=True):
 @click.option("--owner", default="", metavar="LABEL", help="The owner of the claims: the label with which the next "
               "server binds, or LABEL:UID for one of another user. Default: the claim without a label.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Show what would be adopted, and change nothing.")
-@click.option("--json", "as_json", is_flag=True, help="With --dry-run: print the table as a JSON array.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array: the table with --dry-run, else each "
+              "address with its outcome and the processes that had it.")  # fmt: skip
 @click.argument("addresses", nargs=-1, metavar="[ADDRESS]...", type=AddressType())
 def adopt_command(
     socket_path: str | None,
@@ -87,8 +96,6 @@ def adopt_command(
     """
     if not (addresses or pids or units):
         raise click.UsageError("name the listeners: give an ADDRESS, --pid or --unit")
-    if as_json and not dry_run:
-        raise click.UsageError("--json shows what --dry-run finds")
     check_optional_owner(owner)
     with contextlib.ExitStack() as stack:
         binder = _connect(stack, socket_path, required=not dry_run)
@@ -97,7 +104,7 @@ def adopt_command(
         held = {each.cookie for each in binder.list()} if binder else set()
         rows = _rows(found.listeners, held)
         missing = _missing(addresses, found, binder)
-        if as_json:
+        if as_json and dry_run:
             say_json(rows)
         elif dry_run and rows:
             _print_table(rows)
@@ -107,7 +114,7 @@ def adopt_command(
         if problems or dry_run:
             sys.exit(1 if problems else 0)
         assert binder is not None  # noqa: S101 (required)
-        _adopt(binder, found.listeners, rows, owner, held)
+        _adopt(binder, found.listeners, rows, owner, held, as_json=as_json)
 
 
 def _connect(stack: contextlib.ExitStack, socket_path: str | None, *, required: bool) -> Client | None:
@@ -204,7 +211,13 @@ def _problems(found: Found, missing: Sequence[str], rows: Sequence[Row], address
 
 
 def _adopt(
-    binder: Client, listeners: Sequence[Adoptable], rows: Sequence[Row], owner: str, held: Collection[int]
+    binder: Client,
+    listeners: Sequence[Adoptable],
+    rows: Sequence[Row],
+    owner: str,
+    held: Collection[int],
+    *,
+    as_json: bool,
 ) -> None:
     for row in rows:
         if row.obstacle:
@@ -236,8 +249,11 @@ def _adopt(
             with contextlib.suppress(PermissionError):
                 os.fchown(descriptor, uid, -1)
         raise
+    if as_json:
+        say_json([_outcome(address, outcomes, rows) for address, outcomes in _by_address(adopted).items()])
     for address, outcomes in _by_address(adopted).items():
-        say(_sentence(address, outcomes, rows, owner))
+        if not as_json:
+            say(_sentence(address, outcomes, rows, owner))
         for warning in {each.warning for each in outcomes if each.warning}:
             say(f"{address}: warning: {warning}", err=True)
 
@@ -283,6 +299,12 @@ def _by_address(adopted: Sequence[Adopted]) -> dict[str, list[Adopted]]:
     for each in adopted:
         grouped.setdefault(each.address, []).append(each)
     return grouped
+
+
+def _outcome(address: str, outcomes: Sequence[Adopted], rows: Sequence[Row]) -> AdoptedAddress:
+    is_new = any(each.outcome == "adopted" for each in outcomes)
+    holders = next((row.holders for row in rows if row.address == address and row.state == "free"), [])
+    return AdoptedAddress(address, "adopted" if is_new else "held", holders if is_new else [])
 
 
 def _sentence(address: str, outcomes: Sequence[Adopted], rows: Sequence[Row], owner: str) -> str:

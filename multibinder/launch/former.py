@@ -36,6 +36,14 @@ class Former(msgspec.Struct, frozen=True):
     start_ticks: int
     program: str
 
+    def __str__(self) -> str:
+        return f"{self.program} (pid {self.pid})"
+
+    @property
+    def ends_in_steps(self) -> bool:
+        """Whether ``end`` has to wait for the end itself; any other server ends by itself, once it was told."""
+        return self.program == _NGINX
+
     def is_alive(self) -> bool:
         """Return whether this very process lives."""
         stat = process.stat_or_none(self.pid)

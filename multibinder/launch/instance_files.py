@@ -77,6 +77,11 @@ class InstanceFiles:
         """Replace a record. Raises LaunchError."""
         records.write_record(self.path(file_name), record)
 
+    def remove_record(self, file_name: str) -> None:
+        """Remove a record, if there is one. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path(file_name))
+
     def path(self, file_name: str) -> str:
         return os.path.join(self.directory, file_name)
 

@@ -24,6 +24,20 @@ ADOPT = Section(
             fragment="cannot be read: run this as root",
         ),
         entry(
+            "… cannot be taken over from …: …",
+            "… cannot be taken over from its server: …",
+            "… cannot be taken over: …",
+            "cannot look for the server that serves now: …",
+            cause="`run --adopt` could not adopt the listeners of the server that serves; the sentence has the reason. "
+            "Nothing was started, and that server goes on",
+            remedy="the remedy of the reason; run it as root",
+        ),
+        entry(
+            "'multibinder adopt' cannot be run: …",
+            cause="`run --adopt` starts a process of ours for it, which did not start, or did not end in a minute",
+            remedy="the reason says which; is the installation complete?",
+        ),
+        entry(
             "multibinder has no kind for this sort of socket",
             cause="SCTP, for example; the binder does not hold such sockets",
             remedy="none",

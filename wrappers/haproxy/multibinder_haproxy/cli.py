@@ -128,9 +128,15 @@ def multibinder_haproxy() -> None:
               "runtime directory.")  # fmt: skip
 @_take_binds
 @_take_stats
+@click.option(
+    "--adopt",
+    is_flag=True,
+    help="Take the listeners over from the server that has them now, such as a plain HAProxy or nginx, and end it "
+    "gracefully when HAProxy is ready. For root.",
+)
 @_sandbox
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- HAPROXY ARGS...")
-def run_command(name: str, runtime_dir: str, **options: Any) -> None:
+def run_command(name: str, runtime_dir: str, adopt: bool, **options: Any) -> None:
     """Render the templates, get the sockets, and become HAProxy.
 
     Every -f FILE.j2 (also .mb, .erb, and directories) is rendered. Without a template, the binder holds what the bind
@@ -146,7 +152,7 @@ def run_command(name: str, runtime_dir: str, **options: Any) -> None:
     """
     from multibinder_haproxy import start
 
-    start.run(_plan(Instance(runtime_dir, name), run_arguments=sys.argv[1:], **options))
+    start.run(_plan(Instance(runtime_dir, name), run_arguments=sys.argv[1:], **options), adopt=adopt)
 
 
 @multibinder_haproxy.command(

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 import msgspec
 
 from multibinder import MultibinderError
+from multibinder.launch import first_switch
 from multibinder_haproxy import sockets
 from multibinder_haproxy.accepting import CannotTell, unused_binds
 from multibinder_haproxy.config.model import Config, Slot, UnusedBind
+from multibinder_haproxy.instance import Instance
 from multibinder_haproxy.invocation import Invocation
 from multibinder_haproxy.master import Master
 
@@ -77,10 +79,15 @@ def reconcile(
 
 
 def release_all(invocation: Invocation) -> tuple[list[str], str]:
-    """Release all listeners of the instance. Return the addresses that were closed, and what went wrong."""
+    """Release all listeners of the instance. Return the addresses that were closed, and what went wrong.
+
+    What was adopted from a server that serves still is left open for it.
+    """
     if not invocation.binder:
         return [], ""
     try:
+        # A server that was not replaced yet serves on what was adopted from it.
+        first_switch.leave(Instance.at(invocation.directory), invocation.binder, invocation.owner)
         closed, _ = sockets.release_others(invocation.binder, [], invocation.owner)
     except MultibinderError as error:
         return [], f"the listeners of {invocation.name} could not be released: {error}"

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from multibinder import MultibinderError
 from multibinder.launch.errors import LaunchError
+from multibinder_haproxy.former_servers import end_former_servers
 from multibinder_haproxy.instance import Instance
 from multibinder_haproxy.settle import settle
 
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     lock, pidfd = (int(given[option]) if option in given else None for option in ("--lock-fd", "--master-fd"))
     try:
         settle(instance, _TIMEOUT_S, lock, pidfd)
+        end_former_servers(instance)
     except (LaunchError, MultibinderError) as error:
         instance.log.write("error", str(error))
         sys.exit(1)

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import msgspec
 
+from multibinder.launch import first_switch
 from multibinder.launch.errors import LaunchError
 from multibinder_haproxy import last_good
 from multibinder_haproxy.check import check_with_haproxy
@@ -26,8 +27,10 @@ from multibinder_haproxy.version import refuse_too_old, was_replaced_since
 _SETTLED_WITHIN_S = 10.0
 
 
-def run(invocation: Invocation) -> NoReturn:
+def run(invocation: Invocation, *, adopt: bool = False) -> NoReturn:
     """Prepare the configuration and its sockets, and become HAProxy. Raises LaunchError if it cannot be started.
+
+    With ``adopt``, addresses on which another server accepts are taken over from it; it is ended when a worker came up.
 
     After a failure the listeners of the instance are closed, unless the invocation keeps them for the next start: a
     port that no process serves makes its clients wait for nothing.
@@ -43,7 +46,7 @@ def run(invocation: Invocation) -> NoReturn:
             environment.write(instance.directory, os.environ)
             _prepare_state_directory(instance, invocation)
             judge_earlier_start(instance, invocation)
-            invocation, failure = _prepare(instance, invocation)
+            invocation, failure = _prepare(instance, invocation, adopt=adopt)
             if failure:
                 load.report_fallback(instance.name, str(failure))
             become_haproxy(invocation, lock)
@@ -79,12 +82,16 @@ def _close_listeners(instance: Instance, invocation: Invocation) -> None:
         instance.log.write("error", problem)
 
 
-def _prepare(instance: Instance, invocation: Invocation) -> tuple[Invocation, LaunchError | None]:
+def _prepare(instance: Instance, invocation: Invocation, *, adopt: bool) -> tuple[Invocation, LaunchError | None]:
     """Get the sockets and write the files for the current configuration, or for the last good one.
 
     In the latter case, also return the reason. Raises LaunchError if neither is possible.
     """
     config, failure = _config_to_start(instance, invocation)
+    if adopt and invocation.binder:
+        here = [slot.address for slot in config.slots if not slot.netns]
+        for former in first_switch.begin(instance, invocation.binder, invocation.owner, here):
+            instance.log.write("notice", f"taking over from {former}, which serves until a worker has come up")
     try:
         invocation = give(invocation, config, failure)
     except BinderAway:
