@@ -13,6 +13,7 @@ import msgspec
 from multibinder.cli.installation import InstallError, commands_directory
 from multibinder.cli.say import say
 from multibinder.cli.takeover import takeover_command
+from multibinder.cli.unit_commands import unit_release, unit_start, unit_sync_command
 from multibinder.cli.wording import reason_of
 from multibinder.launch.units import sealed
 
@@ -51,6 +52,8 @@ def systemd_command() -> None:
 
 
 systemd_command.add_command(takeover_command)
+for _command in (unit_release, unit_start, unit_sync_command):
+    systemd_command.add_command(_command)
 
 
 @systemd_command.command("install", short_help="Write the unit files with the paths of this installation.")

@@ -115,11 +115,12 @@ def _slots(text: str, addresses: list[str], name: str, given: dict[str, str]) ->
             specs = in_shards(ListenerSpec(address, options_of(own), netns=netns), shards)
         except AddressError as error:
             raise AddressError(f"{excerpt(repr(text))}: {error}") from None
-        found += [_slot(spec) for spec in specs]
+        found += [slot_of(spec) for spec in specs]
     return found
 
 
-def _slot(spec: ListenerSpec) -> dict[str, str | int | bool]:
+def slot_of(spec: ListenerSpec) -> dict[str, str | int | bool]:
+    """Return a listener as ``launch/direct`` and the styles know it."""
     fields: dict[str, Any] = spec.address.wire_fields()
     if "address" in fields:
         fields["host"] = fields.pop("address")
