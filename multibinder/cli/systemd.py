@@ -11,9 +11,9 @@ import click
 import msgspec
 
 from multibinder.cli.installation import InstallError, commands_directory
+from multibinder.cli.kept_unit import unit_release, unit_start, unit_sync_command
 from multibinder.cli.say import say
 from multibinder.cli.takeover import takeover_command
-from multibinder.cli.unit_commands import unit_release, unit_start, unit_sync_command
 from multibinder.cli.wording import reason_of
 from multibinder.launch.units import sealed
 

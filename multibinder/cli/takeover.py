@@ -10,6 +10,7 @@ import click
 from multibinder.cli.say import say
 from multibinder.cli.takeover_steps import Steps, read
 from multibinder.launch.errors import LaunchError
+from multibinder.launch.styles import STYLES
 
 
 @click.command("takeover", short_help="Put a unit's server on the binder's sockets, without a restart.")
@@ -18,8 +19,13 @@ from multibinder.launch.errors import LaunchError
 @click.option("--force", is_flag=True, help="Replace, or with --undo remove, a drop-in that was changed by hand.")
 @click.option("--timeout", type=click.FloatRange(1), default=60.0, show_default=True, metavar="SECONDS",
               help="The time that a new server has to become ready, within the unit's TimeoutStartSec=.")  # fmt: skip
+@click.option("--style", "styles", multiple=True, type=click.Choice(list(STYLES)),
+              help="How a server that is not known is told of its listeners, as in 'multibinder exec'. It must open "
+              "those that it does not get. May be repeated.")  # fmt: skip
 @click.argument("unit")
-def takeover_command(unit: str, dry_run: bool, undo: bool, force: bool, timeout: float) -> None:
+def takeover_command(
+    unit: str, dry_run: bool, undo: bool, force: bool, timeout: float, styles: tuple[str, ...]
+) -> None:
     """Put a unit's server on the binder's sockets, without a restart and without a lost connection.
 
     A drop-in puts our command in front of the unit's own, which stays as it is, with its arguments, environment, limits
@@ -44,7 +50,7 @@ def takeover_command(unit: str, dry_run: bool, undo: bool, force: bool, timeout:
     try:
         if os.geteuid() != 0 and not dry_run:
             raise LaunchError("only root can take a unit over: run this as root, or with --dry-run")
-        steps = Steps(read(unit, reload=not dry_run), force=force, timeout_s=timeout)
+        steps = Steps(read(unit, reload=not dry_run), force=force, timeout_s=timeout, styles=styles)
         if dry_run:
             steps.show_undo() if undo else steps.show()
         elif undo:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -34,6 +34,7 @@ from multibinder.launch.units.ways import way_for
 from multibinder.wire.adopt_params import ADOPT
 from multibinder.wire.arguments import spec_of
 from multibinder.wire.release_params import LEAVE_OPEN
+from multibinder.wire.status import ListenerStatus, OwnerStatus
 
 #: One command at a time, for all units: each reloads systemd's configuration.
 _LOCK = "/run/multibinder-takeover.lock"
@@ -65,15 +66,16 @@ def read(name: str, *, reload: bool = False) -> Unit:
 class Steps:
     """What can be done to one unit. Raises LaunchError with what is now."""
 
-    def __init__(self, unit: Unit, *, force: bool, timeout_s: float) -> None:
+    def __init__(self, unit: Unit, *, force: bool, timeout_s: float, styles: Sequence[str] = ()) -> None:
         self._unit = unit
         self._force = force
         self._timeout_s = timeout_s
+        self._styles = styles
         self._commands = commands_directory()
 
     @property
     def _way(self) -> Way:
-        way = way_for(self._unit)
+        way = way_for(self._unit, self._styles)
         if way is None:
             program = self._unit.commands("ExecStart")[0].program
             raise TakeoverError(
@@ -117,7 +119,7 @@ class Steps:
             say(f"{self._unit.name}: there is no {self._unit.drop_in}")
             return
         say(f"{self._unit.drop_in}: would be removed{f' with --force: {detail}' if state == 'changed' else ''}")
-        way = way_for(self._unit)
+        way = way_for(self._unit, self._styles)
         if way is not None and self._unit.is_active and way.is_ours(self._unit):
             say(f"{way.program} would go on without the binder, which would let go of its listeners.")
 
@@ -246,11 +248,16 @@ class Steps:
             if done.returncode != 0:
                 raise TakeoverError(_last_line(done.stderr) or "its listeners cannot be adopted")
             say(done.stdout, nl=False)
-        held = [Address.parse(row.address) for row in wanted if row.state == "held"]
+        held = [row.address for row in wanted if row.state == "held"]
         if held:  # by an earlier command, which was interrupted; or by another owner
+            label, _, uid = owner.partition(":")
             with _client() as binder:
-                for received in binder.bind(held, owner=owner):
+                claimed = {each.address for each in binder.list() if _has_claim(each, owner)}
+                missing = [Address.parse(each) for each in dict.fromkeys(held) if each not in claimed]
+                for received in binder.bind(missing, owner=label) if missing else ():
                     received.close()
+                if missing and uid:
+                    binder.move([(f"{label}:0", int(uid))])
 
     def _rows(self) -> list[_Row]:
         done = self._ours("adopt", "--dry-run", "--json", "--unit", self._unit.name)
@@ -312,7 +319,7 @@ class Steps:
 
     def undo(self) -> None:
         """Put everything back; or do what is missing of it."""
-        way = way_for(self._unit)
+        way = way_for(self._unit, self._styles)
         with self._alone():
             self._remove(self._unit.switch_drop_in)
             state, detail = self._drop_in_state()
@@ -349,7 +356,9 @@ class Steps:
     # Shared.
 
     def _let_go(self, *owners: str, close: bool = False) -> bool:
-        """Give up all claims of these owners of root's, without closing the ports unless ``close``.
+        """Give up all claims of these owners, without closing the ports unless ``close``.
+
+        An owner is a label of root's, or ``label:uid``.
 
         Return whether there was one. A binder that does not answer is a warning: the ports are served by others.
         """
@@ -357,10 +366,7 @@ class Steps:
             with _client() as binder:
                 any_ = False
                 for owner in owners:
-                    held = dict.fromkeys(
-                        each.address for each in binder.list()
-                        if any(claim.label == owner and claim.uid == 0 for claim in each.claims)
-                    )  # fmt: skip
+                    held = dict.fromkeys(each.address for each in binder.list() if _has_claim(each, owner))
                     specs = [spec_of(Address.parse(address), "", whole=True) for address in held]
                     binder.release(specs, owner=owner, leave_open=not close)
                     any_ = any_ or bool(specs)
@@ -428,6 +434,12 @@ class _Signals:
 def _client() -> Iterator[Client]:
     with Client(CONTROL) as binder:
         yield binder
+
+
+def _has_claim(listener: ListenerStatus, owner: str) -> bool:
+    """Return whether ``label``, of root, or ``label:uid`` has a claim on a listener."""
+    label, _, uid = owner.partition(":")
+    return OwnerStatus(label, int(uid or 0)) in listener.claims
 
 
 def _content_of(path: Path) -> str | None:

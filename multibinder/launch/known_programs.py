@@ -44,6 +44,16 @@ def style_of(program: str) -> "str | None":
     return _STYLES.get(program)
 
 
+def argument_of(program: str) -> "str | None":
+    """Return the argument by which alone a program takes a listener; None for any other."""
+    return _ARGUMENTS.get(program)
+
+
+def binds_itself(program: str) -> bool:
+    """Return whether a program is known to take no listener."""
+    return program in _CANNOT
+
+
 def warning_about(
     command: "Sequence[str]", sockets: "Sequence[Passed]", styles: "Collection[str]", is_named: bool
 ) -> "str | None":

@@ -74,7 +74,8 @@ TAKEOVER = Section(
             "systemctl … failed: …",
             "…: cannot read it: …",
             "…: cannot remove it: …",
-            cause="systemd, or the file system, refuses",
+            "there is no user …, as whom … is to run",
+            cause="systemd, or the file system, refuses, or the unit is not right",
             remedy="as the reason says",
         ),
         entry(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from multibinder.launch.units.haproxy import HAProxy
+from multibinder.launch.units.nginx import Nginx
+from multibinder.launch.units.other import Other
 from multibinder.launch.units.unit import Unit
 from multibinder.launch.units.way import Way
 
-#: The first one that knows the unit's program counts.
-WAYS: tuple[Way, ...] = (HAProxy(),)
 
+def way_for(unit: Unit, styles: Sequence[str] = ()) -> Way | None:
+    """Return how the unit's program is taken over; None if the unit has no single command.
 
-def way_for(unit: Unit) -> Way | None:
-    """Return how the unit's program is taken over; None if no way with its sockets is known."""
-    return next((way for way in WAYS if way.serves(unit)), None)
+    ``styles`` are those of 'multibinder exec', for a program that is not known.
+    """
+    ways: tuple[Way, ...] = (HAProxy(), Nginx(), Other(styles))
+    return next((way for way in ways if way.serves(unit)), None)

@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from multibinder.kernel import process
 from multibinder.kernel.descriptors import sockets_of
-from multibinder.launch.unit_listeners import held
+from multibinder.launch.units.kept import held
 from multibinder.wire import kinds
 from multibinder.wire.client import Client
 from multibinder.wire.status import ListenerStatus, OwnerStatus

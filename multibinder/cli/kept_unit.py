@@ -16,10 +16,10 @@ from multibinder.cli.become import say as say_to_log
 from multibinder.cli.options import DEFAULT_SOCKET
 from multibinder.cli.say import say
 from multibinder.kernel import process
-from multibinder.launch import unit_listeners, unit_sync
 from multibinder.launch.styles import STYLES
-from multibinder.launch.unit_listeners import Passing
-from multibinder.launch.unit_start import start
+from multibinder.launch.units import kept, kept_sync
+from multibinder.launch.units.kept import Passing
+from multibinder.launch.units.kept_start import start
 from multibinder.wire.arguments import SOCKET_VARIABLE
 
 #: The exit code of a shell for a command that cannot be executed.
@@ -57,11 +57,11 @@ def unit_sync_command(reloaded: bool, unit: str) -> None:
     main_pid = int(os.environ.get("MAINPID") or 0)
     with Client(_socket_path()) as binder:
         if reloaded:
-            unit_sync.wait_for_reload(main_pid, _began_us(unit))
-        elif not unit_sync.wait_until_open(binder, unit):
+            kept_sync.wait_for_reload(main_pid, _began_us(unit))
+        elif not kept_sync.wait_until_open(binder, unit):
             return
         _adopt(unit, process.uid_of(main_pid) or 0)
-        for listener, claim in unit_sync.not_open_any_more(binder, unit):
+        for listener, claim in kept_sync.not_open_any_more(binder, unit):
             binder.release([listener], owner=f"{claim.label}:{claim.uid}")
             say(f"{listener.address}: closed, because {unit} does not have it open any more")
 
@@ -72,7 +72,7 @@ def unit_sync_command(reloaded: bool, unit: str) -> None:
 def unit_release(drain: float, unit: str) -> None:
     """Close the ports of a unit (ExecStop=, ExecStopPost=)."""
     with Client(_socket_path()) as binder:
-        for address in unit_listeners.release(binder, unit, drain_s=drain):
+        for address in kept.release(binder, unit, drain_s=drain):
             say(f"{address}: closed")
 
 
@@ -88,7 +88,7 @@ def _began_us(unit: str) -> int:
 
 def _adopt(unit: str, uid: int) -> None:
     """Let the binder hold all listeners of the unit. What it holds already only gets the unit's claim."""
-    owner = f"{unit_listeners.owner_of(unit)}:{uid}"
+    owner = f"{kept.owner_of(unit)}:{uid}"
     command = [sys.executable, "-m", "multibinder", "adopt", "--socket", _socket_path(), "--unit", unit]
     done = subprocess.run([*command, "--owner", owner], check=False, capture_output=True, text=True)  # noqa: S603
     for line in (done.stdout + done.stderr).splitlines():

@@ -19,7 +19,7 @@ from multibinder.launch.style_choice import styles_for
 from multibinder.launch.styles import draft
 from multibinder.launch.styles.errors import StyleError
 from multibinder.launch.styles.passed import Passed
-from multibinder.launch.unit_listeners import Passing, held, owner_of, release, spec_of
+from multibinder.launch.units.kept import Passing, held, owner_of, release, spec_of
 from multibinder.wire.client import Client
 from multibinder.wire.errors import BindError, BinderTimeout, BinderUnavailable, MultibinderError
 from multibinder.wire.messages import ListenerSpec
