@@ -37,6 +37,20 @@ HAPROXY = Section(
             "of options",
         ),
         entry(
+            "the new HAProxy has ended, or did not ask for the listeners",
+            "the new HAProxy has ended before it accepted; its log says more",
+            cause="the plain HAProxy of `leave` did not start: its configuration or its arguments are wrong. The "
+            "instance serves on, and the binder holds what it held",
+            remedy="HAProxy's own message is before this one; check it with `haproxy -c`",
+        ),
+        entry(
+            "-x is what 'leave' adds: leave it out",
+            "… has no listeners of a binder: stop it, and start HAProxy as it is",
+            "…: cannot listen for HAProxy: …",
+            cause="`leave` cannot give the listeners of this instance to a plain HAProxy; nothing was changed",
+            remedy="as the message says; an instance without listeners of a binder needs no way back",
+        ),
+        entry(
             "an address stands in quotes: write …",
             "of Jinja2: put text of HAProxy's own between {% raw %} and {% endraw %}",
             cause="a template that is not Jinja2: an address without quotes, or `{{`, `{%` or `{#` of HAProxy's own (a "

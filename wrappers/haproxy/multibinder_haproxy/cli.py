@@ -300,6 +300,32 @@ def stop_command(name: str, runtime_dir: str, timeout: float, keep_listeners: bo
     sys.exit(0 if stopped.was_running else 3)
 
 
+@multibinder_haproxy.command("leave", short_help="Go back to a plain HAProxy, which gets the listeners.")
+@click.option("--name", required=True, callback=_require_name, help="The instance's name.")
+@_runtime_dir
+@click.option(
+    "--no-end",
+    is_flag=True,
+    help="Leave the instance and its claims as they are, for a caller that ends both ('multibinder-haproxy stop "
+    "--keep-listeners', 'multibinder release --leave-open').",
+)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- HAPROXY ARGS...")
+def leave_command(name: str, runtime_dir: str, no_end: bool, command: tuple[str, ...]) -> None:
+    """Become a plain HAProxy, which gets the listeners of an instance by its own -x.
+
+    When a worker of it accepts, the binder lets go of the listeners without closing them, and the instance finishes its
+    connections and ends. No client is refused. If the new HAProxy does not start, the instance serves as before. For
+    root and the binder's own user.
+
+    \b
+    Example:
+      multibinder-haproxy leave --name web -- /usr/sbin/haproxy -Ws -f /etc/haproxy/haproxy.cfg
+    """
+    from multibinder_haproxy.leave import leave
+
+    leave(Instance(runtime_dir, name), command, end=not no_end)
+
+
 def main() -> NoReturn:
     """Run the command line. An error of ours is one message on stderr and an exit code."""
     try:

@@ -44,6 +44,19 @@ def release_others(binder: str, slots: Iterable[Slot], owner: str) -> tuple[list
     return closed, [outcome.address for outcome in outcomes if outcome.outcome == "kept"]
 
 
+def leave_open(binder: str, owner: str) -> list[str]:
+    """Let go of all listeners of ``owner`` without closing their ports, and return their addresses.
+
+    Raises MultibinderError. Needs root, or the binder's own user.
+    """
+    listeners = _owned_by(binder, owner)
+    addresses = {listener.address for listener in listeners}
+    # An address means all of its shards.
+    if listeners:
+        _ask(binder, lambda it: it.release(listeners, owner=owner, leave_open=True), RESTART_S)
+    return sorted(addresses)
+
+
 def open_listeners(binder: str | None, owner: str) -> list[str]:
     """Return the addresses that the binder holds for ``owner``. The list is empty if the binder does not answer."""
     if not binder:
