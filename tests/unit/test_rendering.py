@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from multibinder_haproxy.config import compiled as compiled_module
 from multibinder_haproxy.config.bind_calls import BindCalls
-from multibinder_haproxy.config.literal import render_if_literal
+from multibinder_haproxy.config.literal import newline_of, render_if_literal
 from multibinder_haproxy.config.model import Config
 from multibinder_haproxy.config.renderer import Renderer
 from multibinder_haproxy.errors import TemplateFailure
@@ -38,7 +38,9 @@ def template(tmp_path: Path) -> Path:
 
 def with_jinja(text: str) -> str | None:
     """Return the text that Jinja2 gives, or None for an error."""
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, newline_sequence=newline_of(text)
+    )
     try:
         return environment.from_string(text).render(**BindCalls().functions)
     except Exception:

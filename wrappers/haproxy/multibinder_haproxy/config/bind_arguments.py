@@ -20,7 +20,14 @@ _TCP_PREFIXES = {"tcp": None, "ipv4": 4, "tcp4": 4, "ipv6": 6, "tcp6": 6}
 _EXAMPLES = {"name": "web", "interface": "eth0", "backlog": 1000}
 _KINDS = {kind.name: kind for kind in KINDS}
 #: The functions for the other prefixes of HAProxy's.
-_OTHERS = {"unix": "bind_unix", "uxst": "bind_unix", "udp": "bind_udp", "quic4": "bind_quic", "quic6": "bind_quic"}
+_OTHERS = {
+    **dict.fromkeys(("unix", "uxst", "uxdg", "abns", "abnsz"), "bind_unix"),
+    **dict.fromkeys(("quic4", "quic6"), "bind_quic"),
+    "mptcp": "bind_mptcp",
+    "udp": "bind_udp",
+}
+#: The prefixes of the addresses of bind_unix(): a path of a stream socket has none.
+_OF_UNIX = re.compile(r"(?:unix|uxst|uxdg|abns|abnsz)@")
 #: What begins a comment, a variable or a quoted text in HAProxy's files, ends a word, or ends a placeholder.
 _NOT_IN_A_PATH = re.compile(r"[\s{}\"'\\#$,]")
 _NETNS = re.compile(r"[^\s{}()\"'\\#$,]+")
@@ -45,17 +52,17 @@ def read_address(arguments: Sequence[Any]) -> tuple[str, Sequence[int]]:
 
 
 def read_path(arguments: Sequence[Any]) -> str:
-    """Return the path that the arguments of bind_unix() mean. Raises AddressError."""
+    """Return the address that the arguments of bind_unix() mean, with a prefix. Raises AddressError."""
     if len(arguments) != 1 or not isinstance(arguments[0], str):
         _refuse("give one path, and options by their names: write bind_unix('/run/app.sock', mode='660')")
-    path = arguments[0].strip()
-    for prefix in ("unix@", "uxst@"):
-        path = path.removeprefix(prefix)
-    if not path.startswith("/"):
+    text = arguments[0].strip()
+    found = _OF_UNIX.match(text)
+    prefix, path = (found[0], text[found.end() :]) if found else ("unix@", text)
+    if not path.startswith("/") and not prefix.startswith("abns"):
         _refuse("a path is absolute: write bind_unix('/run/app.sock')")
-    if found := _NOT_IN_A_PATH.search(path):
-        _refuse(f"HAProxy reads {found[0]!r} of a path as something else: choose another path")
-    return path
+    if unusable := _NOT_IN_A_PATH.search(path):
+        _refuse(f"HAProxy reads {unusable[0]!r} of a path as something else: choose another path")
+    return prefix + path
 
 
 def without_prefix(name: str, arguments: Sequence[Any]) -> Sequence[Any]:
@@ -78,6 +85,16 @@ def read_shards(given: Any) -> Shards | None:
     if given is not None and not isinstance(given, str) and (isinstance(given, bool) or not isinstance(given, int)):
         _refuse(f"shards is {_kind(given)}: write a number, as in shards=4")
     return "cpus" if isinstance(given, str) else given
+
+
+def read_first_shard(given: Any) -> int:
+    """Return the number of the first shard of a call, 0 without one. Raises AddressError."""
+    if given is None:
+        return 0
+    number = _number("shard", given)
+    if number < 0:
+        _refuse(f"shard {number} is no number of a shard: they count from 0")
+    return number
 
 
 def read_netns(given: Any) -> str:

@@ -1,14 +1,17 @@
-"""bind_tcp(), bind_unix(), bind_udp() and bind_quic(): each call in a template becomes a slot, or several."""
+"""bind_tcp() and its like: each call in a template becomes a slot, or several."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from multibinder import Address, AddressError, ListenerSpec, Options, TcpAddress
 from multibinder.wire.spread import in_shards
 from multibinder_haproxy.config.bind_arguments import (
     read_address,
+    read_first_shard,
     read_netns,
     read_options,
     read_path,
@@ -29,7 +32,8 @@ class BindCalls:
         self._slots: dict[str, Slot] = {}
         #: The functions of a template, by their names.
         self.functions: Mapping[str, Callable[..., str]] = {
-            each.__name__: each for each in (self.bind_tcp, self.bind_unix, self.bind_udp, self.bind_quic)
+            each.__name__: each
+            for each in (self.bind_tcp, self.bind_mptcp, self.bind_unix, self.bind_udp, self.bind_quic)
         }
 
     @property
@@ -40,6 +44,10 @@ class BindCalls:
         """Return the text for a bind line: a placeholder, or those of shards and of a range. Raises AddressError."""
         return self._bind("tcp", arguments, options)
 
+    def bind_mptcp(self, *arguments: Any, **options: Any) -> str:
+        """Return the text for a bind line of Multipath TCP. Raises AddressError."""
+        return self._bind("mptcp", arguments, options)
+
     def bind_udp(self, *arguments: Any, **options: Any) -> str:
         """Return the text for a dgram-bind line of a log-forward section. Raises AddressError."""
         return self._bind("udp", arguments, options)
@@ -49,11 +57,10 @@ class BindCalls:
         return self._bind("quic", arguments, options)
 
     def bind_unix(self, *arguments: Any, **options: Any) -> str:
-        """Return the text for a bind line on a path. Raises AddressError."""
+        """Return the text for a bind line on a path or an abstract name. Raises AddressError."""
         given = (*arguments, options.pop("path")) if "path" in options else arguments
         try:
-            address = Address.parse(f"unix@{read_path(given)}")
-            return self._several([address], "unix", options)
+            return self._several([Address.parse(read_path(given))], "unix", options)
         except AddressError as error:
             raise _in_terms_of("unix", given, error) from None
 
@@ -71,6 +78,7 @@ class BindCalls:
 
     def _several(self, addresses: Sequence[Address], name: str, options: dict[str, Any]) -> str:
         shards, netns = read_shards(options.pop("shards", None)), read_netns(options.pop("netns", None))
+        first = read_first_shard(options.pop("shard", None))
         checked = read_options(name, options) if options else _NO_OPTIONS
         if checked.get("name") is not None and len(addresses) > 1:
             raise AddressError("a name is for one listener, and a range is several: leave the name out")
@@ -79,6 +87,8 @@ class BindCalls:
             for address in addresses
             for spec in in_shards(ListenerSpec(address, Options(**checked), netns=netns), shards)
         ]
+        if first:
+            specs = [_in_later_shard(spec, first) for spec in specs]
         prefix = QUIC if name == "quic" else ""
         return ",".join([prefix + self._placeholder(slot_of(spec)) for spec in specs])
 
@@ -90,6 +100,11 @@ class BindCalls:
                 "address has one socket, so give the same options"
             )
         return slot.placeholder
+
+
+def _in_later_shard(spec: ListenerSpec, first: int) -> ListenerSpec:
+    in_shards(spec, first + spec.shard + 1)  # raises AddressError if the address cannot have so many
+    return msgspec.structs.replace(spec, shard=first + spec.shard)
 
 
 def _address(name: str, host: str, port: int) -> Address:

@@ -12,7 +12,7 @@ from multibinder_haproxy.config.literal import (
     VALUE,
     Functions,
     arguments_of,
-    with_unix_newlines,
+    with_newlines,
 )
 from multibinder_haproxy.errors import TemplateFailure
 
@@ -35,7 +35,7 @@ def is_erb(kind: str, text: str) -> bool:
 
 def render(path: str, text: str, functions: Functions) -> str:
     """Return the text of an ERB template. Raises TemplateFailure for any Ruby but a call with literal arguments."""
-    text = with_unix_newlines(text)
+    text = with_newlines(text, "\n")
     rendered, position = [], 0
     for tag in _TAG.finditer(text):
         rendered.append(text[position : tag.start()])

@@ -16,6 +16,7 @@ from multibinder_haproxy.config.bind_calls import BindCalls
 from multibinder_haproxy.config.compiled import CompiledTemplates
 from multibinder_haproxy.config.encoding import decode_template
 from multibinder_haproxy.config.inputs import InputRecorder
+from multibinder_haproxy.config.literal import newline_of
 from multibinder_haproxy.config.sources import SourceRecorder
 from multibinder_haproxy.config.watched import WatchedEnvironment, WatchedSandbox
 from multibinder_haproxy.errors import TemplateFailure
@@ -49,7 +50,11 @@ class JinjaTemplates:
         loader = _Loader(path, text, self._sources, self._inputs, self._compiled)
         kind = WatchedSandbox if self._sandbox else WatchedEnvironment
         jinja = kind(
-            self._inputs.record_volatile, loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+            self._inputs.record_volatile,
+            loader=loader,
+            undefined=jinja2.StrictUndefined,
+            keep_trailing_newline=True,
+            newline_sequence=newline_of(text),
         )
         jinja.globals.update(self._globals)
         try:
@@ -141,7 +146,7 @@ class _Loader(jinja2.BaseLoader):
     ) -> jinja2.Template:
         """Load a template as the base class does, with code that was kept if there is some."""
         text, path, is_up_to_date = self.get_source(environment, name)
-        facts = (type(environment).__name__, name, path, text)
+        facts = (type(environment).__name__, environment.newline_sequence, name, path, text)
         code = self._compiled.code(facts, lambda: self._compile(environment, text, name, path))
         return environment.template_class.from_code(environment, code, globals or {}, is_up_to_date)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from multibinder import AddressError
 from multibinder_haproxy.errors import TemplateFailure
@@ -18,7 +18,7 @@ NUMBER = r"(?:0|[1-9][0-9]*)"
 
 VALUE = rf"(?:{TEXT}|{NUMBER}|true\b|false\b|none\b)"
 #: The functions, as in ``config.bind_calls``.
-FUNCTION = r"bind_(?:tcp|unix|udp|quic)"
+FUNCTION = r"bind_(?:tcp|mptcp|unix|udp|quic)"
 _OPTION = rf"[a-z0-9_]+\s*=\s*{VALUE}"
 _TAG = re.compile(
     rf"\{{\{{(\s*{FUNCTION}\s*\(\s*{TEXT}(?:\s*,\s*(?:{TEXT}|{NUMBER}))?(?:\s*,\s*{_OPTION})*\s*\)\s*)\}}\}}"
@@ -27,7 +27,7 @@ _TAG = re.compile(
 _ARGUMENT = re.compile(rf"(?:([a-z0-9_]+)\s*[=:]\s*)?({VALUE})")
 _NAME = re.compile(FUNCTION)
 _CONSTANTS = {"true": True, "false": False, "none": None}
-_NEWLINE = re.compile(r"\r\n?")
+_NEWLINE = re.compile(r"\r\n?|\n")
 
 #: The functions by their names.
 Functions = Mapping[str, Callable[..., str]]
@@ -37,7 +37,7 @@ def render_if_literal(path: str, text: str, functions: Functions) -> str | None:
     """Return the text of a Jinja2 template that has only literal calls; None for any other. Raises TemplateFailure."""
     if "{%" in text or "{#" in text:
         return None
-    pieces = _TAG.split(with_unix_newlines(text))
+    pieces = _TAG.split(with_newlines(text, newline_of(text)))
     texts, calls = pieces[::2], [arguments_of(call) for call in pieces[1::2]]
     if None in calls or any("{{" in each for each in texts) or any(each.endswith("{") for each in texts[:-1]):
         return None
@@ -75,6 +75,11 @@ def arguments_of(call: str) -> tuple[str, list[Any], dict[str, Any]] | None:
     return function[0], arguments, options
 
 
-def with_unix_newlines(text: str) -> str:
-    """Return the text with the newlines that Jinja2 writes."""
-    return _NEWLINE.sub("\n", text)
+def newline_of(text: str) -> Literal["\n", "\r\n"]:
+    """Return the newline that a template's text gets: that of its lines if all end with CR LF, else LF."""
+    return "\r\n" if "\r\n" in text and text.count("\r\n") == text.count("\n") == text.count("\r") else "\n"
+
+
+def with_newlines(text: str, newline: str) -> str:
+    """Return the text with newlines of one sort, as Jinja2 writes them."""
+    return _NEWLINE.sub(lambda found: newline, text)

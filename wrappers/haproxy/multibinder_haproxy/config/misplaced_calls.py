@@ -10,7 +10,7 @@ from multibinder_haproxy.errors import TemplateFailure
 
 #: The first argument of a bind line, and the tag that it stands in.
 _CALL = re.compile(
-    r"^[ \t]*(?:dgram-)?bind[ \t]+(?:(\{\{-?|<%=|[({$]+)\s*)?(bind_(?:tcp|unix|udp|quic))\b", re.MULTILINE
+    r"^[ \t]*(?:dgram-)?bind[ \t]+(?:(\{\{-?|<%=|[({$]+)\s*)?(bind_(?:tcp|mptcp|unix|udp|quic))\b", re.MULTILINE
 )
 _IN_JINJA, _IN_ERB = "{{ bind_tcp('0.0.0.0', 80) }}", "<%= bind_tcp('0.0.0.0', 80) %>"
 

@@ -12,7 +12,7 @@ from multibinder_haproxy.config.sources import NotRegularFile, SourceRecorder
 from multibinder_haproxy.errors import TemplateFailure
 
 #: The names that are defined in every template.
-RESERVED = frozenset(["bind_tcp", "bind_unix", "bind_udp", "bind_quic", "env", "name"])
+RESERVED = frozenset(["bind_tcp", "bind_mptcp", "bind_unix", "bind_udp", "bind_quic", "env", "name"])
 
 
 #: What a shell puts in the place of ``<(command)``, and standard input.
