@@ -114,6 +114,15 @@ def test_what_is_not_certain_is_left_and_said_once(lines: str, why: str) -> None
     assert "a.cfg:2" in warning
 
 
+def test_the_sources_of_a_configuration_are_known_after_its_binds_are_taken() -> None:
+    text = "listen a\n bind :80\n"
+    config = Config({"a.cfg": text}, [])
+    loaded = taken(text).applied_to(config)
+    assert loaded.is_from(config)
+    assert not loaded.same_as(config)
+    assert not loaded.is_from(Config({"a.cfg": text.replace("80", "81")}, []))
+
+
 def test_the_rest_of_a_list_is_taken() -> None:
     assert rewritten("listen a\n bind :80,example.org:81\n") == "listen a\n bind fd@{0.0.0.0:80},example.org:81\n"
 

@@ -32,6 +32,7 @@ HAPROXY = Section(
             "a path is absolute",
             "HAProxy reads … of a path as something else",
             "netns … has characters that a template cannot carry",
+            "shard … is no number of a shard",
             cause="a call of `bind_tcp` in a template that makes no sense",
             remedy="[templates](reference/templates.md) has its arguments; one address has one socket, with one set "
             "of options",
@@ -64,6 +65,19 @@ HAPROXY = Section(
             cause="a bind line calls `bind_tcp` in a file that is no template, or in a tag of the other template "
             "language",
             remedy="as the message says",
+        ),
+        entry(
+            "… is a template already",
+            "…: the name of a template ends in .j2, or -f takes it for a plain file",
+            "… exists: give --force to replace it",
+            cause="`convert` writes the template of a plain file, with a name of its own",
+            remedy="as the message says",
+        ),
+        entry(
+            "…: no template that was tried gives what taking over its binds gives",
+            cause="`convert` has rendered its own result, and another configuration came out; a file that has the text "
+            "`fd@{ADDRESS}` in a comment is such a one",
+            remedy="remove such a text, or run the file as it is, which needs no template; nothing was written",
         ),
         entry(
             "the sandbox refuses this",

@@ -16,6 +16,7 @@ from multibinder_haproxy.instance import PROGRAM, Instance
 from multibinder_haproxy.invocation import Invocation, RunOptions
 from multibinder_haproxy.output import (
     print_checked,
+    print_content,
     print_error,
     print_finished,
     print_report,
@@ -222,18 +223,48 @@ def check_command(name_or_command: tuple[str, ...], runtime_dir: str, **options:
     print_checked(checked)
 
 
-@multibinder_haproxy.command("render", short_help="Print the text of a template, without asking a binder.")
+_haproxy = click.option(
+    "--haproxy",
+    metavar="PROGRAM",
+    help="The HAProxy that says which .if blocks of a plain file it reads. Default: 'haproxy' in PATH.",
+)
+
+
+@multibinder_haproxy.command(
+    "render", short_help="Print the text of a template, or what becomes of a plain file, without asking a binder."
+)
 @click.option("--name", default="NAME", callback=_require_name, help="The value of 'name' in the template.")
 @_vars
 @_sandbox
+@_take_stats
+@_haproxy
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
-def render_command(file: str, name: str, variables: tuple[str, ...], sandbox: bool) -> None:
+def render_command(
+    file: str, name: str, variables: tuple[str, ...], sandbox: bool, take_stats: bool, haproxy: str | None
+) -> None:
     """Print the text of a template, with fd@{ADDRESS} where a descriptor will stand. The binder is not asked.
+
+    Of a file that is no template, print a diff: what --take-binds makes of its bind lines. What is left to HAProxy, and
+    why, is printed on stderr.
 
     \b
     Example:
       multibinder-haproxy render /etc/haproxy/web.cfg.j2
+      multibinder-haproxy render /etc/haproxy/haproxy.cfg
     """
+    from multibinder_haproxy.config.template_files import is_template
+
+    if not is_template(file):
+        from multibinder_haproxy.plain_file import PlainFile
+
+        plain = PlainFile.read(file, os.environ, stats=take_stats, haproxy=haproxy)
+        taken = plain.taken()
+        print_content(b"".join(plain.difference(taken)))
+        for each in taken.left:
+            warn(f"left to HAProxy: {each}")
+        if not taken.edits:
+            warn(f"{file}: it has no bind that the binder can hold")
+        return
     from multibinder_haproxy.config.renderer import Renderer
     from multibinder_haproxy.config.variables import read_variables
 
@@ -242,6 +273,35 @@ def render_command(file: str, name: str, variables: tuple[str, ...], sandbox: bo
     say(config.files[file], nl=False)
     for warning in config.warnings:
         warn(warning)
+
+
+@multibinder_haproxy.command("convert", short_help="Write the template that does what --take-binds does to a file.")
+@click.option("-o", "--output", default="-", metavar="FILE.j2", help="Where to write it. Default: standard output.")
+@click.option("--force", is_flag=True, help="Replace a file that exists.")
+@_take_stats
+@_haproxy
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+def convert_command(file: str, output: str, force: bool, take_stats: bool, haproxy: str | None) -> None:
+    """Write the template of a plain file, with a call of bind_tcp() or its like in the place of each address.
+
+    Nothing else in the file changes. The template is rendered and compared with what --take-binds makes of the file,
+    before it is written. A bind for which no call is certain to mean the same stays as it is; a message names it.
+
+    \b
+    Example:
+      multibinder-haproxy convert /etc/haproxy/haproxy.cfg -o /etc/haproxy/web.cfg.j2
+    """
+    from multibinder_haproxy import plain_file
+
+    plain_file.refuse_template(file)
+    plain = plain_file.PlainFile.read(file, os.environ, stats=take_stats, haproxy=haproxy)
+    content, left = plain.template()
+    if output == "-":
+        print_content(content)
+    else:
+        plain_file.write(output, content, plain, force=force)
+    for each in left:
+        warn(f"stays as it is: {each}")
 
 
 @multibinder_haproxy.command("status", short_help="Show the state of one instance, or of all.", epilog=EXIT_CODES)

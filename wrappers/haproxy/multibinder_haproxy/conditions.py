@@ -20,7 +20,7 @@ def decide(invocation: Invocation, config: Config, environment: Mapping[str, str
     ``environment`` and ``master`` are as for check_with_haproxy(). If HAProxy does not read a configuration to its end,
     the binds in its blocks are left as they are: its check says why.
     """
-    unread = _unread(invocation, config, environment, master) if config.conditional else {}
+    unread = unread_blocks(invocation, config, environment, master) if config.conditional else {}
     decided = binds.decided(config, unread) if config.conditional and unread is not None else config
     if not invocation.binder or not invocation.taking:
         return decided
@@ -28,8 +28,8 @@ def decide(invocation: Invocation, config: Config, environment: Mapping[str, str
     return take(decided, invocation.taking, environment, unread, has_quic).applied_to(decided)
 
 
-def _unread(
-    invocation: Invocation, config: Config, environment: Mapping[str, str], master: int | None
+def unread_blocks(
+    invocation: Invocation, config: Config, environment: Mapping[str, str], master: int | None = None
 ) -> Mapping[str, set[int]] | None:
     """Return the blocks that HAProxy does not read, by file; None if that cannot be told."""
     files = binds.probe(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import textwrap
 import time
 from collections.abc import Sequence
@@ -28,6 +29,14 @@ STOP = "multibinder-haproxy stop"
 def say(text: str, *, err: bool = False, nl: bool = True) -> None:
     """Print lines without what a terminal obeys: names and paths are another user's, and HAProxy quotes its files."""
     click.echo(printable_lines(text), err=err, nl=nl)
+
+
+def print_content(content: bytes) -> None:
+    """Print the content of a file as it is; on a terminal without what a terminal obeys."""
+    if sys.stdout.isatty():
+        say(content.decode(errors="replace"), nl=False)
+    else:
+        click.echo(content, nl=False)
 
 
 def say_json(value: object) -> None:

@@ -158,7 +158,7 @@ def _compare(instance: Instance, invocation: Invocation, loaded: Loaded | None) 
         config = invocation.render(instance.environment())
     except (LaunchError, OSError) as error:
         return True, [f"the next reload would fail: {error}"]
-    return loaded is not None and not config.same_as(loaded.config), []
+    return loaded is not None and not loaded.config.is_from(config), []
 
 
 def _children(master: int | None, pids: Sequence[int]) -> list[int]:

@@ -7,7 +7,7 @@ variable is expanded with the line (parse_line() in tools.c), in the address of 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from multibinder_haproxy.config.lines import Line
 from multibinder_haproxy.reexec.environment import is_set_by_haproxy
@@ -20,13 +20,17 @@ _NAME = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)")
 
 
 class ConfigVariables(Mapping[str, str]):
-    """The variables of a configuration's environment. A variable that HAProxy itself sets has the value UNKNOWN."""
+    """The variables of a configuration's environment.
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    A variable that HAProxy itself sets, or that ``is_hidden``, has the value UNKNOWN.
+    """
+
+    def __init__(self, environment: Mapping[str, str], is_hidden: Callable[[str], bool] = lambda name: False) -> None:
         self._values = dict(environment)
+        self._is_hidden = is_hidden
 
     def __getitem__(self, name: str) -> str:
-        if is_set_by_haproxy(name):
+        if is_set_by_haproxy(name) or self._is_hidden(name):
             return UNKNOWN
         return self._values[name]
 

@@ -120,7 +120,8 @@ class Config(msgspec.Struct, frozen=True):
     ``files`` has their bytes as Latin-1. ``warnings`` are for every load, ``notes`` for ``check`` alone. ``rendered``
     is the digest of what the templates gave, before anything was taken out of it. ``conditional`` says that binds
     depend on conditions, which HAProxy judges by its environment and its version. ``sources`` are the files that it
-    was made of; equal configurations may have different ones.
+    was made of; equal configurations may have different ones. ``untaken`` is the digest before plain binds were taken
+    over; empty if that was not asked for.
     """
 
     files: dict[str, str]
@@ -135,6 +136,7 @@ class Config(msgspec.Struct, frozen=True):
     rendered: str = ""
     inputs: Inputs = Inputs()
     conditional: bool = False
+    untaken: str = ""
 
     def fill(self, descriptors: Mapping[str, int]) -> dict[str, bytes]:
         """Return the files with a descriptor in each slot; KeyError names a slot without one."""
@@ -155,6 +157,13 @@ class Config(msgspec.Struct, frozen=True):
             return self.rendered
         asked = [self.files, sorted(self.slots, key=lambda slot: slot.key), sorted(self.latin1)]
         return hashlib.blake2b(msgspec.json.encode(asked), digest_size=16).hexdigest()
+
+    def is_from(self, other: Config) -> bool:
+        """Return whether the sources of ``other`` give this configuration, by the same options and in the same place.
+
+        ``other`` is as it was rendered: HAProxy was not asked about it, and its plain binds are not taken over.
+        """
+        return (self.untaken or self.digest()) == other.digest()
 
     def same_as(self, other: Config | None) -> bool:
         """Return whether HAProxy would get the same files and sockets. The sources do not count."""

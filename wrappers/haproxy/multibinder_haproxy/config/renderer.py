@@ -35,7 +35,8 @@ class Renderer:
 
     A template can run any Python, with our rights. With ``sandbox`` it cannot, and it cannot change what it is given.
     ``compiled`` is the path of a private file with compiled templates, which is written with ``keep_compiled``.
-    ``taking`` says which plain binds will be taken over, so that it is recorded what they depend on.
+    ``taking`` says which plain binds will be taken over, so that it is recorded what they depend on. ``contents`` has
+    the bytes of files that are not on disk, by path.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Renderer:
         compiled: str | None = None,
         keep_compiled: bool = False,
         taking: Taking | None = None,
+        contents: Mapping[str, bytes] | None = None,
     ) -> None:
         self._sources = recorder or SourceRecorder()
         self._inputs = InputRecorder(environment)
@@ -58,6 +60,7 @@ class Renderer:
         self._compiled = compiled
         self._keep_compiled = keep_compiled
         self._taking = taking or Taking()
+        self._contents = contents or {}
         self._jinja: JinjaTemplates | None = None
 
     def render(self, files: Sequence[tuple[str, str]]) -> Config:
@@ -126,6 +129,8 @@ class Renderer:
         return rendered
 
     def _read(self, path: str) -> bytes:
+        if path in self._contents:
+            return self._contents[path]
         try:
             return self._sources.read_file(path)
         except OSError as error:

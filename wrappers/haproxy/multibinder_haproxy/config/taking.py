@@ -7,6 +7,7 @@ hold, or whose meaning is not certain, stays as it is, and HAProxy binds it.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
@@ -17,7 +18,7 @@ from multibinder.wire import kinds
 from multibinder.wire.excerpt import excerpt
 from multibinder.wire.messages import ListenerSpec
 from multibinder.wire.options import Options
-from multibinder.wire.spread import in_shards
+from multibinder.wire.spread import Shards, in_shards
 from multibinder_haproxy.config import sections
 from multibinder_haproxy.config.bind_addresses import LeftToHaproxy, NotBound, addresses_of
 from multibinder_haproxy.config.bind_options import options_of
@@ -50,15 +51,37 @@ class Taking(msgspec.Struct, frozen=True):
         return self.binds or self.stats
 
 
+class Element(msgspec.Struct, frozen=True):
+    """One element of a bind's list: ``written`` is its text as HAProxy reads it, and ``text`` is what it becomes.
+
+    It has no ``slots`` if it is left to HAProxy.
+    """
+
+    written: str
+    text: str
+    slots: tuple[Slot, ...] = ()
+
+
 class Edit(msgspec.Struct, frozen=True):
-    """A change of a line: the text from ``start`` to ``end`` becomes ``text``. ``slots`` are those in it."""
+    """A change of a line: the text from ``start`` to ``end`` becomes that of the ``elements``, or goes without any.
+
+    ``shards`` is what the line says of them.
+    """
 
     file: str
     line: int
     start: int
     end: int
-    text: str
-    slots: tuple[Slot, ...] = ()
+    elements: tuple[Element, ...] = ()
+    shards: Shards | None = None
+
+    @property
+    def text(self) -> str:
+        return ",".join(element.text for element in self.elements)
+
+    @property
+    def slots(self) -> list[Slot]:
+        return [slot for element in self.elements for slot in element.slots]
 
 
 class Taken(msgspec.Struct, frozen=True):
@@ -77,7 +100,12 @@ class Taken(msgspec.Struct, frozen=True):
             slots |= {slot.key: slot for slot in edit.slots}
             places += [Place(slot.key, edit.file, edit.line) for slot in edit.slots]
         taken = msgspec.structs.replace(config, files=files, slots=list(slots.values()), places=places, rendered="")
-        return msgspec.structs.replace(taken, rendered=taken.digest(), warnings=[*config.warnings, *_notice(self.left)])
+        return msgspec.structs.replace(
+            taken,
+            rendered=taken.digest(),
+            untaken=config.digest(),
+            warnings=[*config.warnings, *_notice(self.left)],
+        )
 
 
 def take(
@@ -86,14 +114,16 @@ def take(
     environment: Mapping[str, str],
     unread: Mapping[str, Collection[int]] | None = None,
     has_quic: Callable[[], bool] = lambda: True,
+    is_hidden: Callable[[str], bool] = lambda name: False,
 ) -> Taken:
     """Find the binds of a configuration that can be taken over.
 
     ``environment`` is that in which HAProxy reads it. ``unread`` are the blocks that it does not read, as for Reading;
     None if that is not known: then what stands in a block, or depends on one, is left. ``has_quic`` says whether this
-    HAProxy can inherit a listener of QUIC.
+    HAProxy can inherit a listener of QUIC. A variable that ``is_hidden`` has no known value, so that a bind that
+    depends on it is left.
     """
-    return _Taker(config, taking, environment, unread, has_quic).take()
+    return _Taker(config, taking, ConfigVariables(environment, is_hidden), unread, has_quic).take()
 
 
 class _Taker:
@@ -101,7 +131,7 @@ class _Taker:
         self,
         config: Config,
         taking: Taking,
-        environment: Mapping[str, str],
+        variables: ConfigVariables,
         unread: Mapping[str, Collection[int]] | None,
         has_quic: Callable[[], bool],
     ) -> None:
@@ -109,8 +139,9 @@ class _Taker:
         self._taking = taking
         self._unread = unread
         self._has_quic = has_quic
-        self._variables = ConfigVariables(environment)
+        self._variables = variables
         self._unix = UnixDefaults()
+        self._unix_is_unknown: LeftToHaproxy | None = None
         self._lines = {file: text.split("\n") for file, text in config.files.items()}
         self._edits: list[Edit] = []
         self._left: list[str] = []
@@ -124,9 +155,8 @@ class _Taker:
             if section.keyword == "global":
                 self._global(section)
             elif self._taking.binds and self._is_used(section):
-                settings = Settings.of(section)
                 for line in section.with_keyword(*_KEYWORDS.get(section.keyword, ())):
-                    self._line(section.file, line, line.arguments, settings)
+                    self._line(section.file, line, line.arguments, functools.partial(Settings.of, section))
         return Taken(self._edits, self._left)
 
     def _is_read(self, file: str, block: int) -> bool:
@@ -135,10 +165,13 @@ class _Taker:
     def _global(self, section: Section) -> None:
         for line in section.lines:
             if line.keyword == "unix-bind":
-                self._unix = self._unix.changed_by(line)
+                try:
+                    self._unix = self._unix.changed_by(line)
+                except LeftToHaproxy as error:
+                    self._unix_is_unknown = error
             elif self._taking.stats and line.words[:2] == ["stats", "socket"]:
                 # HAProxy puts no prefix before the path of this one.
-                self._line(section.file, line, line.arguments[1:], Settings(), path_prefix="")
+                self._line(section.file, line, line.arguments[1:], Settings, path_prefix="")
 
     def _is_used(self, section: Section) -> bool:
         """Return whether HAProxy certainly binds the addresses of a section, or whether only its lines decide."""
@@ -148,7 +181,12 @@ class _Taker:
         return self._unread is not None or not section.depends_on_blocks("disabled", "enabled")
 
     def _line(
-        self, file: str, line: Line, words: Sequence[Word], settings: Settings, path_prefix: str | None = None
+        self,
+        file: str,
+        line: Line,
+        words: Sequence[Word],
+        settings_of: Callable[[], Settings],
+        path_prefix: str | None = None,
     ) -> None:
         if not words or PLACEHOLDER.search(words[0]):
             return  # an empty list, or a listener that a template has bound
@@ -156,7 +194,8 @@ class _Taker:
         try:
             if line.blocks and self._unread is None:
                 raise LeftToHaproxy("whether HAProxy reads its block is not known")
-            self._take_line(file, line, words, settings, self._unix.prefix if path_prefix is None else path_prefix)
+            prefix = self._unix.prefix if path_prefix is None else path_prefix
+            self._take_line(file, line, words, settings_of(), prefix)
         except NotBound:
             pass
         except (LeftToHaproxy, AddressError) as error:
@@ -170,8 +209,7 @@ class _Taker:
             raise LeftToHaproxy("a variable stands for several words")
         own = settings.with_options(options)
         elements = words[0].split(",")
-        pieces: list[str] = []
-        slots: list[Slot] = []
+        found: list[Element] = []
         refused: list[LeftToHaproxy | AddressError] = []
         counts = dict(self._taken)
         is_as_written = text[words[0].start : words[0].end] == words[0]
@@ -184,24 +222,24 @@ class _Taker:
                     self._taken = defaultdict(int, counts)
                     raise
                 refused.append(error)
-                pieces.append(element)
+                found.append(Element(element, element))
                 continue
-            slots += [slot for slot, _ in taken]
-            pieces += [f"{prefix}{slot.placeholder}" for slot, prefix in taken]
-        if not slots:
+            text = ",".join(f"{prefix}{slot.placeholder}" for slot, prefix in taken)
+            found.append(Element(element, text, tuple(slot for slot, _ in taken)))
+        if len(refused) == len(found):
             raise refused[0]
         self._left += [
             f"{file}:{line.number} ({excerpt(words[0])}: {error})"
             for error in refused
             if not isinstance(error, NotBound)
         ]
-        self._edits.append(Edit(file, line.number, words[0].start, words[0].end, ",".join(pieces), tuple(slots)))
+        self._edits.append(Edit(file, line.number, words[0].start, words[0].end, tuple(found), own.shards))
         if own.shards is not None and not refused:
             # HAProxy would make copies of each socket that it inherits.
             for option in options:
                 if option.name == "shards":
                     end = option.words[-1].end
-                    self._edits.append(Edit(file, line.number, option.words[0].start, end, ""))
+                    self._edits.append(Edit(file, line.number, option.words[0].start, end))
 
     def _element(self, text: str, line: Line, settings: Settings, path_prefix: str) -> list[tuple[Slot, str]]:
         """Return the slots of one element of a list, each with what HAProxy wants before its descriptor."""
@@ -210,6 +248,8 @@ class _Taker:
             is_quic = _QUIC_PREFIX in address.prefixes
             if is_quic and not self._has_quic():
                 raise LeftToHaproxy("this HAProxy cannot inherit a listener of QUIC")
+            if address.path is not None and self._unix_is_unknown:
+                raise self._unix_is_unknown
             options = settings.for_address(address, self._unix)
             spec = ListenerSpec(address, Options(**options), netns=settings.netns if address.is_in_netns else "")
             for each in self._shards_of(spec, settings):
@@ -234,7 +274,7 @@ def _edited(text: str, edits: Sequence[Edit]) -> str:
     lines = text.split("\n")
     for edit in sorted(edits, key=lambda each: (each.line, each.start), reverse=True):
         line = lines[edit.line - 1]
-        before = line[: edit.start] if edit.text else line[: edit.start].rstrip(" \t")
+        before = line[: edit.start] if edit.elements else line[: edit.start].rstrip(" \t")
         lines[edit.line - 1] = before + edit.text + line[edit.end :]
     return "\n".join(lines)
 
