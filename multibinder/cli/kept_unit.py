@@ -47,8 +47,9 @@ def unit_start(styles: tuple[str, ...], forks: bool, pid_file: str, unit: str, c
 
 @click.command("unit-sync", hidden=True)
 @click.option("--reloaded", is_flag=True, help="The server was told to reload a moment ago.")
+@click.option("--ready", is_flag=True, help="systemd knows that the server is ready (Type=notify, Type=forking).")
 @click.argument("unit")
-def unit_sync_command(reloaded: bool, unit: str) -> None:
+def unit_sync_command(reloaded: bool, ready: bool, unit: str) -> None:
     """Let the binder hold what a unit's server has opened, and release what it has closed.
 
     It is for ExecStartPost= and ExecReload=. Otherwise the ports that a reload adds would close at the next restart,
@@ -58,7 +59,7 @@ def unit_sync_command(reloaded: bool, unit: str) -> None:
     with Client(_socket_path()) as binder:
         if reloaded:
             kept_sync.wait_for_reload(main_pid, _began_us(unit))
-        elif not kept_sync.wait_until_open(binder, unit):
+        elif not ready and not kept_sync.wait_until_open(unit):
             return
         _adopt(unit, process.uid_of(main_pid) or 0)
         for listener, claim in kept_sync.not_open_any_more(binder, unit):

@@ -27,7 +27,7 @@ from multibinder.launch import former, lock
 from multibinder.launch.units import drop_ins, sealed
 from multibinder.launch.units.drop_ins import CONTROL
 from multibinder.launch.units.errors import TakeoverError
-from multibinder.launch.units.obstacles import obstacles
+from multibinder.launch.units.obstacles import BETWEEN, obstacles
 from multibinder.launch.units.unit import Unit, ask
 from multibinder.launch.units.way import Live, Way
 from multibinder.launch.units.ways import way_for
@@ -321,6 +321,8 @@ class Steps:
         """Put everything back; or do what is missing of it."""
         way = way_for(self._unit, self._styles)
         with self._alone():
+            if (now := self._unit.fact("ActiveState")) in BETWEEN:
+                raise TakeoverError(f"{self._unit.name} is just {now}; try again when that has ended")
             self._remove(self._unit.switch_drop_in)
             state, detail = self._drop_in_state()
             if state == "changed" and not self._force:

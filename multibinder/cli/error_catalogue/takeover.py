@@ -65,7 +65,9 @@ TAKEOVER = Section(
         entry(
             "interrupted by …",
             "another takeover is under way; try again later",
-            cause="the command was ended by a signal, or another one has the lock `/run/multibinder-takeover.lock`",
+            "… is just …; try again when that has ended",
+            cause="the command was ended by a signal, or another one has the lock `/run/multibinder-takeover.lock`, "
+            "or the unit starts or stops",
             remedy="give it again",
         ),
         entry(

@@ -16,7 +16,7 @@ from multibinder.wire.status import ListenerStatus, OwnerStatus
 
 #: The time for nginx to begin its reload, and for a server without a readiness message to open its first listener.
 _RELOAD_S, _OPENED_S = 5.0, 10.0
-#: A server that has opened no other listener for this time has opened all.
+#: A server that has opened and closed no listener for this time is taken to be ready.
 _QUIET_S = 0.5
 _LOOK_S = 0.05
 _STARTERS = (b"unit-start",)
@@ -41,11 +41,11 @@ def wait_for_reload(main_pid: int, began_us: int) -> None:
         time.sleep(_LOOK_S)
 
 
-def wait_until_open(binder: Client, unit: str) -> bool:
+def wait_until_open(unit: str) -> bool:
     """Wait until a server that has been started has opened its listeners. Return False if it has opened none.
 
-    One that got them from the binder has them at once. Nothing says when one that opens them itself has opened the
-    last; for systemd it may have started when its process exists (Type=simple).
+    It is for a server of which systemd does not know when it is ready (Type=simple, Type=exec): it has opened and
+    closed all when nothing has changed for half a second.
     """
     began = changed = time.monotonic()
     seen: set[int] = set()
@@ -54,8 +54,7 @@ def wait_until_open(binder: Client, unit: str) -> bool:
         found = inodes_of(pids) & _listening()
         if found != seen:
             seen, changed = found, now
-        kept = {inode for _, _, inode in _with_inodes(binder, unit)}
-        if seen and (kept <= seen if kept else now - changed > _QUIET_S):
+        if seen and now - changed > _QUIET_S:
             return True
         time.sleep(_LOOK_S)
     return bool(seen)

@@ -36,6 +36,8 @@ _UNLESS_STARTED_AGAIN = {
     "on-abort": "case $SERVICE_RESULT in signal|core-dump) exit 0 ;; esac",
     "on-watchdog": "case $SERVICE_RESULT in watchdog) exit 0 ;; esac",
 }
+#: Types of services of which systemd knows when they are ready.
+_TELL_READY = ("forking", "notify", "notify-reload")
 #: Clients that wait are accepted within this time at a stop.
 _DRAIN_S = 5
 
@@ -79,10 +81,11 @@ class Kept:
         # A unit's name (%n) may have a backslash, which is literal between the double quotes of the shell. The loop is
         # for an upgrade of our installation that is under way.
         first = (
-            'for i in 1 2 3 4 5; do [ -S "$MULTIBINDER_SOCK" ] || break; '
+            'for i in 1 2 3; do [ -S "$MULTIBINDER_SOCK" ] || break; '
             f'{ours} --version >/dev/null 2>&1 && exec {ours} systemd unit-start{options} "%n" "$@"; sleep 1; done; '
             'echo "multibinder cannot be used: the unit starts without it" >&2; exec "$@"'
         )
+        ready = " --ready" if unit.fact("Type") in _TELL_READY else ""
         release = f"exec {ours} systemd unit-release"
         ended = (
             'case " $(systemctl list-jobs --no-legend "%n") " in *" stop "*) ;; *" restart "*) exit 0 ;; '
@@ -94,7 +97,7 @@ class Kept:
             + "# The listeners that the binder keeps go to the unit's own command.\n"
             + setting("ExecStart", [shell(first, start)])
             + "# The binder holds what the server has opened, and releases what it has closed.\n"
-            + f"ExecStartPost=-+{ours} systemd unit-sync %n\n"
+            + f"ExecStartPost=-+{ours} systemd unit-sync{ready} %n\n"
             + (f"ExecReload=-+{ours} systemd unit-sync --reloaded %n\n" if unit.commands("ExecReload") else "")
             + "# 'stop' closes the ports first. 'restart' leaves them open, and clients wait.\n"
             + setting(

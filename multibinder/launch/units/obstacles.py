@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from multibinder.launch.units.unit import Unit
 
 _TYPES = ("simple", "exec", "notify", "notify-reload", "forking", "idle")
-_BETWEEN = ("activating", "deactivating", "maintenance", "refreshing")
+#: States in which a unit neither serves nor has ended.
+BETWEEN = ("activating", "deactivating", "maintenance", "refreshing")
 
 
 def obstacles(unit: Unit) -> Iterator[str]:
@@ -51,7 +52,7 @@ def obstacles(unit: Unit) -> Iterator[str]:
         yield "it has a network of its own; see the how-to page on containers for --netns"
     if unit.is_set("PrivateUsers"):
         yield "it has PrivateUsers=: the binder does not know the users of another user namespace"
-    if unit.fact("ActiveState") in _BETWEEN:
+    if unit.fact("ActiveState") in BETWEEN:
         yield f"it is just {unit.fact('ActiveState')}; try again when that has ended"
 
 
