@@ -51,7 +51,6 @@ class _Row(msgspec.Struct, frozen=True):
     address: str
     netns: int
     state: str
-    obstacle: str
 
 
 def read(name: str, *, reload: bool = False) -> Unit:
@@ -236,13 +235,12 @@ class Steps:
         rows = self._rows()
         wanted = [row for row in rows if row.address in way.to_adopt(self._unit, [row.address for row in rows])]
         for row in wanted:
-            if row.obstacle:
-                raise TakeoverError(f"{row.address}: {row.obstacle}")
             if row.netns != own_cookie():
                 raise TakeoverError(f"{row.address} is in another network namespace (cookie {row.netns})")
         if not wanted:
             raise TakeoverError("its processes have no listener that could be taken over")
-        free = list(dict.fromkeys(row.address for row in wanted if row.state == "free"))
+        # An obstacle may be one for addresses only that nobody has named.
+        free = list(dict.fromkeys(row.address for row in wanted if row.state != "held"))
         if free:
             done = self._ours("adopt", "--owner", owner, *free)
             if done.returncode != 0:

@@ -82,7 +82,8 @@ TAKEOVER = Section(
         ),
         entry(
             "it is not ready in time",
-            "it ended with exit code …; its messages are above",
+            "it has ended; its messages are above",
+            "cannot execute …: …",
             "systemd does not take note of the new main process",
             "systemd passes no NOTIFY_SOCKET, by which it is told of the new server",
             cause="the new server of a takeover did not come up; the former one serves",

@@ -39,30 +39,54 @@ def start(timeout_s: float, ready: str, command: Sequence[str]) -> None:
         raise TakeoverError("systemd passes no NOTIFY_SOCKET, by which it is told of the new server")
     environment = {name: value for name, value in os.environ.items() if name != "MAINPID"}
     signal.signal(signal.SIGTERM, _stop)  # systemd's TimeoutStartSec= has passed
-    # As systemd starts a service: a session of its own. The server stays when this process ends.
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, env=environment)  # noqa: S603
+    server = _spawn(command, environment)
     try:
-        _wait_until_ready(server, _check(ready, server.pid), time.monotonic() + timeout_s)
-        _tell(notify, server.pid)
+        _wait_until_ready(server, _check(ready, server), time.monotonic() + timeout_s)
+        _tell(notify, server)
     except BaseException:
         _end(server)
         raise
+
+
+def _spawn(command: Sequence[str], environment: dict[str, str]) -> int:
+    """Start a process in a session of its own, as systemd does, and with systemd as its parent. Return its PID.
+
+    systemd sees the end of a main process at once only if it is its parent when it is told of it.
+    """
+    reading, writing = os.pipe()
+    between = os.fork()
+    if not between:
+        try:
+            server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, env=environment)  # noqa: S603
+            os.write(writing, b"%d" % server.pid)
+        except OSError as error:
+            os.write(writing, (error.strerror or str(error)).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        answer = pipe.read().decode(errors="replace")
+    os.waitpid(between, 0)
+    if not answer.isdecimal():
+        raise TakeoverError(f"cannot execute {command[0]}: {answer.lower() or 'it could not be forked'}")
+    return int(answer)
 
 
 def _stop(number: int, frame: object) -> NoReturn:
     raise TakeoverError("it is not ready in time")
 
 
-def _wait_until_ready(server: subprocess.Popen[bytes], is_ready: Callable[[], bool], deadline: float) -> None:
-    while not is_ready():
-        if (code := server.poll()) is not None:
-            raise TakeoverError(f"it ended with exit code {code}; its messages are above")
+def _wait_until_ready(server: int, is_ready: Callable[[], bool], deadline: float) -> None:
+    while True:
+        # Ready is what was seen, and alive what is now: so this order.
+        was_ready = is_ready()
+        if not process.is_alive(server):
+            raise TakeoverError("it has ended; its messages are above")
+        if was_ready:
+            return
         if time.monotonic() > deadline:
             raise TakeoverError("it is not ready in time")
         time.sleep(_LOOK_S)
-    # Ready is what was seen, and alive what is now.
-    if server.poll() is not None:
-        raise TakeoverError(f"it ended with exit code {server.returncode}; its messages are above")
 
 
 def _check(ready: str, pid: int) -> Callable[[], bool]:
@@ -122,15 +146,15 @@ def _tell(notify: str, pid: int) -> None:
             os.close(writing)
 
 
-def _end(server: subprocess.Popen[bytes]) -> None:
+def _end(server: int) -> None:
     """End a server that is not to stay, with all of its processes."""
-    below = process.with_descendants(server.pid)
+    below = {pid: process.start_ticks_of(pid) for pid in process.with_descendants(server)}
     with contextlib.suppress(ProcessLookupError):
-        server.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        server.wait(_END_S)
-    for pid in below:
-        if process.is_alive(pid):
+        os.kill(server, signal.SIGTERM)
+    deadline = time.monotonic() + _END_S
+    while process.is_alive(server) and time.monotonic() < deadline:
+        time.sleep(_LOOK_S)
+    for pid, ticks in below.items():
+        if process.is_alive(pid) and process.start_ticks_of(pid) == ticks:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-    server.wait()
