@@ -81,6 +81,11 @@ TAKEOVER = Section(
             remedy="as the reason says",
         ),
         entry(
+            "…: HAProxy has bound its path under another name, so that it cannot be adopted",
+            cause="HAProxy binds a Unix socket as `PATH.PID.tmp`, and renames it: nobody can adopt it",
+            remedy="`systemctl stop UNIT`, the takeover, `systemctl start UNIT`; the paths are the binder's then",
+        ),
+        entry(
             "it is not ready in time",
             "it has ended; its messages are above",
             "cannot execute …: …",

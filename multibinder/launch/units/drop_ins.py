@@ -6,6 +6,7 @@ and specifiers of that command exactly as it does without us, and the shell pass
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def head(unit: Unit, *, restarts: bool) -> str:
     With ``restarts``, systemd never gives up to start a unit that it starts again by itself.
     """
     # A unit that has reached its start limit runs no command of ours: its ports would stay open without a server.
+    [start] = unit.commands("ExecStart")
+    own = unit.fact("SyslogIdentifier") or os.path.basename(start.program)
     limit = "StartLimitIntervalSec=0\n" if restarts and restarts_by_itself(unit) else ""
     return f"""\
 # {unit.name} on sockets that multibinder holds. 'multibinder systemd takeover --undo {unit.name}' takes it back.
@@ -43,6 +46,8 @@ Wants=multibinder.socket multibinder.service
 After=multibinder.socket multibinder.service
 {limit}
 [Service]
+# The journal would name the shell in front of the program.
+SyslogIdentifier={own}
 Environment=MULTIBINDER_SOCK={CONTROL}
 """
 

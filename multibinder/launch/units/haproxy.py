@@ -11,6 +11,7 @@ from pathlib import Path
 from multibinder.kernel import process
 from multibinder.launch.units import drop_ins
 from multibinder.launch.units.drop_ins import IF_STOPPED, in_unit, setting, shell, unless_started_again
+from multibinder.launch.units.errors import TakeoverError
 from multibinder.launch.units.unit import Unit
 from multibinder.launch.units.way import Live
 
@@ -98,7 +99,13 @@ class HAProxy:
     def to_adopt(self, unit: Unit, addresses: Sequence[str]) -> list[str]:
         """Leave out the Unix sockets of ``stats socket`` and of the master CLI, which HAProxy makes anew by itself."""
         binds = _lines_with_bind(unit.main_pid)
-        return [each for each in addresses if not each.startswith("unix@/") or each.removeprefix("unix@") in binds]
+        for each in addresses:
+            if each.startswith("unix@/") and each.removeprefix("unix@") in binds:
+                raise TakeoverError(
+                    f"{each}: HAProxy has bound its path under another name, so that it cannot be adopted while it "
+                    f"runs; 'systemctl stop {unit.name}', then this command, then 'systemctl start {unit.name}'"
+                )
+        return [each for each in addresses if not each.startswith("unix@/")]
 
     def takes(self, unit: Unit, commands: Path) -> Live | None:
         [start] = unit.commands("ExecStart")

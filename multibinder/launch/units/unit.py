@@ -19,7 +19,7 @@ _PROPERTIES = (
     "DropInPaths", "NeedDaemonReload", "PIDFile", "Restart", "User", "Group", "DynamicUser", "NotifyAccess",
     "RestrictAddressFamilies", "TriggeredBy", "RuntimeDirectory", "ProtectSystem", "RootDirectory", "RootImage",
     "PrivateNetwork", "PrivateUsers", "PrivatePIDs", "NetworkNamespacePath", "TimeoutStartUSec", "KillMode",
-    "GuessMainPID", "ControlGroup",
+    "GuessMainPID", "ControlGroup", "SyslogIdentifier",
 )  # fmt: skip
 #: The name of our drop-ins. It sorts after what 'systemctl edit' writes (override.conf), whose ExecStart= would replace
 #: ours: the last assignment counts.
