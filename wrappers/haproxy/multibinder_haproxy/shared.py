@@ -12,6 +12,8 @@ from multibinder_haproxy.config.model import Slot
 
 #: The owner of a socket unit's listener until a program binds it. It accepts nothing.
 _INHERITED = OwnerStatus("inherited", 0)
+#: The claims of 'multibinder systemd takeover' during a switch, in which the former server and this one share all.
+_PASSING = "takeover@"
 _TIMEOUT_S = 5.0
 #: A sentence names so many addresses.
 _NAMED = 5
@@ -55,7 +57,8 @@ def _of_others(client: Client, owner: str) -> list[tuple[ListenerStatus, str]]:
     for listener in client.list():
         # A binder of 0.1 has no claims: there a label belongs to one uid.
         claims = listener.claims or [OwnerStatus(label, uid or 0) for label in listener.owners]
-        others = [claim for claim in claims if claim not in (OwnerStatus(owner, uid or 0), _INHERITED)]
+        ours = (OwnerStatus(owner, uid or 0), _INHERITED)
+        others = [claim for claim in claims if claim not in ours and not claim.label.startswith(_PASSING)]
         if others:
             names = [
                 (claim.label or "a client without a label") + ("" if claim.uid == uid else f" of uid {claim.uid}")
