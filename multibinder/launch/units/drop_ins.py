@@ -35,7 +35,11 @@ def head(unit: Unit, *, restarts: bool) -> str:
     # A unit that has reached its start limit runs no command of ours: its ports would stay open without a server.
     [start] = unit.commands("ExecStart")
     own = unit.fact("SyslogIdentifier") or os.path.basename(start.program)
-    limit = "StartLimitIntervalSec=0\n" if restarts and restarts_by_itself(unit) else ""
+    limit, delay = "", ""
+    if restarts and restarts_by_itself(unit):
+        limit = "StartLimitIntervalSec=0\n"
+        # A stop that comes in a delay before a restart runs no command of the unit.
+        delay = "# Clients wait meanwhile, and a stop in a delay would leave the ports open.\nRestartSec=0\n"
     return f"""\
 # {unit.name} on sockets that multibinder holds. 'multibinder systemd takeover --undo {unit.name}' takes it back.
 # Where multibinder is not installed any more, the unit starts as it does without this file.
@@ -49,7 +53,7 @@ After=multibinder.socket multibinder.service
 # The journal would name the shell in front of the program.
 SyslogIdentifier={own}
 Environment=MULTIBINDER_SOCK={CONTROL}
-"""
+{delay}"""
 
 
 def in_unit(path: Path | str) -> str:

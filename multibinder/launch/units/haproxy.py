@@ -20,7 +20,9 @@ LAUNCHER = "multibinder_haproxy/reexec/haproxy"
 RUNTIME, STATE = "/run/multibinder-haproxy", "/var/lib/multibinder-haproxy"
 _STOP_S = 20
 _IS_OURS = f"grep -qs {LAUNCHER} /proc/$MAINPID/cmdline"
-#: An upgrade of our installation under way may take so many seconds, with the control socket still there.
+#: The path of the control socket stays when nobody listens there any more.
+_HAS_BINDER = "systemctl is-active --quiet multibinder.socket multibinder.service"
+#: An upgrade of our installation under way may take so many seconds, in which the binder has the ports.
 _TRIES = "1 2 3 4 5"
 
 
@@ -53,7 +55,10 @@ class HAProxy:
 
     def notes(self, unit: Unit) -> Iterator[str]:
         if drop_ins.restarts_by_itself(unit):
-            yield "StartLimitIntervalSec=0 is set: a unit that systemd gives up would leave its ports open, unserved"
+            yield (
+                "StartLimitIntervalSec=0 and RestartSec=0 are set: a unit that systemd gives up, or that is stopped in "
+                "a delay, would leave its ports open, unserved"
+            )
         if unit.commands("ExecReload"):
             yield "a reload is checked by multibinder-haproxy, which fails if no worker comes up"
         yield f"a stop lets connections finish for {_STOP_S} s, and then closes the ports"
@@ -65,14 +70,18 @@ class HAProxy:
         [start] = unit.commands("ExecStart")
         wrapper, name = in_unit(commands / "multibinder-haproxy"), unit.instance
         keep = " --keep-listeners" if drop_ins.restarts_by_itself(unit) else ""
-        usable = f'[ -S "$MULTIBINDER_SOCK" ] && {wrapper} --version >/dev/null 2>&1'
+        usable = f"{wrapper} --version >/dev/null 2>&1"
         first = (
-            f'for i in {_TRIES}; do {usable} && exec {wrapper} run --name {name}{keep} -- "$@"; '
-            '[ -S "$MULTIBINDER_SOCK" ] || break; sleep 1; done; '
+            f"for i in {_TRIES}; do {_HAS_BINDER} || break; "
+            f'{usable} && exec {wrapper} run --name {name}{keep} -- "$@"; sleep 1; done; '
             'echo "multibinder cannot be used: HAProxy starts without it" >&2; exec "$@"'
         )
         stop = f"exec {wrapper} stop --timeout {_STOP_S} {name}"
         noted = f'[ -d {RUNTIME}/{name} ] && echo "$EXIT_CODE $EXIT_STATUS" >{RUNTIME}/{name}/exit'
+        # A start that failed is not tried again at once. (HAProxy's exit status is 128 + N after signal N.)
+        slowly = (
+            'case "$EXIT_CODE $EXIT_STATUS" in "exited 0"|killed*|dumped*|"exited 1"[3-9]?) ;; *) sleep 0.1 ;; esac'
+        )
         own = [shell(f'{_IS_OURS} && exit 0; exec "$@"', each) for each in unit.commands("ExecReload")]
         return (
             drop_ins.head(unit, restarts=True)
@@ -90,7 +99,7 @@ class HAProxy:
             )
             + "# A stop finishes the connections and then closes the ports; a restart leaves them open.\n"
             + f"ExecStop={shell(f'{_IS_OURS} || exit 0; {IF_STOPPED}; {stop}', prefixes='-')}\n"
-            + f"ExecStopPost={shell(f'{noted}; {unless_started_again(unit)}; {stop}', prefixes='-')}\n"
+            + f"ExecStopPost={shell(f'{noted}; {slowly}; {unless_started_again(unit)}; {stop}', prefixes='-')}\n"
         )
 
     def is_ours(self, unit: Unit) -> bool:
