@@ -72,8 +72,9 @@ class HAProxy:
         keep = " --keep-listeners" if drop_ins.restarts_by_itself(unit) else ""
         usable = f"{wrapper} --version >/dev/null 2>&1"
         first = (
-            f"for i in {_TRIES}; do {_HAS_BINDER} || break; "
-            f'{usable} && exec {wrapper} run --name {name}{keep} -- "$@"; sleep 1; done; '
+            f"for i in {_TRIES}; do "
+            f'{_HAS_BINDER} && {usable} && exec {wrapper} run --name {name}{keep} -- "$@"; '
+            "systemctl is-active --quiet multibinder.service || break; sleep 1; done; "
             'echo "multibinder cannot be used: HAProxy starts without it" >&2; exec "$@"'
         )
         stop = f"exec {wrapper} stop --timeout {_STOP_S} {name}"
