@@ -60,9 +60,9 @@ class Instance:
 
 
 def listed(machine: Machine) -> set[tuple[str, int]]:
-    """Return the addresses that ``multibinder list`` reports."""
+    """Return the addresses of TCP that ``multibinder list`` reports."""
     listeners = json.loads(machine.must("multibinder", "list", "--json", "--socket", SOCKET_PATH))
-    pairs = [listener["address"].rsplit(":", 1) for listener in listeners]
+    pairs = [each["address"].rsplit(":", 1) for each in listeners if "@" not in each["address"]]
     return {(host, int(port)) for host, port in pairs}
 
 

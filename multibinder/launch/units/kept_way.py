@@ -26,15 +26,16 @@ from multibinder.launch.units.way import Live
 
 #: A server that exits with an error is not started again, and its ports are closed; one that was killed is.
 _RESTART = "on-abnormal"
-#: The script of ExecStopPost= that exits if systemd starts the service again, by Restart= (systemd.service(5)).
-#: An error at each start must not become a loop without a pause.
-_UNLESS_STARTED_AGAIN = {
-    "always": "case $SERVICE_RESULT in exit-code) sleep 0.5 ;; esac; exit 0",
-    "on-success": "case $SERVICE_RESULT in success) exit 0 ;; esac",
-    "on-failure": "case $SERVICE_RESULT in success) ;; exit-code) sleep 0.5; exit 0 ;; *) exit 0 ;; esac",
-    "on-abnormal": "case $SERVICE_RESULT in success|exit-code) ;; *) exit 0 ;; esac",
-    "on-abort": "case $SERVICE_RESULT in signal|core-dump) exit 0 ;; esac",
-    "on-watchdog": "case $SERVICE_RESULT in watchdog) exit 0 ;; esac",
+#: Results after which ports stay open, because systemd starts the service again by Restart= (systemd.service(5)): a
+#: pattern of sh(1). After a start that hung, clients have waited for long enough: the ports close.
+_KILLED = "signal|core-dump|watchdog|oom-kill"
+_KEPT_AFTER = {
+    "always": f"success|exit-code|{_KILLED}",
+    "on-success": "success",
+    "on-failure": f"exit-code|{_KILLED}",
+    "on-abnormal": _KILLED,
+    "on-abort": "signal|core-dump",
+    "on-watchdog": "watchdog",
 }
 #: Types of services of which systemd knows when they are ready.
 _TELL_READY = ("forking", "notify", "notify-reload")
@@ -74,7 +75,7 @@ class Kept:
         [start] = unit.commands("ExecStart")
         ours = in_unit(commands / "multibinder")
         own_restart = _own_restart(unit)
-        restart = own_restart if own_restart in _UNLESS_STARTED_AGAIN else _RESTART
+        restart = own_restart if own_restart in _KEPT_AFTER else _RESTART
         options = "".join(f" --style {style}" for style in self.styles)
         if unit.fact("Type") == "forking":
             options += f' --forks --pid-file "{in_unit(unit.fact("PIDFile"))}"'
@@ -87,9 +88,11 @@ class Kept:
         )
         ready = " --ready" if unit.fact("Type") in _TELL_READY else ""
         release = f"exec {ours} systemd unit-release"
+        # An error at each start must not become a loop without a pause.
         ended = (
             'case " $(systemctl list-jobs --no-legend "%n") " in *" stop "*) ;; *" restart "*) exit 0 ;; '
-            f'*) {_UNLESS_STARTED_AGAIN[restart]} ;; esac; {release} "%n"'
+            f"*) case $SERVICE_RESULT in exit-code) sleep 0.5 ;; esac; "
+            f'case $SERVICE_RESULT in {_KEPT_AFTER[restart]}) exit 0 ;; esac ;; esac; {release} "%n"'
         )
         return (
             drop_ins.head(unit, restarts=False)
