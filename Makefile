@@ -18,14 +18,16 @@ JOBS ?= $(shell echo $$((2 * $$(nproc))))
 
 test: $(VENV)/ready
 	@tools/need haproxy:haproxy setpriv:util-linux unshare:util-linux prlimit:util-linux \
-		systemd-nspawn:systemd-container strace:strace ip:iproute2 curl:curl
+		systemd-nspawn:systemd-container strace:strace ip:iproute2 curl:curl nginx:nginx-light
 	@$(BIN)/pytest -n $(JOBS) $(PYTEST)
 
 # The tests that repeat something under load, with all their repetitions (tests/support/campaign.py): a quarter of an hour.
 campaign: $(VENV)/ready
-	@tools/need haproxy:haproxy systemd-nspawn:systemd-container setpriv:util-linux unshare:util-linux
+	@tools/need haproxy:haproxy systemd-nspawn:systemd-container setpriv:util-linux unshare:util-linux \
+		curl:curl nginx:nginx-light
 	@MULTIBINDER_CAMPAIGN=1 $(BIN)/pytest -n 2 tests/haproxy/test_no_connection_is_lost.py \
 		tests/haproxy/test_the_binder_may_die.py tests/integration/test_guard.py tests/systemd/test_instances.py \
+		tests/systemd/test_takeover_nginx.py tests/systemd/test_takeover_other.py \
 		tests/unit/test_local_acceptors.py tests/daemons $(PYTEST)
 
 # Each server of docs/frameworks.md is restarted ten times in each way under load: some twenty minutes. A part of it:
