@@ -7,7 +7,8 @@ import os
 import pytest
 from multibinder_haproxy.config.inputs import Inputs
 from multibinder_haproxy.config.model import Config
-from multibinder_haproxy.config.taking import Taken, Taking, take
+from multibinder_haproxy.config.taken import Taken
+from multibinder_haproxy.config.taking import Taking, take
 
 ALL = Taking(binds=True, stats=True)
 
@@ -156,3 +157,22 @@ def test_a_stats_socket_is_taken_only_if_that_is_asked_for() -> None:
     [edit] = taken(text).edits
     assert edit.slots[0].options == {"mode": 0o755, "user": os.geteuid(), "group": os.getegid()}
     assert edit.slots[0].key == "unix@/run/a.sock"
+
+
+@pytest.mark.parametrize(
+    ("lines", "refused", "expected"),
+    [
+        (" bind :80,:81\n", ["0.0.0.0:80"], " bind :80,fd@{0.0.0.0:81}\n"),
+        (" bind :80-81\n", ["0.0.0.0:81"], " bind :80-81\n"),
+        (" bind :80,:81 shards 2\n", ["0.0.0.0:80"], " bind :80,:81 shards 2\n"),
+        # HAProxy's own socket and one of the binder cannot share an address.
+        (" bind :80\n bind :80 transparent\n", ["0.0.0.0:80 shard 1"], " bind :80\n bind :80 transparent\n"),
+    ],
+)
+def test_what_is_refused_stays_as_it_is_with_the_reason(lines: str, refused: list[str], expected: str) -> None:
+    text = f"listen a\n{lines}"
+    granted = taken(text).without(dict.fromkeys(refused, "no right"))
+    after = granted.applied_to(Config({"a.cfg": text}, []))
+    assert after.files["a.cfg"] == f"listen a\n{expected}"
+    assert "no right" in after.warnings[0]
+    assert not {slot.key for slot in after.slots} & {*refused}

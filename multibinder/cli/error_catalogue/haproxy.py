@@ -67,6 +67,19 @@ HAPROXY = Section(
             remedy="as the message says",
         ),
         entry(
+            "left to HAProxy, which binds them itself, so that a restart refuses their clients: …",
+            "stays as it is: …",
+            cause="plain `bind` lines whose meaning is not certain, or that the binder has no right to open",
+            remedy="none is needed: HAProxy serves there as without multibinder. [An unmodified haproxy.cfg]"
+            "(reference/haproxy-cfg.md) has the reasons, and what to write instead",
+        ),
+        entry(
+            "…: its listener keeps its settings, because the binder refuses new ones: …",
+            "the binder has no right to … any more: closed, for HAProxy",
+            cause="a policy, or a capability that the binder had, was taken away while the instance has the listener",
+            remedy="give the binder the right again, or leave the address to HAProxy: at its next start it binds it",
+        ),
+        entry(
             "… is a template already",
             "…: the name of a template ends in .j2, or -f takes it for a plain file",
             "… exists: give --force to replace it",

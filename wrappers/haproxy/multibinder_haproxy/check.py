@@ -55,7 +55,8 @@ def check_reload(
     if loaded is None or was_replaced_since(invocation.haproxy, loaded.at):
         refuse_too_old(invocation.haproxy)
     started_with, environment = _environments(instance, master)
-    config = decide(invocation, invocation.render(started_with, keep_compiled=keep_compiled), environment, master)
+    rendered = invocation.render(started_with, keep_compiled=keep_compiled)
+    config = decide(invocation, rendered, environment, master, loaded, wait_s)
     held = {slot.key: slot for slot in loaded.config.slots} if loaded else {}
     for bind in loaded.unused if loaded else ():
         held.pop(bind.key, None)  # closed, because no worker accepts on it

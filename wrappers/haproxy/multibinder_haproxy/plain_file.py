@@ -21,7 +21,8 @@ from multibinder_haproxy.config.encoding import decode_template
 from multibinder_haproxy.config.model import Config
 from multibinder_haproxy.config.renderer import Renderer
 from multibinder_haproxy.config.sources import NotRegularFile, read_regular_file
-from multibinder_haproxy.config.taking import Taken, Taking, take
+from multibinder_haproxy.config.taken import Taken
+from multibinder_haproxy.config.taking import Taking, take
 from multibinder_haproxy.config.template_files import is_template
 from multibinder_haproxy.errors import TemplateFailure
 from multibinder_haproxy.invocation import Invocation, RunOptions

@@ -27,6 +27,7 @@ def render(record: Mapping[str, Any], environment: Mapping[str, str]) -> Any:
     invocation = msgspec.convert(record, Invocation)
     config = invocation.render(environment, keep_compiled=True)
     # Up to 3.0 'setenv' and the like of the configuration have changed the environment in which HAProxy reads it.
-    config = conditions.decide(invocation, config, os.environ)
-    warn_of_config(Instance.at(invocation.directory), invocation, config)
+    instance = Instance.at(invocation.directory)
+    config = conditions.decide(invocation, config, os.environ, loaded=instance.read_loaded())
+    warn_of_config(instance, invocation, config)
     return msgspec.to_builtins(config)

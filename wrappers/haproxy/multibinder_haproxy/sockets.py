@@ -39,7 +39,7 @@ def release_others(binder: str, slots: Iterable[Slot], owner: str) -> tuple[list
         known = elsewhere if listener.netns else wanted | elsewhere
         if not _keys_of(listener) & known:
             surplus.append(listener)
-    outcomes = _ask(binder, lambda it: it.release(surplus, owner=owner), RESTART_S) if surplus else []
+    outcomes = ask(binder, lambda it: it.release(surplus, owner=owner), RESTART_S) if surplus else []
     closed = [outcome.address for outcome in outcomes if outcome.outcome != "kept"]
     return closed, [outcome.address for outcome in outcomes if outcome.outcome == "kept"]
 
@@ -53,7 +53,7 @@ def leave_open(binder: str, owner: str) -> list[str]:
     addresses = {listener.address for listener in listeners}
     # An address means all of its shards.
     if listeners:
-        _ask(binder, lambda it: it.release(listeners, owner=owner, leave_open=True), RESTART_S)
+        ask(binder, lambda it: it.release(listeners, owner=owner, leave_open=True), RESTART_S)
     return sorted(addresses)
 
 
@@ -77,7 +77,7 @@ def _owned_by(binder: str, label: str, wait_s: float = RESTART_S) -> list[Listen
             return [listener for listener in client.list() if label in listener.owners]
         return [listener for listener in client.list() if OwnerStatus(label, uid) in listener.claims]
 
-    return _ask(binder, owned, wait_s)
+    return ask(binder, owned, wait_s)
 
 
 def _keys_of(listener: ListenerStatus) -> set[str]:
@@ -108,14 +108,25 @@ def check_binds(binder: str, slots: Sequence[Slot], owner: str, wait_s: float = 
         return
     specs = [slot.spec for slot in slots]
     try:
-        _ask(binder, lambda it: it.check(specs, owner=owner), wait_s)
+        ask(binder, lambda it: it.check(specs, owner=owner), wait_s)
     except BinderUnavailable as error:
         raise BinderAway(str(error)) from error
     except MultibinderError as error:
         raise BindRefused(str(error)) from error
 
 
-def _ask(binder: str, question: Callable[[Client], T], wait_s: float, timeout_s: float = 10.0) -> T:
+def release_keys(binder: str, keys: Iterable[str], owner: str) -> list[str]:
+    """Release the listeners of ``owner`` for these slots, by key. Return the addresses that were closed.
+
+    Raises BinderUnavailable, RequestError.
+    """
+    wanted = set(keys)
+    found = [listener for listener in _owned_by(binder, owner, wait_s=0) if _keys_of(listener) & wanted]
+    outcomes = ask(binder, lambda it: it.release(found, owner=owner), RESTART_S) if found else []
+    return [outcome.address for outcome in outcomes if outcome.outcome == "closed"]
+
+
+def ask(binder: str, question: Callable[[Client], T], wait_s: float, timeout_s: float = 10.0) -> T:
     """Ask the binder, and ask again until ``wait_s`` is over if it does not answer.
 
     A binder that died before it answered may have carried out the request, so each ``question`` must be idempotent.

@@ -20,6 +20,7 @@ from multibinder_haproxy.invocation import Invocation
 from multibinder_haproxy.loading import become_haproxy, give, warn_of_config
 from multibinder_haproxy.reconcile import release_all
 from multibinder_haproxy.reexec import environment, load, processes
+from multibinder_haproxy.rights import release_refused
 from multibinder_haproxy.settle import judge_earlier_start
 from multibinder_haproxy.version import refuse_too_old, was_replaced_since
 
@@ -92,6 +93,8 @@ def _prepare(instance: Instance, invocation: Invocation, *, adopt: bool) -> tupl
         here = [slot.address for slot in config.slots if not slot.netns]
         for former in first_switch.begin(instance, invocation.binder, invocation.owner, here):
             instance.log.write("notice", f"taking over from {former}, which serves until a worker has come up")
+    if closed := release_refused(invocation, config):
+        instance.log.write("warning", f"the binder has no right to {', '.join(closed)} any more: closed, for HAProxy")
     try:
         invocation = give(invocation, config, failure)
     except BinderAway:
@@ -111,7 +114,8 @@ def _config_to_start(instance: Instance, invocation: Invocation) -> tuple[Config
     """
     good = last_good.read(invocation)
     try:
-        config = decide(invocation, invocation.render(os.environ, keep_compiled=True), os.environ)
+        rendered = invocation.render(os.environ, keep_compiled=True)
+        config = decide(invocation, rendered, os.environ, wait_s=invocation.wait_s)
         warn_of_config(instance, invocation, config)
         # Another HAProxy may refuse what the one before was content with.
         if good is None or not config.same_as(good.config) or was_replaced_since(invocation.haproxy, good.at):

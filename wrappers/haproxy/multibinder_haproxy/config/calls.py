@@ -15,7 +15,7 @@ from multibinder_haproxy.config.jinja import JinjaTemplates
 from multibinder_haproxy.config.literal import render_if_literal
 from multibinder_haproxy.config.model import Slot
 from multibinder_haproxy.config.sources import SourceRecorder
-from multibinder_haproxy.config.taking import Element
+from multibinder_haproxy.config.taken import Element
 from multibinder_haproxy.errors import TemplateFailure
 
 _FUNCTIONS = {"mptcp": "bind_mptcp", "udp": "bind_udp", "quic4": "bind_quic", "quic6": "bind_quic"}

@@ -15,7 +15,8 @@ from multibinder_haproxy.config.calls import call_of, call_with_variables
 from multibinder_haproxy.config.config_variables import names_in
 from multibinder_haproxy.config.literal import newline_of
 from multibinder_haproxy.config.model import Config, Slot
-from multibinder_haproxy.config.taking import Edit, Element, Taken, Taking, take
+from multibinder_haproxy.config.taken import Edit, Element, Taken
+from multibinder_haproxy.config.taking import Taking, take
 
 #: What begins a tag of Jinja2's, and the brace at the end of a text that the next tag would make one of.
 _OPENER = re.compile(r"\{(?:[{%#]|$)")

@@ -121,7 +121,8 @@ class Config(msgspec.Struct, frozen=True):
     is the digest of what the templates gave, before anything was taken out of it. ``conditional`` says that binds
     depend on conditions, which HAProxy judges by its environment and its version. ``sources`` are the files that it
     was made of; equal configurations may have different ones. ``untaken`` is the digest before plain binds were taken
-    over; empty if that was not asked for.
+    over; empty if that was not asked for. ``refused`` are the keys of plain binds that the binder has no right to open,
+    so that HAProxy binds them.
     """
 
     files: dict[str, str]
@@ -137,6 +138,7 @@ class Config(msgspec.Struct, frozen=True):
     inputs: Inputs = Inputs()
     conditional: bool = False
     untaken: str = ""
+    refused: list[str] = []
 
     def fill(self, descriptors: Mapping[str, int]) -> dict[str, bytes]:
         """Return the files with a descriptor in each slot; KeyError names a slot without one."""

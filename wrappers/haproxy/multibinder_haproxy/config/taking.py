@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
@@ -18,15 +18,16 @@ from multibinder.wire import kinds
 from multibinder.wire.excerpt import excerpt
 from multibinder.wire.messages import ListenerSpec
 from multibinder.wire.options import Options
-from multibinder.wire.spread import Shards, in_shards
+from multibinder.wire.spread import in_shards
 from multibinder_haproxy.config import sections
 from multibinder_haproxy.config.bind_addresses import LeftToHaproxy, NotBound, addresses_of
 from multibinder_haproxy.config.bind_options import options_of
 from multibinder_haproxy.config.config_variables import ConfigVariables
 from multibinder_haproxy.config.lines import Line, Word
 from multibinder_haproxy.config.listener_settings import Settings, UnixDefaults
-from multibinder_haproxy.config.model import Config, Place, Slot, slot_of
+from multibinder_haproxy.config.model import Config, Slot, slot_of
 from multibinder_haproxy.config.sections import Section
+from multibinder_haproxy.config.taken import Edit, Element, Taken
 from multibinder_haproxy.reexec.slots import PLACEHOLDER, QUIC
 
 #: The keywords of the lines with a bind, by section. HAProxy refuses them in any other one.
@@ -37,8 +38,6 @@ _KEYWORDS: Mapping[str, Sequence[str]] = {
     "log-forward": ["bind", "dgram-bind"],
 }
 _QUIC_PREFIX = "quic@"
-#: The notice names so many binds.
-_NAMED = 5
 
 
 class Taking(msgspec.Struct, frozen=True):
@@ -49,63 +48,6 @@ class Taking(msgspec.Struct, frozen=True):
 
     def __bool__(self) -> bool:
         return self.binds or self.stats
-
-
-class Element(msgspec.Struct, frozen=True):
-    """One element of a bind's list: ``written`` is its text as HAProxy reads it, and ``text`` is what it becomes.
-
-    It has no ``slots`` if it is left to HAProxy.
-    """
-
-    written: str
-    text: str
-    slots: tuple[Slot, ...] = ()
-
-
-class Edit(msgspec.Struct, frozen=True):
-    """A change of a line: the text from ``start`` to ``end`` becomes that of the ``elements``, or goes without any.
-
-    ``shards`` is what the line says of them.
-    """
-
-    file: str
-    line: int
-    start: int
-    end: int
-    elements: tuple[Element, ...] = ()
-    shards: Shards | None = None
-
-    @property
-    def text(self) -> str:
-        return ",".join(element.text for element in self.elements)
-
-    @property
-    def slots(self) -> list[Slot]:
-        return [slot for element in self.elements for slot in element.slots]
-
-
-class Taken(msgspec.Struct, frozen=True):
-    """The binds that can be taken over, as ``edits`` of the files. ``left`` are the others, each with the reason."""
-
-    edits: list[Edit]
-    left: list[str]
-
-    def applied_to(self, config: Config) -> Config:
-        """Return the configuration with the binds taken over."""
-        files = {file: _edited(text, [each for each in self.edits if each.file == file])
-                 for file, text in config.files.items()}  # fmt: skip
-        slots = {slot.key: slot for slot in config.slots}
-        places = list(config.places)
-        for edit in self.edits:
-            slots |= {slot.key: slot for slot in edit.slots}
-            places += [Place(slot.key, edit.file, edit.line) for slot in edit.slots]
-        taken = msgspec.structs.replace(config, files=files, slots=list(slots.values()), places=places, rendered="")
-        return msgspec.structs.replace(
-            taken,
-            rendered=taken.digest(),
-            untaken=config.digest(),
-            warnings=[*config.warnings, *_notice(self.left)],
-        )
 
 
 def take(
@@ -268,21 +210,3 @@ class _Taker:
         specs = in_shards(spec, settings.shards)
         self._taken[key] += len(specs)
         return [msgspec.structs.replace(each, shard=before + number) for number, each in enumerate(specs)]
-
-
-def _edited(text: str, edits: Sequence[Edit]) -> str:
-    lines = text.split("\n")
-    for edit in sorted(edits, key=lambda each: (each.line, each.start), reverse=True):
-        line = lines[edit.line - 1]
-        before = line[: edit.start] if edit.elements else line[: edit.start].rstrip(" \t")
-        lines[edit.line - 1] = before + edit.text + line[edit.end :]
-    return "\n".join(lines)
-
-
-def _notice(left: Sequence[str]) -> Iterator[str]:
-    if left:
-        more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
-        yield (
-            "left to HAProxy, which binds them itself, so that a restart refuses their clients: "
-            f"{', '.join(left[:_NAMED])}{more}"
-        )

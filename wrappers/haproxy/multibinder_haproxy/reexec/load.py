@@ -235,6 +235,7 @@ def is_current(loaded: "Record | None", record: "Record", seen: "dict[str, str]"
         and loaded.get("came_up")
         and not loaded.get("fallback")
         and not loaded["config"].get("conditional")  # HAProxy's own environment and version decide as well
+        and not loaded["config"].get("refused")  # the binder may have the right by now
         and loaded.get("installed") == unchanged.installation(record["haproxy"])
         and unchanged.would_render_the_same(loaded["config"], seen)
     )
