@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCKS := requirements-build.lock requirements-dev.lock
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation
 
-.PHONY: demo test campaign frameworks daemons unit lint pyright docs bench sweep fuzz chaos screenshots lock clean
+.PHONY: corpus demo test campaign frameworks daemons unit lint pyright docs bench sweep fuzz chaos screenshots lock clean
 
 demo: $(VENV)/ready
 	@tools/need haproxy:haproxy
@@ -29,6 +29,12 @@ campaign: $(VENV)/ready
 		tests/haproxy/test_the_binder_may_die.py tests/integration/test_guard.py tests/systemd/test_instances.py \
 		tests/systemd/test_takeover_nginx.py tests/systemd/test_takeover_other.py \
 		tests/unit/test_local_acceptors.py tests/daemons $(PYTEST)
+
+# Plain configurations of many shapes, each compared with plain HAProxy: some five minutes. A part of it:
+# make corpus CORPUS='unix shards'
+corpus: $(VENV)/ready
+	@tools/need haproxy:haproxy unshare:util-linux ip:iproute2 openssl:openssl
+	@$(BIN)/python -m tests.corpus $(CORPUS)
 
 # Each server of docs/frameworks.md is restarted ten times in each way under load: some twenty minutes. A part of it:
 # make frameworks FRAMEWORKS='--rounds 3 uvicorn hypercorn'

@@ -80,9 +80,21 @@ def test_settings_of_the_line_its_section_and_its_defaults_go_to_the_listener() 
 
 
 def test_shards_become_listeners_and_the_option_goes() -> None:
-    assert rewritten("listen a\n bind :80 shards 2 name x\n") == (
-        "listen a\n bind fd@{0.0.0.0:80},fd@{0.0.0.0:80 shard 1} name x\n"
+    head = "global\n nbthread 4\nlisten a\n"
+    assert rewritten(f"{head} bind :80 shards 2 name x\n") == (
+        f"{head} bind fd@{{0.0.0.0:80}},fd@{{0.0.0.0:80 shard 1}} name x\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "number"),
+    [
+        *(("", 1), ("shards 3", 3), ("shards 9", 4), ("shards by-thread", 4), ("shards by-group", 1)),
+        *(("shards by-thread thread 1-2", 2), ("thread 1/2-3 shards 9", 2), ("thread 2 shards 2", 1)),
+    ],
+)
+def test_there_are_no_more_shards_than_threads(options: str, number: int) -> None:
+    assert len(keys(f"global\n nbthread 4\nlisten a\n bind :80 {options}\n")) == number
 
 
 def test_an_address_that_is_bound_twice_has_a_listener_for_each() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,7 +13,6 @@ from multibinder import Address, AddressError
 from multibinder.wire import kinds
 from multibinder.wire.listener_options import group_id, user_id
 from multibinder.wire.options import MOST_SHARDS
-from multibinder.wire.spread import Shards
 from multibinder_haproxy.config.bind_addresses import LeftToHaproxy
 from multibinder_haproxy.config.bind_options import BindOption, options_of
 from multibinder_haproxy.config.config_variables import UNKNOWN
@@ -23,6 +23,7 @@ from multibinder_haproxy.config.sections import Section
 _WITH_BACKLOG = frozenset(["frontend", "listen", "log-forward"])
 #: The permissions of a path without ``mode``: those of bind(2) under the usual umask, 022.
 _USUAL_MODE = 0o755
+_THREADS = re.compile(r"(?:[0-9]+/)?([0-9]{1,4})(?:-([0-9]{1,4}))?")
 
 
 class UnixDefaults(msgspec.Struct, frozen=True):
@@ -46,20 +47,25 @@ class UnixDefaults(msgspec.Struct, frozen=True):
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """The settings of the listeners of one bind line. ``shards`` is None for one listener; ``netns`` is a namespace."""
+    """The settings of the listeners of one bind line.
+
+    ``shards`` is None for one listener; ``netns`` is a namespace. ``threads`` is the number of threads that accept on
+    it: HAProxy makes no more shards than that.
+    """
 
     backlog: int | None = None
     v6only: bool | None = None
     interface: str | None = None
     transparent: bool | None = None
     netns: str = ""
-    shards: Shards | None = None
+    shards: int | None = None
+    threads: int = 1
     permissions: dict[str, int] = {}
 
     @staticmethod
-    def of(section: Section) -> Settings:
-        """Return what a section says of all its binds."""
-        settings = Settings()
+    def of(section: Section, threads: int) -> Settings:
+        """Return what a section says of all its binds, in a HAProxy with this number of threads."""
+        settings = Settings(threads=threads)
         if section.keyword in _WITH_BACKLOG and (found := section.last("backlog")) and found[1].arguments:
             settings = msgspec.structs.replace(settings, backlog=_number("backlog", str(found[1].arguments[0])))
         for line in section.with_keyword("default-bind"):
@@ -70,6 +76,7 @@ class Settings(msgspec.Struct, frozen=True):
         """Return the settings with those of a line. Raises LeftToHaproxy for a value that is not certain."""
         changes: dict[str, Any] = {}
         permissions = dict(self.permissions)
+        asked: int | None = None
         for option in options:
             name, value = option.name, option.argument
             if UNKNOWN in name + value:
@@ -87,10 +94,14 @@ class Settings(msgspec.Struct, frozen=True):
                     changes[name] = True
                 case "namespace":
                     changes["netns"] = value
+                case "thread":
+                    changes["threads"] = _number_of_threads(value, self.threads)
                 case "shards":
-                    changes[name] = _shards(value)
+                    asked = _shards(value)
                 case "mode" | "user" | "uid" | "group" | "gid":
                     permissions |= _permission(name, value)
+        if asked is not None:
+            changes["shards"] = min(asked, changes.get("threads", self.threads), MOST_SHARDS)
         return msgspec.structs.replace(self, **changes, permissions=permissions)
 
     def for_address(self, address: Address, unix: UnixDefaults) -> dict[str, Any]:
@@ -102,7 +113,8 @@ class Settings(msgspec.Struct, frozen=True):
             "backlog": self.backlog or None,
             "interface": self.interface,
             "transparent": self.transparent,
-            "v6only": self.v6only if ip is not None and ip.version == 6 else None,
+            # Only the wildcard of IPv6 can take IPv4 clients, too (ipv6(7)).
+            "v6only": self.v6only if ip is not None and ip.version == 6 and ip.number == 0 else None,
         }
         if address.path is not None:
             named = {"mode": unix.mode, "user": unix.user, "group": unix.group}
@@ -117,12 +129,25 @@ def _number(name: str, text: str) -> int:
     return int(text[:20])
 
 
-def _shards(text: str) -> Shards | None:
+def threads_of(number: str) -> int:
+    """Return the number of HAProxy's threads. ``number`` is that of ``nbthread``; empty for one on each CPU."""
+    return int(number) if number.isascii() and number.isdecimal() else len(os.sched_getaffinity(0))
+
+
+def _number_of_threads(text: str, all_threads: int) -> int:
+    """Return how many threads a set has: ``2``, ``1-4`` or ``1/1-4``. Any other set counts as all of them."""
+    found = _THREADS.fullmatch(text)
+    if found is None:
+        return all_threads
+    first, last = int(found[1]), int(found[2] or found[1])
+    return max(1, min(last, all_threads) - first + 1)
+
+
+def _shards(text: str) -> int:
+    # A thread group has up to 64 threads, and one is the default.
     if text == "by-group":
-        return None
-    if text == "by-thread":
-        return "cpus"
-    return min(max(_number("shards", text), 1), MOST_SHARDS)
+        return 1
+    return MOST_SHARDS if text == "by-thread" else max(_number("shards", text), 1)
 
 
 def _permission(name: str, value: str) -> dict[str, int]:

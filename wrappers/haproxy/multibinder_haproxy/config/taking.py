@@ -24,7 +24,7 @@ from multibinder_haproxy.config.bind_addresses import LeftToHaproxy, NotBound, a
 from multibinder_haproxy.config.bind_options import options_of
 from multibinder_haproxy.config.config_variables import ConfigVariables
 from multibinder_haproxy.config.lines import Line, Word
-from multibinder_haproxy.config.listener_settings import Settings, UnixDefaults
+from multibinder_haproxy.config.listener_settings import Settings, UnixDefaults, threads_of
 from multibinder_haproxy.config.model import Config, Slot, slot_of
 from multibinder_haproxy.config.sections import Section
 from multibinder_haproxy.config.taken import Edit, Element, Taken
@@ -84,6 +84,7 @@ class _Taker:
         self._variables = variables
         self._unix = UnixDefaults()
         self._unix_is_unknown: LeftToHaproxy | None = None
+        self._threads = threads_of("")
         self._lines = {file: text.split("\n") for file, text in config.files.items()}
         self._edits: list[Edit] = []
         self._left: list[str] = []
@@ -98,7 +99,9 @@ class _Taker:
                 self._global(section)
             elif self._taking.binds and self._is_used(section):
                 for line in section.with_keyword(*_KEYWORDS.get(section.keyword, ())):
-                    self._line(section.file, line, line.arguments, functools.partial(Settings.of, section))
+                    self._line(
+                        section.file, line, line.arguments, functools.partial(Settings.of, section, self._threads)
+                    )
         return Taken(self._edits, self._left)
 
     def _is_read(self, file: str, block: int) -> bool:
@@ -106,14 +109,17 @@ class _Taker:
 
     def _global(self, section: Section) -> None:
         for line in section.lines:
-            if line.keyword == "unix-bind":
+            if line.keyword == "nbthread" and line.arguments:
+                self._threads = threads_of(line.arguments[0])
+            elif line.keyword == "unix-bind":
                 try:
                     self._unix = self._unix.changed_by(line)
                 except LeftToHaproxy as error:
                     self._unix_is_unknown = error
             elif self._taking.stats and line.words[:2] == ["stats", "socket"]:
                 # HAProxy puts no prefix before the path of this one.
-                self._line(section.file, line, line.arguments[1:], Settings, path_prefix="")
+                settings = functools.partial(Settings, threads=self._threads)
+                self._line(section.file, line, line.arguments[1:], settings, path_prefix="")
 
     def _is_used(self, section: Section) -> bool:
         """Return whether HAProxy certainly binds the addresses of a section, or whether only its lines decide."""
