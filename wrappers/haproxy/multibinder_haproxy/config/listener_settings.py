@@ -13,6 +13,7 @@ from multibinder import Address, AddressError
 from multibinder.wire import kinds
 from multibinder.wire.listener_options import group_id, user_id
 from multibinder.wire.options import MOST_SHARDS
+from multibinder.wire.spread import Shards, shard_count
 from multibinder_haproxy.config.bind_addresses import LeftToHaproxy
 from multibinder_haproxy.config.bind_options import BindOption, options_of
 from multibinder_haproxy.config.config_variables import UNKNOWN
@@ -50,7 +51,7 @@ class Settings(msgspec.Struct, frozen=True):
     """The settings of the listeners of one bind line.
 
     ``shards`` is None for one listener; ``netns`` is a namespace. ``threads`` is the number of threads that accept on
-    it: HAProxy makes no more shards than that.
+    it; None for one on each CPU. HAProxy makes no more shards than that.
     """
 
     backlog: int | None = None
@@ -58,13 +59,13 @@ class Settings(msgspec.Struct, frozen=True):
     interface: str | None = None
     transparent: bool | None = None
     netns: str = ""
-    shards: int | None = None
-    threads: int = 1
+    shards: Shards | None = None
+    threads: int | None = None
     permissions: dict[str, int] = {}
 
     @staticmethod
-    def of(section: Section, threads: int) -> Settings:
-        """Return what a section says of all its binds, in a HAProxy with this number of threads."""
+    def of(section: Section, threads: int | None) -> Settings:
+        """Return what a section says of all its binds, in a HAProxy with this number of threads (``threads``)."""
         settings = Settings(threads=threads)
         if section.keyword in _WITH_BACKLOG and (found := section.last("backlog")) and found[1].arguments:
             settings = msgspec.structs.replace(settings, backlog=_number("backlog", str(found[1].arguments[0])))
@@ -76,7 +77,7 @@ class Settings(msgspec.Struct, frozen=True):
         """Return the settings with those of a line. Raises LeftToHaproxy for a value that is not certain."""
         changes: dict[str, Any] = {}
         permissions = dict(self.permissions)
-        asked: int | None = None
+        asked: Shards | None = None
         for option in options:
             name, value = option.name, option.argument
             if UNKNOWN in name + value:
@@ -101,7 +102,7 @@ class Settings(msgspec.Struct, frozen=True):
                 case "mode" | "user" | "uid" | "group" | "gid":
                     permissions |= _permission(name, value)
         if asked is not None:
-            changes["shards"] = min(asked, changes.get("threads", self.threads), MOST_SHARDS)
+            changes["shards"] = _limited(asked, changes.get("threads", self.threads))
         return msgspec.structs.replace(self, **changes, permissions=permissions)
 
     def for_address(self, address: Address, unix: UnixDefaults) -> dict[str, Any]:
@@ -129,25 +130,32 @@ def _number(name: str, text: str) -> int:
     return int(text[:20])
 
 
-def threads_of(number: str) -> int:
-    """Return the number of HAProxy's threads. ``number`` is that of ``nbthread``; empty for one on each CPU."""
-    return int(number) if number.isascii() and number.isdecimal() else len(os.sched_getaffinity(0))
+def threads_of(number: str) -> int | None:
+    """Return the number of HAProxy's threads that ``nbthread`` gives; None for one on each CPU."""
+    return int(number) if number.isascii() and number.isdecimal() else None
 
 
-def _number_of_threads(text: str, all_threads: int) -> int:
+def _number_of_threads(text: str, all_threads: int | None) -> int | None:
     """Return how many threads a set has: ``2``, ``1-4`` or ``1/1-4``. Any other set counts as all of them."""
     found = _THREADS.fullmatch(text)
     if found is None:
         return all_threads
     first, last = int(found[1]), int(found[2] or found[1])
-    return max(1, min(last, all_threads) - first + 1)
+    return max(1, min(last, all_threads or shard_count("cpus")) - first + 1)
 
 
-def _shards(text: str) -> int:
+def _shards(text: str) -> Shards:
     # A thread group has up to 64 threads, and one is the default.
     if text == "by-group":
         return 1
-    return MOST_SHARDS if text == "by-thread" else max(_number("shards", text), 1)
+    return "cpus" if text == "by-thread" else max(_number("shards", text), 1)
+
+
+def _limited(asked: Shards, threads: int | None) -> Shards:
+    """Return the number of shards that HAProxy makes of what was asked for."""
+    if asked == "cpus":
+        return asked if threads is None else min(threads, MOST_SHARDS)
+    return min(asked, threads or shard_count("cpus"), MOST_SHARDS)
 
 
 def _permission(name: str, value: str) -> dict[str, int]:
