@@ -87,6 +87,13 @@ def _began_us(unit: str) -> int:
     return int(told) if told.isdecimal() else 0
 
 
+@click.command("unit-check", hidden=True)
+def unit_check() -> None:
+    """Ask the binder for its version, to see that this works in the context of a unit."""
+    with Client(_socket_path()) as binder:
+        binder.hello()
+
+
 def _adopt(unit: str, uid: int) -> None:
     """Let the binder hold all listeners of the unit. What it holds already only gets the unit's claim."""
     owner = f"{kept.owner_of(unit)}:{uid}"

@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from multibinder.cli.installation import InstallError, commands_directory
-from multibinder.cli.kept_unit import unit_release, unit_start, unit_sync_command
+from multibinder.cli.kept_unit import unit_check, unit_release, unit_start, unit_sync_command
 from multibinder.cli.say import say
 from multibinder.cli.takeover import takeover_command
 from multibinder.cli.wording import reason_of
@@ -52,7 +52,7 @@ def systemd_command() -> None:
 
 
 systemd_command.add_command(takeover_command)
-for _command in (unit_release, unit_start, unit_sync_command):
+for _command in (unit_check, unit_release, unit_start, unit_sync_command):
     systemd_command.add_command(_command)
 
 

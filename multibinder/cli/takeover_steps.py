@@ -168,6 +168,8 @@ class Steps:
                     self._start_beside(live)
                     if not way.is_ours(self._unit):
                         raise TakeoverError(f"the main process of {self._unit.name} is not ours")
+                else:
+                    self._try_in_unit()
             except (TakeoverError, MultibinderError, OSError) as error:
                 self._roll_back(way, before)
                 why = reason_of(error) if isinstance(error, OSError) and error.strerror else str(error)
@@ -298,6 +300,29 @@ class Steps:
             else:
                 self._remove(self._unit.switch_drop_in)
             self._unit = Unit.read(self._unit.name)
+
+    def _try_in_unit(self) -> None:
+        """See that our command works in the context of the unit, where its next start needs it. Raises TakeoverError.
+
+        A unit can hide files, forbid system calls, and have another user.
+        """
+        if self._unit.fact("Type") == "notify-reload":
+            return  # systemd would signal the server
+        began = time.time()
+        command = f"{drop_ins.in_unit(self._commands / 'multibinder')} systemd unit-check"
+        text = f"[Service]\nExecReload=\nExecReload={command}\n"
+        try:
+            sealed.write(self._unit.switch_drop_in, sealed.sealed(drop_ins.WRITER, text))
+            ask("daemon-reload")
+            ask("reload", "--", self._unit.name, timeout_s=self._timeout_s + 60)
+        except TakeoverError as error:
+            said = _journal(self._unit.name, began)
+            raise TakeoverError(
+                f"our command does not work in the unit, whose settings may hide files or forbid calls: {error}"
+                + (f"\n{said}" if said else "")
+            ) from error
+        finally:
+            self._remove(self._unit.switch_drop_in)
 
     def _end_others(self) -> None:
         """Let former servers of the unit finish: those of the main process's program that are not it."""

@@ -51,7 +51,8 @@ def make_unit(binder: Machine) -> Iterator[MakeUnit]:
     host = own_host()
     binder.write("/opt/other.py", _SERVER)
 
-    def make(*lines: str, start: str = f"{COMMANDS}/python /opt/other.py {host} {PORT}", begin: bool = True) -> str:
+    def make(*lines: str, start: str = "", python: str = f"{COMMANDS}/python", begin: bool = True) -> str:
+        start = start or f"{python} /opt/other.py {host} {PORT}"
         binder.write(f"/etc/systemd/system/{UNIT}", "\n".join(["[Service]", f"ExecStart={start}", *lines, ""]))
         binder.must("systemctl", "daemon-reload")
         if begin:
@@ -71,16 +72,14 @@ def takeover(machine: Machine, *options: str) -> str:
     return machine.must("multibinder", "systemd", "takeover", UNIT, *options)
 
 
-@pytest.mark.parametrize("lines", [(), ("User=nobody",)], ids=["root", "a-user"])
 def test_a_server_that_knows_listen_fds_is_restarted_and_killed_without_refusing_a_client(
-    make_unit: MakeUnit, binder: Machine, lines: tuple[str, ...]
+    make_unit: MakeUnit, binder: Machine
 ) -> None:
-    host = make_unit(*lines)
+    host = make_unit("User=nobody")
     with Load([(host, PORT)], rate=RATE, timeout_s=PATIENCE_S) as load:
         before = binder.main_pid(UNIT)
         takeover(binder, "--style", "systemd")
         assert binder.main_pid(UNIT) == before, "the server that runs goes on"
-        # What it had accepted is lost: it has no time to answer.
         load.mark("restart")
         for _ in range(times(2, 10)):
             binder.must("systemctl", "restart", UNIT)
@@ -107,6 +106,23 @@ def test_a_stop_closes_the_ports_of_a_server_of_another_user(make_unit: MakeUnit
     binder.must("systemctl", "stop", UNIT)
     assert listening(binder, [host]) == set()
     assert (host, PORT) not in listed(binder)
+    assert binder.show(UNIT, "Result") == "success", "the server has not met a listener that was shut down"
+
+
+@pytest.mark.parametrize("line", ["InaccessiblePaths=/run/multibinder", f"TemporaryFileSystem={COMMANDS}"])
+def test_a_unit_in_which_our_command_does_not_work_is_left_as_it_is(
+    make_unit: MakeUnit, binder: Machine, line: str
+) -> None:
+    host = make_unit(line, python="/usr/bin/python3")
+    before = binder.main_pid(UNIT)
+    done = binder.run("multibinder", "systemd", "takeover", UNIT, "--style", "systemd")
+    assert done.returncode == 1
+    assert "our command does not work in the unit" in done.stderr
+    assert binder.main_pid(UNIT) == before
+    assert listening(binder, [host]) == {(host, PORT)}
+    assert (host, PORT) not in listed(binder)
+    assert binder.run("test", "-e", f"/etc/systemd/system/{UNIT}.d/zz-multibinder.conf").returncode != 0
+    binder.must("systemctl", "restart", UNIT)
 
 
 def test_what_the_next_start_opens_is_held_and_what_it_does_not_use_is_closed(

@@ -104,6 +104,11 @@ def test_a_restart_of_the_units_own_stays_and_decides_when_ports_close() -> None
     assert "in signal|core-dump|watchdog|oom-kill) exit 0" in never
 
 
+def test_ports_close_before_the_server_ends_only_if_it_bears_that() -> None:
+    assert "ExecStop=-+" in Nginx().drop_in(debian(), COMMANDS)
+    assert "ExecStop=" not in Other(["systemd"]).drop_in(started_by("/srv/app"), COMMANDS)
+
+
 def test_a_unit_without_a_reload_gets_none() -> None:
     assert "ExecReload=" not in Other(["systemd"]).drop_in(started_by("/srv/app"), COMMANDS)
     assert "unit-sync --reloaded %n" in Nginx().drop_in(debian(), COMMANDS)

@@ -49,6 +49,12 @@ TAKEOVER = Section(
             remedy="`multibinder systemd install`, and what it says",
         ),
         entry(
+            "our command does not work in the unit, whose settings may hide files or forbid calls",
+            cause="the next start of the unit needs it, and the unit's `InaccessiblePaths=`, `ProtectHome=`, "
+            "`SystemCallFilter=`, `NoExecPaths=` or the like keep it from the installation or the control socket",
+            remedy="install multibinder where the unit can read it, as in `/opt`, or allow it in a drop-in",
+        ),
+        entry(
             "its processes have no listener that could be taken over",
             "its listeners cannot be adopted",
             "its listeners cannot be found",

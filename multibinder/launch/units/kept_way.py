@@ -5,7 +5,7 @@ The running server is not touched: it has its sockets, and the binder has copies
 * ExecStart= passes the listeners that the binder keeps. It falls back to the unit's own command if our installation is
   gone.
 * ExecStartPost= and ExecReload= let the binder hold what the server has opened, and release what it has closed.
-* ExecStop= closes the ports before the server finishes, for 'stop' and not for 'restart'.
+* ExecStop= closes the ports before the server finishes, for 'stop' and not for 'restart', if the server bears that.
 * ExecStopPost= closes them unless systemd starts the server again.
 * Restart=: a server that was killed is started again, because its ports are open. The unit's own setting stays.
 """
@@ -47,6 +47,9 @@ class Kept:
     """What such units have in common. ``styles`` are those of 'multibinder exec'; empty for the program's own."""
 
     program = "its server"
+    #: The server goes on if its listeners are shut down under it, so that 'stop' can close the ports before it ends.
+    #: Many end with an error, and lose what is in flight; their ports close when they have ended.
+    bears_shutdown = False
 
     def __init__(self, styles: Sequence[str] = ()) -> None:
         self.styles = tuple(styles)
@@ -102,14 +105,7 @@ class Kept:
             + "# The binder holds what the server has opened, and releases what it has closed.\n"
             + f"ExecStartPost=-+{ours} systemd unit-sync{ready} %n\n"
             + (f"ExecReload=-+{ours} systemd unit-sync --reloaded %n\n" if unit.commands("ExecReload") else "")
-            + "# 'stop' closes the ports first. 'restart' leaves them open, and clients wait.\n"
-            + setting(
-                "ExecStop",
-                [
-                    shell(f'{IF_STOPPED}; {release} --drain {_DRAIN_S} "%n"', prefixes="-+"),
-                    *map(str, unit.commands("ExecStop")),
-                ],
-            )
+            + (_stop(unit, f'{IF_STOPPED}; {release} --drain {_DRAIN_S} "%n"') if self.bears_shutdown else "")
             + "# The server has ended. Its ports close unless systemd starts it again.\n"
             + f"ExecStopPost={shell(ended, prefixes='-+')}\n"
         )
@@ -136,6 +132,12 @@ def program_path(unit: Unit) -> str:
 def name_of_program(unit: Unit) -> str:
     """Return the last part of the path of the program in ExecStart=."""
     return os.path.basename(program_path(unit))
+
+
+def _stop(unit: Unit, script: str) -> str:
+    return "# 'stop' closes the ports first. 'restart' leaves them open, and clients wait.\n" + setting(
+        "ExecStop", [shell(script, prefixes="-+"), *map(str, unit.commands("ExecStop"))]
+    )
 
 
 def _settings(unit: Unit, restart: str) -> str:

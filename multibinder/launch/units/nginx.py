@@ -18,6 +18,7 @@ class Nginx(Kept):
     """
 
     program = "nginx"
+    bears_shutdown = True
 
     def serves(self, unit: Unit) -> bool:
         return len(unit.commands("ExecStart")) == 1 and name_of_program(unit) in _NAMES
