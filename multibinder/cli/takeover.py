@@ -18,7 +18,7 @@ from multibinder.launch.styles import STYLES
 @click.option("--undo", is_flag=True, help="Put everything back: the unit binds its addresses by itself again.")
 @click.option("--force", is_flag=True, help="Replace, or with --undo remove, a drop-in that was changed by hand.")
 @click.option("--timeout", type=click.FloatRange(1), default=60.0, show_default=True, metavar="SECONDS",
-              help="The time that a new server has to become ready, within the unit's TimeoutStartSec=.")  # fmt: skip
+              help="The time that a new server has to become ready.")  # fmt: skip
 @click.option("--style", "styles", multiple=True, type=click.Choice(list(STYLES)),
               help="How a server that is not known is told of its listeners, as in 'multibinder exec'. It must open "
               "those that it does not get. May be repeated.")  # fmt: skip

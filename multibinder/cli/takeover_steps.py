@@ -41,6 +41,8 @@ _LOCK = "/run/multibinder-takeover.lock"
 _LOCK_WAIT_S = 60.0
 #: The former server has this time to finish its connections before the command ends without it.
 _DRAIN_S = 10.0
+#: systemd kills the starter so much later than that gives up by itself, and ends the new server.
+_BEFORE_SYSTEMD_S = 30.0
 #: So many lines of the journal say why a new server does not serve.
 _LINES = "12"
 
@@ -148,6 +150,8 @@ class Steps:
                 if state in ("outdated", "changed"):
                     say(f"{self._unit.drop_in}: replaced; it counts from the next start of {self._unit.name} on")
             else:
+                if way.takes(self._unit, self._commands) is not None:
+                    self._end_others()  # that an interrupted command has left
                 self._switch(way, content)
             self._finish(way)
             say(
@@ -186,8 +190,9 @@ class Steps:
 
     def _finish(self, way: Way) -> None:
         """End what a switch has left: the claims in between, and former servers."""
-        self._let_go(self._passing)
-        self._end_others()
+        if way.takes(self._unit, self._commands) is not None:
+            self._let_go(self._passing)
+            self._end_others()
 
     def _checked_way(self) -> Way:
         found = next(obstacles(self._unit), None)
@@ -282,7 +287,8 @@ class Steps:
         # NotifyAccess=exec: the starter may say which process is the main one. What the former one says after that does
         # not count: HAProxy's STOPPING=1 would stop the unit.
         text = (
-            f"[Service]\nNotifyAccess=exec\nEnvironment=MULTIBINDER_SOCK={CONTROL}\nExecReload=\n"
+            f"[Service]\nNotifyAccess=exec\nTimeoutStartSec={self._timeout_s + _BEFORE_SYSTEMD_S:g}\n"
+            f"Environment=MULTIBINDER_SOCK={CONTROL}\nExecReload=\n"
             f"ExecReload={starter} {self._timeout_s:g} {live.ready} {live.command}\n"
         )
         try:
@@ -353,15 +359,18 @@ class Steps:
                     f"{self._unit.drop_in}: {detail}, so nothing was done; move the change away, or remove the file "
                     "with --force"
                 )
-            owners = [self._passing, *([way.owner(self._unit)] if way else [])]
+            owners = [self._passing]
+            if way is not None and not way.holder_elsewhere(self._unit):
+                owners.append(way.owner(self._unit))
             is_ours = way is not None and self._unit.is_active and way.is_ours(self._unit)
             live = way.gives_back(self._unit, self._commands) if way and is_ours else None
             if live is not None:
                 with _Signals():
+                    self._end_others()  # that an interrupted command has left
                     self._go_back(way, live)
             had_drop_in = self._remove(self._unit.drop_in)
             let_go = self._let_go(*owners, close=not self._unit.is_active)
-            if self._unit.is_active:
+            if self._unit.is_active and way is not None and way.takes(self._unit, self._commands) is not None:
                 self._end_others()
             if not (had_drop_in or let_go or is_ours):
                 say(f"{self._unit.name} is not taken over: there was nothing to do")

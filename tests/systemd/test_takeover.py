@@ -13,7 +13,7 @@ from tests.support import PATIENCE_S, can_connect, own_host, require, wait_until
 from tests.support.campaign import times
 from tests.support.load import Load, Result
 from tests.systemd.machine import COMMANDS, HOME, Machine
-from tests.systemd.support import BINDER, CONTROL, SOCKET_PATH, listed
+from tests.systemd.support import BINDER, CONTROL, SOCKET_PATH, Instance, listed
 
 UNIT = "haproxy.service"
 CONFIG = "/etc/haproxy/haproxy.cfg"
@@ -235,6 +235,19 @@ def test_where_multibinder_is_gone_the_unit_starts_as_plain_haproxy(service: Ser
     machine.must("systemctl", "start", CONTROL, BINDER)
     machine.must("systemctl", "start", UNIT)
     assert service.is_ours()
+
+
+def test_an_instance_of_the_same_name_is_not_touched(service: Service) -> None:
+    other = Instance(service.machine, "haproxy").start()
+    try:
+        done = service.takeover()
+        assert done.returncode == 1
+        assert "there is an instance haproxy already" in done.stderr
+        assert "nothing to do" in service.must_takeover("--undo")
+        assert other.address in listed(service.machine)
+        service.assert_plain()
+    finally:
+        service.machine.must("systemctl", "stop", other.unit)
 
 
 #: A systemctl that kills the command which calls it for the Nth time, and then does what it was asked for.

@@ -198,6 +198,7 @@ def test_units_of_our_own_several_commands_and_prefixes_that_get_lost_are_refuse
 def test_haproxy_in_the_background_or_of_another_user_is_refused() -> None:
     way = HAProxy()
     assert "Type=forking" in next(way.obstacles(unit(DEBIAN, Type="forking")))
+    assert "Type=notify-reload" in next(way.obstacles(unit(DEBIAN, Type="notify-reload")))
     assert "User=haproxy" in next(way.obstacles(unit(DEBIAN, User="haproxy")))
     assert "ProtectSystem=strict" in next(way.obstacles(unit(DEBIAN, ProtectSystem="strict", RuntimeDirectory="x")))
     assert "RuntimeDirectory=multibinder-haproxy/haproxy" in way.drop_in(unit(DEBIAN, ProtectSystem="strict"), COMMANDS)

@@ -8,12 +8,15 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
+
 from multibinder.kernel import process
 from multibinder.launch.units import drop_ins
 from multibinder.launch.units.drop_ins import IF_STOPPED, in_unit, setting, shell, unless_started_again
 from multibinder.launch.units.errors import TakeoverError
 from multibinder.launch.units.unit import Unit
 from multibinder.launch.units.way import Live
+from multibinder.wire.instance_summary import FILE_NAME, InstanceSummary
 
 #: The end of the path that HAProxy's master has as its argv[0] when we have started it.
 LAUNCHER = "multibinder_haproxy/reexec/haproxy"
@@ -37,6 +40,13 @@ class HAProxy:
 
     def obstacles(self, unit: Unit) -> Iterator[str]:
         [start] = unit.commands("ExecStart")
+        if elsewhere := self.holder_elsewhere(unit):
+            yield (
+                f"there is an instance {unit.instance} already, HAProxy's master {elsewhere}, which is not of this "
+                "unit; stop it, or go on with it"
+            )
+        if unit.fact("Type") == "notify-reload":
+            yield "it has Type=notify-reload, where systemd reloads by a signal and not by ExecReload=; use Type=notify"
         if unit.fact("Type") == "forking" or "-D" in start.words:
             yield (
                 "HAProxy runs in the background (Type=forking, -D), where a reload is another process; use Type=notify "
@@ -102,6 +112,23 @@ class HAProxy:
             + f"ExecStop={shell(f'{_IS_OURS} || exit 0; {IF_STOPPED}; {stop}', prefixes='-')}\n"
             + f"ExecStopPost={shell(f'{noted}; {slowly}; {unless_started_again(unit)}; {stop}', prefixes='-')}\n"
         )
+
+    def holder_elsewhere(self, unit: Unit) -> int:
+        try:
+            with open(os.path.join(RUNTIME, unit.instance, FILE_NAME), "rb") as file:
+                master = msgspec.json.decode(file.read(), type=InstanceSummary).master
+        except (OSError, msgspec.DecodeError):
+            return 0
+        if (
+            master is None
+            or not process.is_alive(master.pid)
+            or process.start_ticks_of(master.pid) != master.start_ticks
+        ):
+            return 0
+        try:
+            return 0 if process.unit_of(master.pid) == unit.name else master.pid
+        except OSError:
+            return 0
 
     def is_ours(self, unit: Unit) -> bool:
         return unit.main_pid > 0 and LAUNCHER.encode() in process.command_line_of(unit.main_pid).split(b"\0", 1)[0]

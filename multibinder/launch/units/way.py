@@ -44,6 +44,9 @@ class Way(Protocol):
     def drop_in(self, unit: Unit, commands: Path) -> str:
         """Return the text of the drop-in, without the seal."""
 
+    def holder_elsewhere(self, unit: Unit) -> int:
+        """Return the PID of a process outside of the unit whose claims have the same owner; 0 if there is none."""
+
     def is_ours(self, unit: Unit) -> bool:
         """Return whether the main process serves on sockets of the binder already."""
 
