@@ -63,6 +63,8 @@ class Service:
         assert not self.has_drop_in()
         assert get(self.address).startswith("ok")
         assert pid in (None, self.machine.main_pid(UNIT))
+        shown = ("systemctl", "status", "--full", "--lines=0", UNIT)
+        wait_until(lambda: OURS not in self.machine.must(*shown), "no other HAProxy is left", log=self.machine.journal)
         assert (self.host, PORT) not in listed(self.machine)
 
 
