@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from multibinder_haproxy import plain_file
 from multibinder_haproxy.config.conversion import convert
@@ -97,6 +97,7 @@ def test_an_address_that_is_bound_twice_keeps_a_listener_for_each() -> None:
     ("text", "why"),
     [
         ("global\n setenv PORT 81\nlisten a\n bind :$PORT\n", "is not known in a template"),
+        ("global\n setenv PORT 8080\nlisten a\n bind :$PORT\n", "is not known in a template"),
         ("global\n resetenv PORT HOST\nlisten a\n bind :$PORT\n", "is not known in a template"),
         ('listen a\n bind :80 interface "$HOST"\n', "its settings have variables"),
         ('listen a\n backlog "$PORT"\n bind :80\n', "its settings have variables"),
@@ -161,6 +162,8 @@ _LINES = st.one_of(
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(_LINES, max_size=8), st.sampled_from(["\n", "\r\n"]), st.sampled_from(["", "\n"]))
+@example(["log-format {\r{% {", "\r"], "\n", "")
+@example(["log-format {{ {%- endraw %} {"], "\r\n", "\n")
 def test_any_file_comes_back_from_its_template(lines: list[str], newline: str, end: str) -> None:
     converted(newline.join(["listen first", *lines]) + end)
 
