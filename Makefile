@@ -18,7 +18,8 @@ JOBS ?= $(shell echo $$((2 * $$(nproc))))
 
 test: $(VENV)/ready
 	@tools/need haproxy:haproxy setpriv:util-linux unshare:util-linux prlimit:util-linux \
-		systemd-nspawn:systemd-container strace:strace ip:iproute2 curl:curl nginx:nginx-light
+		systemd-nspawn:systemd-container strace:strace ip:iproute2 curl:curl nginx:nginx-light \
+		start_server:libserver-starter-perl
 	@$(BIN)/pytest -n $(JOBS) $(PYTEST)
 
 # The tests that repeat something under load, with all their repetitions (tests/support/campaign.py): a quarter of an hour.
