@@ -492,6 +492,9 @@ def _journal(unit: str, since: float) -> str:
     """Return the last lines that the unit has logged since then; empty without a journal."""
     command = ["journalctl", "--quiet", "--no-pager", "-o", "cat", "-n", _LINES, "-u", unit, f"--since=@{int(since)}"]
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        # What was written just now may be on its way.
+        sync = ["journalctl", "--sync"]
+        subprocess.run(sync, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=10)  # noqa: S603
         done = subprocess.run(  # noqa: S603
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=10, errors="replace"
         )
