@@ -17,6 +17,7 @@ from multibinder.cli.option_groups import GroupedCommand
 from multibinder.cli.options import socket_option
 from multibinder.cli.say import say
 from multibinder.launch import binds, known_programs, style_choice
+from multibinder.launch.direct.slots import address_of
 from multibinder.launch.errors import LaunchError, UsageError
 from multibinder.launch.exec import failure
 from multibinder.launch.instance_files import check_name
@@ -32,6 +33,7 @@ from multibinder.launch.run.settings import RunSettings, ServiceOptions, Service
 from multibinder.launch.styles import STYLES, draft, placeholders
 from multibinder.launch.styles.errors import StyleError
 from multibinder.launch.styles.passed import Passed
+from multibinder.wire.addresses import Address
 from multibinder.wire.arguments import PATH_BYTES, control_path, wait_s
 from multibinder.wire.options import check_owner
 
@@ -131,6 +133,9 @@ def _env_file(path: str) -> str:
 @click.option("--post-ready", metavar="COMMAND", help="A shell command when a copy is ready. A failure rolls back.")
 @click.option("--pre-stop", metavar="COMMAND", help="A shell command before a copy is told to finish.")
 @click.option("--hook-timeout", type=float, metavar="SECONDS", help="The time limit of each.  [default: 30]")
+@click.option("--adopt", is_flag=True,
+              help="Take the listeners over from the server that has them, and end it when the copies are ready. For "
+              "root.")  # fmt: skip
 @click.option("--owner", metavar="LABEL", callback=_checked(check_owner),
               help="The owner of the listeners.  [default: run@NAME]")  # fmt: skip
 @click.option("--wait", type=float, metavar="SECONDS", callback=_checked(wait_s),
@@ -149,6 +154,7 @@ def run_command(
     socket_path: str | None,
     strict: bool,
     verbose: bool,
+    adopt: bool,
     owner: str | None,
     wait: float | None,
     give_up_after: float | None,
@@ -194,23 +200,39 @@ def run_command(
             err=True,
         )
     usual = RunSettings("", "", None, settings)
-    _become(
-        RunSettings(
-            name=name,
-            directory=os.path.abspath(runtime_dir),
-            socket=path,
-            service=settings,
-            given=given,
-            owner=owner or start.owner or f"run@{name}",
-            config=config,
-            wait_s=_first(wait, start.wait, usual.wait_s),
-            give_up_after_s=_first(give_up_after, start.give_up_after, usual.give_up_after_s),
-            keep_listeners=bool(_first(keep_listeners, start.keep_listeners, False)),
-            strict=strict,
-            fallback=fallback,
-            verbose=verbose,
-        )
+    run_settings = RunSettings(
+        name=name,
+        directory=os.path.abspath(runtime_dir),
+        socket=path,
+        service=settings,
+        given=given,
+        owner=owner or start.owner or f"run@{name}",
+        config=config,
+        wait_s=_first(wait, start.wait, usual.wait_s),
+        give_up_after_s=_first(give_up_after, start.give_up_after, usual.give_up_after_s),
+        keep_listeners=bool(_first(keep_listeners, start.keep_listeners, False)),
+        strict=strict,
+        fallback=fallback,
+        verbose=verbose,
     )
+    if adopt:
+        _adopt(run_settings)
+    _become(run_settings)
+
+
+def _adopt(settings: RunSettings) -> None:
+    """Take over from the server that serves, or end with the reason why that is not possible."""
+    # Imported here: no other start of 'run' needs it.
+    from multibinder.launch.run import switch
+
+    if settings.socket is None:
+        _fail(f"--adopt needs a binder: name it by --socket or {SOCKET_VARIABLE}", _USAGE)
+    slots = [slot for bind in settings.service.binds for slot in bind.slots if not slot.get("netns")]
+    try:
+        addresses = [Address.parse(address_of(slot)) for slot in slots]
+        switch.begin(RunInstance(settings.directory, settings.name), settings, addresses)
+    except (LaunchError, AddressError, OSError) as error:
+        _fail(str(error), _FAILED)
 
 
 def _settings(

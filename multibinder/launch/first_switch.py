@@ -18,23 +18,12 @@ from multibinder.launch.errors import LaunchError
 from multibinder.launch.former import Former, end, formers_of
 from multibinder.launch.instance_files import InstanceFiles
 from multibinder.launch.log import InstanceLog
+from multibinder.launch.switch_record import FILE_NAME, Switch, adopted_from_the_living
 from multibinder.wire.addresses import Address
 from multibinder.wire.client import Client
 
-FILE_NAME = "first-switch.json"
 #: Looking at the descriptors of all processes of a host takes some seconds at most.
 _TIMEOUT_S = 60.0
-
-
-class Switch(msgspec.Struct, frozen=True):
-    """A switch that has begun: the ``addresses`` that were adopted, and the servers that they were adopted from.
-
-    ``told``: these servers were told to finish, and accept no more.
-    """
-
-    addresses: list[str]
-    formers: list[Former]
-    told: bool = False
 
 
 class _Holder(msgspec.Struct):
@@ -76,14 +65,6 @@ def begin(files: InstanceFiles, binder: str, owner: str, addresses: Collection[A
     if free:
         _adopt(binder, owner, [row.address for row in free])
     return switch.formers
-
-
-def adopted_from_the_living(files: InstanceFiles) -> list[str]:
-    """Return the adopted addresses on which a former server still accepts."""
-    switch = files.read_record(FILE_NAME, Switch)
-    if switch is None or switch.told or not any(former.is_alive() for former in switch.formers):
-        return []
-    return switch.addresses
 
 
 def leave(files: InstanceFiles, binder: str, owner: str) -> list[str]:

@@ -208,7 +208,7 @@ def test_nothing_but_the_command_line_prints_or_exits(name: str) -> None:
         # They end their forked child: the guard and run if they cannot execute a program, the others when it is done.
         forks = ("multibinder.binder.guard_child", "multibinder.binder.forked", "multibinder.binder.lifeboat",
                  "multibinder.launch.run.spawn", "multibinder.launch.units.kept_start",
-                 "multibinder.launch.units.starter")  # fmt: skip
+                 "multibinder.launch.units.starter", "multibinder.launch.run.switch")  # fmt: skip
         allowed = "os._exit" if name in forks else "nothing"
         assert [found for found in speaks_or_exits(MODULES[name]) if allowed not in found] == []
 

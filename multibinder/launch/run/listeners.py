@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from multibinder.kernel.pidfd import duplicate_socket
 from multibinder.launch.direct import client, owned, received
@@ -33,12 +33,14 @@ class NoListeners(LaunchError):
 class Listeners:
     """Gets and releases listeners. ``binder`` is the control socket; None binds them in this process.
 
-    The descriptors belong to this object: a copy can be started while the binder is away.
+    Nothing is released while ``are_shared`` returns True: another server serves on them. The descriptors belong to this
+    object: a copy can be started while the binder is away.
     """
 
-    def __init__(self, binder: str | None, owner: str) -> None:
+    def __init__(self, binder: str | None, owner: str, are_shared: Callable[[], bool] = lambda: False) -> None:
         self._binder = binder
         self._owner = owner
+        self._are_shared = are_shared
         self._held: dict[str, int] = {}
 
     async def acquire(self, binds: Sequence[Bind], wait_s: float) -> tuple[list[Passed], list[str]]:
@@ -75,6 +77,8 @@ class Listeners:
 
         Raises NoListeners if the binder does not answer; the next call releases them.
         """
+        if self._are_shared():
+            return [], []
         slots = [slot for bind in binds for slot in bind.slots]
         keys = {key_of(slot) for slot in slots}
         surplus = {key: self._held.pop(key) for key in list(self._held) if key not in keys}

@@ -33,6 +33,7 @@ from multibinder.launch.run.sink import Sink
 from multibinder.launch.run.spawn import Inheritance
 from multibinder.launch.run.starter import Starter, Surroundings
 from multibinder.launch.run.tasks import Event, Loop
+from multibinder.launch.switch_record import adopted_from_the_living
 
 _STDERR = 2
 #: A client that reads its answer does so in this time.
@@ -67,7 +68,8 @@ class Supervisor:
         self._service = Service(environment)
         self.instance = Instance(os.getpid(), settings, files.directory, self._service, say)
         self._copies = CopyWatch(self._loop, self.instance, self._service.watchdog_s)
-        self._listeners = Listeners(settings.socket, settings.owner or f"run@{settings.name}")
+        owner = settings.owner or f"run@{settings.name}"
+        self._listeners = Listeners(settings.socket, owner, lambda: bool(adopted_from_the_living(files)))
         self._notify = NotifyServer(files.path("notify.sock"), self._copies.notices)
         self._einhorn = EinhornServer(files.path("einhorn.sock"), self._loop, self._copies.acknowledgements)
         self._control = ControlServer(files.control_path, self._loop, self._command)
