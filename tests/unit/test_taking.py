@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 
+import msgspec
 import pytest
 from multibinder_haproxy.config.inputs import Inputs
 from multibinder_haproxy.config.model import Config
 from multibinder_haproxy.config.taken import Taken
 from multibinder_haproxy.config.taking import Taking, take
+from multibinder_haproxy.invocation import Invocation
 
 ALL = Taking(binds=True, stats=True)
 
@@ -48,6 +50,7 @@ def rewritten(text: str, environment: dict[str, str] | None = None) -> str:
         ('":${PORT}"', ["0.0.0.0:8080"]),
         ('":${OTHER-81}"', ["0.0.0.0:81"]),
         ("fd@7", []),
+        ("quic+fd@7", []),
         ("example.org:80", []),
         (":80-", []),
         (":0", []),
@@ -138,6 +141,17 @@ def test_the_sources_of_a_configuration_are_known_after_its_binds_are_taken() ->
 
 def test_the_rest_of_a_list_is_taken() -> None:
     assert rewritten("listen a\n bind :80,example.org:81\n") == "listen a\n bind fd@{0.0.0.0:80},example.org:81\n"
+
+
+def test_what_haproxy_inherits_is_left_without_a_word() -> None:
+    assert taken("listen a\n bind fd@7,quic+fd@8,sockpair@9\n") == Taken([], [])
+
+
+def test_an_instance_of_a_version_that_took_no_binds_takes_none_in_a_reload() -> None:
+    """Its record says nothing of it, also where run would take them over today."""
+    record = msgspec.to_builtins(Invocation("h", "/d", "web", "w", [], [], [], None, False, 1.0, "/"))
+    del record["taking"]
+    assert not msgspec.convert(record, Invocation).taking
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,8 @@ _PATHS = {"unix": "unix", "uxst": "unix", "uxdg": "uxdg"}
 _ABSTRACT = frozenset(["abns", "abnsz"])
 #: What HAProxy gets from elsewhere, so that there is nothing to hold.
 _NOT_BOUND = frozenset(["fd", "sockpair", "rhttp", "rev"])
-_PREFIX = re.compile(r"([a-z0-9]+)@")
+#: The part before ``+`` gives the type of the socket. It stands before ``fd@``, as a rule (2.8 and later).
+_PREFIX = re.compile(r"(?P<type>(?:stream|dgram|quic)\+)?(?P<prefix>[a-z0-9]+)@")
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 #: A placeholder in a configuration cannot have these in its address, nor can a word of HAProxy's without quotes.
 _UNUSABLE = re.compile(r"[\s{}()\"'\\#$,]")
@@ -60,10 +61,12 @@ def addresses_of(text: str, *, datagrams: bool = False, path_prefix: str = "") -
     if not text:
         raise LeftToHaproxy("the address is empty")
     found = _PREFIX.match(text)
-    prefix = found[1] if found else "unix" if text.startswith("/") else ""
+    prefix = found["prefix"] if found else "unix" if text.startswith("/") else ""
     rest = text[found.end() :] if found else text
     if prefix in _NOT_BOUND:
         raise NotBound("HAProxy does not bind it")
+    if found and found["type"]:
+        raise LeftToHaproxy(f"multibinder does not know the type {found['type']}")
     if datagrams and prefix in ("", "ip", "ipv4", "ipv6"):
         prefix = {"": "udp", "ip": "udp", "ipv4": "udp4", "ipv6": "udp6"}[prefix]
     elif datagrams and prefix == "unix":
