@@ -11,7 +11,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import msgspec
 
@@ -50,14 +50,17 @@ class Former(msgspec.Struct, frozen=True):
         return stat is not None and not stat.has_ended and stat.start_ticks == self.start_ticks
 
 
-def formers_of(pids: Iterable[int]) -> list[Former]:
-    """Return the servers that these processes belong to: of each, the topmost process of the same program.
+def formers_of(holders: Iterable[int]) -> list[Former]:
+    """Return the servers that these processes, which hold the listeners, belong to: of each, its topmost process.
 
-    Processes that have ended are left out.
+    That is the topmost one of HAProxy, nginx and the like, whose masters may have no listener open, and of any other
+    server the topmost holder: its parent may be a supervisor, written in the same language. Left out are processes that
+    have ended, and systemd, which holds the listeners of its socket units.
     """
+    holders = {pid for pid in holders if pid != 1 or _is_known(process.name_of(pid))}
     found: dict[int, Former] = {}
-    for pid in pids:
-        top = _topmost(pid)
+    for pid in holders:
+        top = _topmost(pid, holders)
         stat = process.stat_or_none(top)
         if stat is not None and not stat.has_ended:
             found[top] = Former(top, stat.start_ticks, process.name_of(top))
@@ -97,20 +100,26 @@ def _signal_for(former: Former) -> signal.Signals:
     return next((number for name, number in _SIGNALS.items() if former.program.startswith(name)), signal.SIGTERM)
 
 
-def _topmost(pid: int) -> int:
-    name = process.name_of(pid)
-    while (parent := process.parent_of(pid)) > 0 and process.name_of(parent) == name and _is_same_program(pid, parent):
+def _topmost(pid: int, holders: Collection[int]) -> int:
+    while (parent := process.parent_of(pid)) > 0 and (parent in holders or _is_master_of(parent, pid)):
         pid = parent
     return pid
 
 
-def _is_same_program(pid: int, parent: int) -> bool:
-    """Return whether two processes execute the same file. A master may have a newer one of the same name."""
+def _is_master_of(parent: int, pid: int) -> bool:
+    """Return whether ``parent`` is the master of a known program: both execute the same file under the same name."""
+    name = process.name_of(pid)
+    if process.name_of(parent) != name or not _is_known(name):
+        return False
     try:
         first, second = (os.readlink(f"/proc/{each}/exe").removesuffix(" (deleted)") for each in (pid, parent))
     except OSError:
         return True  # not shown to our user: then the name decides
     return first == second
+
+
+def _is_known(program: str) -> bool:
+    return program.startswith((*_SIGNALS, _NGINX))
 
 
 @contextlib.contextmanager

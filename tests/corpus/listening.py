@@ -74,7 +74,10 @@ def _options(sock: socket.socket) -> tuple[tuple[str, str], ...]:
 def _file(address: Address) -> tuple[int, int, int]:
     if address.path is None:
         return (0, 0, 0)
-    status = os.stat(address.path)
+    try:
+        status = os.stat(address.path)
+    except FileNotFoundError:
+        return (-1, -1, -1)
     return (status.st_mode & 0o777, status.st_uid, status.st_gid)
 
 

@@ -81,13 +81,19 @@ class Run:
         ):
             try:
                 wait_until(lambda: children_of(process.pid) or process.poll() is not None, "plain HAProxy has a worker")
-                time.sleep(0.3)
+                wait_until(lambda: process.poll() is not None or self._is_stable(process.pid), "it listens on all")
                 if process.poll() is not None:
                     pytest.fail(f"plain HAProxy refuses it:\n{(self._directory / 'plain.log').read_text()}")
                 found = listening([process.pid], self._netns)
                 return found, {row.address: answers(row.address) for row in found if not row.netns}
             finally:
                 process.send_signal(signal.SIGTERM)
+
+    def _is_stable(self, pid: int) -> bool:
+        """Return whether the listeners are the same as a moment before."""
+        before = listening([pid], self._netns)
+        time.sleep(0.1)
+        return bool(before) and listening([pid], self._netns) == before
 
     def _taken(self, haproxy: Haproxy, binder: Binder, expected: dict[Row, int], said: dict[str, list[str]]) -> None:
         options = ["--take-stats"] if self._shape.take_stats else []
@@ -133,7 +139,10 @@ class Run:
         for row in sorted({*expected} | {*found}):
             if expected.get(row) != found.get(row):
                 self.findings.append(f"{when}: {row}: {expected.get(row, 0)} by itself, {found.get(row, 0)} taken over")
-        for address, before in said.items() if not self._shape.answers_vary else ():
+        several = {row.address for row, number in expected.items() if number > 1}
+        for address, before in said.items():
+            if self._shape.answers_vary or address in several:
+                continue  # the kernel chooses one of its sockets
             if (now := answers(address)) != before:
                 self.findings.append(f"{when}: {address} answers {now}, by itself {before}")
 
@@ -163,7 +172,7 @@ def _clients(held: set[str]) -> Iterator[list[str]]:
     """Connect to each listener again and again. The list has a sentence for each one that refused a client."""
     found: dict[str, str] = {}
     stop = threading.Event()
-    addresses = [Address.parse(text) for text in sorted(held)][:12]
+    addresses = [Address.parse(text) for text in sorted(held)][:40]
     streams = [each for each in addresses if kinds.of_address(each).accepts(each) and not _is_foreign(each)]
 
     def work() -> None:

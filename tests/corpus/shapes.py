@@ -37,9 +37,9 @@ class Shape:
 
 
 def answering(*binds: str, name: str = "web", more: str = "") -> str:
-    """Return a frontend with these binds that answers with its name."""
+    """Return a frontend with these binds that answers with its name, and with the number of the bind (so_id)."""
     lines = "".join(f"    bind {bind}\n" for bind in binds)
-    answer = f"    http-request return status 200 content-type text/plain string {name}\n"
+    answer = f"    http-request return status 200 content-type text/plain lf-string {name}-%[so_id]\n"
     return f"frontend {name}\n{lines}{more}{answer}"
 
 
@@ -305,7 +305,7 @@ _FILES = [
         "default-path",
         {
             "sub/haproxy.cfg": HEAD.replace("maxconn 300", "maxconn 300\n    default-path config")
-            + answering("127.0.0.1:8000").replace("string web", "file answer.txt"),
+            + answering("127.0.0.1:8000").replace("lf-string web-%[so_id]", "file answer.txt"),
             "sub/answer.txt": "web",
         },
         arguments=("-f", "sub/haproxy.cfg"),

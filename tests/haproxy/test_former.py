@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +84,16 @@ def test_nginx_leaves_its_path_and_its_pidfile(run_dir: Path) -> None:
     assert (run_dir / "n.pid").exists()
 
 
+def test_a_supervisor_in_the_same_language_is_not_the_server() -> None:
+    program = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    with subprocess.Popen([sys.executable, "-c", program]) as supervisor:
+        [server] = wait_until(lambda: children_of(supervisor.pid), "the server is started")
+        [former] = formers_of([server])
+        assert former.pid == server
+        assert [each.pid for each in formers_of([server, supervisor.pid])] == [supervisor.pid]
+        assert end(former, PATIENCE_S)
+
+
 def test_a_process_that_has_the_pid_of_a_former_is_left_alone() -> None:
     with subprocess.Popen(["sleep", "60"]) as other:
         assert end(Former(other.pid, 1, "sleep"), 1)
@@ -90,3 +101,7 @@ def test_a_process_that_has_the_pid_of_a_former_is_left_alone() -> None:
         [former] = formers_of([other.pid])
         assert end(former, PATIENCE_S)
     assert formers_of([other.pid]) == []
+
+
+def test_systemd_is_no_server_that_could_be_ended() -> None:
+    assert formers_of([1]) == []

@@ -61,6 +61,7 @@ def test_hello_names_the_binder_that_answers(binder: Binder) -> None:
         "move",
         "adopt",
         "drain",
+        "leave-open",
     ]
     assert hello.uid == os.geteuid()
     assert hello.version == multibinder("--version").stdout.split()[-1]

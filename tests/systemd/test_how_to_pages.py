@@ -112,8 +112,14 @@ def test_from_haproxys_own_reload(binder: Machine, host: str) -> None:
         load.mark("takeover")
         assert "would be written" in page.carry_out(2)
         load.mark("ends")
+        starts = binder.show("haproxy.service", "NRestarts")
         page.carry_out(1)
-        wait_until(lambda: binder.show("haproxy.service", "ActiveState") == "active", "it is back", log=binder.journal)
+
+        def is_back() -> bool:
+            shown = (binder.show("haproxy.service", "NRestarts"), binder.show("haproxy.service", "ActiveState"))
+            return shown[0] != starts and shown[1] == "active"
+
+        wait_until(is_back, "systemd has started it again after SIGKILL", log=binder.journal)
         load.mark("undo")
         page.carry_out(1)
         result = load.stop()

@@ -17,7 +17,8 @@ from tests.systemd.support import listed
 
 UNIT = "nginx.service"
 DROP_IN = f"/etc/systemd/system/{UNIT}.d/zz-multibinder.conf"
-PORT, OTHER_PORT = 8000, 8001
+#: Tests that run at the same time share the network, and a part of these listens on all addresses.
+PORT, OTHER_PORT = 18100, 18101
 RATE = times(300, 1000)
 
 

@@ -14,7 +14,8 @@ from tests.systemd.machine import COMMANDS, Machine, listening
 from tests.systemd.support import listed
 
 UNIT = "other.service"
-PORT, OTHER_PORT = 8000, 8001
+#: Tests that run at the same time share the network, and a part of these listens on all addresses.
+PORT, OTHER_PORT = 18110, 18111
 RATE = times(300, 1000)
 #: A server that uses what it inherits (sd_listen_fds(3)), and opens the rest. It finishes its connections at SIGTERM.
 _SERVER = """
