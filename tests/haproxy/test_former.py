@@ -52,10 +52,18 @@ def test_haproxy_is_its_master_and_finishes_its_connections(run_dir: Path, host:
         assert (former.pid, former.program) == (process.pid, "haproxy")
         wait_until(lambda: connected(host), "it serves").close()
         with connected(host) or socket.socket() as client:
+            wait_until(lambda: has_accepted(host), "HAProxy has accepted it, and not only the kernel")
             assert not end(former, 0.3)  # this client is not finished
             client.close()
             assert end(former, PATIENCE_S)
         assert process.wait(PATIENCE_S) == 0
+
+
+def has_accepted(host: str) -> bool:
+    """Return whether a connection to the server belongs to a process (proc(5), /proc/net/tcp: it has an inode)."""
+    address = f"{int.from_bytes(socket.inet_aton(host), sys.byteorder):08X}:{8000:04X}"
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return any(row[1] == address and row[3] == "01" and row[9] != "0" for row in rows)
 
 
 def connected(host: str) -> socket.socket | None:
