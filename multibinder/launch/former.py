@@ -79,6 +79,7 @@ def end(former: Former, timeout_s: float | None = None) -> bool:
             return True
         if former.program == _NGINX:
             return _end_nginx(former, pidfd, deadline)
+        # Once: a second SIGUSR1 can kill a worker of HAProxy that is just ending.
         signal.pidfd_send_signal(pidfd, _signal_for(former))
         return _has_ended(pidfd, deadline)
 

@@ -13,14 +13,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from multibinder_haproxy.master import Master
 
 from multibinder.kernel.process import children_of, is_alive
+from multibinder.launch.errors import LaunchError
 from multibinder.launch.former import Former, end, formers_of
-from tests.haproxy.support import config
 from tests.haproxy.versions import HAPROXY
 from tests.support import PATIENCE_S, clean_environment, require, wait_until
 
 NGINX = os.environ.get("NGINX_PROGRAM", "/usr/sbin/nginx")
+
+
+_PATIENT = """
+defaults
+    mode tcp
+    timeout client 60s
+    timeout connect 5s
+    timeout server 60s
+frontend patient
+    bind {host}:8000
+    tcp-request inspect-delay 60s
+    tcp-request content accept if {{ req.len gt 100000 }}
+"""
 
 
 @contextlib.contextmanager
@@ -45,18 +59,26 @@ def accepts(path: Path) -> bool:
 def test_haproxy_is_its_master_and_finishes_its_connections(run_dir: Path, host: str) -> None:
     require("haproxy", shutil.which(HAPROXY), f"there is no {HAPROXY}")
     file = run_dir / "plain.cfg"
-    file.write_text(config(f"{host}:8000"))
-    with server(HAPROXY, "-Ws", "-f", str(file), cwd=run_dir) as process:
+    # It keeps a client for as long as that sends nothing: an idle one would be closed at once.
+    file.write_text(_PATIENT.format(host=host))
+    cli = run_dir / "master.sock"
+    with server(HAPROXY, "-Ws", "-S", str(cli), "-f", str(file), cwd=run_dir) as process:
         [worker] = children_of(process.pid)
+        # In the first moments after its start, HAProxy takes no signal.
+        wait_until(lambda: answers(cli, worker), "its master and its worker answer")
         [former] = formers_of([worker, process.pid])
         assert (former.pid, former.program) == (process.pid, "haproxy")
-        wait_until(lambda: connected(host), "it serves").close()
-        with connected(host) or socket.socket() as client:
+        with wait_until(lambda: connected(host), "it serves") as client:
             wait_until(lambda: has_accepted(host), "HAProxy has accepted it, and not only the kernel")
             assert not end(former, 0.3)  # this client is not finished
             client.close()
-            assert end(former, PATIENCE_S)
         assert process.wait(PATIENCE_S) == 0
+
+
+def answers(cli: Path, worker: int) -> bool:
+    with contextlib.suppress(LaunchError, OSError):
+        return Master(str(cli)).answers(worker)
+    return False
 
 
 def has_accepted(host: str) -> bool:
@@ -68,9 +90,7 @@ def has_accepted(host: str) -> bool:
 
 def connected(host: str) -> socket.socket | None:
     with contextlib.suppress(OSError):
-        client = socket.create_connection((host, 8000), PATIENCE_S)
-        client.sendall(b"GET")
-        return client
+        return socket.create_connection((host, 8000), PATIENCE_S)
     return None
 
 
