@@ -123,3 +123,9 @@ def test_what_no_server_has_is_bound_and_a_second_start_adopts_nothing(
     haproxy.start("--adopt", arguments=plain[1:])
     assert serves(host)
     assert "taking over" not in haproxy.log()
+
+
+def test_adopt_without_a_binder_is_an_error(run_dir: Path, host: str) -> None:
+    haproxy = Haproxy(run_dir, None)
+    done = haproxy.command("run", "--name", "web", "--adopt", "--", *haproxy_command(run_dir, host))
+    assert (done.returncode, "--adopt needs a binder" in done.stderr) == (2, True), done.stderr

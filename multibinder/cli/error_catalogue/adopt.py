@@ -38,6 +38,11 @@ ADOPT = Section(
             remedy="the reason says which; is the installation complete?",
         ),
         entry(
+            "--adopt needs a binder: name it by --socket or …",
+            cause="`run --adopt` gives the listeners of the present server to a binder, and none is named",
+            remedy="start `multibinder serve`, and set MULTIBINDER_SOCK",
+        ),
+        entry(
             "multibinder has no kind for this sort of socket",
             cause="SCTP, for example; the binder does not hold such sockets",
             remedy="none",

@@ -153,6 +153,8 @@ def run_command(name: str, runtime_dir: str, adopt: bool, **options: Any) -> Non
     """
     from multibinder_haproxy import start
 
+    if adopt and not options["socket"]:
+        raise UsageError(f"--adopt needs a binder: name it by --socket or {SOCKET_VARIABLE}")
     start.run(_plan(Instance(runtime_dir, name), run_arguments=sys.argv[1:], **options), adopt=adopt)
 
 

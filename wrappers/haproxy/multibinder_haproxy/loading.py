@@ -26,14 +26,14 @@ _NO_BINDER = (
 def warn_of_config(instance: Instance, invocation: Invocation, config: Config) -> None:
     """Log surprises for the operator in a configuration that is about to be loaded."""
     warn(instance, config.warnings)
-    if not invocation.templates:
+    if not invocation.binder:
+        warn(instance, [_NO_BINDER])
+    elif not invocation.templates:
         warn(instance, ["no -f names a template (.j2, .mb, .erb): multibinder holds none of its sockets"])
     elif not config.slots and invocation.taking.binds:
         warn(instance, ["the configuration has no bind that the binder can hold"])
     elif not config.slots:
         warn(instance, ["no template calls bind_tcp(): multibinder holds none of HAProxy's sockets"])
-    if not invocation.binder:
-        warn(instance, [_NO_BINDER])
 
 
 def warn(instance: Instance, warnings: Sequence[str]) -> None:
